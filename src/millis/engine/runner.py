@@ -1,0 +1,53 @@
+"""The border between the engine and whatever computes: a ragged batch of token ids in, sampled ids out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis.types import SamplingParams, TokenLogprob
+
+
+@dataclass(slots=True)
+class Batch:
+    """One step's work for S sequences and T tokens in all; sequence s brings lengths[s] tokens in a row."""
+
+    tokens: NDArray[np.int32]  # [T] ids, sequence after sequence
+    starts: NDArray[np.int32]  # [S] position of each sequence's first token here = tokens already in its pages
+    lengths: NDArray[np.int32]  # [S] ≥ 1
+    tables: NDArray[np.int32]  # [S, P] page ids in order of position, −1 past the end
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What a step chose, one entry a sequence; token is −1 where the sequence had no sampler."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprob | None]  # None unless its sampler asked
+
+
+class Runner(Protocol):
+    """Runs batches. The engine owns pages and positions; the runner only obeys them."""
+
+    vocab: int
+    context: int  # longest sequence, tokens
+    page_tokens: int
+    pages: int
+    max_tokens: int  # tokens in one batch
+    max_sequences: int  # sequences in one batch
+
+    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any:
+        """The native state of one request's sampling: penalties' counts and random stream."""
+        ...
+
+    def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
+        """Computes the batch, then samples from each sequence's last token where it has a sampler."""
+        ...
+
+    def score(self, batch: Batch, targets: NDArray[np.int32]) -> NDArray[np.float32]:
+        """[T] log-probability (nats) of targets[t] as the token after tokens[t]; 0 where the target is −1."""
+        ...

@@ -1,0 +1,140 @@
+"""The op vocabulary: a model is a list of these over named buffers and named weights.
+
+A buffer is [tokens, width] float32, one row for every token of a ragged step. A matrix weight is
+(outputs, inputs): `MatMul` computes x · Wᵀ. Two executors run a plan: `models/oracle.py` in NumPy, plainly,
+and the native runtime, fast. An op may read and write the same buffer only where its docstring says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """out = weight[token] · scale (+ positions[position], learned absolute positions)."""
+
+    out: str
+    weight: str  # [vocab, width]
+    scale: float = 1.0
+    positions: str | None = None  # [context, width]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norm:
+    """out = norm(x) · weight (+ bias) (+ residual); `out` may be `residual`, not `x`.
+
+    rms: x / sqrt(mean(x²) + eps) (Zhang and Sennrich, 2019). layer: (x − mean) / sqrt(var + eps) (Ba et al., 2016).
+    """
+
+    out: str
+    x: str
+    weight: str  # [width]
+    eps: float
+    kind: Literal["rms", "layer"] = "rms"
+    bias: str | None = None
+    residual: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatMul:
+    """out = activation(x · concat(weights)ᵀ + concat(biases)) (+ residual); `out` may be `residual`, not `x`."""
+
+    out: str
+    x: str
+    weights: tuple[str, ...]  # each [outputs_i, inputs]; out's width is the sum of outputs
+    biases: tuple[str, ...] = ()  # none, or one per weight
+    activation: Activation | None = None
+    residual: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedMatMul:
+    """out = activation(x · gateᵀ) ⊙ (x · upᵀ) (Shazeer, 2020)."""
+
+    out: str
+    x: str
+    gate: str
+    up: str
+    activation: Activation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Causal attention over the KV cache of `layer`, whose entries for this step's tokens it writes first.
+
+    qkv: [tokens, (heads + 2 · kv_heads) · head_dim], q then k then v. Order: norm of each q and k head (rms over
+    head_dim, where weights are named), rotation, write, softmax(q · kᵀ · scale) · v. Token at position p attends to
+    positions (p − window, p], or [0, p] when window is 0. out: [tokens, heads · head_dim].
+    """
+
+    out: str
+    qkv: str
+    layer: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    rope: str | None = None  # name of a table of the plan
+    rope_style: Literal["half", "interleaved"] = "half"
+    window: int = 0
+    q_norm: str | None = None  # [head_dim]
+    k_norm: str | None = None
+    norm_eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select:
+    """out = the rows of x whose logits are wanted; every op after it runs on those rows only."""
+
+    out: str
+    x: str
+
+
+Op = Embed | Norm | MatMul | GatedMatMul | Attention | Select
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A whole model. The last op writes the buffer "logits" [selected rows, vocab]."""
+
+    ops: tuple[Op, ...]
+    widths: Mapping[str, int]  # buffer → floats a row
+    ropes: Mapping[str, NDArray[np.float32]]  # table → [2, context, head_dim / 2]: cosines, sines
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int  # longest sequence, in tokens
+
+    def weights(self) -> list[str]:
+        """Names of every weight the plan reads, in the order of first use, without repeats."""
+        names: dict[str, None] = {}
+        for op in self.ops:
+            for name in _weights_of(op):
+                names.setdefault(name)
+        return list(names)
+
+
+def _weights_of(op: Op) -> list[str]:
+    match op:
+        case Embed():
+            found = [op.weight, op.positions]
+        case Norm():
+            found = [op.weight, op.bias]
+        case MatMul():
+            found = [*op.weights, *op.biases]
+        case GatedMatMul():
+            found = [op.gate, op.up]
+        case Attention():
+            found = [op.q_norm, op.k_norm]
+        case Select():
+            found = []
+    return [name for name in found if name is not None]

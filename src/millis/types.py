@@ -1,0 +1,144 @@
+"""The nouns every layer shares: sampling parameters, timings, results and errors. Imports nothing of ours.
+
+    MillisError
+    ├── ModelError        a model file, name or architecture we cannot use
+    │   ├── FormatError   malformed or unsupported bytes in a model file
+    │   └── PullError     a model could not be fetched
+    ├── RequestError      a request that cannot be run as asked (also a ValueError)
+    └── TemplateError     a chat template that is missing, hostile or fails
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "deadline", "cancelled"]
+
+
+class MillisError(Exception):
+    """Root of every error Millis raises on purpose; its text names the cause and the remedy in one line."""
+
+
+class ModelError(MillisError):
+    """A model that cannot be found, read or run."""
+
+
+class FormatError(ModelError):
+    """A model file whose bytes are malformed, or use a feature that Millis does not read."""
+
+
+class PullError(ModelError):
+    """A model that could not be fetched or stored."""
+
+
+class RequestError(MillisError, ValueError):
+    """A request whose parameters are invalid or do not fit the model."""
+
+
+class TemplateError(MillisError):
+    """A chat template that is missing, refuses its input, or breaks the sandbox's limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens and when to stop.
+
+    The defaults are greedy. `repetition_penalty` counts the prompt and the output (Keskar et al., 2019, CTRL);
+    `presence_penalty` and `frequency_penalty` count the output only, as in OpenAI's API.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off
+    min_p: float = 0.0  # 0: off
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id → added to its logit
+    seed: int | None = None  # None: a fresh seed for every request
+    stop: Sequence[str] = ()  # the text ends before the first of these
+    ignore_eos: bool = False  # go on past end-of-sequence tokens
+    logprobs: int | None = None  # None: off; n: the chosen token's log-probability and the n best beside it
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        _check("max_tokens", self.max_tokens, 1, math.inf)
+        _check("temperature", self.temperature, 0, 100)
+        _check("top_k", self.top_k, 0, math.inf)
+        _check("top_p", self.top_p, 0, 1)
+        _check("min_p", self.min_p, 0, 1)
+        _check("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _check("presence_penalty", self.presence_penalty, -2, 2)
+        _check("frequency_penalty", self.frequency_penalty, -2, 2)
+        if self.top_p == 0:
+            raise RequestError("top_p must be above 0; use temperature=0 for the most likely token")
+        if self.logprobs is not None:
+            _check("logprobs", self.logprobs, 0, 64)
+        if self.seed is not None and not 0 <= self.seed < 2**64:
+            raise RequestError(f"seed must lie in [0, 2^64), not {self.seed}")
+        if any(not isinstance(text, str) or not text for text in self.stop):
+            raise RequestError("stop must hold non-empty strings")
+        for token, bias in self.logit_bias.items():
+            _check(f"logit_bias[{token}]", bias, -math.inf, 1e4)
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or not low <= value <= high:
+        raise RequestError(f"{name} must lie in [{low}, {high}], not {value!r}")
+
+
+@dataclass(slots=True, kw_only=True)
+class Timings:
+    """Where a request's milliseconds went (monotonic clock) and what was counted on the way."""
+
+    queue_ms: float = 0.0  # from arrival to the first step that held one of its tokens
+    tokenize_ms: float = 0.0  # template and text → ids
+    prefill_ms: float = 0.0  # steps up to the first token
+    first_token_ms: float = 0.0  # arrival to first token
+    decode_ms: float = 0.0  # first token to last token
+    total_ms: float = 0.0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    steps: int = 0
+    deadline_ms: float | None = None
+    slack_ms: float | None = None  # deadline minus total; negative when late
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed: tokens after the first over the time they took; 0 with fewer than two tokens."""
+        return 1000 * (self.completion_tokens - 1) / self.decode_ms if self.decode_ms > 0 else 0.0
+
+    def asdict(self) -> dict[str, Any]:
+        """The fields as a dictionary, without the deadline's where none was given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A sampled token's log-probability in nats, before temperature and truncation, and its best alternatives."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token, log-probability), best first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished answer."""
+
+    text: str
+    tokens: list[int]
+    finish_reason: FinishReason
+    timings: Timings
+    logprobs: list[TokenLogprob] | None = None
+
+    def __str__(self) -> str:
+        return self.text
