@@ -1,0 +1,13 @@
+#include "vec_avx2.h"
+
+#define MILLIS_VEC vec_avx2
+#include "kernels_body.h"
+
+namespace millis {
+
+const Kernels& avx2_kernels() {
+  static const Kernels table = make_table("avx2");
+  return table;
+}
+
+}  // namespace millis

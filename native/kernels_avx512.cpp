@@ -1,0 +1,13 @@
+#include "vec_avx512.h"
+
+#define MILLIS_VEC vec_avx512
+#include "kernels_body.h"
+
+namespace millis {
+
+const Kernels& avx512_kernels() {
+  static const Kernels table = make_table("avx512");
+  return table;
+}
+
+}  // namespace millis

@@ -1,0 +1,372 @@
+// The kernels, written once over the Vec vocabulary. Each kernels_<isa>.cpp includes this after choosing a namespace
+// MILLIS_VEC. Nothing here may have external linkage: the same templates are compiled with different instructions.
+#include <cmath>
+
+#include "kernels.h"
+
+namespace millis {
+namespace {
+
+using namespace MILLIS_VEC;
+
+constexpr float kMasked = -2e30f;  // a score no softmax sees; below the start of the running maximum
+constexpr float kNoScore = -1e30f;
+
+// e^x to about 1 ulp for x in [-87, 88], clamped outside: x = n ln 2 + r, then a polynomial in r (Cephes, expf).
+inline F32 exp(F32 x) {
+  x = min(max(x, set1(-87.0f)), set1(88.0f));
+  const F32 n = round(mul(x, set1(1.44269504f)));
+  const F32 r = fnma(n, set1(-2.12194440e-4f), fnma(n, set1(0.693359375f), x));
+  F32 p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  return mul(add(fma(mul(r, r), p, r), set1(1.0f)), exp2_whole(n));
+}
+
+inline F32 activate(F32 x, Activation kind) {
+  if (kind == Activation::None) return x;
+  F32 z = x;  // silu is x sigmoid(x); gelu's tanh form is x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))
+  if (kind == Activation::GeluTanh) z = mul(mul(set1(1.5957691216f), x), fma(mul(x, x), set1(0.044715f), set1(1.0f)));
+  return div(x, add(set1(1.0f), exp(sub(set1(0.0f), z))));
+}
+
+// ---- products -----------------------------------------------------------------------------------------------------
+
+// The bytes of vector j of a packed block.
+template <int bits, int j>
+inline U8 quants(const uint8_t* p) {
+  if constexpr (bits == 8) return load_bytes(p + 64 * j);
+  const U8 plane = load_bytes(p + 64 * (j % 4));
+  const U8 four = j < 4 ? low_nibbles(plane) : high_nibbles(plane);
+  if constexpr (bits == 5) return with_high_bits<j, 1>(four, load_bytes(p + 256));
+  if constexpr (bits == 6) return with_high_bits<j % 4 * 2, 3>(four, load_bytes(p + 256 + 64 * (j / 4)));
+  return four;
+}
+
+// Vectors [first, first + count) of a block times the same columns of M rows of activations.
+template <int bits, int first, int count, int M>
+inline void dot_vectors(const uint8_t* p, const ActBlock* x, size_t stride, I32 (&acc)[M]) {
+  const U8 w = quants<bits, first>(p);
+  for (int m = 0; m < M; ++m) acc[m] = dot4<bits == 8>(acc[m], w, x[m * stride].q + 4 * first);
+  if constexpr (count > 1) dot_vectors<bits, first + 1, count - 1, M>(p, x, stride, acc);
+}
+
+template <const Format& f, int M>
+void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, float* tile) {
+  constexpr int groups = f.groups(), vectors = 8 / groups;
+  constexpr bool super = f.scales != Scales::Block32;
+  F32 total[M];
+  for (int m = 0; m < M; ++m) total[m] = set1(0.0f);
+  F32 d = set1(0.0f), dmin = d;
+  for (int b = 0; b < cols / kBlock; ++b, ++x) {
+    if (!super || b % 8 == 0) {
+      d = load_half(reinterpret_cast<const uint16_t*>(p));
+      if constexpr (f.mins) dmin = load_half(reinterpret_cast<const uint16_t*>(p + 32));
+      p += f.super_header();
+    }
+    const uint8_t* q = p + f.block_header();
+    const auto group = [&]<int g>() {
+      I32 acc[M];
+      for (int m = 0; m < M; ++m) {
+        const int32_t sum = groups == 1 ? x[m * stride].sum[0] + x[m * stride].sum[1] : x[m * stride].sum[g];
+        acc[m] = set1_i32(f.offset == 0 ? 0 : -f.offset * sum);
+      }
+      dot_vectors<f.bits, g * vectors, vectors, M>(q, x, stride, acc);
+      F32 scale = d, least = dmin;
+      if constexpr (super) scale = mul(d, f.mins ? load_u8(p + 16 * g) : load_i8(p + 16 * g));
+      if constexpr (super && f.mins) least = mul(dmin, load_u8(p + 16 * (groups + g)));
+      for (int m = 0; m < M; ++m) {
+        const ActBlock& a = x[m * stride];
+        total[m] = fma(mul(scale, set1(a.d)), to_float(acc[m]), total[m]);
+        const float s = groups == 1 ? a.s : a.d * static_cast<float>(a.sum[g]);
+        if constexpr (f.mins) total[m] = super ? fnma(least, set1(s), total[m]) : fma(least, set1(s), total[m]);
+      }
+    };
+    group.template operator()<0>();
+    if constexpr (groups == 2) group.template operator()<1>();
+    p = q + f.quant_bytes();
+  }
+  for (int m = 0; m < M; ++m) store(tile + m * kPanelRows, total[m]);
+}
+
+template <FormatId id>
+inline F32 load_weights(const uint8_t* p, size_t at) {
+  if constexpr (id == FormatId::F32) return load(reinterpret_cast<const float*>(p) + at);
+  if constexpr (id == FormatId::F16) return load_half(reinterpret_cast<const uint16_t*>(p) + at);
+  return load_bfloat(reinterpret_cast<const uint16_t*>(p) + at);
+}
+
+// U partial sums for each row hide the latency of the adds where M is small.
+template <FormatId id, int M>
+void float_rows(const uint8_t* p, int cols, const float* x, size_t stride, float* tile) {
+  constexpr int U = M >= 4 ? 1 : M >= 2 ? 2 : 4;
+  F32 total[M][U];
+  for (auto& row : total)
+    for (F32& part : row) part = set1(0.0f);
+  int k = 0;
+  for (; k + U <= cols; k += U)
+    for (int u = 0; u < U; ++u) {
+      const F32 w = load_weights<id>(p, static_cast<size_t>(k + u) * kPanelRows);
+      for (int m = 0; m < M; ++m) total[m][u] = fma(w, set1(x[m * stride + static_cast<size_t>(k + u)]), total[m][u]);
+    }
+  for (; k < cols; ++k) {
+    const F32 w = load_weights<id>(p, static_cast<size_t>(k) * kPanelRows);
+    for (int m = 0; m < M; ++m) total[m][0] = fma(w, set1(x[m * stride + static_cast<size_t>(k)]), total[m][0]);
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int u = 1; u < U; ++u) total[m][0] = add(total[m][0], total[m][u]);
+    store(tile + m * kPanelRows, total[m][0]);
+  }
+}
+
+// Calls rows<M> for as many rows at a time as the registers hold.
+template <class X, class Rows>
+inline void in_row_groups(const X* x, size_t stride, int rows, float* tile, const Rows& call) {
+  while (rows > 0) {
+    const int m = rows >= 8 ? 8 : rows >= 4 ? 4 : rows;
+    if (m == 8) call.template operator()<8>(x, tile);
+    else if (m == 4) call.template operator()<4>(x, tile);
+    else if (m == 3) call.template operator()<3>(x, tile);
+    else if (m == 2) call.template operator()<2>(x, tile);
+    else call.template operator()<1>(x, tile);
+    x += static_cast<size_t>(m) * stride, tile += m * kPanelRows, rows -= m;
+  }
+}
+
+template <int id>
+void quant_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile) {
+  in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) { quant_rows<kFormat[id], M>(panel, cols, at, stride, to); });
+}
+
+template <int id>
+void float_panel(const uint8_t* panel, int cols, const float* x, size_t stride, int rows, float* tile) {
+  in_row_groups(x, stride, rows, tile, [&]<int M>(const float* at, float* to) {
+    float_rows<static_cast<FormatId>(id), M>(panel, cols, at, stride, to);
+  });
+}
+
+void finish(const float* tile, const Epilogue& e, int rows, int columns, float* out, size_t stride) {
+  for (int m = 0; m < rows; ++m, tile += kPanelRows, out += stride) {
+    F32 x = load(tile);
+    if (e.bias) x = add(x, load(e.bias));
+    x = activate(x, e.activation);
+    if (e.gated) x = mul(x, load(e.gated + m * kPanelRows));
+    if (columns == kPanelRows) {
+      if (e.residual) x = add(x, load(e.residual + static_cast<size_t>(m) * stride));
+      store(out, x);
+      continue;
+    }
+    float part[kPanelRows];
+    store(part, x);
+    for (int n = 0; n < columns; ++n) out[n] = part[n] + (e.residual ? e.residual[static_cast<size_t>(m) * stride + static_cast<size_t>(n)] : 0.0f);
+  }
+}
+
+void quantize(const float* x, int n, ActBlock* out) {
+  for (; n >= kBlock; n -= kBlock, x += kBlock, ++out) {
+    const F32 a = load(x), b = load(x + 16);
+    const float largest = max(max(abs(a), abs(b)));
+    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+    const F32 qa = round(mul(a, set1(inverse))), qb = round(mul(b, set1(inverse)));
+    store_i8(out->q, qa);
+    store_i8(out->q + 16, qb);
+    out->sum[0] = static_cast<int32_t>(sum(qa));
+    out->sum[1] = static_cast<int32_t>(sum(qb));
+    out->d = largest / 127.0f;
+    out->s = out->d * static_cast<float>(out->sum[0] + out->sum[1]);
+  }
+}
+
+// ---- rows ---------------------------------------------------------------------------------------------------------
+
+// Folds f(lane values) over x[0, n), a scalar loop taking what is left of the last vector.
+template <class Vector, class Scalar>
+inline float reduce(int n, const Vector& vector, const Scalar& scalar) {
+  F32 total = set1(0.0f);
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) total = vector(total, i);
+  float rest = sum(total);
+  for (; i < n; ++i) rest = scalar(rest, i);
+  return rest;
+}
+
+inline float sum_of_squares(const float* x, float shift, int n) {
+  return reduce(
+      n, [&](F32 total, int i) { const F32 v = sub(load(x + i), set1(shift)); return fma(v, v, total); },
+      [&](float total, int i) { return total + (x[i] - shift) * (x[i] - shift); });
+}
+
+void normalize(const float* x, const float* weight, const float* bias, float shift, float scale, int n, float* out) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const F32 v = mul(mul(sub(load(x + i), set1(shift)), set1(scale)), load(weight + i));
+    store(out + i, bias ? add(v, load(bias + i)) : v);
+  }
+  for (; i < n; ++i) out[i] = (x[i] - shift) * scale * weight[i] + (bias ? bias[i] : 0.0f);
+}
+
+void rms_norm(const float* x, const float* weight, float eps, int n, float* out) {
+  const float mean = sum_of_squares(x, 0.0f, n) / static_cast<float>(n);
+  normalize(x, weight, nullptr, 0.0f, 1.0f / std::sqrt(mean + eps), n, out);
+}
+
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, int n, float* out) {
+  const float mean = reduce(
+      n, [&](F32 total, int i) { return add(total, load(x + i)); }, [&](float total, int i) { return total + x[i]; }) / static_cast<float>(n);
+  const float variance = sum_of_squares(x, mean, n) / static_cast<float>(n);
+  normalize(x, weight, bias, mean, 1.0f / std::sqrt(variance + eps), n, out);
+}
+
+void rotate(float* x, const float* cosines, const float* sines, int head_dim, bool interleaved) {
+  const int half = head_dim / 2, step = interleaved ? 2 : 1, other = interleaved ? 1 : half;
+  for (int i = 0; i < half; ++i) {
+    const float a = x[i * step], b = x[i * step + other];
+    x[i * step] = a * cosines[i] - b * sines[i];
+    x[i * step + other] = b * cosines[i] + a * sines[i];
+  }
+}
+
+float log_sum_exp(const float* x, int n) {
+  float largest = x[0];
+  for (int i = 1; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
+  const float total = reduce(
+      n, [&](F32 part, int i) { return add(part, exp(sub(load(x + i), set1(largest)))); },
+      [&](float part, int i) { return part + std::exp(x[i] - largest); });
+  return largest + std::log(total);
+}
+
+uint64_t read(const uint8_t* data, size_t bytes) {
+  U8 kept[4] = {load_bytes(data), load_bytes(data), load_bytes(data), load_bytes(data)};
+  for (size_t i = 0; i + 256 <= bytes; i += 256)
+    for (size_t u = 0; u < 4; ++u) {
+      kept[u] = load_bytes(data + i + 64 * u);
+      asm volatile("" : : "m"(kept[u]));  // the loads are the point
+    }
+  return reinterpret_cast<const uint8_t*>(kept)[0];
+}
+
+// ---- attention ----------------------------------------------------------------------------------------------------
+
+inline F32 load_cached(const uint16_t* p) { return load_half(p); }
+inline F32 load_cached(const float* p) { return load(p); }
+inline void store_cached(uint16_t* p, F32 x) { store_half(p, x); }
+inline void store_cached(float* p, F32 x) { store(p, x); }
+inline void store_cached(uint16_t* p, float x) { *p = float_to_half(x); }
+inline void store_cached(float* p, float x) { *p = x; }
+
+template <class T>
+void write_kv(const float* key, const float* value, int head_dim, int slot, uint8_t* page) {
+  T* keys = reinterpret_cast<T*>(page);
+  T* values = keys + head_dim * kPageTokens;
+  for (int d = 0; d < head_dim; ++d) store_cached(keys + d * kPageTokens + slot, key[d]);
+  for (int d = 0; d < head_dim; d += kLanes) store_cached(values + slot * head_dim + d, load(value + d));
+}
+
+// score[n][32] = q[n] . keys of one page, masked outside each query's range.
+template <class T, int N>
+inline void page_scores(const Attend& a, const float* q, const T* keys, int first, float (&score)[N][kPageTokens]) {
+  F32 low[N], high[N];
+  for (int n = 0; n < N; ++n) low[n] = high[n] = set1(0.0f);
+  for (int d = 0; d < a.head_dim; ++d, keys += kPageTokens) {
+    const F32 k0 = load_cached(keys), k1 = load_cached(keys + 16);
+    for (int n = 0; n < N; ++n) {
+      const F32 x = set1(q[n * a.head_dim + d]);
+      low[n] = fma(x, k0, low[n]), high[n] = fma(x, k1, high[n]);
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    store(score[n], low[n]), store(score[n] + 16, high[n]);
+    const int last = a.position[n] - first, least = a.window ? last - a.window + 1 : 0;
+    for (int i = 0; i < least && i < kPageTokens; ++i) score[n][i] = kMasked;
+    for (int i = last + 1 > 0 ? last + 1 : 0; i < kPageTokens; ++i) score[n][i] = kMasked;
+  }
+}
+
+// Moves one query's running softmax (Milakov and Gimelshein, 2018) over a page: scores become weights.
+inline void page_softmax(float (&score)[kPageTokens], float& largest, float& total, float* sums, int head_dim) {
+  const F32 s0 = load(score), s1 = load(score + 16);
+  const float page_largest = max(max(s0, s1));
+  if (page_largest > largest) {
+    const F32 shrink = exp(set1(largest - page_largest));
+    float factor[kLanes];
+    store(factor, shrink);
+    total *= factor[0];
+    for (int d = 0; d < head_dim; d += kLanes) store(sums + d, mul(load(sums + d), shrink));
+    largest = page_largest;
+  }
+  const F32 p0 = exp(sub(s0, set1(largest))), p1 = exp(sub(s1, set1(largest)));
+  store(score, p0), store(score + 16, p1);
+  total += sum(add(p0, p1));
+}
+
+// sums[n] += weights[n] . values, two vectors of head_dim at a time (one where it is odd).
+template <class T, int N, int W>
+inline void page_values(const T* values, int head_dim, int count, const float (&weight)[N][kPageTokens], float* sums) {
+  F32 part[N][W];
+  for (int n = 0; n < N; ++n)
+    for (int w = 0; w < W; ++w) part[n][w] = load(sums + n * head_dim + w * kLanes);
+  for (int j = 0; j < count; ++j, values += head_dim)
+    for (int w = 0; w < W; ++w) {
+      const F32 v = load_cached(values + w * kLanes);
+      for (int n = 0; n < N; ++n) part[n][w] = fma(set1(weight[n][j]), v, part[n][w]);
+    }
+  for (int n = 0; n < N; ++n)
+    for (int w = 0; w < W; ++w) store(sums + n * head_dim + w * kLanes, part[n][w]);
+}
+
+template <class T, int N>
+void attend_queries(const Attend& a) {
+  float *q = a.scratch, *sums = a.scratch + N * a.head_dim;
+  float largest[N], total[N];
+  int first = a.position[0], last = a.position[0];
+  for (int n = 0; n < N; ++n) {
+    largest[n] = kNoScore, total[n] = 0.0f;
+    first = a.position[n] < first ? a.position[n] : first, last = a.position[n] > last ? a.position[n] : last;
+    for (int d = 0; d < a.head_dim; ++d) q[n * a.head_dim + d] = a.q[n][d] * a.scale, sums[n * a.head_dim + d] = 0.0f;
+  }
+  first = a.window && first >= a.window ? (first - a.window + 1) / kPageTokens * kPageTokens : 0;
+  for (; first <= last; first += kPageTokens) {
+    const T* keys = reinterpret_cast<const T*>(a.cache + static_cast<size_t>(a.table[first / kPageTokens]) * a.page_stride);
+    const T* values = keys + a.head_dim * kPageTokens;
+    const int count = last - first + 1 < kPageTokens ? last - first + 1 : kPageTokens;
+    float weight[N][kPageTokens];
+    page_scores<T, N>(a, q, keys, first, weight);
+    for (int n = 0; n < N; ++n) page_softmax(weight[n], largest[n], total[n], sums + n * a.head_dim, a.head_dim);
+    int d = 0;
+    for (; d + 2 * kLanes <= a.head_dim; d += 2 * kLanes) page_values<T, N, 2>(values + d, a.head_dim, count, weight, sums + d);
+    for (; d < a.head_dim; d += kLanes) page_values<T, N, 1>(values + d, a.head_dim, count, weight, sums + d);
+  }
+  for (int n = 0; n < N; ++n)
+    for (int d = 0; d < a.head_dim; ++d) a.out[n][d] = sums[n * a.head_dim + d] / total[n];
+}
+
+template <class T>
+void attend(const Attend& a) {
+  static_assert(kTileQueries == 4);
+  if (a.queries == 4) return attend_queries<T, 4>(a);
+  if (a.queries == 3) return attend_queries<T, 3>(a);
+  if (a.queries == 2) return attend_queries<T, 2>(a);
+  attend_queries<T, 1>(a);
+}
+
+Kernels make_table(const char* isa) {
+  Kernels k = {};
+  k.isa = isa;
+  const auto fill = [&]<int id>(const auto& next) {
+    if constexpr (kFormat[id].is_float()) k.float_panel[id] = float_panel<id>;
+    else k.quant_panel[id] = quant_panel<id>;
+    if constexpr (id + 1 < kFormats) next.template operator()<id + 1>(next);
+  };
+  fill.template operator()<0>(fill);
+  k.finish = finish, k.quantize = quantize, k.rms_norm = rms_norm, k.layer_norm = layer_norm, k.rotate = rotate;
+  k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
+  k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>;
+  k.log_sum_exp = log_sum_exp, k.read = read;
+  return k;
+}
+
+}  // namespace
+}  // namespace millis

@@ -1,0 +1,13 @@
+#include "vec_scalar.h"
+
+#define MILLIS_VEC vec_scalar
+#include "kernels_body.h"
+
+namespace millis {
+
+const Kernels& scalar_kernels() {
+  static const Kernels table = make_table("scalar");
+  return table;
+}
+
+}  // namespace millis

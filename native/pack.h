@@ -1,0 +1,47 @@
+// From a GGUF tensor's bytes to panels, and single rows back to floats.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+
+#include "format.h"
+
+namespace millis {
+
+// A weight matrix [rows, cols] in packed form; rows beyond the last are zero.
+class Matrix {
+ public:
+  // Packs `data`, row-major blocks as in a file. `as_f32` dequantises instead, for exact runs.
+  // Throws std::invalid_argument if the size of `data` is not what type and shape imply.
+  Matrix(std::string name, GgmlType type, int rows, int cols, std::span<const uint8_t> data, bool as_f32, int threads);
+
+  const std::string& name() const { return name_; }
+  FormatId format_id() const { return format_; }
+  int rows() const { return rows_; }
+  int cols() const { return cols_; }
+  int panels() const { return (rows_ + kPanelRows - 1) / kPanelRows; }
+  size_t bytes() const { return panel_bytes_ * static_cast<size_t>(panels()); }
+  const uint8_t* panel(int p) const { return data_.get() + panel_bytes_ * static_cast<size_t>(p); }
+
+  // out: [cols], the values of one row.
+  void unpack_row(int row, float* out) const;
+
+ private:
+  struct Free {
+    void operator()(uint8_t* p) const;
+  };
+  std::string name_;
+  FormatId format_;
+  int rows_, cols_;
+  size_t panel_bytes_;
+  std::unique_ptr<uint8_t[], Free> data_;
+};
+
+// The format of a GGML type; throws std::invalid_argument for one we do not read.
+FormatId format_of(GgmlType type);
+
+// out: [count]; `count` must be a whole number of blocks. Dequantises as ggml does.
+void dequantize(FormatId format, const uint8_t* data, size_t count, float* out);
+
+}  // namespace millis
