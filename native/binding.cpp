@@ -1,0 +1,204 @@
+// The Python module millis._native. Arrays are checked for type and rank by nanobind, for sizes by the runtime.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <chrono>
+#include <stdexcept>
+
+#include "cpu.h"
+#include "runtime.h"
+#include "sampler.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace millis {
+
+void bind_sampler(nb::module_& m);
+
+namespace {
+
+template <class T>
+using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Array2 = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+template <class A>
+auto span_of(const A& array) { return std::span(array.data(), array.size()); }
+
+// A NumPy array that owns `values`.
+nb::object owned(std::vector<float>&& values, std::vector<size_t> shape) {
+  auto* kept = new std::vector<float>(std::move(values));
+  nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, float>(kept->data(), shape.size(), shape.data(), owner));
+}
+
+Batch batch_of(const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths, const Array2<int32_t>& tables) {
+  return {span_of(tokens), span_of(starts), span_of(lengths), std::span(tables.data(), tables.size()), tables.shape(1)};
+}
+
+// Row of each sequence's last token, for the sequences that `wanted` picks.
+template <class Wanted>
+std::vector<int32_t> last_rows(const Batch& batch, const Wanted& wanted) {
+  std::vector<int32_t> rows;
+  int32_t end = 0;
+  for (size_t s = 0; s < batch.lengths.size(); ++s) {
+    end += batch.lengths[s];
+    if (wanted(s)) rows.push_back(end - 1);
+  }
+  return rows;
+}
+
+using Sampled = std::tuple<int32_t, float, std::vector<std::pair<int32_t, float>>>;
+
+// [(token, log-probability, best)] a sequence; token -1 where its sampler is None.
+std::vector<Sampled> step(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
+                          const Array2<int32_t>& tables, const std::vector<std::optional<Sampler*>>& samplers) {
+  const Batch batch = batch_of(tokens, starts, lengths, tables);
+  if (samplers.size() != batch.lengths.size()) throw std::invalid_argument("batch: one sampler or None for each sequence");
+  std::vector<size_t> sampled;
+  const auto rows = last_rows(batch, [&](size_t s) { return samplers[s].has_value() && (sampled.push_back(s), true); });
+  std::vector<Choice> choices(sampled.size());
+  {
+    nb::gil_scoped_release release;
+    const auto vocab = static_cast<size_t>(runtime.config().vocab);
+    runtime.run(batch, rows, [&](size_t i, float* logits) { (*samplers[sampled[i]])->sample(std::span(logits, vocab), choices[i]); });
+  }
+  std::vector<Sampled> out(samplers.size(), Sampled{-1, 0.0f, {}});
+  for (size_t i = 0; i < sampled.size(); ++i) out[sampled[i]] = {choices[i].token, choices[i].logprob, std::move(choices[i].top)};
+  return out;
+}
+
+nb::object logits(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
+                  const Array2<int32_t>& tables, bool all) {
+  const Batch batch = batch_of(tokens, starts, lengths, tables);
+  std::vector<int32_t> rows = last_rows(batch, [](size_t) { return true; });
+  if (all) {
+    rows.resize(batch.tokens.size());
+    for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int32_t>(i);
+  }
+  const auto vocab = static_cast<size_t>(runtime.config().vocab);
+  std::vector<float> out(rows.size() * vocab);
+  {
+    nb::gil_scoped_release release;
+    runtime.run(batch, rows, [&](size_t i, float* row) { std::copy(row, row + vocab, out.data() + i * vocab); });
+  }
+  return owned(std::move(out), {rows.size(), vocab});
+}
+
+nb::object score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
+                 const Array2<int32_t>& tables, const Array<int32_t>& targets) {
+  const Batch batch = batch_of(tokens, starts, lengths, tables);
+  if (targets.size() != batch.tokens.size()) throw std::invalid_argument("batch: one target for each token");
+  std::vector<int32_t> rows;
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets.data()[i] < -1 || targets.data()[i] >= runtime.config().vocab) throw std::invalid_argument("batch: target out of the vocabulary");
+    if (targets.data()[i] >= 0) rows.push_back(static_cast<int32_t>(i));
+  }
+  std::vector<float> out(targets.size(), 0.0f);
+  {
+    nb::gil_scoped_release release;
+    runtime.run(batch, rows, [&](size_t i, float* row) {
+      const auto at = static_cast<size_t>(rows[i]);
+      out[at] = row[targets.data()[at]] - runtime.kernels().log_sum_exp(row, runtime.config().vocab);
+    });
+  }
+  const size_t count = out.size();
+  return owned(std::move(out), {count});
+}
+
+// [rows of x, rows of w] = x w^T by one ISA's kernels; for tests and kernel benchmarks.
+nb::object matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa, bool exact) {
+  const Kernels& k = select_kernels(isa);
+  const auto cols = static_cast<int>(x.shape(1)), count = static_cast<int>(x.shape(0));
+  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, span_of(data), exact, 1);
+  const auto id = static_cast<int>(w.format_id());
+  const size_t blocks = static_cast<size_t>(cols / kBlock), width = static_cast<size_t>(cols), stride = static_cast<size_t>(rows);
+  std::vector<ActBlock> acts(blocks * static_cast<size_t>(count) + 1);
+  std::vector<float> out(static_cast<size_t>(count) * stride);
+  for (int m = 0; m < count && !format(w.format_id()).is_float(); ++m)
+    k.quantize(x.data() + static_cast<size_t>(m) * width, cols, acts.data() + static_cast<size_t>(m) * blocks);
+  for (int p = 0; p < w.panels(); ++p)
+    for (int m = 0; m < count; m += kTileRows) {
+      float tile[kTileRows * kPanelRows];
+      const int some = std::min(kTileRows, count - m);
+      const auto at = static_cast<size_t>(m);
+      if (format(w.format_id()).is_float()) k.float_panel[id](w.panel(p), cols, x.data() + at * width, width, some, tile);
+      else k.quant_panel[id](w.panel(p), cols, acts.data() + at * blocks, blocks, some, tile);
+      k.finish(tile, Epilogue{}, some, std::min(kPanelRows, rows - p * kPanelRows), out.data() + at * stride + static_cast<size_t>(p) * kPanelRows, stride);
+    }
+  return owned(std::move(out), {static_cast<size_t>(count), stride});
+}
+
+// [rows, cols] read back from the packed form, which must hold the file's values.
+nb::object unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
+  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, span_of(data), false, 1);
+  std::vector<float> out(static_cast<size_t>(rows) * static_cast<size_t>(cols));
+  for (int r = 0; r < rows; ++r) w.unpack_row(r, out.data() + static_cast<size_t>(r) * static_cast<size_t>(cols));
+  return owned(std::move(out), {static_cast<size_t>(rows), static_cast<size_t>(cols)});
+}
+
+// GB/s of `threads` reading their parts of `mib` MiB, the best of five passes.
+double read_bandwidth(int mib, int threads) {
+  if (mib < 1 || mib > 65536 || threads < 1 || threads > 1024) throw std::invalid_argument("read_bandwidth: mib in [1, 65536], threads in [1, 1024]");
+  nb::gil_scoped_release release;
+  struct Pass { const Kernels& k; std::vector<uint8_t> data; size_t part; };
+  Pass pass{select_kernels("auto"), std::vector<uint8_t>((static_cast<size_t>(mib) << 20) + 64, 1), 0};
+  pass.part = (static_cast<size_t>(mib) << 20) / static_cast<size_t>(threads);
+  Pool pool(threads);
+  double best = 0;
+  for (int i = 0; i < 5; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    pool.run([](void* p, int t) { auto& a = *static_cast<Pass*>(p); a.k.read(a.data.data() + a.part * static_cast<size_t>(t), a.part); }, &pass);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    best = std::max(best, static_cast<double>(pass.part) * threads / took.count() / 1e9);
+  }
+  return best;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  bind_sampler(m);
+  m.attr("PAGE_TOKENS") = kPageTokens;
+  m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");
+  m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
+  m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a, "isa"_a = "auto", "exact"_a = false);
+  m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a);
+  nb::class_<Runtime>(m, "Runtime")
+      .def("__init__",
+           [](Runtime* self, int threads, const std::string& isa, int max_tokens, int max_outputs, int pages, int layers, int kv_heads, int head_dim,
+              int vocab, int context, bool exact) {
+             new (self) Runtime(RuntimeConfig{threads, max_tokens, max_outputs, pages, layers, kv_heads, head_dim, vocab, context, exact, isa});
+           },
+           nb::kw_only(), "threads"_a, "isa"_a, "max_tokens"_a, "max_outputs"_a, "pages"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "vocab"_a,
+           "context"_a, "exact"_a)
+      .def("add_buffer", &Runtime::add_buffer, "name"_a, "width"_a)
+      .def("add_matrix",
+           [](Runtime& self, const std::string& name, int type, int rows, int cols, const Array<uint8_t>& data) {
+             nb::gil_scoped_release release;
+             self.add_matrix(name, type, rows, cols, span_of(data));
+           },
+           "name"_a, "type"_a, "rows"_a, "cols"_a, "data"_a)
+      .def("add_vector", [](Runtime& self, const std::string& name, const Array<float>& values) { self.add_vector(name, span_of(values)); }, "name"_a,
+           "values"_a)
+      .def("embed", &Runtime::embed, "out"_a, "weight"_a, "scale"_a, "positions"_a)
+      .def("norm", &Runtime::norm, "out"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a, "layer"_a, "residual"_a)
+      .def("matmul", &Runtime::matmul, "out"_a, "x"_a, "weights"_a, "biases"_a, "activation"_a, "residual"_a, "gate"_a)
+      .def("attention", &Runtime::attention, "out"_a, "qkv"_a, "layer"_a, "heads"_a, "scale"_a, "rope"_a, "interleaved"_a, "window"_a, "q_norm"_a,
+           "k_norm"_a, "eps"_a)
+      .def("select", &Runtime::select, "out"_a, "x"_a)
+      .def("finish", &Runtime::finish)
+      .def("step", &step, "tokens"_a, "starts"_a, "lengths"_a, "tables"_a, "samplers"_a.none())
+      .def("logits", &logits, "tokens"_a, "starts"_a, "lengths"_a, "tables"_a, "all"_a = false)
+      .def("score", &score, "tokens"_a, "starts"_a, "lengths"_a, "tables"_a, "targets"_a)
+      .def_prop_ro("isa", [](const Runtime& self) { return self.kernels().isa; })
+      .def_prop_ro("weight_bytes", &Runtime::weight_bytes);
+}
+
+}  // namespace millis

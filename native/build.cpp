@@ -1,0 +1,194 @@
+// Building a runtime: names become pointers, and every size is checked once, here.
+#include <stdexcept>
+
+#include "cpu.h"
+#include "runtime.h"
+
+namespace millis {
+namespace {
+
+void require(bool ok, const std::string& what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+Activation activation_of(const std::string& name) {
+  if (name.empty()) return Activation::None;
+  if (name == "silu") return Activation::Silu;
+  if (name == "gelu_tanh") return Activation::GeluTanh;
+  throw std::invalid_argument("unknown activation " + name);
+}
+
+const RuntimeConfig& checked(const RuntimeConfig& c) {
+  require(c.threads >= 1 && c.threads <= 1024, "threads must lie in [1, 1024]");
+  require(c.max_tokens >= 1 && c.max_tokens <= 65536, "max_tokens must lie in [1, 65536]");
+  require(c.max_outputs >= 1 && c.max_outputs <= c.max_tokens, "max_outputs must lie in [1, max_tokens]");
+  require(c.pages >= 1 && c.layers >= 1 && c.kv_heads >= 1 && c.vocab >= 1 && c.context >= 1, "sizes must be positive");
+  require(c.head_dim >= 16 && c.head_dim % 16 == 0 && c.head_dim <= 1024, "head_dim must be a multiple of 16 up to 1024");
+  return c;
+}
+
+}  // namespace
+
+Runtime::Runtime(const RuntimeConfig& config)
+    : config_(checked(config)), kernels_(select_kernels(config.isa)), private_(static_cast<size_t>(config.threads)), pool_(config.threads) {}
+
+Buffer* Runtime::buffer(const std::string& name) {
+  const auto found = buffers_.find(name);
+  require(found != buffers_.end(), "no buffer " + name);
+  return &found->second;
+}
+
+const Matrix* Runtime::matrix(const std::string& name) const {
+  const auto found = matrices_.find(name);
+  require(found != matrices_.end(), "no matrix " + name);
+  return found->second.get();
+}
+
+const Vector* Runtime::vector(const std::string& name, size_t size) const {
+  if (name.empty()) return nullptr;
+  const auto found = vectors_.find(name);
+  require(found != vectors_.end(), "no vector " + name);
+  require(found->second.size() == size, name + " must hold " + std::to_string(size) + " values");
+  return &found->second;
+}
+
+void Runtime::add_buffer(const std::string& name, int width) {
+  require(width >= 1 && width <= (1 << 24), "width of buffer " + name + " is out of range");
+  const int rows = name == "logits" ? config_.max_outputs : config_.max_tokens;
+  const bool added = buffers_.try_emplace(name, Buffer{width, std::vector<float>(static_cast<size_t>(rows) * static_cast<size_t>(width))}).second;
+  require(added, "buffer " + name + " is given twice");
+}
+
+void Runtime::add_matrix(const std::string& name, int type, int rows, int cols, std::span<const uint8_t> data) {
+  require(!matrices_.contains(name), "matrix " + name + " is given twice");
+  matrices_[name] = std::make_unique<Matrix>(name, static_cast<GgmlType>(type), rows, cols, data, config_.exact, config_.threads);
+}
+
+void Runtime::add_vector(const std::string& name, std::span<const float> values) {
+  require(vectors_.try_emplace(name, values.begin(), values.end()).second, "vector " + name + " is given twice");
+}
+
+void Runtime::embed(const std::string& out, const std::string& weight, float scale, const std::string& positions) {
+  EmbedOp op{buffer(out), matrix(weight), positions.empty() ? nullptr : matrix(positions), scale};
+  require(op.weight->cols() == op.out->width && op.weight->rows() >= config_.vocab, weight + " does not fit " + out);
+  require(!op.positions || (op.positions->cols() == op.out->width && op.positions->rows() >= config_.context), positions + " does not fit");
+  ops_.emplace_back(op);
+}
+
+void Runtime::norm(const std::string& out, const std::string& x, const std::string& weight, const std::string& bias, float eps, bool layer,
+                   const std::string& residual) {
+  Buffer *to = buffer(out), *from = buffer(x), *added = residual.empty() ? nullptr : buffer(residual);
+  const auto width = static_cast<size_t>(to->width);
+  require(to != from && to->width == from->width && (!added || added->width == to->width), "norm " + weight + ": buffers do not fit");
+  require(!weight.empty(), "a norm needs a weight");
+  ops_.emplace_back(NormOp{to, from, vector(weight, width), vector(bias, width), eps, layer, added});
+}
+
+void Runtime::matmul(const std::string& out, const std::string& x, const std::vector<std::string>& weights,
+                     const std::vector<std::string>& biases, const std::string& activation, const std::string& residual,
+                     const std::string& gate) {
+  MatMulOp op{buffer(out), buffer(x), {}, gate.empty() ? nullptr : matrix(gate), activation_of(activation),
+              residual.empty() ? nullptr : buffer(residual), nullptr, {}};
+  require(op.out != op.x && !weights.empty(), "matmul into " + out + ": bad buffers or no weights");
+  require(biases.empty() || biases.size() == weights.size(), "matmul into " + out + ": one bias for each weight, or none");
+  int width = 0;
+  for (const auto& name : weights) {
+    const Matrix* w = matrix(name);
+    require(w->cols() == op.x->width, name + " does not fit its input " + x);
+    op.segments.push_back({w, nullptr, width});
+    width += w->rows();
+  }
+  require(width == op.out->width && (!op.residual || op.residual->width == width), "matmul into " + out + ": widths do not fit");
+  require(!op.gate || (weights.size() == 1 && op.gate->rows() == width && op.gate->cols() == op.x->width && biases.empty()),
+          gate + " does not fit " + weights[0]);
+  op.padded_bias.assign(biases.empty() ? 0 : static_cast<size_t>(width) + kPanelRows, 0.0f);
+  for (size_t i = 0; i < biases.size(); ++i) {
+    const Vector* bias = vector(biases[i], static_cast<size_t>(op.segments[i].weight->rows()));
+    require(bias, "a bias without a name");
+    std::copy(bias->begin(), bias->end(), op.padded_bias.begin() + op.segments[i].column);
+    op.segments[i].bias = op.padded_bias.data() + op.segments[i].column;
+  }
+  ops_.emplace_back(std::move(op));
+}
+
+void Runtime::attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope,
+                        bool interleaved, int window, const std::string& q_norm, const std::string& k_norm, float eps) {
+  const auto head_dim = static_cast<size_t>(config_.head_dim);
+  require(layer >= 0 && layer < config_.layers, "attention: no layer " + std::to_string(layer));
+  require(heads >= 1 && heads <= 4096 && heads % config_.kv_heads == 0 && window >= 0, "attention: heads or window out of range");
+  AttentionOp op{buffer(out), buffer(qkv), layer, heads, window, scale, eps,
+                 vector(rope, static_cast<size_t>(config_.context) * head_dim), vector(q_norm, head_dim), vector(k_norm, head_dim), interleaved};
+  require(op.out->width == heads * config_.head_dim && op.qkv->width == (heads + 2 * config_.kv_heads) * config_.head_dim,
+          "attention: buffers do not fit");
+  ops_.emplace_back(op);
+}
+
+void Runtime::select(const std::string& out, const std::string& x) {
+  SelectOp op{buffer(out), buffer(x)};
+  require(op.out != op.x && op.out->width == op.x->width, "select: buffers do not fit");
+  if (first_selected_ == 0) first_selected_ = ops_.size();
+  ops_.emplace_back(op);
+}
+
+namespace {
+
+const Buffer* output_of(const Op& op) {
+  return std::visit([](const auto& o) -> const Buffer* { return o.out; }, op);
+}
+
+bool reads(const Op& op, const Buffer* b) {
+  if (const auto* o = std::get_if<NormOp>(&op)) return o->x == b || o->residual == b;
+  if (const auto* o = std::get_if<MatMulOp>(&op)) return o->x == b || o->residual == b;
+  if (const auto* o = std::get_if<AttentionOp>(&op)) return o->qkv == b;
+  if (const auto* o = std::get_if<SelectOp>(&op)) return o->x == b;
+  return false;
+}
+
+}  // namespace
+
+// A norm whose only reader is the product behind it is done by every thread for itself: one barrier less.
+void Runtime::fuse_norms() {
+  for (size_t i = 0; i + 1 < ops_.size(); ++i) {
+    auto* norm = std::get_if<NormOp>(&ops_[i]);
+    auto* product = std::get_if<MatMulOp>(&ops_[i + 1]);
+    if (!norm || !product || norm->residual || product->x != norm->out || product->residual == norm->out) continue;
+    if (product->out == norm->x && product->residual != norm->x) continue;
+    bool read_again = false;
+    for (size_t j = i + 2; j < ops_.size() && !read_again; ++j) {
+      read_again = reads(ops_[j], norm->out);
+      if (output_of(ops_[j]) == norm->out) break;
+    }
+    if (!read_again && product->out != norm->x) product->norm = norm;
+  }
+}
+
+void Runtime::finish() {
+  require(!finished_ && !ops_.empty() && first_selected_ > 0, "a plan needs ops, and a select among them");
+  require(output_of(ops_.back()) == buffer("logits") && buffer("logits")->width == config_.vocab, "the last op must write logits [rows, vocab]");
+  for (size_t i = first_selected_; i < ops_.size(); ++i) {
+    require(!std::holds_alternative<AttentionOp>(ops_[i]) && !std::holds_alternative<EmbedOp>(ops_[i]), "attention after a select");
+    for (size_t j = first_selected_; j < ops_.size(); ++j)
+      if (const auto* s = std::get_if<SelectOp>(&ops_[j])) require(s->x != output_of(ops_[i]), "a selected buffer is written after the select");
+  }
+  fuse_norms();
+  int widest = 1;
+  for (const auto& [name, b] : buffers_) widest = name == "logits" ? widest : std::max(widest, b.width);
+  const size_t width = static_cast<size_t>(widest), blocks = width / kBlock + 1, rows = static_cast<size_t>(config_.max_tokens);
+  for (auto& own : private_) {
+    own.rows.resize(4 * width), own.acts.resize(4 * blocks);
+    own.attention.resize(2 * kTileQueries * static_cast<size_t>(config_.head_dim));
+  }
+  shared_.rows.resize(rows * width), shared_.acts.resize(rows * blocks);
+  const size_t element = config_.exact ? 4 : 2;
+  page_stride_ = static_cast<size_t>(config_.kv_heads) * 2 * static_cast<size_t>(config_.head_dim) * kPageTokens * element;
+  cache_.resize(page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(config_.layers));
+  finished_ = true;
+}
+
+size_t Runtime::weight_bytes() const {
+  size_t total = 0;
+  for (const auto& [name, m] : matrices_) total += m->bytes();
+  return total;
+}
+
+}  // namespace millis

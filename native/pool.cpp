@@ -1,0 +1,64 @@
+#include "pool.h"
+
+#include <chrono>
+
+namespace millis {
+namespace {
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+// Spins for as long as a barrier usually takes, then gives the core away: it may be the one the others need.
+template <class Done>
+void spin_until(const Done& done) {
+  for (int i = 0; !done(); ++i) i < 20000 ? pause() : std::this_thread::yield();
+}
+
+constexpr auto kSpin = std::chrono::microseconds(100);  // between two steps of a decode, Python takes less
+
+}  // namespace
+
+Pool::Pool(int threads) : arrived_(static_cast<size_t>(threads)) {
+  for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+}
+
+Pool::~Pool() {
+  stop_ = true;
+  started_.fetch_add(1, std::memory_order_release);
+  started_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void Pool::run(Job job, void* context) {
+  job_ = job, context_ = context;
+  if (!workers_.empty()) {
+    started_.fetch_add(1, std::memory_order_release);
+    started_.notify_all();
+  }
+  job(context, 0);
+  barrier(0);
+}
+
+void Pool::barrier(int thread) {
+  auto& own = arrived_[static_cast<size_t>(thread)];
+  const uint32_t epoch = ++own.mine;
+  own.value.store(epoch, std::memory_order_release);
+  for (auto& other : arrived_)
+    spin_until([&] { return static_cast<int32_t>(other.value.load(std::memory_order_acquire) - epoch) >= 0; });
+}
+
+void Pool::work(int thread) {
+  for (uint32_t seen = 0;; ++seen) {
+    const auto until = std::chrono::steady_clock::now() + kSpin;
+    while (started_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until) pause();
+    started_.wait(seen, std::memory_order_acquire);
+    if (stop_) return;
+    job_(context_, thread);
+    barrier(thread);
+  }
+}
+
+}  // namespace millis

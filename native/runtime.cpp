@@ -1,0 +1,247 @@
+#include "runtime.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace millis {
+namespace {
+
+constexpr int kPrivateRows = 4;   // up to here every thread prepares its own copy of a product's input
+constexpr int kRowBlock = 128;    // rows that pass over a thread's panels together
+
+struct Range { int first, last; };
+
+Range share(int count, int thread, int threads) {
+  const auto at = [&](int t) { return static_cast<int>(static_cast<int64_t>(count) * t / threads); };
+  return {at(thread), at(thread + 1)};
+}
+
+float* row(const Buffer& b, int r) { return const_cast<float*>(b.data.data()) + static_cast<size_t>(r) * static_cast<size_t>(b.width); }
+
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+struct Runtime::Step {
+  const Batch& batch;
+  std::span<const int32_t> rows;  // all selected rows
+  size_t chunk = 0;               // first of the selected rows under way
+  int count = 0;                  // rows the ops under way run on
+  VisitRow visit;
+  const void* context;
+  Runtime* self;
+};
+
+void Runtime::check(const Batch& batch) const {
+  const size_t sequences = batch.lengths.size(), tokens = batch.tokens.size();
+  require(finished_, "the runtime is not finished");
+  require(sequences > 0 && batch.starts.size() == sequences && batch.tables.size() == sequences * batch.table_width, "batch: array sizes differ");
+  require(tokens > 0 && tokens <= static_cast<size_t>(config_.max_tokens), "batch: more tokens than max_tokens, or none");
+  for (const int32_t token : batch.tokens) require(token >= 0 && token < config_.vocab, "batch: token id out of the vocabulary");
+  int64_t total = 0;
+  for (size_t s = 0; s < sequences; ++s) {
+    const int64_t start = batch.starts[s], length = batch.lengths[s], end = start + length;
+    require(start >= 0 && length >= 1 && end <= config_.context, "batch: positions out of the context");
+    const auto used = static_cast<size_t>((end + kPageTokens - 1) / kPageTokens);
+    require(used <= batch.table_width, "batch: page table too short");
+    for (size_t p = 0; p < used; ++p) {
+      const int32_t page = batch.tables[s * batch.table_width + p];
+      require(page >= 0 && page < config_.pages, "batch: page out of range");
+    }
+    total += length;
+  }
+  require(total == static_cast<int64_t>(tokens), "batch: lengths do not add up to the tokens");
+}
+
+void Runtime::place(const Batch& batch) {
+  positions_.clear(), sequences_.clear();
+  for (size_t s = 0; s < batch.lengths.size(); ++s)
+    for (int32_t i = 0; i < batch.lengths[s]; ++i) positions_.push_back(batch.starts[s] + i), sequences_.push_back(static_cast<int32_t>(s));
+}
+
+void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, VisitRow visit, const void* context) {
+  check(batch);
+  for (const int32_t r : rows) require(r >= 0 && static_cast<size_t>(r) < batch.tokens.size(), "batch: selected row out of range");
+  place(batch);
+  Step step{batch, rows, 0, 0, visit, context, this};
+  pool_.run([](void* p, int thread) { auto& s = *static_cast<Step*>(p); s.self->run_ops(s, thread); }, &step);
+}
+
+void Runtime::run_ops(Step& shared, int thread) {
+  Step step = shared;  // each thread walks on its own copy
+  const auto run = [&](size_t first, size_t last) {
+    for (size_t i = first; i < last; ++i) {
+      if (i + 1 < last) {  // a fused norm is done by the product behind it
+        const auto* product = std::get_if<MatMulOp>(&ops_[i + 1]);
+        if (product && product->norm && product->norm == std::get_if<NormOp>(&ops_[i])) continue;
+      }
+      std::visit([&](const auto& op) { execute(op, step, thread); }, ops_[i]);
+      pool_.barrier(thread);
+    }
+  };
+  step.count = static_cast<int>(step.batch.tokens.size());
+  run(0, first_selected_);
+  const Buffer& logits = buffers_.at("logits");
+  const auto most = static_cast<size_t>(config_.max_outputs);
+  for (; step.chunk < step.rows.size(); step.chunk += most) {
+    step.count = static_cast<int>(std::min(most, step.rows.size() - step.chunk));
+    run(first_selected_, ops_.size());
+    for (int r = thread; r < step.count; r += pool_.threads()) step.visit(step.context, step.chunk + static_cast<size_t>(r), row(logits, r));
+    pool_.barrier(thread);
+  }
+}
+
+void Runtime::execute(const EmbedOp& op, Step& step, int thread) {
+  const auto width = static_cast<size_t>(op.out->width);
+  for (int t = thread; t < step.count; t += pool_.threads()) {
+    float* out = row(*op.out, t);
+    op.weight->unpack_row(step.batch.tokens[static_cast<size_t>(t)], out);
+    for (size_t i = 0; op.scale != 1.0f && i < width; ++i) out[i] *= op.scale;
+    if (!op.positions) continue;
+    std::vector<float>& position = private_[static_cast<size_t>(thread)].rows;
+    op.positions->unpack_row(positions_[static_cast<size_t>(t)], position.data());
+    for (size_t i = 0; i < width; ++i) out[i] += position[i];
+  }
+}
+
+namespace {
+
+void normalize_row(const Kernels& k, const NormOp& op, const float* x, float* out) {
+  const int n = op.out->width;
+  if (op.layer) k.layer_norm(x, op.weight->data(), op.bias ? op.bias->data() : nullptr, op.eps, n, out);
+  else k.rms_norm(x, op.weight->data(), op.eps, n, out);
+}
+
+}  // namespace
+
+void Runtime::execute(const NormOp& op, Step& step, int thread) {
+  std::vector<float>& scratch = private_[static_cast<size_t>(thread)].rows;
+  for (int r = thread; r < step.count; r += pool_.threads()) {
+    float* out = row(*op.out, r);
+    normalize_row(kernels_, op, row(*op.x, r), op.residual ? scratch.data() : out);
+    if (!op.residual) continue;
+    const float* residual = row(*op.residual, r);
+    for (size_t i = 0; i < static_cast<size_t>(op.out->width); ++i) out[i] = residual[i] + scratch[i];
+  }
+}
+
+void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
+  const int threads = pool_.threads(), rows = step.count, cols = op.x->width;
+  const auto width = static_cast<size_t>(cols), blocks = width / kBlock, out_width = static_cast<size_t>(op.out->width);
+  bool quantised = false;
+  for (const auto& s : op.segments) quantised |= !format(s.weight->format_id()).is_float();
+  if (op.gate) quantised |= !format(op.gate->format_id()).is_float();
+
+  // The input: normalised and quantised here, for all rows by each thread where they are few, else a share each.
+  const bool mine = rows <= kPrivateRows;
+  Scratch& scratch = mine ? private_[static_cast<size_t>(thread)] : shared_;
+  for (int r = mine ? 0 : thread; r < rows; r += mine ? 1 : threads) {
+    const float* x = row(*(op.norm ? op.norm->x : op.x), r);
+    if (op.norm) {
+      float* normal = scratch.rows.data() + static_cast<size_t>(r) * width;
+      normalize_row(kernels_, *op.norm, x, normal);
+      x = normal;
+    }
+    if (quantised) kernels_.quantize(x, cols, scratch.acts.data() + static_cast<size_t>(r) * blocks);
+  }
+  if (!mine && (quantised || op.norm)) pool_.barrier(thread);
+  const float* floats = op.norm ? scratch.rows.data() : op.x->data.data();
+
+  const auto product = [&](const Matrix& w, int panel, int first, int count, float* tile) {
+    const auto id = static_cast<int>(w.format_id());
+    if (format(w.format_id()).is_float())
+      kernels_.float_panel[id](w.panel(panel), cols, floats + static_cast<size_t>(first) * width, width, count, tile);
+    else
+      kernels_.quant_panel[id](w.panel(panel), cols, scratch.acts.data() + static_cast<size_t>(first) * blocks, blocks, count, tile);
+  };
+  int panels = 0;
+  for (const auto& s : op.segments) panels += s.weight->panels();
+  const Range own = share(panels, thread, threads);
+  alignas(64) float tile[kTileRows * kPanelRows], gate[kTileRows * kPanelRows];
+  for (int block = 0; block < rows; block += kRowBlock) {
+    int before = 0;
+    for (const auto& s : op.segments) {
+      const int first = std::max(own.first - before, 0), last = std::min(own.last - before, s.weight->panels());
+      before += s.weight->panels();
+      for (int p = first; p < last; ++p) {
+        const int column = s.column + p * kPanelRows, columns = std::min(kPanelRows, s.weight->rows() - p * kPanelRows);
+        for (int r = block; r < std::min(rows, block + kRowBlock); r += kTileRows) {
+          const int count = std::min({kTileRows, rows - r, block + kRowBlock - r});
+          const size_t at = static_cast<size_t>(r) * out_width + static_cast<size_t>(column);
+          product(*s.weight, p, r, count, tile);
+          Epilogue e;
+          e.bias = s.bias ? s.bias + p * kPanelRows : nullptr;
+          e.activation = op.activation;
+          e.residual = op.residual ? op.residual->data.data() + at : nullptr;
+          if (op.gate) product(*op.gate, p, r, count, gate), e.gated = tile;
+          kernels_.finish(op.gate ? gate : tile, e, count, columns, op.out->data.data() + at, out_width);
+        }
+      }
+    }
+  }
+}
+
+void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
+  const int threads = pool_.threads(), hd = config_.head_dim, kv_heads = config_.kv_heads, group = op.heads / kv_heads;
+  const size_t head_bytes = page_stride_ / static_cast<size_t>(kv_heads);
+  uint8_t* layer = cache_.data() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer);
+
+  // Heads of q and k: norm, rotation; k and v into the cache.
+  const int each = op.heads + kv_heads;
+  const Range heads = share(step.count * each, thread, threads);
+  float* normal = private_[static_cast<size_t>(thread)].attention.data();
+  for (int i = heads.first; i < heads.last; ++i) {
+    const int t = i / each, h = i % each, position = positions_[static_cast<size_t>(t)];
+    float* x = row(*op.qkv, t) + h * hd;
+    const Vector* weight = h < op.heads ? op.q_norm : op.k_norm;
+    if (weight) {
+      kernels_.rms_norm(x, weight->data(), op.eps, hd, normal);
+      std::copy(normal, normal + hd, x);
+    }
+    if (op.rope) {
+      const float* cosines = op.rope->data() + position * (hd / 2);
+      kernels_.rotate(x, cosines, cosines + config_.context * (hd / 2), hd, op.interleaved);
+    }
+    if (h < op.heads) continue;
+    const auto* table = step.batch.tables.data() + static_cast<size_t>(sequences_[static_cast<size_t>(t)]) * step.batch.table_width;
+    uint8_t* page = layer + page_stride_ * static_cast<size_t>(table[position / kPageTokens]) + head_bytes * static_cast<size_t>(h - op.heads);
+    kernels_.write_kv[config_.exact](x, x + kv_heads * hd, hd, position % kPageTokens, page);
+  }
+  pool_.barrier(thread);
+
+  // Units of up to four queries of one sequence and KV head, dealt out in turn.
+  int unit = 0, token = 0;
+  for (size_t s = 0; s < step.batch.lengths.size(); token += step.batch.lengths[s], ++s) {
+    const int queries = step.batch.lengths[s] * group;
+    const int units = static_cast<int>(step.batch.lengths.size()) * kv_heads * ((queries + kTileQueries - 1) / kTileQueries);
+    const int tile = units >= threads ? kTileQueries : std::clamp((queries + threads - 1) / threads, 1, kTileQueries);
+    for (int h = 0; h < kv_heads; ++h) {
+      for (int first = 0; first < queries; first += tile, ++unit) {
+        if (unit % threads != thread) continue;
+        Attend a{};
+        a.queries = std::min(tile, queries - first);
+        for (int n = 0; n < a.queries; ++n) {
+          const int t = token + (first + n) / group, head = h * group + (first + n) % group;
+          a.q[n] = row(*op.qkv, t) + head * hd, a.out[n] = row(*op.out, t) + head * hd;
+          a.position[n] = positions_[static_cast<size_t>(t)];
+        }
+        a.window = op.window, a.head_dim = hd, a.scale = op.scale;
+        a.table = step.batch.tables.data() + s * step.batch.table_width;
+        a.cache = layer + head_bytes * static_cast<size_t>(h), a.page_stride = page_stride_;
+        a.scratch = private_[static_cast<size_t>(thread)].attention.data();
+        kernels_.attend[config_.exact](a);
+      }
+    }
+  }
+}
+
+void Runtime::execute(const SelectOp& op, Step& step, int thread) {
+  for (int r = thread; r < step.count; r += pool_.threads()) {
+    const float* x = row(*op.x, step.rows[step.chunk + static_cast<size_t>(r)]);
+    std::copy(x, x + op.x->width, row(*op.out, r));
+  }
+}
+
+}  // namespace millis

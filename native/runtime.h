@@ -1,0 +1,128 @@
+// Executes a plan for a ragged batch. Ops mirror models/plan.py, whose docstrings define them.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "kernels.h"
+#include "pack.h"
+#include "pool.h"
+
+namespace millis {
+
+struct RuntimeConfig {
+  int threads, max_tokens, max_outputs, pages;
+  int layers, kv_heads, head_dim, vocab, context;
+  bool exact;  // float32 weights and cache
+  std::string isa;
+};
+
+// One step's work; see engine/runner.py. Arrays are checked before use.
+struct Batch {
+  std::span<const int32_t> tokens, starts, lengths, tables;  // [T], [S], [S], [S * table_width]
+  size_t table_width;
+};
+
+using Vector = std::vector<float>;
+
+struct Buffer {
+  int width;
+  std::vector<float> data;  // [rows][width]
+};
+
+struct NormOp { Buffer *out, *x; const Vector *weight, *bias; float eps; bool layer; const Buffer* residual; };
+struct EmbedOp { Buffer* out; const Matrix *weight, *positions; float scale; };
+struct Segment { const Matrix* weight; const float* bias; int column; };
+struct MatMulOp {
+  Buffer *out, *x;
+  std::vector<Segment> segments;  // outputs side by side
+  const Matrix* gate;             // gated: out = activation(x gate^T) * (x segments[0]^T)
+  Activation activation;
+  const Buffer* residual;
+  const NormOp* norm;             // applied to x on the way in, when its result has no other reader
+  std::vector<float> padded_bias;
+};
+struct AttentionOp {
+  Buffer *out, *qkv;
+  int layer, heads, window;
+  float scale, eps;
+  const Vector *rope, *q_norm, *k_norm;
+  bool interleaved;
+};
+struct SelectOp { Buffer *out, *x; };
+using Op = std::variant<EmbedOp, NormOp, MatMulOp, AttentionOp, SelectOp>;
+
+class Runtime {
+ public:
+  explicit Runtime(const RuntimeConfig& config);
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+
+  // Building, in any order up to finish(); each throws std::invalid_argument on a bad name or size.
+  void add_buffer(const std::string& name, int width);
+  void add_matrix(const std::string& name, int type, int rows, int cols, std::span<const uint8_t> data);
+  void add_vector(const std::string& name, std::span<const float> values);
+  void embed(const std::string& out, const std::string& weight, float scale, const std::string& positions);
+  void norm(const std::string& out, const std::string& x, const std::string& weight, const std::string& bias, float eps, bool layer,
+            const std::string& residual);
+  void matmul(const std::string& out, const std::string& x, const std::vector<std::string>& weights, const std::vector<std::string>& biases,
+              const std::string& activation, const std::string& residual, const std::string& gate);
+  void attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope, bool interleaved,
+                 int window, const std::string& q_norm, const std::string& k_norm, float eps);
+  void select(const std::string& out, const std::string& x);
+  void finish();
+
+  // Runs the batch. visit(row_of_batch, logits) is called for each of `rows`, in order of chunks, from any thread.
+  template <class Visit>
+  void run(const Batch& batch, std::span<const int32_t> rows, const Visit& visit) {
+    run_rows(batch, rows, [](const void* v, size_t i, float* logits) { (*static_cast<const Visit*>(v))(i, logits); }, &visit);
+  }
+
+  const RuntimeConfig& config() const { return config_; }
+  const Kernels& kernels() const { return kernels_; }
+  size_t weight_bytes() const;
+
+ private:
+  using VisitRow = void (*)(const void* visit, size_t index, float* logits);
+  struct Step;
+
+  Buffer* buffer(const std::string& name);
+  const Matrix* matrix(const std::string& name) const;
+  const Vector* vector(const std::string& name, size_t size) const;
+  void check(const Batch& batch) const;
+  void place(const Batch& batch);
+  void run_rows(const Batch& batch, std::span<const int32_t> rows, VisitRow visit, const void* context);
+  void run_ops(Step& step, int thread);
+  void fuse_norms();
+
+  void execute(const EmbedOp& op, Step& step, int thread);
+  void execute(const NormOp& op, Step& step, int thread);
+  void execute(const MatMulOp& op, Step& step, int thread);
+  void execute(const AttentionOp& op, Step& step, int thread);
+  void execute(const SelectOp& op, Step& step, int thread);
+
+  RuntimeConfig config_;
+  const Kernels& kernels_;
+  std::map<std::string, Buffer> buffers_;
+  std::map<std::string, std::unique_ptr<Matrix>> matrices_;
+  std::map<std::string, Vector> vectors_;
+  std::vector<Op> ops_;
+  size_t first_selected_ = 0;  // ops from here on run on selected rows
+  bool finished_ = false;
+  size_t page_stride_ = 0;  // bytes of one page of one layer
+  std::vector<uint8_t> cache_;     // [layers][pages][kv_heads][2 * head_dim * 32]
+  std::vector<int32_t> positions_, sequences_;  // [T] of the batch under way
+  struct Scratch {
+    std::vector<float> rows, attention;
+    std::vector<ActBlock> acts;
+  };
+  std::vector<Scratch> private_;  // one a thread
+  Scratch shared_;
+  Pool pool_;
+};
+
+}  // namespace millis
