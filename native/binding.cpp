@@ -7,6 +7,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 
@@ -61,6 +62,8 @@ std::vector<Sampled> step(Runtime& runtime, const Array<int32_t>& tokens, const 
                           const Array2<int32_t>& tables, const std::vector<std::optional<Sampler*>>& samplers) {
   const Batch batch = batch_of(tokens, starts, lengths, tables);
   if (samplers.size() != batch.lengths.size()) throw std::invalid_argument("batch: one sampler or None for each sequence");
+  for (size_t s = 0; s < samplers.size(); ++s)
+    if (samplers[s] && std::count(samplers.begin(), samplers.end(), samplers[s]) > 1) throw std::invalid_argument("batch: one sampler serves one sequence");
   std::vector<size_t> sampled;
   const auto rows = last_rows(batch, [&](size_t s) { return samplers[s].has_value() && (sampled.push_back(s), true); });
   std::vector<Choice> choices(sampled.size());
@@ -70,6 +73,8 @@ std::vector<Sampled> step(Runtime& runtime, const Array<int32_t>& tokens, const 
     runtime.run(batch, rows, [&](size_t i, float* logits) { (*samplers[sampled[i]])->sample(std::span(logits, vocab), choices[i]); });
   }
   std::vector<Sampled> out(samplers.size(), Sampled{-1, 0.0f, {}});
+  for (const Choice& c : choices)
+    if (c.token < 0) throw std::runtime_error("the model computed no usable logit; its weights are damaged");
   for (size_t i = 0; i < sampled.size(); ++i) out[sampled[i]] = {choices[i].token, choices[i].logprob, std::move(choices[i].top)};
   return out;
 }

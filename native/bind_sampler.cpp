@@ -1,0 +1,38 @@
+// Python's view of a request's sampler: made once a request, handed to Runtime.step.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <span>
+#include <tuple>
+
+#include "sampler.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace millis {
+
+void bind_sampler(nb::module_& m) {
+  nb::class_<Sampler>(m, "Sampler")
+      .def("__init__",
+           [](Sampler* self, int vocab, float temperature, int top_k, float top_p, float min_p, float repetition, float presence, float frequency,
+              std::vector<std::pair<int32_t, float>> bias, uint64_t seed, int logprobs) {
+             new (self) Sampler(vocab, {temperature, top_k, top_p, min_p, repetition, presence, frequency, std::move(bias), seed, logprobs});
+           },
+           "vocab"_a, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f, "repetition"_a = 1.0f,
+           "presence"_a = 0.0f, "frequency"_a = 0.0f, "bias"_a = std::vector<std::pair<int32_t, float>>{}, "seed"_a = 0, "logprobs"_a = -1)
+      .def("seen", [](Sampler& self, const nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& tokens) {
+             self.seen(std::span(tokens.data(), tokens.size()));
+           }, "tokens"_a, "Counts prompt tokens for the repetition penalty.")
+      .def("sample", [](Sampler& self, const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& logits) {
+             std::vector<float> copy(logits.data(), logits.data() + logits.size());
+             Choice choice;
+             self.sample(copy, choice);
+             return std::tuple(choice.token, choice.logprob, std::move(choice.top));
+           }, "logits"_a, "(token, log-probability, best) of one row of logits, as Runtime.step does it.");
+}
+
+}  // namespace millis

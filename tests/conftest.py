@@ -1,0 +1,30 @@
+"""Fixtures shared by every test: where the real model files are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+FILES = {
+    "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "qwen2.5-0.5b": "qwen2.5-0.5b.gguf",
+    "gemma3-270m": "gemma-3-270m-q4_k_m.gguf",
+}
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Callable[[str], Path]:
+    """name → file: from the folder MILLIS_TEST_MODELS, otherwise pulled once into the user's cache."""
+
+    def find(name: str) -> Path:
+        folder = os.environ.get("MILLIS_TEST_MODELS")
+        if folder:
+            return Path(folder) / FILES[name]
+        from millis import hub
+
+        return hub.resolve(name)
+
+    return find

@@ -1,0 +1,118 @@
+"""Every ISA of this machine against NumPy on dequantised weights, format by format; the ISAs it lacks are said."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+
+from millis import _native
+from millis.models.tensor import GgmlType
+
+ISAS = _native.supported_isas()
+ALL_ISAS = ["scalar", "avx2", "avx512"]
+FLOATS = [GgmlType.F32, GgmlType.F16, GgmlType.BF16]
+QUANTS = [t for t in GgmlType if t not in FLOATS]
+RNG = np.random.default_rng(7)
+
+
+def stored(type: GgmlType, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray]:
+    """(bytes, values): random data in `type`'s layout and what the gguf package reads from it."""
+    if type in FLOATS:
+        values = RNG.standard_normal((rows, cols)).astype(np.float32)
+        data = gguf.quants.quantize(values, gguf.GGMLQuantizationType(int(type)))
+    else:
+        data = RNG.integers(0, 256, (rows, cols // type.block_values * type.block_bytes), dtype=np.uint8)
+        blocks = data.reshape(-1, type.block_bytes)
+        for at in HALVES[type]:
+            count = len(blocks)
+            blocks[:, at : at + 2] = RNG.uniform(-0.02, 0.02, count).astype(np.float16).view(np.uint8).reshape(count, 2)
+    data = np.ascontiguousarray(data).view(np.uint8)
+    values = gguf.quants.dequantize(data.reshape(rows, -1), gguf.GGMLQuantizationType(int(type)))
+    return data.reshape(-1), values.reshape(rows, cols).astype(np.float32)
+
+
+# Byte offsets of each block's half-precision scales, which random bytes would make NaN.
+HALVES = {
+    GgmlType.Q4_0: [0], GgmlType.Q4_1: [0, 2], GgmlType.Q5_0: [0], GgmlType.Q5_1: [0, 2], GgmlType.Q8_0: [0],
+    GgmlType.Q2_K: [80, 82], GgmlType.Q3_K: [108], GgmlType.Q4_K: [0, 2], GgmlType.Q5_K: [0, 2], GgmlType.Q6_K: [208],
+}  # fmt: skip
+
+
+def quantized_activations(x: np.ndarray) -> np.ndarray:
+    """x rounded to signed bytes with one scale per 32 columns: what the quantised kernels compute with."""
+    blocks = x.reshape(len(x), -1, 32)
+    most = np.abs(blocks).max(-1, keepdims=True).astype(np.float32)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    return (np.rint(blocks * inverse) * (most / np.float32(127))).reshape(x.shape)
+
+
+@pytest.mark.parametrize("isa", ALL_ISAS)
+def test_this_machine_runs_the_isa_or_says_so(isa: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if isa in ISAS:
+        assert _native.matmul(np.ones((1, 32), np.float32), 0, 1, np.ones(32, np.float32).view(np.uint8), isa) == 32
+        return
+    with pytest.raises(ValueError, match=isa):
+        _native.matmul(np.ones((1, 32), np.float32), 0, 1, np.ones(32, np.float32).view(np.uint8), isa)
+    with capsys.disabled():
+        print(f"\nISA {isa}: not run, this machine lacks it")
+
+
+@pytest.mark.parametrize("type", list(GgmlType), ids=lambda t: t.name)
+def test_packing_keeps_the_values_of_the_file(type: GgmlType) -> None:
+    rows, cols = 21, 512
+    data, values = stored(type, rows, cols)
+    np.testing.assert_allclose(_native.unpack(int(type), rows, cols, data), values, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type", QUANTS, ids=lambda t: t.name)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 33])
+def test_quantized_product(type: GgmlType, isa: str, count: int) -> None:
+    rows, cols = 37, 768
+    data, values = stored(type, rows, cols)
+    x = RNG.standard_normal((count, cols)).astype(np.float32)
+    want = quantized_activations(x).astype(np.float64) @ values.T.astype(np.float64)
+    got = _native.matmul(x, int(type), rows, data, isa)
+    assert got.shape == (count, rows)
+    np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type", list(GgmlType), ids=lambda t: t.name)
+@pytest.mark.parametrize("count", [1, 3, 6, 40])
+def test_exact_product(type: GgmlType, isa: str, count: int) -> None:
+    rows, cols = 19, 512
+    data, values = stored(type, rows, cols)
+    x = RNG.standard_normal((count, cols)).astype(np.float32)
+    want = x.astype(np.float64) @ values.T.astype(np.float64)
+    np.testing.assert_allclose(_native.matmul(x, int(type), rows, data, isa, exact=True), want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type", QUANTS, ids=lambda t: t.name)
+def test_extreme_activations_stay_finite_and_exact(type: GgmlType, isa: str) -> None:
+    data, values = stored(type, 16, 256)
+    x = np.zeros((3, 256), np.float32)
+    x[1] = 1e4 * np.where(np.arange(256) % 2, 1, -1)  # every byte at its limit
+    x[2] = 1e4
+    want = x.astype(np.float64) @ values.T.astype(np.float64)
+    got = _native.matmul(x, int(type), 16, data, isa)
+    assert (got[0] == 0).all()
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "nbytes", "message"),
+    [(4, 33, 100, "w"), (4, 32, 71, "w"), (0, 32, 0, "w"), (4, 32, 73, "w"), (-1, 32, 72, "w"), (2**31 - 1, 2**30, 72, "w")],
+)
+def test_bad_sizes_are_refused(rows: int, cols: int, nbytes: int, message: str) -> None:
+    with pytest.raises((ValueError, OverflowError, MemoryError), match=message):
+        _native.unpack(int(GgmlType.Q4_0), rows, cols, np.zeros(nbytes, np.uint8))
+
+
+def test_unknown_types_and_isas_are_refused() -> None:
+    with pytest.raises(ValueError, match="type"):
+        _native.unpack(16, 4, 256, np.zeros(264, np.uint8))
+    with pytest.raises(ValueError, match="sse9"):
+        _native.matmul(np.ones((1, 32), np.float32), 0, 1, np.ones(32, np.float32).view(np.uint8), "sse9")
