@@ -24,6 +24,7 @@ void bind_sampler(nb::module_& m) {
            },
            "vocab"_a, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f, "repetition"_a = 1.0f,
            "presence"_a = 0.0f, "frequency"_a = 0.0f, "bias"_a = std::vector<std::pair<int32_t, float>>{}, "seed"_a = 0, "logprobs"_a = -1)
+      .def_prop_ro("logprobs", &Sampler::logprobs, "-1, or how many alternatives are reported.")
       .def("seen", [](Sampler& self, const nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& tokens) {
              self.seen(std::span(tokens.data(), tokens.size()));
            }, "tokens"_a, "Counts prompt tokens for the repetition penalty.")

@@ -181,7 +181,8 @@ void Runtime::finish() {
   shared_.rows.resize(rows * width), shared_.acts.resize(rows * blocks);
   const size_t element = config_.exact ? 4 : 2;
   page_stride_ = static_cast<size_t>(config_.kv_heads) * 2 * static_cast<size_t>(config_.head_dim) * kPageTokens * element;
-  cache_.resize(page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(config_.layers));
+  cache_.reset(static_cast<uint8_t*>(std::calloc(page_stride_ * static_cast<size_t>(config_.layers), static_cast<size_t>(config_.pages))));
+  if (!cache_) throw std::bad_alloc();
   finished_ = true;
 }
 

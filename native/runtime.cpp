@@ -186,7 +186,7 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
 void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
   const int threads = pool_.threads(), hd = config_.head_dim, kv_heads = config_.kv_heads, group = op.heads / kv_heads;
   const size_t head_bytes = page_stride_ / static_cast<size_t>(kv_heads);
-  uint8_t* layer = cache_.data() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer);
+  uint8_t* layer = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer);
 
   // Heads of q and k: norm, rotation; k and v into the cache.
   const int each = op.heads + kv_heads;

@@ -1,6 +1,7 @@
 // Executes a plan for a ragged batch. Ops mirror models/plan.py, whose docstrings define them.
 #pragma once
 
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <span>
@@ -114,7 +115,8 @@ class Runtime {
   size_t first_selected_ = 0;  // ops from here on run on selected rows
   bool finished_ = false;
   size_t page_stride_ = 0;  // bytes of one page of one layer
-  std::vector<uint8_t> cache_;     // [layers][pages][kv_heads][2 * head_dim * 32]
+  struct Free { void operator()(uint8_t* p) const { std::free(p); } };
+  std::unique_ptr<uint8_t[], Free> cache_;  // [layers][pages][kv_heads][2 * head_dim * 32]; calloc: pages come when touched
   std::vector<int32_t> positions_, sequences_;  // [T] of the batch under way
   struct Scratch {
     std::vector<float> rows, attention;

@@ -36,6 +36,8 @@ class Sampler {
   // temperature, min-p, top-k, top-p, and draws. Uses `logits` as scratch; counts the chosen token.
   void sample(std::span<float> logits, Choice& out);
 
+  int logprobs() const { return params_.logprobs; }
+
  private:
   void report(std::span<const float> logits, Choice& out);
   void penalize(std::span<float> logits);

@@ -1,0 +1,71 @@
+"""EngineConfig: everything that is chosen once, when a model is loaded. Flags of the command line derive from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from millis.types import RequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How a model is run on this machine."""
+
+    threads: int | None = None
+    """Compute threads, the caller's included; None: the physical cores this process may use."""
+    isa: str = ""
+    """Instruction set of the kernels; "": the environment's MILLIS_ISA, otherwise the best this machine has."""
+    precision: Literal["fast", "exact"] = "fast"
+    """fast: int8 activations and an f16 cache; exact: float32 throughout, for checks."""
+    context: int | None = None
+    """Longest sequence in tokens; None: what the model was made for, at most 8,192."""
+    max_sequences: int = 8
+    """Sequences computed in one step."""
+    max_batch_tokens: int = 512
+    """Tokens computed in one step: the size of a prefill chunk."""
+    cache_tokens: int | None = None
+    """Positions the KV cache holds for all sequences together; None: one full context."""
+
+    def __post_init__(self) -> None:
+        if not self.isa:
+            object.__setattr__(self, "isa", os.environ.get("MILLIS_ISA") or "auto")
+        if self.threads is None:
+            object.__setattr__(self, "threads", usable_cores())
+        for name, low, high in (
+            ("threads", 1, 1024),
+            ("context", 1, 1 << 24),
+            ("max_sequences", 1, 4096),
+            ("max_batch_tokens", 1, 65536),
+            ("cache_tokens", 1, 1 << 30),
+        ):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+                raise RequestError(f"{name} must be a whole number in [{low}, {high}], not {value!r}")
+        if self.precision not in ("fast", "exact"):
+            raise RequestError(f"precision must be 'fast' or 'exact', not {self.precision!r}")
+
+
+def usable_cores() -> int:
+    """Physical cores this process may use: its affinity, hyper-threads counted once, and its cgroup's CPU quota."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {_siblings(cpu) for cpu in cpus}
+    return max(1, min(len(cores), _quota() or len(cores)))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int | None:
+    """Whole CPUs of the cgroup's quota, rounded up; None: unlimited or unknown."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else -(-int(quota) // int(period))
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

@@ -1,0 +1,216 @@
+"""The engine loop: schedule → forward → sample → emit. Any thread may drive it; one step runs at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis.engine.request import Event, Request
+from millis.engine.runner import Batch, Runner, Sampled
+from millis.engine.scheduler import Chunk, Scheduler
+from millis.types import FinishReason, RequestError, SamplingParams, TokenLogprob
+
+
+class Engine:
+    """Owns the runner, the scheduler and the KV pages.
+
+    Threads that wait for events take turns as leader: whoever finds no step under way runs the next one, for all.
+    """
+
+    def __init__(self, runner: Runner, eos: frozenset[int], clock: Callable[[], float] = time.perf_counter) -> None:
+        self.runner = runner
+        self.eos = eos
+        self.clock = clock
+        self.scheduler = Scheduler(
+            pages=runner.pages,
+            page_tokens=runner.page_tokens,
+            max_tokens=runner.max_tokens,
+            max_sequences=runner.max_sequences,
+        )
+        self._turn = threading.Condition()
+        self._stepping = False
+        self._step_s = 0.0  # how long the latest step of decodes took
+
+    def submit(
+        self, prompt: Sequence[int], params: SamplingParams, *, arrival_s: float | None = None, deadline_s: float | None = None
+    ) -> Request:
+        """Queues a prompt. Raises RequestError when it is empty, holds an unknown token, or does not fit the context."""
+        tokens = self._checked(prompt)
+        room = min(self.runner.context, self.runner.pages * self.runner.page_tokens)
+        if len(tokens) >= room:
+            raise RequestError(f"the prompt has {len(tokens)} tokens; the context holds {room}, the answer included")
+        request = Request(
+            prompt_tokens=len(tokens),
+            tokens=tokens,
+            params=params,
+            sampler=self.runner.sampler(params, tokens),
+            limit=min(room, len(tokens) + params.max_tokens),
+            arrival_s=self.clock() if arrival_s is None else arrival_s,
+            deadline_s=deadline_s,
+        )
+        request.timings.prompt_tokens = len(tokens)
+        with self._turn:
+            self.scheduler.add(request)
+        return request
+
+    def events(self, request: Request) -> Iterator[Event]:
+        """The request's events, up to and including its last; closing the iterator early cancels the request."""
+        try:
+            while True:
+                with self._turn:
+                    while self._stepping and not request.inbox:
+                        self._turn.wait()
+                    if not request.inbox and request.error is None:
+                        self._stepping = True
+                if request.error is not None:
+                    raise request.error
+                if request.inbox:
+                    event = request.inbox.popleft()
+                    yield event
+                    if event.finish_reason is not None:
+                        return
+                else:
+                    self._lead()
+        finally:
+            self.cancel(request)
+
+    def cancel(self, request: Request, reason: FinishReason = "cancelled") -> None:
+        """Ends a request between steps and frees its pages; does nothing to one that has ended."""
+        with self._turn:
+            while self._stepping:
+                self._turn.wait()
+            if request.finish_reason is None:
+                self._finish(request, reason, None)
+
+    def step(self) -> None:
+        """One forward over everything scheduled. Callers outside `events` must be alone with the engine."""
+        with self._turn:
+            self._drop_late()
+            chunks = self.scheduler.schedule()
+        if not chunks:
+            return
+        begin = self.clock()
+        for chunk in chunks:
+            chunk.request.timings.steps += 1
+            if chunk.request.first_step_s is None:
+                chunk.request.first_step_s = begin
+        sampled = self.runner.step(batch_of(chunks), [c.request.sampler if c.last else None for c in chunks])
+        now = self.clock()
+        self._step_s = now - begin
+        with self._turn:
+            self._emit(chunks, sampled, now)
+
+    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+        """For each continuation, the summed log-probability (nats) of its tokens after the prompt.
+
+        The prompt is computed once; every continuation then overwrites the cache's positions behind it.
+        """
+        prompt = self._checked(prompt)
+        checked = [self._checked(continuation) for continuation in continuations]
+        longest = len(prompt) + max((len(c) for c in checked), default=0)
+        if longest > self.runner.context:
+            raise RequestError(f"prompt and continuation have {longest} tokens; the context holds {self.runner.context}")
+        with self._turn:
+            while self._stepping:
+                self._turn.wait()
+            pages = self._pages_for(longest)
+            try:
+                self._score_run(pages, 0, prompt[:-1], [-1] * (len(prompt) - 1))
+                return [self._score_run(pages, len(prompt) - 1, [prompt[-1], *c[:-1]], c) for c in checked]
+            finally:
+                self.scheduler.allocator.give(pages)
+
+    def _checked(self, tokens: Sequence[int]) -> list[int]:
+        ids = [int(token) for token in tokens]
+        if not ids:
+            raise RequestError("the prompt is empty; give at least one token")
+        for token in ids:
+            if not 0 <= token < self.runner.vocab:
+                raise RequestError(f"token {token} is not in the vocabulary of {self.runner.vocab}")
+        return ids
+
+    def _pages_for(self, tokens: int) -> list[int]:
+        count = -(-tokens // self.runner.page_tokens)
+        pages = self.scheduler.allocator.take(count) if self.scheduler.reclaim(count) else None
+        if pages is None:
+            raise RequestError(f"{tokens} tokens do not fit the KV cache of {self.runner.pages} pages; raise cache_tokens")
+        return pages
+
+    def _score_run(self, pages: list[int], start: int, tokens: list[int], targets: list[int]) -> float:
+        total = 0.0
+        for at in range(0, len(tokens), self.runner.max_tokens):
+            part = tokens[at : at + self.runner.max_tokens]
+            batch = Batch(_ints(part), _ints([start + at]), _ints([len(part)]), _ints([pages]))
+            total += float(self.runner.score(batch, _ints(targets[at : at + len(part)])).sum(dtype=np.float64))
+        return total
+
+    def _lead(self) -> None:
+        """Runs a step as the leader. A failure ends the requests in it; an interrupt leaves them to be computed anew."""
+        try:
+            self.step()
+        except Exception as error:
+            with self._turn:
+                for request in list(self.scheduler.running):
+                    request.error = error
+                    self._finish(request, "cancelled", None)
+            raise
+        except BaseException:
+            with self._turn:
+                for request in list(self.scheduler.running):
+                    self.scheduler.preempt(request)
+            raise
+        finally:
+            with self._turn:
+                self._stepping = False
+                self._turn.notify_all()
+
+    def _drop_late(self) -> None:
+        """Ends the requests whose next token would come after their deadline."""
+        due = self.clock() + self._step_s
+        for request in [*self.scheduler.running, *self.scheduler.waiting]:
+            if request.deadline_s is not None and due > request.deadline_s:
+                self._finish(request, "deadline", None)
+
+    def _emit(self, chunks: list[Chunk], sampled: Sampled, now: float) -> None:
+        for chunk, token, logprob in zip(chunks, sampled.tokens, sampled.logprobs, strict=True):
+            request = chunk.request
+            request.computed = chunk.start + chunk.length
+            if not chunk.last:
+                continue
+            if request.first_token_s is None:
+                request.first_token_s = now
+            request.last_token_s = now
+            if token in self.eos and not request.params.ignore_eos:
+                self._finish(request, "stop", None)
+                continue
+            request.tokens.append(token)
+            if len(request.tokens) >= request.limit:
+                self._finish(request, "length", token, logprob)
+            else:
+                request.inbox.append(Event(token, logprob))
+
+    def _finish(
+        self, request: Request, reason: FinishReason, token: int | None, logprob: TokenLogprob | None = None
+    ) -> None:
+        self.scheduler.remove(request)
+        request.finish(reason, self.clock())
+        request.inbox.append(Event(token, logprob, reason))
+
+
+def batch_of(chunks: Sequence[Chunk]) -> Batch:
+    """The arrays of a step: one sequence a chunk, page tables padded with −1."""
+    width = max(len(chunk.request.pages) for chunk in chunks)
+    tables = np.full((len(chunks), width), -1, np.int32)
+    tokens: list[int] = []
+    for row, chunk in enumerate(chunks):
+        tables[row, : len(chunk.request.pages)] = chunk.request.pages
+        tokens += chunk.request.tokens[chunk.start : chunk.start + chunk.length]
+    return Batch(_ints(tokens), _ints([c.start for c in chunks]), _ints([c.length for c in chunks]), tables)
+
+
+def _ints(values: Sequence[int] | Sequence[Sequence[int]]) -> NDArray[np.int32]:
+    return np.asarray(values, np.int32)

@@ -1,0 +1,146 @@
+"""Runs batches on the native runtime: hands it a model's plan and weights once, then only arrays."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis import _native
+from millis.config import EngineConfig
+from millis.engine.runner import Batch, Sampled
+from millis.models.load import Model
+from millis.models.plan import Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
+from millis.models.tensor import Tensor
+from millis.types import ModelError, RequestError, SamplingParams, TokenLogprob
+
+OUTPUT_ROWS = 16  # rows of logits held at once
+
+
+class NativeRunner:
+    """A Runner. Raises ModelError when the weights do not fit the plan or the machine's memory."""
+
+    page_tokens: int = _native.PAGE_TOKENS
+
+    def __init__(self, model: Model, config: EngineConfig) -> None:
+        plan = model.plan
+        self.vocab, self.context = plan.vocab, plan.context
+        self.max_tokens, self.max_sequences = config.max_batch_tokens, config.max_sequences
+        self.pages = -(-(config.cache_tokens or plan.context) // self.page_tokens)
+        if plan.head_dim % 16:
+            raise ModelError(f"{model.checkpoint.path}: head_dim {plan.head_dim} is not a multiple of 16")
+        try:
+            self._runtime = _native.Runtime(
+                threads=config.threads,
+                isa=config.isa,
+                max_tokens=self.max_tokens,
+                max_outputs=min(self.max_tokens, OUTPUT_ROWS),
+                pages=self.pages,
+                layers=plan.layers,
+                kv_heads=plan.kv_heads,
+                head_dim=plan.head_dim,
+                vocab=plan.vocab,
+                context=plan.context,
+                exact=config.precision == "exact",
+            )
+            _fill(self._runtime, plan, model.checkpoint.tensors)
+        except ValueError as error:
+            raise ModelError(f"{model.checkpoint.path}: {error}") from None
+        except MemoryError:
+            raise ModelError(
+                f"{model.checkpoint.path}: not enough memory for the weights and {self.pages * self.page_tokens} "
+                "positions of KV cache; ask for a shorter context"
+            ) from None
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return str(self._runtime.isa)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return int(self._runtime.weight_bytes)
+
+    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any:
+        for token in params.logit_bias:
+            if not 0 <= token < self.vocab:
+                raise RequestError(f"logit_bias names token {token}; the vocabulary has {self.vocab}")
+        sampler = _native.Sampler(
+            self.vocab,
+            temperature=params.temperature,
+            top_k=min(params.top_k, self.vocab),
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition=params.repetition_penalty,
+            presence=params.presence_penalty,
+            frequency=params.frequency_penalty,
+            bias=list(params.logit_bias.items()),
+            seed=secrets.randbits(64) if params.seed is None else params.seed,
+            logprobs=-1 if params.logprobs is None else params.logprobs,
+        )
+        sampler.seen(np.asarray(prompt, np.int32))
+        return sampler
+
+    def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
+        rows = self._runtime.step(batch.tokens, batch.starts, batch.lengths, batch.tables, samplers)
+        return Sampled(
+            [token for token, _, _ in rows],
+            [
+                TokenLogprob(token, logprob, tuple(top)) if sampler is not None and sampler.logprobs >= 0 else None
+                for (token, logprob, top), sampler in zip(rows, samplers, strict=True)
+            ],
+        )
+
+    def score(self, batch: Batch, targets: NDArray[np.int32]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = self._runtime.score(
+            batch.tokens, batch.starts, batch.lengths, batch.tables, np.asarray(targets, np.int32)
+        )
+        return scores
+
+    def logits(self, batch: Batch, *, every: bool = False) -> NDArray[np.float32]:
+        """[S, vocab] logits after each sequence's last token, or [T, vocab] after every token."""
+        out: NDArray[np.float32] = self._runtime.logits(
+            batch.tokens, batch.starts, batch.lengths, batch.tables, all=every
+        )
+        return out
+
+
+def _fill(runtime: Any, plan: Plan, tensors: Any) -> None:
+    for name, width in plan.widths.items():
+        runtime.add_buffer(name, width)
+    for name in plan.weights():
+        tensor: Tensor = tensors[name]
+        if len(tensor.shape) == 1:
+            runtime.add_vector(name, tensor.numpy())
+        else:
+            rows, columns = tensor.shape
+            runtime.add_matrix(name, int(tensor.type), rows, columns, tensor.data)
+    for name, table in plan.ropes.items():
+        runtime.add_vector(name, np.ascontiguousarray(table, np.float32).reshape(-1))
+    for op in plan.ops:
+        _add(runtime, op)
+    runtime.finish()
+
+
+def _add(runtime: Any, op: Op) -> None:
+    """Tells the runtime one op; "" stands for an absent name there."""
+    match op:
+        case Embed():
+            runtime.embed(op.out, op.weight, op.scale, op.positions or "")
+        case Norm():
+            runtime.norm(op.out, op.x, op.weight, op.bias or "", op.eps, op.kind == "layer", op.residual or "")
+        case MatMul():
+            runtime.matmul(op.out, op.x, op.weights, op.biases, op.activation or "", op.residual or "", "")
+        case GatedMatMul():
+            runtime.matmul(op.out, op.x, [op.up], [], op.activation, "", op.gate)
+        case Attention():
+            runtime.attention(
+                op.out, op.qkv, op.layer, op.heads, op.scale, op.rope or "", op.rope_style == "interleaved",
+                op.window, op.q_norm or "", op.k_norm or "", op.norm_eps,
+            )  # fmt: skip
+        case Select():
+            runtime.select(op.out, op.x)

@@ -1,0 +1,98 @@
+"""Decides what the next step computes. Pure: no tensor, no clock, no weight.
+
+Running requests come first, one token each while they decode; what is left of the step's tokens goes to prefill
+chunks in order of arrival. When the KV cache is full, the latest arrival loses its pages and waits to be computed anew.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from millis.engine.kvcache import PageAllocator
+from millis.engine.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens [start, start + length) of a request; `last` when they reach its end, so that a token is sampled."""
+
+    request: Request
+    start: int
+    length: int
+    last: bool
+
+
+class Scheduler:
+    """Owns the queue and the pages of every request in it."""
+
+    def __init__(self, *, pages: int, page_tokens: int, max_tokens: int, max_sequences: int) -> None:
+        self.allocator = PageAllocator(pages)
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self._page_tokens = page_tokens
+        self._max_tokens = max_tokens
+        self._max_sequences = max_sequences
+
+    def add(self, request: Request) -> None:
+        """Queues a request behind all others."""
+        self.waiting.append(request)
+
+    def remove(self, request: Request) -> None:
+        """Forgets a request and frees its pages, wherever it stands."""
+        if request in self.running:
+            self.running.remove(request)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+        self.allocator.give(request.pages)
+
+    def schedule(self) -> list[Chunk]:
+        """The next step's chunks; moves requests from waiting to running and takes their pages."""
+        chunks: list[Chunk] = []
+        left, running = self._max_tokens, len(self.running)
+        for request in sorted(self.running, key=lambda r: r.pending > 1):  # stable: decodes before prefills
+            if left and request in self.running:  # it may have lost its pages to an earlier one
+                left -= self._place(request, left, chunks, may_preempt=True)
+        if len(self.running) < running:  # no admission while pages are short
+            return [chunk for chunk in chunks if chunk.request in self.running]
+        while left and self.waiting and len(self.running) < self._max_sequences:
+            placed = self._place(self.waiting[0], left, chunks, may_preempt=False)
+            if not placed:
+                break
+            self.running.append(self.waiting.popleft())
+            left -= placed
+        return chunks
+
+    def reclaim(self, pages: int) -> bool:
+        """Frees at least `pages` pages, taking them from the latest arrivals; False if all together are too few."""
+        while self.allocator.free < pages and self.running:
+            self.preempt(self.running[-1])
+        return self.allocator.free >= pages
+
+    def check_integrity(self) -> None:
+        """Asserts that no page is lost and that waiting requests hold none."""
+        self.allocator.check_integrity([request.pages for request in self.running])
+        assert all(not request.pages and request.computed == 0 for request in self.waiting)
+
+    def preempt(self, request: Request) -> None:
+        """Takes a running request's pages; it waits in front, to be computed anew."""
+        self.running.remove(request)
+        self.allocator.give(request.pages)
+        request.computed = 0
+        self.waiting.appendleft(request)
+
+    def _place(self, request: Request, room: int, chunks: list[Chunk], *, may_preempt: bool) -> int:
+        """Adds the request's next chunk of at most `room` tokens; 0 when no page is to be had for it."""
+        length = min(request.pending, room)
+        need = -(-(request.computed + length) // self._page_tokens) - len(request.pages)
+        pages = self.allocator.take(max(0, need))
+        while pages is None and may_preempt and self.running[-1] is not request:
+            self.preempt(self.running[-1])
+            pages = self.allocator.take(need)
+        if pages is None:
+            if may_preempt:
+                self.preempt(request)
+            return 0
+        request.pages.extend(pages)
+        chunks.append(Chunk(request, request.computed, length, length == request.pending))
+        return length

@@ -1,0 +1,76 @@
+"""A runner without weights: the next token is a fixed function of the tokens whose keys the cache holds.
+
+It keeps a real paged store, so a wrong page, position or order of chunks changes what it answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from millis.engine.runner import Batch, Sampled
+from millis.types import SamplingParams
+
+VOCAB = 97
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """What the fake model says after `tokens`."""
+    state = 17
+    for token in tokens:
+        state = (state * 31 + token + 7) % 1_000_003
+    return state % VOCAB
+
+
+def continuation(prompt: Sequence[int], count: int) -> list[int]:
+    """The fake model's greedy answer, without engine."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return tokens[len(prompt) :]
+
+
+class FakeRunner:
+    vocab = VOCAB
+    page_tokens = 4
+
+    def __init__(self, *, pages: int = 64, context: int = 128, max_tokens: int = 16, max_sequences: int = 4) -> None:
+        self.pages, self.context = pages, context
+        self.max_tokens, self.max_sequences = max_tokens, max_sequences
+        self.memory = np.full((pages, self.page_tokens), -1)
+        self.batches: list[list[int]] = []  # lengths of every step
+        self.fail: BaseException | None = None
+        self.on_step: Any = None
+
+    def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any:
+        return object()
+
+    def _sequences(self, batch: Batch) -> list[list[int]]:
+        assert len(batch.tokens) == sum(batch.lengths) <= self.max_tokens
+        assert len(batch.starts) <= self.max_sequences
+        found, at = [], 0
+        for start, length, table in zip(batch.starts, batch.lengths, batch.tables, strict=True):
+            for position in range(start, start + length):
+                self.memory[table[position // self.page_tokens], position % self.page_tokens] = batch.tokens[at]
+                at += 1
+            found.append([int(self.memory[table[p // self.page_tokens], p % self.page_tokens]) for p in range(start + length)])
+        return found
+
+    def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
+        if self.on_step:
+            self.on_step()
+        if self.fail:
+            raise self.fail
+        self.batches.append([int(n) for n in batch.lengths])
+        sequences = self._sequences(batch)
+        tokens = [next_token(s) if sampler else -1 for s, sampler in zip(sequences, samplers, strict=True)]
+        return Sampled(tokens, [None] * len(tokens))
+
+    def score(self, batch: Batch, targets: np.ndarray) -> np.ndarray:
+        """−(distance of the target from the fake model's choice), so that sums tell which tokens were asked."""
+        (sequence,) = self._sequences(batch)
+        start = int(batch.starts[0])
+        said = [next_token(sequence[: start + i + 1]) for i in range(len(targets))]
+        return np.array([0 if t < 0 else -abs(int(t) - s) for t, s in zip(targets, said, strict=True)], np.float32)
