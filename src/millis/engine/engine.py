@@ -169,10 +169,12 @@ class Engine:
                 self._turn.notify_all()
 
     def _drop_late(self) -> None:
-        """Ends the requests whose next token would come after their deadline."""
+        """Ends the requests that nobody waits for and those whose next token would come after their deadline."""
         due = self.clock() + self._step_s
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
-            if request.deadline_s is not None and due > request.deadline_s:
+            if request.abandoned:
+                self._finish(request, "cancelled", None)
+            elif request.deadline_s is not None and due > request.deadline_s:
                 self._finish(request, "deadline", None)
 
     def _emit(self, chunks: list[Chunk], sampled: Sampled, now: float) -> None:

@@ -34,6 +34,7 @@ class Request:
     inbox: deque[Event] = field(default_factory=deque)
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
+    abandoned: bool = False  # its reader asks for the end; any thread may set it
     timings: Timings = field(default_factory=Timings)
     first_step_s: float | None = None
     first_token_s: float | None = None

@@ -1,0 +1,58 @@
+"""Millis: real-time language models on the machine you have.
+
+>>> import millis
+>>> lm = millis.load("smollm2")
+>>> out = lm.generate("Once upon a time", max_tokens=32)
+>>> out.text, out.timings.first_token_ms
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from millis.types import (
+    Completion,
+    FormatError,
+    MillisError,
+    ModelError,
+    PullError,
+    RequestError,
+    SamplingParams,
+    TemplateError,
+    Timings,
+    TokenLogprob,
+)
+
+if TYPE_CHECKING:
+    from millis.config import EngineConfig
+    from millis.tasks.model import LanguageModel, Stream, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Completion",
+    "EngineConfig",
+    "FormatError",
+    "LanguageModel",
+    "MillisError",
+    "ModelError",
+    "PullError",
+    "RequestError",
+    "SamplingParams",
+    "Stream",
+    "TemplateError",
+    "Timings",
+    "TokenLogprob",
+    "load",
+]
+
+# Loaded on first use, so that `import millis` costs next to nothing.
+_LAZY = {"EngineConfig": "config", "LanguageModel": "tasks.model", "Stream": "tasks.model", "load": "tasks.model"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"millis.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'millis' has no attribute {name!r}")

@@ -1,0 +1,5 @@
+"""`python -m millis` is the command `millis`."""
+
+from millis.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Measurements: Millis beside other engines, and quality beside a float32 reference."""

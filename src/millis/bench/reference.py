@@ -1,0 +1,142 @@
+"""The float32 reference: transformers on the very weights of a checkpoint, dequantised. Needs the extra `train`.
+
+Its arithmetic is independent of ours; only the dequantised weights are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from millis.models.checkpoint import Checkpoint
+from millis.models.config import ModelConfig
+from millis.types import ModelError
+
+_LAYER = {  # GGUF's name → transformers', within a layer
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GEMMA = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def torch_module() -> Any:
+    """torch, or a ModelError that says how to get it."""
+    try:
+        import torch
+        import transformers  # noqa: F401
+
+        return torch
+    except ImportError as error:
+        raise ModelError(f"the float32 reference needs {error.name}; install it with: pip install 'millis[train]'") from None
+
+
+def reference_model(checkpoint: Checkpoint, threads: int) -> Any:
+    """A transformers model in float32. ModelError for an architecture without such a reference here."""
+    torch = torch_module()
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(threads)
+    config = _config(checkpoint.config, "output.weight" not in checkpoint.tensors)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    state = {name: torch.from_numpy(np.array(values)) for name, values in _weights(checkpoint)}
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    missing = [name for name, p in model.named_parameters() if p.is_meta]
+    if missing:
+        raise ModelError(f"{checkpoint.path}: no weights for the reference's {missing[0]}")
+    for module in model.modules():  # tables that from_config left without memory
+        if hasattr(module, "inv_freq"):
+            module.__init__(config)
+        if hasattr(module, "embed_scale") and module.embed_scale.is_meta:
+            module.embed_scale = torch.tensor(module.scalar_embed_scale)
+    return model.eval()
+
+
+def _config(config: ModelConfig, tied: bool) -> Any:
+    import transformers
+
+    classes = {
+        "llama": transformers.LlamaConfig,
+        "qwen2": transformers.Qwen2Config,
+        "qwen3": transformers.Qwen3Config,
+        "gemma3": transformers.Gemma3TextConfig,
+    }
+    if config.architecture not in classes or config.rope_scaling is not None:
+        raise ModelError(f"no float32 reference for architecture {config.architecture} of this form")
+    extra: dict[str, Any] = {}
+    if config.architecture == "gemma3":
+        full, local = config.rope_theta, config.rope_local_theta
+        extra = {
+            "sliding_window": max(config.windows),
+            "layer_types": ["sliding_attention" if window else "full_attention" for window in config.windows],
+            "query_pre_attn_scalar": config.head_dim if config.attention_scale is None else config.attention_scale**-2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": full},
+                "sliding_attention": {"rope_type": "default", "rope_theta": local},
+            },
+        }
+    else:
+        extra = {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
+    return classes[config.architecture](
+        hidden_size=config.hidden,
+        intermediate_size=config.ffn,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        vocab_size=config.vocab,
+        max_position_embeddings=config.context,
+        rms_norm_eps=config.norm_eps,
+        tie_word_embeddings=tied,
+        attn_implementation="eager",
+        **extra,
+    )
+
+
+def _weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
+    config = checkpoint.config
+    layer_names = {**_LAYER, **(_GEMMA if config.architecture == "gemma3" else {})}
+    for name, tensor in checkpoint.tensors.items():
+        stem, _, kind = name.rpartition(".")
+        values = tensor.numpy()
+        if stem.startswith("blk."):
+            _, layer, part = stem.split(".", 2)
+            if config.rope_style == "interleaved" and part in ("attn_q", "attn_k"):
+                heads = config.heads if part == "attn_q" else config.kv_heads
+                pairs = values.reshape(heads, config.head_dim // 2, 2, -1)
+                values = pairs.swapaxes(1, 2).reshape(values.shape)
+            target = f"model.layers.{layer}.{layer_names[part]}"
+        elif stem in _TOP:
+            target = _TOP[stem]
+        else:
+            continue
+        if config.architecture == "gemma3" and stem.endswith("norm"):
+            values = values - 1  # transformers adds the one itself
+        yield f"{target}.{kind}", values
+
+
+def log_likelihood(model: Any, window: list[int]) -> float:
+    """Summed log-probability (nats) of window[1:], each token after those before it."""
+    torch = torch_module()
+    with torch.inference_mode():
+        logits = model(torch.tensor([window])).logits[0, :-1].float()
+        targets = torch.tensor(window[1:])
+        return -float(torch.nn.functional.cross_entropy(logits, targets, reduction="none").double().sum())

@@ -1,0 +1,97 @@
+"""What the verbs share: their options, loading with progress, the status line, and Ctrl-C that stops cleanly."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from millis.types import Timings
+
+if TYPE_CHECKING:
+    from millis.tasks.model import LanguageModel, Stream
+
+Model = Annotated[str, typer.Option("-m", "--model", help="Catalogue name, .gguf file, Hugging Face folder or hub repo id.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads; default: this machine's physical cores.")]
+Precision = Annotated[str, typer.Option(help="fast, or exact (float32 throughout; slow, for checks).")]
+Context = Annotated[int | None, typer.Option(min=1, help="Longest conversation in tokens.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")]
+TopK = Annotated[int, typer.Option(min=0, help="Draw from the k likeliest tokens; 0: off.")]
+TopP = Annotated[float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this mass; 1: off.")]
+MinP = Annotated[float, typer.Option(min=0, max=1, help="Drop tokens below this share of the likeliest; 0: off.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Same seed, same machine: same text.")]
+Penalty = Annotated[float, typer.Option(help="Above 1: repeat less.")]
+DeadlineMs = Annotated[float | None, typer.Option(min=0.001, help="The answer ends by then, cut where it must be.")]
+System = Annotated[str | None, typer.Option(help="System message.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def load(name: str, **options: Any) -> LanguageModel:
+    """The model, pulled with a progress bar if need be."""
+    from millis.hub.bar import Bar
+    from millis.tasks.model import LanguageModel
+
+    with Bar() as bar:
+        return LanguageModel(name, progress=bar, agree=ask_terms, **options)
+
+
+def ask_terms(entry: Any) -> bool:
+    """Shows an entry's terms and asks, where somebody can answer."""
+    print(entry.terms, file=sys.stderr)
+    if not sys.stdin.isatty():
+        print(f"to agree without a terminal: millis pull {entry.name} --accept-terms", file=sys.stderr)
+        return False
+    return typer.confirm("Do you agree?", err=True)
+
+
+def show(stream: Stream) -> None:
+    """Prints an answer as it comes. Ctrl-C ends it at once, and what was written stays; twice ends the program."""
+    with stopped_by_interrupt(stream):
+        for piece in stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    print(flush=True)
+
+
+@contextmanager
+def stopped_by_interrupt(stream: Stream) -> Iterator[None]:
+    """The first Ctrl-C cancels `stream` between two steps, so that no state is torn; the next interrupts as usual."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        stream.stop_soon()
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def status_line(timings: Timings, lm: LanguageModel) -> str:
+    """first token 12.3 ms · 301.2 tokens/s · 64 tokens in 224 ms · smollm2.gguf, 2 threads, avx512."""
+    parts = [f"first token {timings.first_token_ms:.1f} ms"]
+    if timings.tokens_per_second:
+        parts.append(f"{timings.tokens_per_second:.1f} tokens/s")
+    parts.append(f"{timings.prompt_tokens} + {timings.completion_tokens} tokens in {timings.total_ms:.0f} ms")
+    if timings.slack_ms is not None:
+        parts.append(f"{timings.slack_ms:.0f} ms before the deadline")
+    parts.append(f"{lm.path.name}, {lm.config.threads} threads, {lm.runner.isa}")
+    return " · ".join(parts)
+
+
+def say(text: str) -> None:
+    """A line for the user that is not the answer: dimmed, on standard error."""
+    print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """One object, readable text left as it is."""
+    print(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False))

@@ -1,0 +1,75 @@
+"""millis doctor: what this machine has, what will be used, and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from millis import _native, hub
+from millis.commands import common
+from millis.config import EngineConfig
+
+BANDWIDTH_MIB = 256  # larger than any cache that models fit into
+WHY = {
+    "avx512": "AVX-512 with VNNI: the widest integer products here",
+    "avx2": "AVX2 and FMA: no AVX-512 with VNNI here",
+    "scalar": "plain C++: no AVX2 here; expect slow answers",
+}
+
+
+def command(json: common.Json = False) -> None:
+    """Shows processor, memory, bandwidth and models on disk. Example: millis doctor --json"""
+    config = EngineConfig()
+    threads = config.threads or 1
+    isas = _native.supported_isas()
+    chosen = isas[-1] if config.isa == "auto" else config.isa
+    bandwidth = _native.read_bandwidth(BANDWIDTH_MIB, threads)
+    on_disk = [row for row in hub.entries() if row.state == "complete"]
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "isas": isas,
+        "isa": chosen,
+        "isa_known": chosen in isas,
+        "isa_from": "MILLIS_ISA" if os.environ.get("MILLIS_ISA") else "detected",
+        "read_gb_per_s": round(bandwidth, 1),
+        "memory_gib": _memory_gib("MemTotal"),
+        "memory_available_gib": _memory_gib("MemAvailable"),
+        "home": str(hub.home()),
+        "models": {row.name: {"bytes": row.size_bytes, "limit_tokens_per_s": round(1e9 * bandwidth / row.size_bytes)} for row in on_disk},
+    }
+    if json:
+        common.print_json(facts)
+        return
+    why = WHY.get(chosen, "") if chosen in isas else "this machine lacks it: unset MILLIS_ISA"
+    print(f"processor     {facts['processor']}")
+    print(f"system        {facts['system']}")
+    print(f"threads       {threads} of {facts['cpus']} CPUs: the physical cores this process may use")
+    print(f"kernels       {chosen} ({facts['isa_from']}) of {', '.join(isas)} – {why}")
+    print(f"read          {bandwidth:.1f} GB/s with {threads} threads from {BANDWIDTH_MIB} MiB: the limit of decoding")
+    print(f"memory        {facts['memory_available_gib']} of {facts['memory_gib']} GiB available")
+    print(f"models        {facts['home']}")
+    for name, row in facts["models"].items():
+        print(f"  {name:<14}{row['bytes'] / 1e6:.0f} MB, at most about {row['limit_tokens_per_s']} tokens/s here")
+    if not on_disk:
+        print("  none yet; fetch one with: millis pull smollm2")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown"
+
+
+def _memory_gib(field: str) -> float | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(round(int(line.split()[1]) / 2**20, 1) for line in lines if line.startswith(field + ":"))
+    except (OSError, StopIteration):
+        return None

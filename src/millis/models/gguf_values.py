@@ -1,0 +1,158 @@
+"""GGUF's key-values, read from mapped bytes by a cursor that trusts no length.
+
+Scalars become int, float, bool or str; an array of numbers becomes a NumPy view of the file, an array of strings a
+`StringArray`. So what parsing allocates stays below the file's size, whatever the file claims.
+Source: the GGUF specification, versions 2 and 3.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis.types import FormatError
+
+_MAX_KEYS = 1 << 14
+_MAX_KEY_BYTES = 65535  # the specification's
+_MAX_TEXT_BYTES = 1 << 26  # of all strings outside arrays together
+_STRING, _ARRAY = 8, 9
+_NUMBERS = ("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", "", "", "<u8", "<i8", "<f8")  # by value type
+
+
+class StringArray(Sequence[str]):
+    """Strings that stay in the file until asked for; one that is not UTF-8 raises FormatError then."""
+
+    __slots__ = ("_bytes", "_key", "_places")
+
+    def __init__(self, key: str, bytes: memoryview, places: Sequence[int]) -> None:
+        """`places`: where in `bytes` each string's 8-byte length lies."""
+        self._key = key
+        self._bytes = bytes
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> StringArray: ...
+    def __getitem__(self, index: int | slice) -> str | StringArray:
+        if isinstance(index, slice):
+            return StringArray(self._key, self._bytes, self._places[index])
+        return self._text(self._places[index])
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._text, self._places)
+
+    def _text(self, place: int) -> str:
+        start = place + 8
+        end = start + int.from_bytes(self._bytes[place:start], "little")
+        try:
+            return str(self._bytes[start:end], "utf-8")
+        except UnicodeDecodeError:
+            raise FormatError(f"a string of {self._key!r:.80} is not UTF-8, at byte {start}") from None
+
+
+class Cursor:
+    """A position in the file's bytes; every read names what it reads, for the error when the file ends inside it."""
+
+    def __init__(self, data: NDArray[np.uint8]) -> None:
+        self.data = data
+        self.bytes = data.data
+        self.at = 0
+        self._text_bytes = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes from here to the end."""
+        return len(self.bytes) - self.at
+
+    def skip(self, count: int, what: str) -> int:
+        """Moves past `count` bytes of `what`; returns where they start."""
+        if count > self.left:
+            raise FormatError(f"the file ends inside {what}, at byte {len(self.bytes)}; pull it again")
+        start, self.at = self.at, self.at + count
+        return start
+
+    def number(self, format: str, what: str) -> Any:
+        """One little-endian number of a `struct` format."""
+        return struct.unpack_from("<" + format, self.bytes, self.skip(struct.calcsize("<" + format), what))[0]
+
+    def text(self, what: str, limit_bytes: int = _MAX_TEXT_BYTES) -> str:
+        """A string: its length in 8 bytes, then UTF-8."""
+        length = self.number("Q", f"the length of {what}")
+        self._text_bytes += length
+        if length > limit_bytes or self._text_bytes > _MAX_TEXT_BYTES:
+            raise FormatError(f"{what} is {length} bytes long, beyond what Millis reads")
+        start = self.skip(length, what)
+        try:
+            return str(self.bytes[start : self.at], "utf-8")
+        except UnicodeDecodeError:
+            raise FormatError(f"{what} is not UTF-8") from None
+
+
+def read_key_values(cursor: Cursor, count: int) -> dict[str, Any]:
+    """`count` key-values, in the file's order. Raises FormatError."""
+    if count > _MAX_KEYS or count * 13 > cursor.left:  # 13 bytes: an empty key and a value of one byte
+        raise FormatError(f"the header claims {count} key-values, more than it can hold; pull it again")
+    found: dict[str, Any] = {}
+    for index in range(count):
+        key = cursor.text(f"key {index}", _MAX_KEY_BYTES)
+        if key in found:
+            raise FormatError(f"the key {key!r:.80} appears twice")
+        found[key] = _value(cursor, key)
+    return found
+
+
+def _value(cursor: Cursor, key: str) -> Any:
+    what = f"the value of {key!r:.80}"
+    kind = cursor.number("I", f"the type of {key!r:.80}")
+    if kind == _STRING:
+        return cursor.text(what)
+    if kind == _ARRAY:
+        return _array(cursor, key)
+    return _numbers(cursor, kind, 1, key)[0].item()
+
+
+def _array(cursor: Cursor, key: str) -> NDArray[Any] | StringArray:
+    kind = cursor.number("I", f"the element type of {key!r:.80}")
+    count = cursor.number("Q", f"the element count of {key!r:.80}")
+    if kind == _ARRAY:
+        raise FormatError(f"{key!r:.80} is an array of arrays, which Millis does not read")
+    return _strings(cursor, count, key) if kind == _STRING else _numbers(cursor, kind, count, key)
+
+
+def _numbers(cursor: Cursor, kind: int, count: int, key: str) -> NDArray[Any]:
+    """`count` numbers [count]: a view of the file."""
+    if not (kind < len(_NUMBERS) and _NUMBERS[kind]):
+        raise FormatError(f"{key!r:.80} has the value type {kind}, which the GGUF specification does not define")
+    dtype = np.dtype(_NUMBERS[kind])
+    start = cursor.skip(count * dtype.itemsize, f"the {count} numbers of {key!r:.80}")
+    raw = cursor.data[start : cursor.at]
+    if dtype == np.bool_ and raw.size and raw.max() > 1:
+        raise FormatError(f"{key!r:.80} holds a truth value that is neither 0 nor 1")
+    return raw.view(dtype)
+
+
+def _strings(cursor: Cursor, count: int, key: str) -> StringArray:
+    """Finds where each string lies without reading any: a vocabulary may hold a quarter of a million."""
+    if count * 8 > cursor.left:
+        raise FormatError(f"the file ends inside the {count} strings of {key!r:.80}; pull it again")
+    places = array("Q", [0]) * count
+    length_at, bytes, at, size = struct.Struct("<Q").unpack_from, cursor.bytes, cursor.at, len(cursor.bytes)
+    for index in range(count):
+        if at + 8 > size:
+            break
+        places[index] = at
+        at += 8 + length_at(bytes, at)[0]
+    else:
+        if at <= size:
+            cursor.at = at
+            return StringArray(key, bytes, places)
+    raise FormatError(f"the file ends inside string {index} of {key!r:.80}; pull it again")

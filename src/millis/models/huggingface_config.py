@@ -1,0 +1,259 @@
+"""A Hugging Face folder's config.json → ModelConfig. A setting that would change the computation is refused.
+
+Keys and defaults are those of transformers' configuration classes; rotary settings are read in the form up to
+version 4 (`rope_theta`, `rope_scaling`) and in that of version 5 (`rope_parameters`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from millis.models.config import Architecture, ModelConfig, RopeScaling
+from millis.models.tensors_expected import check_config
+from millis.types import FormatError
+
+_TYPES: dict[str, Architecture] = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma3_text": "gemma3",
+    "gpt2": "gpt2",
+}
+# Values that leave the computation as Millis runs it; null always does.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
+    "attn_logit_softcapping": (),
+    "final_logit_softcapping": (),
+    "mlp_bias": (False,),
+    "partial_rotary_factor": (1,),
+    "quantization_config": (),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "scale_attn_weights": (True,),
+    "use_bidirectional_attention": (False,),
+}
+# transformers' defaults of Gemma3TextConfig, which the published multimodal files rely on.
+_GEMMA3 = {
+    "attention_heads": 8,
+    "key_value_heads": 4,
+    "head_dim": 256,
+    "vocab": 262208,
+    "context": 131072,
+    "theta": 1e6,
+    "scalar": 256,
+    "period": 6,
+}
+
+
+class _Settings:
+    """Typed look-ups in a JSON object; null means absent."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def get(self, key: str) -> Any:
+        return self._values.get(key)
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        value = self._required(key, default)
+        if type(value) is not int:
+            raise FormatError(f"config.json: {key} must be a whole number, not {value!r:.40}")
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        value = self._required(key, default)
+        if type(value) not in (int, float) or abs(value) > 1e30:
+            raise FormatError(f"config.json: {key} must be a number, not {value!r:.40}")
+        return float(value)
+
+    def truth(self, key: str, default: bool) -> bool:
+        value = self._required(key, default)
+        if type(value) is not bool:
+            raise FormatError(f"config.json: {key} must be true or false, not {value!r:.40}")
+        return value
+
+    def part(self, key: str) -> _Settings:
+        """The object under `key`, empty where absent."""
+        value = self._values.get(key)
+        if not isinstance(value, dict | None):
+            raise FormatError(f"config.json: {key} must be an object, not {value!r:.40}")
+        return _Settings(value or {})
+
+    def _required(self, key: str, default: Any) -> Any:
+        value = self._values.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise FormatError(f"config.json: {key} is missing")
+        return value
+
+
+def huggingface_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfig, bool]:
+    """The configuration, and whether the embedding serves as output matrix. Raises FormatError."""
+    settings = _Settings(values)
+    if values.get("model_type") == "gemma3":  # with a vision tower: its language half
+        settings = _Settings({"model_type": "gemma3_text"} | dict(settings.part("text_config")._values))
+    kind = settings.get("model_type")
+    if not isinstance(kind, str) or kind not in _TYPES:
+        raise FormatError(f"config.json: the model type {kind!r:.40} is not one of {', '.join(_TYPES)}, gemma3")
+    architecture = _TYPES[kind]
+    for key, allowed in _NEUTRAL.items():
+        if settings.get(key) is not None and settings.get(key) not in allowed:
+            raise FormatError(f"config.json sets {key} to {settings.get(key)!r:.40}, which Millis does not support")
+    fields = _SPECIFIC[architecture](settings)
+    config = ModelConfig(architecture=architecture, name=name, **fields)
+    check_config(config)
+    tied = settings.truth("tie_word_embeddings", architecture in ("gemma3", "gpt2"))
+    return config, tied
+
+
+def _common(settings: _Settings) -> dict[str, Any]:
+    """llama's keys, shared by all but gpt2."""
+    hidden, heads = settings.whole("hidden_size"), settings.whole("num_attention_heads")
+    _check_activation(settings.get("hidden_act"), ("silu",))
+    return {
+        "layers": settings.whole("num_hidden_layers"),
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": settings.whole("num_key_value_heads", heads),
+        "head_dim": settings.whole("head_dim", 0) or _divide(hidden, heads),
+        "ffn": settings.whole("intermediate_size"),
+        "vocab": settings.whole("vocab_size"),
+        "context": settings.whole("max_position_embeddings"),
+        "norm_eps": settings.real("rms_norm_eps", 1e-6),
+        "attention_bias": settings.truth("attention_bias", False),
+        **_rotary(settings, settings.part("rope_parameters"), 10000.0),
+    }
+
+
+def _divide(hidden: int, heads: int) -> int:
+    if heads < 1 or hidden % heads:
+        raise FormatError(f"config.json: a hidden size of {hidden} does not divide into {heads} heads")
+    return hidden // heads
+
+
+def _check_activation(found: Any, allowed: tuple[str, ...]) -> None:
+    if found is not None and found not in allowed:
+        raise FormatError(f"config.json: the activation {found!r:.40} is not {' or '.join(allowed)}")
+
+
+def _rotary(settings: _Settings, parameters: _Settings, theta: float) -> dict[str, Any]:
+    """`parameters`: version 5's; what they leave out is looked for in version 4's places."""
+    theta = parameters.real("rope_theta", settings.real("rope_theta", theta))
+    scaling = parameters if parameters.get("rope_type") else settings.part("rope_scaling")
+    for part in (parameters, scaling):
+        if part.get("partial_rotary_factor") not in (None, 1):
+            raise FormatError("config.json: only a part of each head is rotated, which Millis does not support")
+    return {"rope_theta": theta, "rope_scaling": _scaling(scaling, settings)}
+
+
+def _scaling(scaling: _Settings, settings: _Settings) -> RopeScaling | None:
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling(kind="linear", factor=scaling.real("factor"))
+    if kind == "llama3":
+        return RopeScaling(
+            kind="llama3",
+            factor=scaling.real("factor"),
+            low_freq_factor=scaling.real("low_freq_factor"),
+            high_freq_factor=scaling.real("high_freq_factor"),
+            original_context=scaling.whole("original_max_position_embeddings"),
+        )
+    raise FormatError(f"config.json: the rope scaling {kind!r:.40} is not one of default, linear, llama3")
+
+
+def _windows(settings: _Settings, layers: int) -> tuple[int, ...]:
+    """Positions attended per layer, from `layer_types`; () where every layer attends to all."""
+    kinds = settings.get("layer_types")
+    if not isinstance(kinds, list) or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
+        raise FormatError(f"config.json: layer_types must list full_attention or sliding_attention, not {kinds!r:.60}")
+    if "sliding_attention" not in kinds:
+        return ()
+    window = settings.whole("sliding_window")
+    if len(kinds) != layers or window < 1:
+        raise FormatError(f"config.json: a window of {window} in {len(kinds)} layer_types for {layers} layers")
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def _qwen(settings: _Settings) -> dict[str, Any]:
+    fields = _common(settings)
+    if settings.truth("use_sliding_window", False):
+        if settings.get("layer_types") is None:
+            raise FormatError("config.json: use_sliding_window without layer_types; save it again with transformers 5")
+        fields["windows"] = _windows(settings, fields["layers"])
+    return fields
+
+
+def _qwen2(settings: _Settings) -> dict[str, Any]:
+    return _qwen(settings) | {"attention_bias": True}
+
+
+def _gemma3(settings: _Settings) -> dict[str, Any]:
+    defaults = {
+        "num_attention_heads": _GEMMA3["attention_heads"],
+        "num_key_value_heads": _GEMMA3["key_value_heads"],
+        "head_dim": _GEMMA3["head_dim"],
+        "vocab_size": _GEMMA3["vocab"],
+        "max_position_embeddings": _GEMMA3["context"],
+    }
+    given = {key: value for key, value in settings._values.items() if value is not None}
+    settings = _Settings(defaults | given)
+    _check_activation(settings.get("hidden_activation"), ("gelu_pytorch_tanh",))
+    rope = settings.part("rope_parameters")
+    if unknown := rope._values.keys() - {"full_attention", "sliding_attention"}:
+        raise FormatError(f"config.json: rope_parameters of gemma3 are per layer type; {min(unknown)!r:.40} is none")
+    local = rope.part("sliding_attention")
+    if _scaling(local, settings) is not None:
+        raise FormatError("config.json: scaled rotation of windowed layers is not supported")
+    fields = _common(settings) | _rotary(settings, rope.part("full_attention"), _GEMMA3["theta"])
+    layers = fields["layers"]
+    return fields | {
+        "windows": _gemma3_windows(settings, layers),
+        "rope_local_theta": local.real("rope_theta", settings.real("rope_local_base_freq", 10000.0)),
+        "attention_scale": _inverse_root(settings.real("query_pre_attn_scalar", _GEMMA3["scalar"])),
+        "activation": "gelu_tanh",
+    }
+
+
+def _gemma3_windows(settings: _Settings, layers: int) -> tuple[int, ...]:
+    if settings.get("layer_types") is not None:
+        return _windows(settings, layers)
+    period = settings.whole("sliding_window_pattern", settings.whole("_sliding_window_pattern", 6))
+    window = settings.whole("sliding_window", 4096)
+    if not (1 <= period <= 1024 and 1 <= layers <= 1024):
+        raise FormatError(f"config.json: {layers} layers with every {period}th attending to all make no sense")
+    return tuple(0 if index % period == period - 1 else window for index in range(layers))
+
+
+def _inverse_root(value: float) -> float:
+    if value <= 0:
+        raise FormatError(f"config.json: query_pre_attn_scalar must be positive, not {value}")
+    return float(value**-0.5)
+
+
+def _gpt2(settings: _Settings) -> dict[str, Any]:
+    hidden, heads = settings.whole("n_embd"), settings.whole("n_head")
+    _check_activation(settings.get("activation_function"), ("gelu_new", "gelu_pytorch_tanh"))
+    return {
+        "layers": settings.whole("n_layer"),
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": heads,
+        "head_dim": _divide(hidden, heads),
+        "ffn": settings.whole("n_inner", 4 * hidden),
+        "vocab": settings.whole("vocab_size"),
+        "context": settings.whole("n_positions"),
+        "norm_eps": settings.real("layer_norm_epsilon", 1e-5),
+        "activation": "gelu_tanh",
+        "attention_bias": True,
+    }
+
+
+_SPECIFIC: dict[Architecture, Callable[[_Settings], dict[str, Any]]] = {
+    "llama": _common,
+    "qwen2": _qwen2,
+    "qwen3": _qwen,
+    "gemma3": _gemma3,
+    "gpt2": _gpt2,
+}

@@ -1,0 +1,68 @@
+"""From a path to a model ready to run: which reader reads it, which architecture plans it, for how long a context.
+
+The readers refuse a checkpoint whose tensors are not exactly those of its configuration; plans rely on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from millis.models import gemma3, gpt2, llama
+from millis.models.checkpoint import Checkpoint
+from millis.models.config import Architecture, ModelConfig
+from millis.models.gguf import read_gguf
+from millis.models.huggingface import read_folder
+from millis.models.plan import Plan
+from millis.models.tensor import Tensor
+from millis.types import ModelError, RequestError
+
+DEFAULT_CONTEXT = 8192  # tokens; a longer one is reserved only when asked for
+
+Builder = Callable[[ModelConfig, Mapping[str, Tensor], int], Plan]
+
+BUILDERS: Mapping[Architecture, Builder] = {
+    "llama": llama.build,
+    "qwen2": llama.build,
+    "qwen3": llama.build,
+    "gemma3": gemma3.build,
+    "gpt2": gpt2.build,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A checkpoint and the plan that runs it."""
+
+    checkpoint: Checkpoint
+    plan: Plan
+
+
+def load_model(path: Path, context: int | None = None) -> Model:
+    """Reads `path` and plans for sequences of `context` tokens (default: the model's own, up to DEFAULT_CONTEXT).
+
+    ModelError: nothing there, or an architecture we do not run. FormatError: a malformed file, or tensors that do not
+    fit. RequestError: a context the model was not made for.
+    """
+    checkpoint = read_checkpoint(path)
+    if context is None:
+        context = min(checkpoint.config.context, DEFAULT_CONTEXT)
+    return Model(checkpoint, build_plan(checkpoint, context))
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A GGUF file or a Hugging Face folder, by what lies at `path`."""
+    if path.is_dir():
+        return read_folder(path)
+    if path.is_file():
+        return read_gguf(path)
+    raise ModelError(f"there is no model at {path}; give a .gguf file or a Hugging Face folder")
+
+
+def build_plan(checkpoint: Checkpoint, context: int) -> Plan:
+    """The plan of a checkpoint, for sequences of up to `context` tokens. RequestError: more than it was made for."""
+    config = checkpoint.config
+    if not 1 <= context <= config.context:
+        raise RequestError(f"context must lie in [1, {config.context}] for this model, not {context}")
+    return BUILDERS[config.architecture](config, checkpoint.tensors, context)

@@ -1,0 +1,135 @@
+"""Runs a plan in NumPy, plainly: the answer that the native runtime is tested against. Slow, and meant to be read.
+
+It knows one sequence from position 0, no cache and no steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis.models.plan import Activation, Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
+from millis.models.tensor import Tensor
+from millis.types import RequestError
+
+Floats = NDArray[np.float32]
+
+
+class Oracle:
+    """Executes `plan` over `tensors` in float32. Each weight is dequantised at its first use and kept."""
+
+    def __init__(self, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+        self._plan = plan
+        self._tensors = tensors
+        self._weights: dict[str, Floats] = {}
+
+    def logits(self, tokens: Sequence[int]) -> Floats:
+        """[T, vocab] float32: row t scores the token after tokens[t].
+
+        RequestError: no tokens, more than the plan's context, or an id outside the vocabulary.
+        """
+        plan = self._plan
+        if not 0 < len(tokens) <= plan.context:
+            raise RequestError(f"the oracle takes 1 to {plan.context} tokens, not {len(tokens)}")
+        if not all(0 <= token < plan.vocab for token in tokens):
+            raise RequestError(f"token ids must lie in [0, {plan.vocab})")
+        buffers: dict[str, Floats] = {}
+        for op in plan.ops:
+            buffers[op.out] = self._run(op, buffers, np.asarray(tokens))
+        return buffers["logits"]
+
+    def _weight(self, name: str) -> Floats:
+        if name not in self._weights:
+            self._weights[name] = self._tensors[name].numpy()
+        return self._weights[name]
+
+    def _run(self, op: Op, buffers: Mapping[str, Floats], tokens: NDArray[np.int64]) -> Floats:
+        match op:
+            case Embed():
+                return self._embed(op, tokens)
+            case Norm():
+                return self._norm(op, buffers)
+            case MatMul():
+                return self._matmul(op, buffers)
+            case GatedMatMul():
+                x = buffers[op.x]
+                return _activate(x @ self._weight(op.gate).T, op.activation) * (x @ self._weight(op.up).T)
+            case Attention():
+                return self._attend(op, buffers[op.qkv])
+            case Select():
+                return buffers[op.x]  # every row is wanted here
+
+    def _embed(self, op: Embed, tokens: NDArray[np.int64]) -> Floats:
+        x = self._weight(op.weight)[tokens] * np.float32(op.scale)
+        return x if op.positions is None else x + self._weight(op.positions)[: len(tokens)]
+
+    def _norm(self, op: Norm, buffers: Mapping[str, Floats]) -> Floats:
+        x = buffers[op.x]
+        if op.kind == "layer":
+            x = x - x.mean(axis=-1, keepdims=True)
+        out = _rms(x, op.eps) * self._weight(op.weight)
+        if op.bias is not None:
+            out = out + self._weight(op.bias)
+        return out if op.residual is None else out + buffers[op.residual]
+
+    def _matmul(self, op: MatMul, buffers: Mapping[str, Floats]) -> Floats:
+        out = np.concatenate([buffers[op.x] @ self._weight(name).T for name in op.weights], axis=-1)
+        if op.biases:
+            out = out + np.concatenate([self._weight(name) for name in op.biases])
+        if op.activation is not None:
+            out = _activate(out, op.activation)
+        return out if op.residual is None else out + buffers[op.residual]
+
+    def _attend(self, op: Attention, qkv: Floats) -> Floats:
+        rows, group = len(qkv), op.heads // op.kv_heads
+        heads = qkv.reshape(rows, op.heads + 2 * op.kv_heads, op.head_dim)
+        q, k, v = np.split(heads, [op.heads, op.heads + op.kv_heads], axis=1)
+        if op.q_norm is not None:
+            q = _rms(q, op.norm_eps) * self._weight(op.q_norm)
+        if op.k_norm is not None:
+            k = _rms(k, op.norm_eps) * self._weight(op.k_norm)
+        if op.rope is not None:
+            table = self._plan.ropes[op.rope][:, :rows, None]
+            q, k = _rotate(q, table, op.rope_style), _rotate(k, table, op.rope_style)
+        q = q.reshape(rows, op.kv_heads, group, op.head_dim)  # query head h reads the keys of head h // group
+        scores = np.einsum("tkgd,skd->kgts", q, k, optimize=True) * np.float32(op.scale)
+        weights = _softmax(np.where(_visible(rows, op.window), scores, np.float32(-np.inf)))
+        out: Floats = np.einsum("kgts,skd->tkgd", weights, v, optimize=True)
+        return out.reshape(rows, op.heads * op.head_dim)
+
+
+def _rms(x: Floats, eps: float) -> Floats:
+    out: Floats = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps))
+    return out
+
+
+def _activate(x: Floats, activation: Activation) -> Floats:
+    if activation == "silu":
+        inner = np.float32(0.5) * x  # x · sigmoid(x) = x / 2 · (tanh(x / 2) + 1), which cannot overflow
+    else:
+        inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)  # Hendrycks and Gimpel, 2016
+    out: Floats = np.float32(0.5) * x * (np.tanh(inner) + 1)
+    return out
+
+
+def _rotate(x: Floats, table: Floats, style: str) -> Floats:
+    """x: [T, heads, head_dim]; table: [2, T, 1, head_dim / 2]. Turns each pair of coordinates by its angle."""
+    half = x.shape[-1] // 2
+    first, second = (x[..., :half], x[..., half:]) if style == "half" else (x[..., 0::2], x[..., 1::2])
+    cosine, sine = table
+    turned = (first * cosine - second * sine, first * sine + second * cosine)
+    return np.concatenate(turned, axis=-1) if style == "half" else np.stack(turned, axis=-1).reshape(x.shape)
+
+
+def _visible(rows: int, window: int) -> NDArray[np.bool_]:
+    """[T, T]: whether the row's token attends to the column's."""
+    distance = np.arange(rows)[:, None] - np.arange(rows)[None, :]
+    return (distance >= 0) & (distance < (window or rows))
+
+
+def _softmax(scores: Floats) -> Floats:
+    powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    out: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return out

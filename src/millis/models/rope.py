@@ -1,0 +1,49 @@
+"""Rotary position embedding (Su et al., 2021): the cosines and sines of every position, computed once.
+
+Angles are computed in float64 and rounded once, so that far positions keep their precision.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis.models.config import RopeScaling
+from millis.types import FormatError
+
+
+def rope_table(
+    context: int,
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling | None = None,
+    factors: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """[2, context, head_dim / 2] float32: cosine and sine of position · frequency, in radians.
+
+    Frequency i is theta^(−2i / head_dim), then stretched by `scaling`, then divided by factors[i] where a file lists
+    them (GGUF's `rope_freqs.weight`). FormatError: factors that are not head_dim / 2 positive numbers.
+    """
+    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is not None:
+        frequencies = _scaled(frequencies, scaling)
+    if factors is not None:
+        if factors.shape != frequencies.shape or not np.all(np.isfinite(factors) & (factors > 0)):
+            raise FormatError(f"rope_freqs.weight must hold {head_dim // 2} positive numbers; convert the model again")
+        frequencies = frequencies / factors
+    angles = np.outer(np.arange(context, dtype=np.float64), frequencies)
+    return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+
+
+def _scaled(frequencies: NDArray[np.float64], scaling: RopeScaling) -> NDArray[np.float64]:
+    """linear: all divided by the factor (Chen et al., 2023). llama3: only the slow ones, as Llama 3.1 defines it.
+
+    Llama 3.1 counts the turns a frequency makes within the original context: above `high_freq_factor` turns it is
+    kept, below `low_freq_factor` it is divided by the factor, and between the two it is interpolated.
+    """
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_context * frequencies / (2 * np.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return frequencies * (kept + (1 - kept) / scaling.factor)

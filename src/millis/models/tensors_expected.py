@@ -1,0 +1,137 @@
+"""Which tensors a configuration calls for, under GGUF's names, and whether a checkpoint holds exactly those."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from millis.models.config import ModelConfig
+from millis.models.tensor import Tensor
+from millis.types import FormatError
+
+Shapes = dict[str, tuple[int, ...]]
+
+# Far above any model that this engine could run; they keep a hostile file from asking for endless work.
+_LIMITS = {
+    "layers": 1 << 10,
+    "hidden": 1 << 17,
+    "heads": 1 << 10,
+    "kv_heads": 1 << 10,
+    "head_dim": 1 << 10,
+    "ffn": 1 << 20,
+    "vocab": 1 << 22,
+    "context": 1 << 24,
+}
+
+
+def check_config(config: ModelConfig) -> None:
+    """Raises FormatError where a size is absurd or two do not agree."""
+    for name, limit in _LIMITS.items():
+        if not 1 <= getattr(config, name) <= limit:
+            raise FormatError(f"{name} must lie in [1, {limit}], not {getattr(config, name)}")
+    if config.heads % config.kv_heads:
+        raise FormatError(f"{config.heads} heads cannot share {config.kv_heads} key-value heads evenly")
+    if config.architecture == "gpt2" and not config.hidden == config.heads * config.head_dim == _kv_width(config):
+        raise FormatError(f"gpt2's {config.heads} heads of {config.head_dim} must make up its {config.hidden} values")
+    if config.head_dim % 2:
+        raise FormatError(f"head_dim must be even to be rotated, not {config.head_dim}")
+    if config.windows and len(config.windows) != config.layers:
+        raise FormatError(f"{len(config.windows)} attention windows for {config.layers} layers")
+    if not all(0 <= window <= _LIMITS["context"] for window in config.windows):
+        raise FormatError(f"an attention window is out of range: {min(config.windows)} to {max(config.windows)}")
+    for name in ("norm_eps", "rope_theta", "rope_local_theta", "attention_scale"):
+        _check_positive(name, getattr(config, name))
+    if config.rope_scaling:
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
+            _check_positive(f"rope scaling's {name}", getattr(config.rope_scaling, name))
+
+
+def _check_positive(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise FormatError(f"{name} must be a positive number, not {value}")
+
+
+def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raises FormatError naming the first tensor that is missing, misshapen or unknown to the architecture."""
+    needed, allowed = expected_shapes(config), optional_shapes(config)
+    for name in needed:
+        if name not in tensors:
+            raise FormatError(f"the tensor {name!r} is missing: not a whole {config.architecture} model")
+    for name, tensor in tensors.items():
+        expected = needed.get(name) or allowed.get(name)
+        if expected is None:
+            raise FormatError(f"the tensor {name!r} has no place in a {config.architecture} model as Millis knows it")
+        if tensor.shape != expected:
+            raise FormatError(f"the tensor {name!r} is {_text(tensor.shape)}; its configuration asks {_text(expected)}")
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape)) or "a scalar"
+
+
+def expected_shapes(config: ModelConfig) -> Shapes:
+    """Name → shape of every tensor that must be there."""
+    shapes: Shapes = {"token_embd.weight": (config.vocab, config.hidden), "output_norm.weight": (config.hidden,)}
+    if config.architecture == "gpt2":
+        shapes["position_embd.weight"] = (config.context, config.hidden)
+        shapes["output_norm.bias"] = (config.hidden,)
+    layer = _gpt2_layer(config) if config.architecture == "gpt2" else _llama_layer(config)
+    for index in range(config.layers):
+        shapes.update({f"blk.{index}.{name}": shape for name, shape in layer.items()})
+    return shapes
+
+
+def optional_shapes(config: ModelConfig) -> Shapes:
+    """Name → shape of tensors that may be there: an output matrix apart from the embedding, rotary factors, biases."""
+    shapes: Shapes = {"output.weight": (config.vocab, config.hidden)}
+    if config.architecture == "llama":
+        shapes["rope_freqs.weight"] = (config.head_dim // 2,)
+    if config.attention_bias and config.architecture != "gpt2":
+        shapes |= {f"blk.{index}.attn_output.bias": (config.hidden,) for index in range(config.layers)}
+    return shapes
+
+
+def _kv_width(config: ModelConfig) -> int:
+    return config.kv_heads * config.head_dim
+
+
+def _llama_layer(config: ModelConfig) -> Shapes:
+    """The layer of llama, and of qwen2, qwen3 and gemma3, which add to it."""
+    hidden, ffn = config.hidden, config.ffn
+    q_width, kv_width = config.heads * config.head_dim, _kv_width(config)
+    shapes: Shapes = {
+        "attn_norm.weight": (hidden,),
+        "attn_q.weight": (q_width, hidden),
+        "attn_k.weight": (kv_width, hidden),
+        "attn_v.weight": (kv_width, hidden),
+        "attn_output.weight": (hidden, q_width),
+        "ffn_norm.weight": (hidden,),
+        "ffn_gate.weight": (ffn, hidden),
+        "ffn_up.weight": (ffn, hidden),
+        "ffn_down.weight": (hidden, ffn),
+    }
+    if config.attention_bias:
+        shapes |= {"attn_q.bias": (q_width,), "attn_k.bias": (kv_width,), "attn_v.bias": (kv_width,)}
+    if config.architecture in ("qwen3", "gemma3"):
+        shapes |= {"attn_q_norm.weight": (config.head_dim,), "attn_k_norm.weight": (config.head_dim,)}
+    if config.architecture == "gemma3":
+        shapes |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
+    return shapes
+
+
+def _gpt2_layer(config: ModelConfig) -> Shapes:
+    hidden, ffn = config.hidden, config.ffn
+    return {
+        "attn_norm.weight": (hidden,),
+        "attn_norm.bias": (hidden,),
+        "attn_qkv.weight": (3 * hidden, hidden),
+        "attn_qkv.bias": (3 * hidden,),
+        "attn_output.weight": (hidden, hidden),
+        "attn_output.bias": (hidden,),
+        "ffn_norm.weight": (hidden,),
+        "ffn_norm.bias": (hidden,),
+        "ffn_up.weight": (ffn, hidden),
+        "ffn_up.bias": (ffn,),
+        "ffn_down.weight": (hidden, ffn),
+        "ffn_down.bias": (hidden,),
+    }

@@ -1,0 +1,199 @@
+"""LanguageModel: a loaded model as Python programs use it. Thin: text in, engine, text out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from millis import hub
+from millis.config import EngineConfig
+from millis.engine.engine import Engine
+from millis.engine.native_runner import NativeRunner
+from millis.engine.request import Request
+from millis.models.load import load_model
+from millis.tasks.text import TextStream
+from millis.tokenizer import Tokenizer, load_tokenizer
+from millis.types import Completion, RequestError, SamplingParams, Timings, TokenLogprob
+
+Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
+Prompt = str | Sequence[int]
+
+
+class Stream:
+    """An answer as it is written: iterate over its pieces of text; `completion` is there once they end.
+
+    Leaving a `with` block, or `close()`, cancels what is left.
+    """
+
+    def __init__(self, engine: Engine, request: Request, text: TextStream, tokenize_ms: float) -> None:
+        self.completion: Completion | None = None
+        self._engine, self._request, self._text = engine, request, text
+        self._tokens: list[int] = []  # those whose events were taken; other threads may drive the engine further
+        self._logprobs: list[TokenLogprob] = []
+        request.timings.tokenize_ms = tokenize_ms
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def timings(self) -> Timings:
+        """What is known so far; complete once the pieces end."""
+        return self._request.timings
+
+    def close(self) -> None:
+        """Cancels the answer; `completion` then holds what was written."""
+        self._engine.cancel(self._request)
+        self._complete()
+        self._pieces.close()
+
+    def stop_soon(self) -> None:
+        """Asks for the end before the next step; the pieces then end by themselves. Safe in a signal handler."""
+        self._request.abandoned = True
+
+    def _run(self) -> Iterator[str]:
+        request, text = self._request, self._text
+        for event in self._engine.events(request):
+            piece = ""
+            if event.token is not None:
+                self._tokens.append(event.token)
+                piece = text.push(event.token)
+                if event.logprob is not None:
+                    self._logprobs.append(event.logprob)
+                if text.stopped:
+                    self._engine.cancel(request, "stop")
+            if event.finish_reason is not None or text.stopped:
+                piece += text.finish()
+                self._complete()
+            if piece:
+                yield piece
+            if text.stopped:
+                return
+
+    def _complete(self) -> None:
+        if self.completion is None and self._request.finish_reason is not None:
+            self._request.timings.completion_tokens = len(self._tokens)
+            self.completion = Completion(
+                text=self._text.text,
+                tokens=self._tokens,
+                finish_reason="stop" if self._text.stopped else self._request.finish_reason,
+                timings=self._request.timings,
+                logprobs=None if self._request.params.logprobs is None else self._logprobs,
+            )
+
+
+class LanguageModel:
+    """A model ready to answer. Calls from several threads share its steps.
+
+    name: a catalogue name, a .gguf file, a Hugging Face folder, or a hub repo id. `progress` is told of a pull, `agree`
+    asked about a model's terms. Options are those of EngineConfig.
+    Raises ModelError (not found, not readable), RequestError (a bad option).
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        *,
+        progress: hub.Progress | None = None,
+        agree: Callable[[hub.Entry], bool] | None = None,
+        **options: Any,
+    ) -> None:
+        config = _config(options)
+        self.path: Path = hub.resolve(str(name), progress, agree)
+        self.model = load_model(self.path, config.context)
+        self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint)
+        self.runner = NativeRunner(self.model, config)
+        self.engine = Engine(self.runner, self.tokenizer.eos)
+        self.config = config
+
+    def generate(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
+        """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams."""
+        return _exhaust(self.stream(prompt, deadline_ms=deadline_ms, **sampling))
+
+    def stream(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Stream:
+        """As `generate`, but hands out the text as it is written."""
+        begin = time.perf_counter()
+        return self._start(self._ids(prompt), begin, deadline_ms, sampling)
+
+    def chat(self, messages: Sequence[Message], *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
+        """Answers a conversation through the model's own chat template."""
+        return _exhaust(self.chat_stream(messages, deadline_ms=deadline_ms, **sampling))
+
+    def chat_stream(self, messages: Sequence[Message], *, deadline_ms: float | None = None, **sampling: Any) -> Stream:
+        """As `chat`, but hands out the text as it is written."""
+        begin = time.perf_counter()
+        return self._start(self.tokenizer.encode_chat(messages), begin, deadline_ms, sampling)
+
+    def score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[float]:
+        """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
+        if isinstance(continuations, str):
+            raise RequestError("continuations must be a list; give [text] for a single one")
+        ids = [
+            self.tokenizer.encode(c, add_special=False) if isinstance(c, str) else list(c) for c in continuations
+        ]
+        return self.engine.score(self._ids(prompt), ids)
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _start(self, ids: list[int], begin: float, deadline_ms: float | None, sampling: dict[str, Any]) -> Stream:
+        try:
+            params = SamplingParams(**sampling)
+        except TypeError as error:
+            raise RequestError(f"unknown sampling parameter: {error}") from None
+        deadline = None if deadline_ms is None else begin + _positive_ms(deadline_ms) / 1000
+        tokenize_ms = 1000 * (time.perf_counter() - begin)
+        request = self.engine.submit(ids, params, arrival_s=begin, deadline_s=deadline)
+        return Stream(self.engine, request, TextStream(self.tokenizer.detokenizer(), params.stop), tokenize_ms)
+
+
+def load(
+    name: str | Path = "smollm2",
+    *,
+    threads: int | None = None,
+    precision: Literal["fast", "exact"] = "fast",
+    context: int | None = None,
+    **options: Any,
+) -> LanguageModel:
+    """Loads a model, pulling it first if it is in the catalogue or on the hub and not yet on disk.
+
+    >>> lm = millis.load("smollm2", threads=2)
+    >>> print(lm.generate("Once upon a time", max_tokens=64))
+    """
+    from millis.hub.bar import Bar
+
+    with Bar() as bar:
+        return LanguageModel(name, progress=bar, threads=threads, precision=precision, context=context, **options)
+
+
+def _config(options: dict[str, Any]) -> EngineConfig:
+    try:
+        return EngineConfig(**options)
+    except TypeError as error:
+        raise RequestError(f"unknown option: {error}") from None
+
+
+def _positive_ms(value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise RequestError(f"deadline_ms must be a positive number of milliseconds, not {value!r}")
+    return value
+
+
+def _exhaust(stream: Stream) -> Completion:
+    for _ in stream:
+        pass
+    assert stream.completion is not None
+    return stream.completion

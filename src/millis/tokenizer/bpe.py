@@ -1,0 +1,79 @@
+"""Byte-level BPE of a GGUF file, run by the `tokenizers` library (Sennrich et al., 2016; Radford et al., 2019)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from millis.tokenizer.special import Matcher
+from millis.tokenizer.vocabulary import PREFIX, Kind, Vocabulary
+from millis.types import FormatError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+# The regular expressions that the models' authors published; they differ only in the digits.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
+    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLITS = {"qwen2": _WORDS.format(digits=r"\p{N}"), "llama-bpe": _WORDS.format(digits=r"\p{N}{1,3}")}
+PRE_TOKENIZERS = ("gpt-2", "gpt2", "default", "smollm", *_SPLITS)
+
+
+class BpeEncoder:
+    """Text → ids; user-defined tokens are found in any text, control tokens never.
+
+    A byte that the vocabulary has no token for (SmolLM2 lacks six control characters) yields nothing, as in the
+    library's own use of such a vocabulary.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._user_defined = Matcher(vocabulary.of_kind(Kind.USER_DEFINED))
+        self._backend = _backend(vocabulary)
+
+    def __call__(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for part in self._user_defined.split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids.extend(self._backend.encode(part, add_special_tokens=False).ids)
+        return ids
+
+
+def _backend(vocabulary: Vocabulary) -> Backend:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import BPE
+    from tokenizers.normalizers import NFC
+
+    if vocabulary.pre not in PRE_TOKENIZERS:
+        raise FormatError(f"{PREFIX}pre is {vocabulary.pre!r:.60}; Millis reads {', '.join(PRE_TOKENIZERS)}")
+    if vocabulary.add_space_prefix:
+        raise FormatError(f"{PREFIX}add_space_prefix is set, which byte-level BPE has no meaning for")
+    if not vocabulary.merges:
+        raise FormatError(f"{PREFIX}merges is missing; byte-level BPE needs it")
+    pairs = [tuple(merge.split(" ")) for merge in vocabulary.merges]
+    if set(map(len, pairs)) != {2}:
+        wrong = next(pair for pair in pairs if len(pair) != 2)
+        raise FormatError(f"{PREFIX}merges holds {' '.join(wrong)!r:.60}, which is not a pair")
+    known = vocabulary.of_kind(Kind.NORMAL, Kind.USER_DEFINED, Kind.BYTE)
+    for left, right in pairs:
+        if left not in known or right not in known or left + right not in known:
+            raise FormatError(f"{PREFIX}merges holds {left + ' ' + right!r:.60}, whose parts or result are no tokens")
+    backend = Backend(BPE(known, pairs, ignore_merges=vocabulary.pre == "llama-bpe"))
+    backend.pre_tokenizer = _pre_tokenizer(vocabulary.pre)  # type: ignore[assignment]
+    if vocabulary.pre == "qwen2":
+        backend.normalizer = NFC()  # type: ignore[assignment]
+    return backend
+
+
+def _pre_tokenizer(pre: str) -> PreTokenizer:
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+    if pre in _SPLITS:
+        split = Split(Regex(_SPLITS[pre]), behavior="isolated")
+        return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+    words = ByteLevel(add_prefix_space=False, use_regex=True)
+    return Sequence([Digits(individual_digits=True), words]) if pre == "smollm" else words

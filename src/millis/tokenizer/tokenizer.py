@@ -1,0 +1,203 @@
+"""Text ↔ token ids for one model, and its chat format.
+
+A tokenizer is immutable and safe to use from many threads. Special tokens in a text are text unless the caller asks
+for them; in a chat the template's special tokens are special and those inside the messages are text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from millis.tokenizer.chat import Chat
+from millis.tokenizer.detokenize import Detokenizer, Spelling, gguf_spelling
+from millis.tokenizer.special import Matcher
+from millis.tokenizer.vocabulary import PREFIX, Kind, read_vocabulary
+from millis.types import FormatError, RequestError
+
+if TYPE_CHECKING:
+    from millis.models.checkpoint import Checkpoint
+
+
+class Tokenizer:
+    """Made by `from_gguf`, `from_folder` or `load_tokenizer`."""
+
+    def __init__(
+        self,
+        *,
+        encoder: Callable[[str], list[int]],
+        spelling: Spelling,
+        control: Matcher,
+        prefix: Sequence[int],
+        suffix: Sequence[int],
+        bos: int | None,
+        eos: frozenset[int],
+        chat: Chat,
+    ) -> None:
+        self.bos = bos
+        self.eos = eos  # every id that ends an answer
+        self._encoder = encoder
+        self._spelling = spelling
+        self._control = control
+        self._prefix = list(prefix)
+        self._suffix = list(suffix)
+        self._chat = chat
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """From the key-values of a GGUF file; FormatError names the key that is missing, malformed or unsupported."""
+        vocabulary = read_vocabulary(metadata)
+        encoder: Callable[[str], list[int]]
+        if vocabulary.model == "gpt2":
+            from millis.tokenizer.bpe import BpeEncoder
+
+            encoder = BpeEncoder(vocabulary)
+        elif vocabulary.model == "llama":
+            from millis.tokenizer.spm import SpmEncoder
+
+            _refuse_normalizers(metadata)
+            encoder = SpmEncoder(vocabulary)
+        else:
+            raise FormatError(f"{PREFIX}model is {vocabulary.model!r:.60}; Millis reads gpt2 and llama")
+        template = metadata.get("tokenizer.chat_template")
+        if template is not None and not isinstance(template, str):
+            raise FormatError(f"tokenizer.chat_template must be a text, not {type(template).__name__}")
+        control = _control_tokens(vocabulary.of_kind(Kind.CONTROL))
+        names = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
+        special = {name: vocabulary.tokens[i] for name, i in names.items() if i is not None}
+        return cls(
+            encoder=encoder,
+            spelling=gguf_spelling(vocabulary),
+            control=Matcher(control),
+            prefix=[vocabulary.bos] if vocabulary.add_bos and vocabulary.bos is not None else [],
+            suffix=[vocabulary.eos] if vocabulary.add_eos and vocabulary.eos is not None else [],
+            bos=vocabulary.bos,
+            eos=vocabulary.ends,
+            chat=Chat(template, special, control),
+        )
+
+    @classmethod
+    def from_folder(cls, path: Path | str) -> Tokenizer:
+        """From a Hugging Face folder with a tokenizer.json; FormatError names the file that is at fault."""
+        from millis.tokenizer.folder import read_folder
+
+        folder = read_folder(Path(path))
+        control = _control_tokens(folder.control_tokens)
+        return cls(
+            encoder=folder.encoder,
+            spelling=folder.spelling,
+            control=folder.control,
+            prefix=folder.prefix,
+            suffix=folder.suffix,
+            bos=folder.bos,
+            eos=folder.ends,
+            chat=Chat(folder.template, folder.special, control),
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are valid in [0, vocab_size)."""
+        return self._spelling.size
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model was made for conversations; without, `chat_text` and `encode_chat` fail."""
+        return self._chat.source is not None
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """The ids of `text`.
+
+        `add_special` adds what the model's files put around a text, usually BOS; `parse_special` reads the spelling of
+        a control token as that token. RequestError if `text` holds a lone surrogate.
+        """
+        _check_text(text)
+        ids: list[int] = []
+        for part in self._control.split(text) if parse_special else [text]:
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids.extend(self._encoder(part))
+        return [*self._prefix, *ids, *self._suffix] if add_special else ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`, without control tokens unless `skip_special` is false; U+FFFD for invalid UTF-8."""
+        detokenizer = self.detokenizer(skip_special=skip_special)
+        return "".join([detokenizer.push(token) for token in ids]) + detokenizer.flush()
+
+    def detokenizer(self, *, skip_special: bool = True, continues: bool = False) -> Detokenizer:
+        """A fresh incremental decoder; `continues` keeps the first token's leading space, for text that goes on."""
+        return Detokenizer(self._spelling, skip_special=skip_special, continues=continues)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The raw bytes of one token, control tokens included; RequestError if there is no such id."""
+        return self._spelling.bytes(token)
+
+    def chat_text(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:
+        """The conversation as the model's template writes it, up to where the answer begins.
+
+        `messages` are dictionaries with `role` and `content`; `kwargs` are variables of the template (`tools`,
+        `add_generation_prompt`, true unless given, …). RequestError names the message and field that is wrong;
+        TemplateError says why the template cannot be used.
+        """
+        return self._chat.text(messages, kwargs)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> list[int]:
+        """The ids of `chat_text`, where only the template's own special tokens are special."""
+        ids: list[int] = []
+        text, sentinel = self._chat.guarded_text(messages, kwargs)
+        for part in self._control.split(text):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids.extend(self._encoder(part.replace(sentinel, "")))
+        return ids
+
+    def padded(self, size: int) -> Tokenizer:
+        """The same tokenizer for a model whose embedding has `size` rows; the rows beyond the vocabulary are silent.
+
+        FormatError if the vocabulary has more tokens than the model has rows.
+        """
+        if size < len(self._spelling.tokens):
+            raise FormatError(f"the tokenizer has {len(self._spelling.tokens)} tokens but the model only {size}")
+        return Tokenizer(
+            encoder=self._encoder,
+            spelling=self._spelling.padded(size),
+            control=self._control,
+            prefix=self._prefix,
+            suffix=self._suffix,
+            bos=self.bos,
+            eos=self.eos,
+            chat=self._chat,
+        )
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a checkpoint, from its GGUF metadata or from the folder it lies in."""
+    if checkpoint.metadata:
+        tokenizer = Tokenizer.from_gguf(checkpoint.metadata)
+    else:
+        folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+        tokenizer = Tokenizer.from_folder(folder)
+    return tokenizer.padded(checkpoint.config.vocab)
+
+
+def _control_tokens(tokens: Mapping[str, int]) -> dict[str, int]:
+    """Those that can be told from text: a token of one character cannot be broken up inside a message."""
+    return {token: i for token, i in tokens.items() if len(token) > 1}
+
+
+def _refuse_normalizers(metadata: Mapping[str, Any]) -> None:
+    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
+        value = metadata.get(PREFIX + key)
+        if value is not None and value is not False and (value is True or len(value) > 0):
+            raise FormatError(f"{PREFIX}{key} is set; Millis reads SentencePiece models without a normalizer")
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise RequestError(f"a text to encode must be a str, not {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the text holds a lone surrogate at position {error.start}; send valid Unicode") from None

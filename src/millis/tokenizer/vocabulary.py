@@ -1,0 +1,174 @@
+"""The tokenizer section of a GGUF file, checked: every id in range, every list of the right length and type.
+
+Key names and token types are those of the GGUF specification (tokenizer.ggml.*). The file is hostile until this
+module has read it; whatever is wrong ends in a FormatError that names the key.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from millis.types import FormatError
+
+MAX_TOKENS = 4_000_000
+PREFIX = "tokenizer.ggml."
+# Tokens that end an answer, whatever the file's eos id says; used where they are control tokens.
+END_NAMES = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>")
+_END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+class Kind(IntEnum):
+    """Token types, numbered as in the GGUF specification and in SentencePiece."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What the metadata says, with lists of equal length indexed by token id."""
+
+    model: str  # "gpt2" or "llama"
+    pre: str
+    tokens: list[str]
+    kinds: list[int]  # Kind
+    scores: list[float]  # empty where the file has none
+    merges: list[str]  # empty where the file has none
+    bos: int | None
+    unknown: int | None
+    ends: frozenset[int]
+    add_bos: bool
+    add_eos: bool
+    eos: int | None
+    add_space_prefix: bool
+
+    def of_kind(self, *kinds: Kind) -> dict[str, int]:
+        """token → id of every token of these kinds."""
+        return {token: i for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)) if kind in kinds}
+
+
+def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
+    """Check and collect the tokenizer keys of GGUF `metadata`; FormatError names the first that is wrong."""
+    model = _text(metadata, "model", None)
+    pre = _text(metadata, "pre", "default")
+    tokens = _strings(metadata, "tokens", required=True)
+    if not 0 < len(tokens) <= MAX_TOKENS:
+        raise FormatError(f"{PREFIX}tokens holds {len(tokens)} tokens; 1 to {MAX_TOKENS} can be read")
+    if len(set(tokens)) != len(tokens):
+        seen: set[str] = set()
+        twice = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
+        raise FormatError(f"{PREFIX}tokens holds {twice!r:.60} twice; each token must be unique")
+    bos = _token_id(metadata, "bos_token_id", len(tokens))
+    eos = _token_id(metadata, "eos_token_id", len(tokens))
+    ids = [_token_id(metadata, key, len(tokens)) for key in _END_KEYS]
+    spoken = frozenset(i for i in ids if i is not None)
+    kinds = _kinds(metadata, len(tokens), {*spoken, bos} - {None})
+    named = {name for name in END_NAMES if name in tokens}
+    ends = spoken | {i for name in named if kinds[i := tokens.index(name)] == Kind.CONTROL}
+    # SentencePiece models and Llama 3 begin with BOS unless the file says otherwise, as in the llama.cpp format notes.
+    add_bos = _flag(metadata, "add_bos_token", bos is not None and (model == "llama" or pre == "llama-bpe"))
+    add_eos = _flag(metadata, "add_eos_token", False)
+    for name, wanted, token in (("bos", add_bos, bos), ("eos", add_eos, eos)):
+        if wanted and token is None:
+            raise FormatError(f"{PREFIX}add_{name}_token is set but {PREFIX}{name}_token_id is missing")
+    return Vocabulary(
+        model=model,
+        pre=pre,
+        tokens=tokens,
+        kinds=kinds,
+        scores=_scores(metadata, len(tokens)),
+        merges=_strings(metadata, "merges", required=False),
+        bos=bos,
+        unknown=_token_id(metadata, "unknown_token_id", len(tokens)),
+        ends=ends,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        eos=eos,
+        add_space_prefix=_flag(metadata, "add_space_prefix", model == "llama"),
+    )
+
+
+def _text(metadata: Mapping[str, Any], key: str, default: str | None) -> str:
+    value = metadata.get(PREFIX + key, default)
+    if not isinstance(value, str):
+        raise FormatError(f"{PREFIX}{key} must be a text, not {value!r:.60}")
+    return value
+
+
+def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = metadata.get(PREFIX + key, default)
+    if not isinstance(value, bool):
+        raise FormatError(f"{PREFIX}{key} must be true or false, not {value!r:.60}")
+    return value
+
+
+def _token_id(metadata: Mapping[str, Any], key: str, count: int) -> int | None:
+    value = metadata.get(PREFIX + key)
+    if value is None:
+        return None
+    try:
+        token = operator.index(value)
+    except TypeError:
+        token = -1
+    if isinstance(value, bool) or not 0 <= token < count:
+        raise FormatError(f"{PREFIX}{key} must be a token id in [0, {count}), not {value!r:.60}")
+    return token
+
+
+def _list(metadata: Mapping[str, Any], key: str) -> list[Any] | None:
+    value = metadata.get(PREFIX + key)
+    if value is None:
+        return None
+    if hasattr(value, "tolist"):  # NumPy arrays, without importing NumPy
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        raise FormatError(f"{PREFIX}{key} must be an array, not {type(value).__name__}")
+    return list(value)
+
+
+def _strings(metadata: Mapping[str, Any], key: str, *, required: bool) -> list[str]:
+    values = _list(metadata, key)
+    if values is None:
+        if required:
+            raise FormatError(f"{PREFIX}{key} is missing: the file carries no tokenizer")
+        return []
+    try:
+        texts = [value.decode() if isinstance(value, bytes) else value for value in values]
+        "".join(texts).encode()
+    except (TypeError, UnicodeError):
+        raise FormatError(f"{PREFIX}{key} must hold UTF-8 texts only") from None
+    return texts
+
+
+def _kinds(metadata: Mapping[str, Any], count: int, special: set[int | None]) -> list[int]:
+    """Token types; a token that begins or ends a sequence is a control token even where the file forgot to say so."""
+    values = _list(metadata, "token_type")
+    kinds = [int(Kind.NORMAL)] * count if values is None else values
+    if len(kinds) != count:
+        raise FormatError(f"{PREFIX}token_type holds {len(kinds)} entries for {count} tokens")
+    if set(map(type, kinds)) != {int} or not 1 <= min(kinds) <= max(kinds) <= 6:
+        raise FormatError(f"{PREFIX}token_type must hold integers from 1 to 6")
+    for token in special:
+        if token is not None and kinds[token] in (Kind.NORMAL, Kind.USER_DEFINED):
+            kinds[token] = int(Kind.CONTROL)
+    return kinds
+
+
+def _scores(metadata: Mapping[str, Any], count: int) -> list[float]:
+    values = _list(metadata, "scores")
+    if values is None:
+        return []
+    if len(values) != count:
+        raise FormatError(f"{PREFIX}scores holds {len(values)} entries for {count} tokens")
+    if not set(map(type, values)) <= {int, float} or not all(map(math.isfinite, values)):
+        raise FormatError(f"{PREFIX}scores must hold finite numbers")
+    return values

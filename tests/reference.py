@@ -1,0 +1,215 @@
+"""The independent reference of the model tests: transformers in float32, eager attention, one thread.
+
+Checkpoints are read by the gguf package and transformers, never by our readers: what agrees with this is right
+about the file format, the renaming, the plan and the arithmetic.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+from transformers.initialization import no_init_weights
+
+torch.set_num_threads(1)
+
+PARTS = {  # the middle of a GGUF name → the middle of a transformers name
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "post_attention_norm": "post_attention_layernorm",  # gemma3, whose ffn_norm is renamed below
+    "post_ffw_norm": "post_feedforward_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+ROPE = {"rope_type": "default", "rope_theta": 5000.0}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
+LOCAL_ROPE = {"rope_type": "default", "rope_theta": 100.0}
+GEMMA3 = {
+    "num_hidden_layers": 7,  # the sixth attends to all
+    "sliding_window": 5,
+    "query_pre_attn_scalar": 48,
+    "rope_parameters": {"full_attention": LINEAR_ROPE, "sliding_attention": LOCAL_ROPE},
+}
+GPT2 = {
+    "vocab_size": 96,
+    "n_embd": 64,
+    "n_head": 4,
+    "n_layer": 3,
+    "n_positions": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+TINY = {  # name → configuration of a tiny model
+    "llama": lambda: LlamaConfig(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
+    "llama3": lambda: LlamaConfig(**SIZES, num_hidden_layers=3, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True),
+    "qwen2": lambda: Qwen2Config(**SIZES | {"head_dim": 16}, num_hidden_layers=2, rope_parameters=ROPE),
+    "qwen3": lambda: Qwen3Config(**SIZES, num_hidden_layers=2, rope_parameters=ROPE, tie_word_embeddings=True),
+    "gemma3": lambda: Gemma3TextConfig(**SIZES, **GEMMA3),
+    "gpt2": lambda: GPT2Config(**GPT2),
+}
+WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+class _Reader(gguf.GGUFReader):
+    """The package's reader on a plain array: np.memmap's bookkeeping would double its time."""
+
+    def _get(self, *arguments: Any, **keywords: Any) -> Any:
+        self.data = self.data.view(np.ndarray)
+        return super()._get(*arguments, **keywords)
+
+
+@lru_cache(maxsize=1)
+def reference_model(path: Path) -> Any:
+    """A GGUF file's model (llama, qwen2 or gemma3) in transformers, holding the file's dequantised weights."""
+    reader = _Reader(path)
+    config = _config(reader)
+    state = {
+        _name(tensor.name, config.model_type): torch.from_numpy(_values(tensor, config)) for tensor in reader.tensors
+    }
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def tiny_model(name: str, seed: int = 0) -> Any:
+    """A model of TINY whose every parameter matters: random norms and biases too, activations of order one."""
+    model = AutoModelForCausalLM.from_config(TINY[name](), dtype=torch.float32, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, values in model.named_parameters():
+            noise = torch.randn(values.shape, generator=generator)
+            is_norm = "norm" in key or re.search(r"ln_\w\.weight", key)
+            if is_norm and key.endswith("weight"):
+                values.add_(0.3 * noise)  # around what it starts from: one, or zero for gemma's
+            else:
+                values.copy_(noise * (0.3 if values.ndim == 1 else 1.5 / values.shape[1] ** 0.5))
+    return model.eval()
+
+
+def folder_model(path: Path) -> Any:
+    """A Hugging Face folder's model, as transformers itself reads it."""
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def next_logits(model: Any, ids: list[int]) -> np.ndarray:
+    """[T, vocab] float32: row t scores the token after ids[t]."""
+    with torch.no_grad():
+        return model(torch.tensor([ids]), use_cache=False).logits[0].numpy()
+
+
+def greedy(model: Any, ids: list[int], n: int) -> tuple[list[int], list[float]]:
+    """The n most likely tokens in a row, end-of-sequence or not, and by how much logit each beat the second best."""
+    model.generation_config = GenerationConfig(pad_token_id=0)  # no end-of-sequence token
+    prompt = torch.tensor([ids])
+    out = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=n,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    best = torch.cat(out.logits).topk(2)
+    tokens = out.sequences[0, len(ids) :].tolist()
+    assert tokens == best.indices[:, 0].tolist(), "generation applied more than argmax"
+    return tokens, (best.values[:, 0] - best.values[:, 1]).tolist()
+
+
+def _config(reader: gguf.GGUFReader) -> Any:
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    architecture = fields["general.architecture"]
+    names = {tensor.name for tensor in reader.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
+
+    def value(name: str, default: Any = None) -> Any:
+        return fields.get(f"{architecture}.{name}", default)
+
+    rope = {"rope_type": "default", "rope_theta": value("rope.freq_base", 10000.0)}
+    common = {
+        "vocab_size": int(shapes["token_embd.weight"][1]),
+        "hidden_size": value("embedding_length"),
+        "intermediate_size": value("feed_forward_length"),
+        "num_hidden_layers": value("block_count"),
+        "num_attention_heads": value("attention.head_count"),
+        "num_key_value_heads": value("attention.head_count_kv"),
+        "max_position_embeddings": value("context_length"),
+        "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
+        "tie_word_embeddings": "output.weight" not in names,
+    }
+    if architecture == "llama":
+        return LlamaConfig(**common, rope_parameters=rope)
+    if architecture == "qwen2":
+        return Qwen2Config(**common, rope_parameters=rope)
+    if architecture != "gemma3":
+        raise ValueError(f"no reference for {architecture}")
+    local = {"rope_type": "default", "rope_theta": 10000.0}
+    return Gemma3TextConfig(
+        **common,
+        head_dim=value("attention.key_length"),
+        query_pre_attn_scalar=value("attention.key_length"),
+        sliding_window=value("attention.sliding_window"),
+        rope_parameters={"full_attention": rope, "sliding_attention": local},
+    )
+
+
+def _name(name: str, model_type: str) -> str:
+    if found := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
+        layer, middle, kind = found.groups()
+        renamed = model_type == "gemma3_text" and middle == "ffn_norm"
+        part = "pre_feedforward_layernorm" if renamed else PARTS[middle]
+        return f"model.layers.{layer}.{part}.{kind}"
+    middle, kind = name.rsplit(".", 1)
+    return f"{WHOLE[middle]}.{kind}"
+
+
+def _values(tensor: Any, config: Any) -> np.ndarray:
+    values = np.require(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32, "W")
+    if config.model_type == "gemma3_text" and "norm" in tensor.name:
+        return values - 1  # the file includes the +1 that transformers adds itself
+    if config.model_type == "llama" and re.search(r"attn_[qk]\.", tensor.name):
+        # The file interleaves the two halves of each head.
+        heads = config.num_attention_heads if "attn_q." in tensor.name else config.num_key_value_heads
+        return np.ascontiguousarray(values.reshape(heads, -1, 2, values.shape[-1]).swapaxes(1, 2)).reshape(values.shape)
+    return values

@@ -1,0 +1,395 @@
+"""Folders written by transformers: names, values and configurations against the model that wrote them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from millis.models.config import ModelConfig, RopeScaling
+from millis.models.huggingface import gguf_name, read_folder
+from millis.models.huggingface_config import huggingface_config
+from millis.models.tensor import GgmlType
+from millis.types import FormatError, ModelError
+
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+GPT2 = {
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 100,
+    "n_positions": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def tiny(kind: str, **changes: Any) -> transformers.PreTrainedModel:
+    """A random model of a few thousand weights; norm weights and biases random as well."""
+    torch.manual_seed(0)
+    configs: dict[str, Callable[[], transformers.PretrainedConfig]] = {
+        "llama": lambda: transformers.LlamaConfig(**SIZES, **changes),
+        "qwen2": lambda: transformers.Qwen2Config(**SIZES, **changes),
+        "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=32, **changes),
+        "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8, **changes),
+        "gpt2": lambda: transformers.GPT2Config(**GPT2, **changes),
+    }
+    model = transformers.AutoModelForCausalLM.from_config(configs[kind]())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.normal_(1, 0.3)
+    return model
+
+
+# Ours ← theirs, spelled out for one layer: the test must not share the table of the code it tests.
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+GEMMA3_LAYER = LAYER | {
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+GPT2_LAYER = {
+    "attn_norm": "ln_1",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_norm": "ln_2",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+
+
+def expected_tensors(model: transformers.PreTrainedModel, kind: str) -> dict[str, np.ndarray]:
+    """What a GGUF of this model would hold, from its state_dict."""
+    theirs = {name: value.float().numpy() for name, value in model.state_dict().items()}
+    body, layers = ("transformer.", "h") if kind == "gpt2" else ("model.", "layers")
+    outside = {"token_embd": "embed_tokens", "output_norm": "norm"}
+    if kind == "gpt2":
+        outside = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f"}
+    names = {ours: f"{body}{name}" for ours, name in outside.items()}
+    layer = {"gpt2": GPT2_LAYER, "gemma3": GEMMA3_LAYER}.get(kind, LAYER)
+    if kind == "qwen3":
+        layer = layer | {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+    for index in range(model.config.num_hidden_layers):
+        names |= {f"blk.{index}.{ours}": f"{body}{layers}.{index}.{name}" for ours, name in layer.items()}
+    if not model.config.tie_word_embeddings:
+        names["output"] = "lm_head"
+    found = {}
+    for ours, name in names.items():
+        for end in ("weight", "bias"):
+            if f"{name}.{end}" in theirs:
+                value = theirs[f"{name}.{end}"]
+                value = value.T if kind == "gpt2" and value.ndim == 2 and ours.startswith("blk.") else value
+                found[f"{ours}.{end}"] = value + 1 if kind == "gemma3" and ours.endswith("norm") else value
+    return found
+
+
+def assert_same(folder: Path, model: transformers.PreTrainedModel, kind: str) -> ModelConfig:
+    checkpoint = read_folder(folder)
+    expected = expected_tensors(model, kind)
+    assert set(checkpoint.tensors) == set(expected)
+    for name, values in expected.items():
+        assert checkpoint.tensors[name].name == name and checkpoint.tensors[name].shape == values.shape
+        assert np.array_equal(checkpoint.tensors[name].numpy(), values), name
+    assert checkpoint.path == folder and checkpoint.metadata == {}
+    return checkpoint.config
+
+
+KINDS = ["llama", "qwen2", "qwen3", "gemma3", "gpt2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shard", ["5GB", "40KB"], ids=["single", "sharded"])
+def test_tensors_equal_the_state_dict(tmp_path: Path, kind: str, shard: str) -> None:
+    model = tiny(kind)
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "40KB")
+    config = assert_same(tmp_path, model, kind)
+    assert config.architecture == kind and config.name == tmp_path.name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+    model = tiny(kind).to(dtype)
+    model.save_pretrained(tmp_path)
+    assert_same(tmp_path, model, kind)
+    matrix = "blk.0.ffn_up.weight"
+    assert read_folder(tmp_path).tensors[matrix].type == (GgmlType.F16 if dtype == torch.float16 else GgmlType.BF16)
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("llama", True), ("qwen2", True), ("qwen3", True), ("gemma3", False)])
+def test_tied_and_untied(tmp_path: Path, kind: str, tied: bool) -> None:
+    model = tiny(kind, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    assert_same(tmp_path, model, kind)
+    assert ("output.weight" in read_folder(tmp_path).tensors) != tied
+
+
+def test_biases_of_llama(tmp_path: Path) -> None:
+    model = tiny("llama", attention_bias=True)
+    model.save_pretrained(tmp_path)
+    assert assert_same(tmp_path, model, "llama").attention_bias
+    assert "blk.1.attn_output.bias" in read_folder(tmp_path).tensors
+
+
+def saved(folder: Path, kind: str, drop: tuple[str, ...] = (), **changes: Any) -> Path:
+    """A saved tiny model with its config.json edited."""
+    tiny(kind).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in drop} | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_sizes_of_llama(tmp_path: Path) -> None:
+    config = read_folder(saved(tmp_path, "llama")).config
+    assert config == ModelConfig(
+        architecture="llama",
+        name=tmp_path.name,
+        layers=2,
+        hidden=64,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        ffn=96,
+        vocab=100,
+        context=64,
+        norm_eps=1e-6,
+        rope_theta=10000.0,
+        rope_style="half",
+    )
+
+
+def test_sizes_of_the_others(tmp_path: Path) -> None:
+    qwen2 = read_folder(saved(tmp_path / "a", "qwen2")).config
+    assert qwen2.attention_bias and qwen2.windows == ()
+    assert read_folder(saved(tmp_path / "b", "qwen3")).config.head_dim == 32
+    gpt2 = read_folder(saved(tmp_path / "c", "gpt2")).config
+    assert (gpt2.ffn, gpt2.context, gpt2.kv_heads, gpt2.norm_eps) == (256, 32, 4, 1e-5)
+    assert gpt2.activation == "gelu_tanh"
+
+
+def test_gemma3(tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    model = tiny("gemma3", layer_types=kinds, query_pre_attn_scalar=64)
+    model.save_pretrained(tmp_path)
+    config = read_folder(tmp_path).config
+    assert config.windows == (8, 0) and config.attention_scale == 1 / 8 and config.activation == "gelu_tanh"
+    assert (config.rope_theta, config.rope_local_theta) == (1e6, 1e4)
+
+
+def test_gemma3_of_transformers_4(tmp_path: Path) -> None:
+    old = {
+        "rope_theta": 5e5,
+        "rope_local_base_freq": 2e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window_pattern": 2,
+    }
+    config = read_folder(saved(tmp_path, "gemma3", ("rope_parameters", "layer_types"), **old)).config
+    assert (config.rope_theta, config.rope_local_theta) == (5e5, 2e4)
+    assert config.rope_scaling == RopeScaling(kind="linear", factor=8.0) and config.windows == (8, 0)
+
+
+def test_gemma3_inside_a_multimodal_folder(tmp_path: Path) -> None:
+    model = tiny("gemma3")
+    model.save_pretrained(tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    for body, tower in (("model.language_model.", "model.vision_tower."), ("language_model.model.", "vision_tower.")):
+        weights = {body + name: value for name, value in model.model.state_dict().items()}
+        save_file({**weights, f"{tower}embeddings.weight": torch.zeros(3)}, tmp_path / "model.safetensors")
+        assert_same(tmp_path, model, "gemma3")
+
+
+def test_gemma3_defaults_of_the_published_multimodal_files() -> None:
+    """Their text_config leaves out whatever transformers' Gemma3TextConfig assumes."""
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34, "sliding_window": 1024}
+    config, tied = huggingface_config({"model_type": "gemma3", "text_config": text}, "gemma")
+    theirs = transformers.Gemma3TextConfig(**text)
+    assert (config.heads, config.kv_heads) == (theirs.num_attention_heads, theirs.num_key_value_heads)
+    assert (config.head_dim, config.vocab) == (theirs.head_dim, theirs.vocab_size)
+    assert (config.context, config.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
+    assert config.rope_theta == theirs.rope_parameters["full_attention"]["rope_theta"]
+    assert config.rope_local_theta == theirs.rope_parameters["sliding_attention"]["rope_theta"]
+    assert [window == 0 for window in config.windows] == [kind == "full_attention" for kind in theirs.layer_types]
+    assert tied == theirs.tie_word_embeddings
+
+
+def rope_forms(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """version 5's form, version 4's, and the oldest."""
+    scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    kind = {"type": scaling["rope_type"]} | {key: value for key, value in scaling.items() if key != "rope_type"}
+    theta = {"rope_theta": parameters["rope_theta"]}
+    return [{"rope_parameters": parameters}, theta | {"rope_scaling": scaling}, theta | {"rope_scaling": kind}]
+
+
+@pytest.mark.parametrize("form", [0, 1, 2], ids=["rope_parameters", "rope_scaling", "oldest"])
+def test_rope_scaling(tmp_path: Path, form: int) -> None:
+    llama3 = rope_forms({"rope_theta": 5e5, **LLAMA3_ROPE})[form]
+    config = read_folder(saved(tmp_path / "a", "llama", ("rope_parameters",), **llama3)).config
+    assert config.rope_theta == 5e5
+    assert config.rope_scaling == RopeScaling(kind="llama3", factor=8.0, original_context=32)
+    linear = rope_forms({"rope_theta": 2e4, "rope_type": "linear", "factor": 4.0})[form]
+    config = read_folder(saved(tmp_path / "b", "qwen2", ("rope_parameters",), **linear)).config
+    assert config.rope_theta == 2e4 and config.rope_scaling == RopeScaling(kind="linear", factor=4.0)
+
+
+def test_windows_of_qwen2(tmp_path: Path) -> None:
+    kinds = ["full_attention", "sliding_attention"]
+    changes = {"use_sliding_window": True, "sliding_window": 16, "layer_types": kinds}
+    assert read_folder(saved(tmp_path, "qwen2", **changes)).config.windows == (0, 16)
+
+
+REFUSED = [
+    ("llama", {"model_type": "mamba"}, "the model type 'mamba' is not one of llama, qwen2, qwen3, gemma3_text, gpt2"),
+    ("llama", {"model_type": ["llama"]}, "model type"),
+    ("llama", {"hidden_act": "relu"}, "the activation 'relu'"),
+    ("llama", {"mlp_bias": True}, "sets mlp_bias to True"),
+    ("llama", {"quantization_config": {"bits": 4}}, "sets quantization_config"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope scaling 'yarn'"),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor is missing"),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": -1}}, "factor must be a positive number"),
+    ("llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "only a part of each head"),
+    ("llama", {"rope_parameters": 3}, "rope_parameters must be an object"),
+    ("llama", {"rope_parameters": {"rope_theta": 0}}, "rope_theta must be a positive number"),
+    ("llama", {"num_attention_heads": 0}, "heads must lie in"),
+    ("llama", {"num_key_value_heads": 3}, "4 heads cannot share 3"),
+    ("llama", {"num_hidden_layers": 0}, "layers must lie in"),
+    ("llama", {"num_hidden_layers": 2**40}, "layers must lie in"),
+    ("llama", {"num_hidden_layers": "2"}, "num_hidden_layers must be a whole number"),
+    ("llama", {"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
+    ("llama", {"num_hidden_layers": 3}, "'blk.2.attn_norm.weight' is missing"),
+    ("llama", {"num_hidden_layers": 1}, "'blk.1.[a-z_.]+' has no place in a llama model"),
+    ("llama", {"hidden_size": None}, "hidden_size is missing"),
+    ("llama", {"vocab_size": 101}, "is 100 × 64; its configuration asks 101 × 64"),
+    ("llama", {"rms_norm_eps": "tiny"}, "rms_norm_eps must be a number"),
+    ("llama", {"rms_norm_eps": 10**400}, "rms_norm_eps must be a number"),
+    ("llama", {"attention_bias": 1}, "attention_bias must be true or false"),
+    ("llama", {"head_dim": 8}, "'blk.0.attn_k.weight' is 32 × 64; its configuration asks 16 × 64"),
+    ("qwen2", {"model_type": "llama"}, "bias' has no place in a llama model"),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 0, "layer_types": ["sliding_attention"]}, "window of 0"),
+    ("qwen2", {"use_sliding_window": True, "layer_types": ["chunked_attention"] * 2}, "layer_types"),
+    ("qwen2", {"use_sliding_window": True, "layer_types": None}, "without layer_types"),
+    ("gemma3", {"final_logit_softcapping": 30.0}, "sets final_logit_softcapping to 30.0"),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ("gemma3", {"hidden_activation": "gelu"}, "activation 'gelu'"),
+    ("gemma3", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar must be positive"),
+    ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "per layer type"),
+    ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "windowed layers"),
+    ("gemma3", {"layer_types": None, "sliding_window_pattern": 0}, "every 0th"),
+    ("gpt2", {"activation_function": "gelu"}, "activation 'gelu'"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ("gpt2", {"n_head": 5}, "does not divide into 5 heads"),
+    ("gpt2", {"n_positions": 33}, "'position_embd.weight' is 32 × 64"),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes", "message"), REFUSED)
+def test_refused_configurations(tmp_path: Path, kind: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FormatError, match=message) as caught:
+        read_folder(saved(tmp_path, kind, **changes))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff", b"[" * 100_000])
+def test_malformed_config_json(tmp_path: Path, text: bytes) -> None:
+    (saved(tmp_path, "llama") / "config.json").write_bytes(text)
+    with pytest.raises(FormatError, match="config.json"):
+        read_folder(tmp_path)
+
+
+def test_large_config_json(tmp_path: Path) -> None:
+    (saved(tmp_path, "llama") / "config.json").write_bytes(b'{"a": "' + b"x" * (1 << 20) + b'"}')
+    with pytest.raises(FormatError, match="config.json is 1048585 bytes"):
+        read_folder(tmp_path)
+
+
+def test_not_a_model_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds no config.json"):
+        read_folder(tmp_path)
+    (saved(tmp_path, "llama") / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(ModelError, match="safetensors only"):
+        read_folder(tmp_path)
+
+
+def test_unknown_missing_and_repeated_weights(tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.save_pretrained(tmp_path)
+    weights = model.state_dict()
+    for name in ("model.layers.0.self_attn.q_proj.lora_A", "model.layers.x.mlp.up_proj.weight", "score.weight"):
+        save_file({**weights, name: torch.zeros(2)}, tmp_path / "model.safetensors")
+        with pytest.raises(FormatError, match=f"the tensor '{name}' has no place in a llama model"):
+            read_folder(tmp_path)
+    save_file({k: v for k, v in weights.items() if k != "lm_head.weight"}, tmp_path / "model.safetensors")
+    with pytest.raises(FormatError, match="'lm_head.weight' is missing"):
+        read_folder(tmp_path)
+    gpt2 = tiny("gpt2")
+    gpt2.save_pretrained(tmp_path)
+    twice = {name: value for name, value in gpt2.state_dict().items() if name != "lm_head.weight"}
+    save_file({**twice, "wte.weight": torch.zeros(100, 64)}, tmp_path / "model.safetensors")
+    with pytest.raises(FormatError, match="appears twice"):
+        read_folder(tmp_path)
+
+
+def test_constants_stored_beside_weights_are_left_out(tmp_path: Path) -> None:
+    """As the published gpt2 has it: no prefix, causal masks among the weights."""
+    model = tiny("gpt2")
+    model.save_pretrained(tmp_path)
+    weights = {k.removeprefix("transformer."): v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    masks = {f"h.{i}.attn.bias": torch.ones(1, 1, 32, 32) for i in range(2)}
+    save_file(weights | masks, tmp_path / "model.safetensors")
+    assert_same(tmp_path, model, "gpt2")
+    assert gguf_name("model.layers.3.self_attn.rotary_emb.inv_freq", "llama") is None
+
+
+def test_tied_output_stored_all_the_same_is_left_out(tmp_path: Path) -> None:
+    model = tiny("qwen2", tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    save_file({name: value.clone() for name, value in model.state_dict().items()}, tmp_path / "model.safetensors")
+    assert_same(tmp_path, model, "qwen2")
+
+
+def test_scale_defaults_to_the_head_size(tmp_path: Path) -> None:
+    config = read_folder(saved(tmp_path, "gemma3", ("query_pre_attn_scalar",))).config
+    assert config.attention_scale is not None
+    assert math.isclose(config.attention_scale, transformers.Gemma3TextConfig().query_pre_attn_scalar**-0.5)
