@@ -392,4 +392,4 @@ def test_tied_output_stored_all_the_same_is_left_out(tmp_path: Path) -> None:
 def test_scale_defaults_to_the_head_size(tmp_path: Path) -> None:
     config = read_folder(saved(tmp_path, "gemma3", ("query_pre_attn_scalar",))).config
     assert config.attention_scale is not None
-    assert math.isclose(config.attention_scale, transformers.Gemma3TextConfig().query_pre_attn_scalar**-0.5)
+    assert math.isclose(config.attention_scale, transformers.Gemma3TextConfig().query_pre_attn_scalar ** -0.5)

@@ -181,7 +181,10 @@ def test_source_packages_are_never_fetched(world: Path) -> None:
     source = world / "tiny-part1-1.0"
     source.mkdir()
     marker = world / "setup ran"
-    (source / "setup.py").write_text(f"open({str(marker)!r}, 'w')\nraise SystemExit(1)\n")
+    system = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (source / "pyproject.toml").write_text(system)
+    (source / "backend.py").write_text(f"open({str(marker)!r}, 'w')\nraise SystemExit(1)\n")
+    (source / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: tiny-part1\nVersion: 1.0\n")
     (world / "wheels").mkdir()
     subprocess.run(["tar", "czf", str(world / "wheels" / "tiny-part1-1.0.tar.gz"), source.name], cwd=world, check=True)
     fails("pip could not download tiny-part1==1.0: No matching distribution")

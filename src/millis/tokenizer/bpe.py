@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from millis.tokenizer.special import Matcher
@@ -53,19 +54,20 @@ def _backend(vocabulary: Vocabulary) -> Backend:
         raise FormatError(f"{PREFIX}add_space_prefix is set, which byte-level BPE has no meaning for")
     if not vocabulary.merges:
         raise FormatError(f"{PREFIX}merges is missing; byte-level BPE needs it")
-    pairs = [tuple(merge.split(" ")) for merge in vocabulary.merges]
-    if set(map(len, pairs)) != {2}:
-        wrong = next(pair for pair in pairs if len(pair) != 2)
-        raise FormatError(f"{PREFIX}merges holds {' '.join(wrong)!r:.60}, which is not a pair")
     known = vocabulary.of_kind(Kind.NORMAL, Kind.USER_DEFINED, Kind.BYTE)
-    for left, right in pairs:
-        if left not in known or right not in known or left + right not in known:
-            raise FormatError(f"{PREFIX}merges holds {left + ' ' + right!r:.60}, whose parts or result are no tokens")
+    pairs = [_pair(merge, known) for merge in vocabulary.merges]
     backend = Backend(BPE(known, pairs, ignore_merges=vocabulary.pre == "llama-bpe"))
-    backend.pre_tokenizer = _pre_tokenizer(vocabulary.pre)  # type: ignore[assignment]
+    backend.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
     if vocabulary.pre == "qwen2":
-        backend.normalizer = NFC()  # type: ignore[assignment]
+        backend.normalizer = NFC()
     return backend
+
+
+def _pair(merge: str, known: Mapping[str, int]) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    if left not in known or right not in known or left + right not in known:
+        raise FormatError(f"{PREFIX}merges holds {merge!r:.60}, which is not a pair of tokens that make a token")
+    return left, right
 
 
 def _pre_tokenizer(pre: str) -> PreTokenizer:

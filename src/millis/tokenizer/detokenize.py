@@ -47,7 +47,7 @@ class Spelling:
         """The same for a model with `size` rows in its embedding."""
         return replace(self, size=max(size, self.size))
 
-    def bytes(self, token: int) -> bytes:
+    def raw(self, token: int) -> bytes:
         """The raw bytes of one token; RequestError if there is no such id."""
         if not 0 <= token < self.size:
             raise RequestError(f"token id {token} is outside the vocabulary of {self.size}")
@@ -74,7 +74,7 @@ class Spelling:
 
     def first_bytes(self, token: int) -> bytes:
         """The bytes of a token that begins a text."""
-        data = self.bytes(token)
+        data = self.raw(token)
         if self.drop_space and data[:1] == b" " and token not in self.values and token not in self.unknown:
             return data[1:]
         return data
@@ -114,8 +114,8 @@ class Detokenizer:
         if self._skip_special and token in self._spelling.control:
             return ""
         if not self._first:
-            return self._decoder.decode(self._spelling.bytes(token))
-        self._first = not self._spelling.bytes(token)
+            return self._decoder.decode(self._spelling.raw(token))
+        self._first = not self._spelling.raw(token)
         return self._decoder.decode(self._spelling.first_bytes(token))
 
     def flush(self) -> str:

@@ -57,6 +57,7 @@ class Folder:
     suffix: list[int]
     bos: int | None
     ends: frozenset[int]
+    special: Mapping[str, str]  # bos_token and eos_token, for the template
     template: str | None
 
 
@@ -83,6 +84,7 @@ def read_folder(path: Path) -> Folder:
         suffix=_with(suffix, eos, config.get("add_eos_token")),
         bos=bos,
         ends=_ends(path, eos, control, backend.get_vocab_size()),
+        special={name: text for name in ("bos_token", "eos_token") if (text := _content(config.get(name)))},
         template=_template(path, config),
     )
 
@@ -121,15 +123,17 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _named(config: Mapping[str, Any], key: str, backend: Backend) -> int | None:
     """The id of a special token that tokenizer_config.json names, as a text or as {"content": text}."""
-    value = config.get(key)
-    if isinstance(value, dict):
-        value = value.get("content")
+    value = _content(config.get(key))
     if value is None:
         return None
     token = backend.token_to_id(value) if isinstance(value, str) else None
     if token is None:
         raise FormatError(f"tokenizer_config.json: {key} {value!r:.60} is not a token of tokenizer.json")
     return token
+
+
+def _content(value: Any) -> Any:
+    return value.get("content") if isinstance(value, dict) else value
 
 
 def _with(ids: list[int], token: int | None, wanted: object) -> list[int]:
@@ -176,8 +180,8 @@ def _spelling(backend: Backend, control: set[int], added: set[int]) -> Spelling:
     if not 0 < size <= len(vocabulary) + (1 << 20):
         raise FormatError(f"tokenizer.json: token ids reach {size - 1} with only {len(vocabulary)} tokens")
     tokens = [""] * size
-    for token, i in vocabulary.items():
-        tokens[i] = token
+    for text, number in vocabulary.items():
+        tokens[number] = text
     decoder = json.loads(backend.decoder.__getstate__()) if backend.decoder is not None else {}
     steps = decoder.get("decoders", [decoder])
     kinds = {step.get("type") for step in steps}

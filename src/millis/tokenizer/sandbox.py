@@ -9,6 +9,7 @@ not there. It works in any thread, for nothing is interrupted from outside.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,13 +17,14 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import cache, wraps
 from json import JSONEncoder
+from string import Formatter
 from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, Macro
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
@@ -32,7 +34,7 @@ SIZE_LIMIT = 4 << 20  # characters of one value or of the output, for an empty c
 _INPUT_FACTOR = 8  # … and this much more for every character of the conversation
 _TOTAL_FACTOR = 8  # all values made together, in limits of one
 _ELEMENT = 64  # what an element of a list or dictionary counts for, in characters
-_INTEGER_BITS = 8192
+_INTEGER_BITS = 64
 _PATTERN = 64  # longest argument of methods whose worst case is its length times the text's
 
 _FILTERS = (
@@ -52,6 +54,7 @@ _METHODS: dict[type, frozenset[str]] = {
     float: frozenset(),
 }
 _SLOW_METHODS = frozenset(("strip", "lstrip", "rstrip", "rfind", "rindex", "rpartition", "rsplit"))
+_WIDTH = re.compile(r"\d{4}")
 _FORBIDDEN = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport, nodes.Block)
 
 
@@ -80,8 +83,12 @@ class Budget:
 
     def admit(self, value: Any) -> Any:
         """Measure and charge a value that was just made; returns it."""
-        self.tick()
         self.fit(self.size(value))
+        return self.charge(value)
+
+    def charge(self, value: Any) -> Any:
+        """Charge a value whose full extent is known to fit, as that of a part is; returns it."""
+        self.tick()
         self._left -= len(value) if isinstance(value, str) else _ELEMENT * _length(value)
         if self._left < 0:
             raise LimitError(f"it makes more than {_TOTAL_FACTOR * self.limit} characters in all")
@@ -190,20 +197,18 @@ def _check_join(separator: str, items: list[Any]) -> None:
 
 def _check_format(text: str, mark: str, values: Any) -> None:
     """Widths of up to three digits only, so that a conversion adds at most 1,000 characters to what it writes."""
+    if mark == "{":
+        specs = [spec or "" for _, _, spec, _ in Formatter().parse(text)]
+        if any("{" in spec for spec in specs):
+            raise LimitError("its format string has a field inside a field")
+    else:
+        specs = text.split("%")[1:]
+        if any("*" in spec for spec in specs):
+            raise LimitError("its format string takes a width from its arguments")
+    if any(_WIDTH.search(spec) for spec in specs):
+        raise LimitError("its format string has a width of more than three digits")
     limits = _budget()
-    digits = 0
-    for character in text:
-        digits = digits + 1 if character.isdigit() else 0
-        if digits > 3 or (character == "*" and mark == "%"):
-            raise LimitError("its format string has a width of more than three digits")
-    if mark == "{" and any("{" in part or "!" in part for part in _fields(text)):
-        raise LimitError("its format string has a field inside a field")
     limits.fit(len(text) + text.count(mark) * (1000 + limits.size(values)))
-
-
-def _fields(text: str) -> list[str]:
-    """What stands between each { and the } after it."""
-    return [part.split("}")[0] for part in text.replace("{{", "").split("{")[1:]] + (["{"] if "{{" in text else [])
 
 
 def _check_product(left: Any, right: Any) -> None:
@@ -226,12 +231,14 @@ class _Limiter(NodeTransformer):
             return nodes.Const(visited.data, lineno=visited.lineno)
         if isinstance(visited, nodes.Concat):
             return _filter(nodes.List(visited.nodes, lineno=visited.lineno), "limit concat")
-        if isinstance(visited, (nodes.List, nodes.Dict)) or (isinstance(visited, nodes.Tuple) and visited.ctx == "load"):
-            return _filter(visited, "limit admit")
-        if isinstance(visited, (nodes.Compare, nodes.Test)) or (
-            isinstance(visited, nodes.Getitem) and isinstance(visited.arg, nodes.Slice)
+        if isinstance(visited, (nodes.List, nodes.Dict)) or (
+            isinstance(visited, nodes.Tuple) and visited.ctx == "load"
         ):
+            return _filter(visited, "limit admit")
+        if isinstance(visited, (nodes.Compare, nodes.Test)):
             return _filter(visited, "limit tick")
+        if isinstance(visited, nodes.Getitem) and isinstance(visited.arg, nodes.Slice):
+            return _filter(visited, "limit charge")
         if isinstance(visited, (nodes.For, nodes.Macro, nodes.CallBlock)):
             visited.body.insert(0, nodes.ExprStmt(_true(visited.lineno), lineno=visited.lineno))
         if isinstance(visited, nodes.For) and visited.test is not None:
@@ -273,12 +280,14 @@ def environment() -> jinja2.Environment:
         optimized=False,  # nothing is evaluated before its budget exists
         cache_size=0,
     )
-    builtin = env.filters
+    builtin: dict[str, Callable[..., Any]] = env.filters
     env.filters = {name: _limited(builtin[name]) for name in _FILTERS}
     own = {"int": _int, "round": _round, "sum": _sum, "join": _join, "replace": _replace, "indent": _indent}
     env.filters |= {name: _limited(function) for name, function in own.items()}
     env.filters |= {"tojson": _limited(_tojson), "format": _limited(_format)}
-    env.filters |= {"limit concat": _concat, "limit admit": lambda value: _budget().admit(value), "limit tick": _tick}
+    env.filters |= {"limit concat": _concat, "limit tick": _tick}
+    env.filters |= {"limit admit": lambda value: _budget().admit(value)}
+    env.filters |= {"limit charge": lambda value: _budget().charge(value)}
     del env.globals["lipsum"]
     env.globals |= {
         "dict": lambda *args, **kwargs: dict(*args, **kwargs),

@@ -73,17 +73,8 @@ class SpmEncoder:
         before = list(range(-1, count - 1))
         parts: dict[str, tuple[str, str]] = {}  # an unused token → what it was merged from
         heap: list[tuple[float, int, int, int]] = []  # cost, left symbol, right symbol, end
-
-        def offer(left: int, right: int) -> None:
-            piece = word[left : ends[right]]
-            token = self._pieces.get(piece)
-            if token is not None:
-                heapq.heappush(heap, (self._costs[token], left, right, ends[right]))
-                if piece in self._unused:
-                    parts[piece] = (word[left:right], word[right : ends[right]])
-
         for i in range(count - 1):
-            offer(i, i + 1)
+            self._offer(word, i, i + 1, i + 2, heap, parts)
         while heap:
             _, left, right, end = heapq.heappop(heap)
             if ends[left] != right or ends[right] != end:
@@ -91,10 +82,28 @@ class SpmEncoder:
             ends[left], ends[right] = end, 0
             if end < count:
                 before[end] = left
-                offer(left, end)
+                self._offer(word, left, end, ends[end], heap, parts)
             if before[left] >= 0:
-                offer(before[left], left)
+                self._offer(word, before[left], left, end, heap, parts)
         return self._tokens(word, ends, parts)
+
+    def _offer(
+        self,
+        word: str,
+        left: int,
+        right: int,
+        end: int,
+        heap: list[tuple[float, int, int, int]],
+        parts: dict[str, tuple[str, str]],
+    ) -> None:
+        """Queue the merge of two adjacent symbols, if it makes a token."""
+        piece = word[left:end]
+        token = self._pieces.get(piece)
+        if token is None:
+            return
+        heapq.heappush(heap, (self._costs[token], left, right, end))
+        if piece in self._unused:
+            parts[piece] = (word[left:right], word[right:end])
 
     def _tokens(self, word: str, ends: list[int], parts: dict[str, tuple[str, str]]) -> list[int]:
         ids: list[int] = []

@@ -34,6 +34,7 @@ class Tokenizer:
         bos: int | None,
         eos: frozenset[int],
         chat: Chat,
+        limit: int | None = None,
     ) -> None:
         self.bos = bos
         self.eos = eos  # every id that ends an answer
@@ -43,6 +44,7 @@ class Tokenizer:
         self._prefix = list(prefix)
         self._suffix = list(suffix)
         self._chat = chat
+        self._limit = limit  # ids the model has an embedding for
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -118,7 +120,7 @@ class Tokenizer:
                 ids.append(part)
             else:
                 ids.extend(self._encoder(part))
-        return [*self._prefix, *ids, *self._suffix] if add_special else ids
+        return self._checked([*self._prefix, *ids, *self._suffix] if add_special else ids)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of `ids`, without control tokens unless `skip_special` is false; U+FFFD for invalid UTF-8."""
@@ -131,7 +133,7 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The raw bytes of one token, control tokens included; RequestError if there is no such id."""
-        return self._spelling.bytes(token)
+        return self._spelling.raw(token)
 
     def chat_text(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:
         """The conversation as the model's template writes it, up to where the answer begins.
@@ -151,15 +153,22 @@ class Tokenizer:
                 ids.append(part)
             else:
                 ids.extend(self._encoder(part.replace(sentinel, "")))
+        return self._checked(ids)
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if self._limit is not None and max(ids, default=0) >= self._limit:
+            raise RequestError(f"the text holds token {max(ids)}, but the model knows only {self._limit} tokens")
         return ids
 
-    def padded(self, size: int) -> Tokenizer:
-        """The same tokenizer for a model whose embedding has `size` rows; the rows beyond the vocabulary are silent.
+    def for_model(self, size: int) -> Tokenizer:
+        """The same tokenizer for a model whose embedding has `size` rows.
 
-        FormatError if the vocabulary has more tokens than the model has rows.
+        Rows beyond the vocabulary decode to nothing; tokens beyond the rows are refused when a text needs them, for
+        folders of text-only models list image tokens. FormatError if BOS or an ending token is such a token.
         """
-        if size < len(self._spelling.tokens):
-            raise FormatError(f"the tokenizer has {len(self._spelling.tokens)} tokens but the model only {size}")
+        named = [*self.eos, *self._prefix, *self._suffix]
+        if max(named, default=0) >= size:
+            raise FormatError(f"the tokenizer names token {max(named)}, but the model knows only {size} tokens")
         return Tokenizer(
             encoder=self._encoder,
             spelling=self._spelling.padded(size),
@@ -169,6 +178,7 @@ class Tokenizer:
             bos=self.bos,
             eos=self.eos,
             chat=self._chat,
+            limit=size,
         )
 
 
@@ -179,7 +189,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     else:
         folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
         tokenizer = Tokenizer.from_folder(folder)
-    return tokenizer.padded(checkpoint.config.vocab)
+    return tokenizer.for_model(checkpoint.config.vocab)
 
 
 def _control_tokens(tokens: Mapping[str, int]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -130,7 +130,7 @@ def _list(metadata: Mapping[str, Any], key: str) -> list[Any] | None:
         return None
     if hasattr(value, "tolist"):  # NumPy arrays, without importing NumPy
         value = value.tolist()
-    if not isinstance(value, (list, tuple)):
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise FormatError(f"{PREFIX}{key} must be an array, not {type(value).__name__}")
     return list(value)
 
