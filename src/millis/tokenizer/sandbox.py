@@ -282,7 +282,14 @@ def environment() -> jinja2.Environment:
     )
     builtin: dict[str, Callable[..., Any]] = env.filters
     env.filters = {name: _limited(builtin[name]) for name in _FILTERS}
-    own = {"int": _int, "round": _round, "sum": _sum, "join": _join, "replace": _replace, "indent": _indent}
+    own: dict[str, Callable[..., Any]] = {
+        "int": _int,
+        "round": _round,
+        "sum": _sum,
+        "join": _join,
+        "replace": _replace,
+        "indent": _indent,
+    }
     env.filters |= {name: _limited(function) for name, function in own.items()}
     env.filters |= {"tojson": _limited(_tojson), "format": _limited(_format)}
     env.filters |= {"limit concat": _concat, "limit tick": _tick}

@@ -19,7 +19,8 @@ class Edges:
 class Matcher:
     """Splits text at special tokens.
 
-    Candidates at a position are looked up by length, so the cost does not grow with their number (Gemma has 6,249).
+    Candidates at a position are looked up by their first two characters and their length, so the cost does not grow
+    with their number (Gemma has 6,249).
     """
 
     def __init__(self, tokens: Mapping[str, int], edges: Mapping[str, Edges] | None = None) -> None:
@@ -27,17 +28,17 @@ class Matcher:
         self._edges = dict(edges or {})
         lengths: dict[str, set[int]] = {}
         for token in self._ids:
-            lengths.setdefault(token[0], set()).add(len(token))
-        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
-        self._first = first_characters(self._lengths)
+            lengths.setdefault(token[:2], set()).add(len(token))
+        self._lengths = {start: sorted(found, reverse=True) for start, found in lengths.items()}
+        self._start = _starts(lengths)
 
     def split(self, text: str) -> Iterator[str | int]:
         """Non-empty stretches of plain text, and the ids of the special tokens between them."""
-        if self._first is None:
+        if self._start is None:
             yield from [text] if text else []
             return
         done = position = 0
-        while hit := self._first.search(text, position):
+        while hit := self._start.search(text, position):
             start = hit.start()
             token = self._longest(text, start)
             if token is None:
@@ -57,11 +58,21 @@ class Matcher:
             yield text[done:]
 
     def _longest(self, text: str, start: int) -> str | None:
-        for length in self._lengths[text[start]]:
+        for length in self._lengths.get(text[start : start + 2], ()):
             token = text[start : start + length]
             if token in self._ids:
                 return token
-        return None
+        return text[start] if text[start] in self._ids else None
+
+
+def _starts(starts: Collection[str]) -> re.Pattern[str] | None:
+    """A pattern for the first character of a token, where its second follows; None where there are no tokens."""
+    seconds: dict[str, str] = {}
+    for start in starts:
+        seconds[start[0]] = seconds.get(start[0], "") + re.escape(start[1:])
+    alone = {start for start in starts if len(start) == 1}
+    found = [re.escape(c) + ("" if c in alone else f"(?=[{after}])") for c, after in sorted(seconds.items())]
+    return re.compile("|".join(found)) if found else None
 
 
 def first_characters(tokens: Collection[str]) -> re.Pattern[str] | None:

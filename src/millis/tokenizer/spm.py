@@ -155,5 +155,5 @@ def _word_pattern(pieces: dict[str, int]) -> re.Pattern[str]:
     suspects = (piece for piece in pieces if SPACE in piece[1:])
     bound = {c for piece in suspects for c in re.findall(rf"[^{SPACE}](?={SPACE})", piece, re.DOTALL)}
     kept = "".join(map(re.escape, sorted(bound)))
-    inside = rf"[^{SPACE}]|(?<=[{kept}]){SPACE}+" if kept else rf"[^{SPACE}]"
-    return re.compile(rf"{SPACE}*(?:{inside})+|{SPACE}+", re.DOTALL)
+    onwards = rf"(?:(?<=[{kept}]){SPACE}+[^{SPACE}]*)*" if kept else ""
+    return re.compile(rf"{SPACE}*[^{SPACE}]+{onwards}|{SPACE}+")

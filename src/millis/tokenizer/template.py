@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from millis.tokenizer.sandbox import Budget
 
-MAX_SOURCE = 64 << 10  # characters; the longest published templates have about 20,000
+MAX_SOURCE = 48 << 10  # characters; compiling the worst template of this length takes about a second
 _Result = TypeVar("_Result")
 
 

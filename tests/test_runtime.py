@@ -1,0 +1,186 @@
+"""The native runtime on tiny models: every ISA and thread count against the NumPy oracle, and bad input refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from reference import TINY, tiny_model
+
+from millis import _native
+from millis.config import EngineConfig
+from millis.engine.native_runner import NativeRunner
+from millis.engine.runner import Batch
+from millis.models.load import Model, load_model
+from millis.models.oracle import Oracle
+from millis.types import ModelError, SamplingParams
+
+ISAS = _native.supported_isas()
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+    made: dict[str, Model] = {}
+
+    def load(name: str) -> Model:
+        if name not in made:
+            folder = tmp_path_factory.mktemp(name)
+            tiny_model(name).save_pretrained(folder)
+            made[name] = load_model(folder)
+        return made[name]
+
+    return load
+
+
+def ints(values: Any) -> np.ndarray:
+    return np.asarray(values, np.int32)
+
+
+def batch(tokens: list[int], start: int = 0, pages: list[int] | None = None) -> Batch:
+    pages = pages or list(range(-(-(start + len(tokens)) // 32)))
+    return Batch(ints(tokens), ints([start]), ints([len(tokens)]), ints([pages]))
+
+
+def tokens_of(model: Model, count: int) -> list[int]:
+    return [int(t) for t in np.random.default_rng(count).integers(0, model.plan.vocab, count)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_logits_equal_the_oracles(name: str, isa: str, threads: int, tiny: Callable[[str], Model]) -> None:
+    model = tiny(name)
+    runner = NativeRunner(model, EngineConfig(isa=isa, threads=threads, precision="exact"))
+    tokens = tokens_of(model, 45)
+    want = Oracle(model.plan, model.checkpoint.tensors).logits(tokens)
+    np.testing.assert_allclose(runner.logits(batch(tokens), every=True), want, atol=2e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_fast_precision_is_near(name: str, isa: str, tiny: Callable[[str], Model]) -> None:
+    """Float weights keep float activations; only the f16 cache differs."""
+    model = tiny(name)
+    tokens = tokens_of(model, 40)
+    want = Oracle(model.plan, model.checkpoint.tensors).logits(tokens)
+    got = NativeRunner(model, EngineConfig(isa=isa, threads=2)).logits(batch(tokens), every=True)
+    assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_isa_follows_scalar_on_quantised_weights(isa: str, model_path: Callable[[str], Path]) -> None:
+    model = load_model(model_path("smollm2"), 64)
+    tokens = tokens_of(model, 20)
+    scalar = NativeRunner(model, EngineConfig(isa="scalar", threads=2)).logits(batch(tokens))
+    got = NativeRunner(model, EngineConfig(isa=isa, threads=2)).logits(batch(tokens))
+    # The order of float sums differs; a rounded activation may fall to the other side.
+    assert np.abs(got - scalar).max() < 0.15 * np.abs(scalar).max()
+    assert np.corrcoef(got[0], scalar[0])[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("cut", [1, 7, 31, 32, 33, 64])
+def test_chunks_scattered_pages_and_neighbours_change_nothing(cut: int, tiny: Callable[[str], Model]) -> None:
+    model = tiny("gemma3")
+    runner = NativeRunner(model, EngineConfig(precision="exact", threads=2, cache_tokens=512))
+    tokens, other = tokens_of(model, 70), tokens_of(model, 50)
+    want = runner.logits(batch(tokens))
+    pages = [7, 2, 11]
+    for at in range(0, 70, cut):
+        part = tokens[at : at + cut]
+        mixed = Batch(ints(part + other[: at % 20 + 1]), ints([at, 0]), ints([len(part), at % 20 + 1]), ints([pages, [4, -1, -1]]))
+        got = runner.logits(mixed)
+    np.testing.assert_allclose(got[0], want[0], atol=1e-5)
+
+
+def test_step_samples_only_where_there_is_a_sampler(tiny: Callable[[str], Model]) -> None:
+    model = tiny("llama")
+    runner = NativeRunner(model, EngineConfig(precision="exact", threads=2))
+    tokens = tokens_of(model, 10)
+    two = Batch(ints(tokens + tokens), ints([0, 0]), ints([10, 10]), ints([[0], [1]]))
+    sampler = runner.sampler(SamplingParams(logprobs=2), tokens)
+    out = runner.step(two, [None, sampler])
+    logits = runner.logits(batch(tokens))[0].astype(np.float64)
+    assert out.tokens == [-1, int(logits.argmax())]
+    assert out.logprobs[0] is None and out.logprobs[1] is not None
+    want = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
+    assert out.logprobs[1].logprob == pytest.approx(want.max(), abs=1e-4)
+    with pytest.raises(ValueError, match="one sampler serves one sequence"):
+        runner.step(two, [sampler, sampler])
+
+
+def test_score_is_the_log_softmax_of_the_targets(tiny: Callable[[str], Model]) -> None:
+    model = tiny("qwen2")
+    runner = NativeRunner(model, EngineConfig(precision="exact", threads=2, max_batch_tokens=64))
+    tokens = tokens_of(model, 40)
+    targets = ints([*tokens[1:], -1])
+    targets[3] = -1
+    logits = Oracle(model.plan, model.checkpoint.tensors).logits(tokens).astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    want = [0 if t < 0 else logs[i, t] for i, t in enumerate(targets)]
+    np.testing.assert_allclose(runner.score(batch(tokens), targets), want, atol=2e-4)
+
+
+BAD = {
+    "unknown token": batch([10**6]),
+    "negative token": batch([-1]),
+    "no tokens": Batch(ints([]), ints([]), ints([]), ints(np.zeros((0, 1)))),
+    "zero length": Batch(ints([1]), ints([0, 0]), ints([1, 0]), ints([[0], [1]])),
+    "negative start": Batch(ints([1]), ints([-1]), ints([1]), ints([[0]])),
+    "past the context": Batch(ints([1]), ints([10**6]), ints([1]), ints([[0]])),
+    "huge start": Batch(ints([1]), ints([2**31 - 1]), ints([1]), ints([[0]])),
+    "lengths beyond tokens": Batch(ints([1]), ints([0]), ints([2]), ints([[0]])),
+    "page out of range": Batch(ints([1]), ints([0]), ints([1]), ints([[10**6]])),
+    "missing page": Batch(ints([1]), ints([0]), ints([1]), ints([[-1]])),
+    "table too short": Batch(ints([1]), ints([32]), ints([1]), ints([[0]])),
+    "tables of another count": Batch(ints([1]), ints([0]), ints([1]), ints([[0], [1]])),
+}
+
+
+@pytest.mark.parametrize("case", sorted(BAD))
+def test_bad_batches_are_refused_and_leave_the_runtime_usable(case: str, tiny: Callable[[str], Model]) -> None:
+    runner = NativeRunner(tiny("llama"), EngineConfig(precision="exact", threads=2))
+    before = runner.logits(batch([1, 2, 3]))
+    with pytest.raises(ValueError, match="batch"):
+        runner.step(BAD[case], [None] * len(BAD[case].lengths))
+    with pytest.raises(ValueError, match="batch"):
+        runner.step(batch([1]), [])
+    np.testing.assert_array_equal(runner.logits(batch([1, 2, 3])), before)
+
+
+def test_a_plan_that_does_not_fit_is_a_model_error(tiny: Callable[[str], Model]) -> None:
+    model = tiny("llama")
+    narrow = replace(model.plan, widths={**model.plan.widths, "h": 16})
+    with pytest.raises(ModelError, match="does not fit|buffers"):
+        NativeRunner(replace(model, plan=narrow), EngineConfig())
+    without = {k: v for k, v in model.plan.widths.items() if k != "qkv"}
+    with pytest.raises(ModelError, match="qkv"):
+        NativeRunner(replace(model, plan=replace(model.plan, widths=without)), EngineConfig())
+    with pytest.raises(ModelError, match="logits"):
+        NativeRunner(replace(model, plan=replace(model.plan, ops=model.plan.ops[:-1])), EngineConfig())
+
+
+def test_too_little_memory_is_said(tiny: Callable[[str], Model]) -> None:
+    with pytest.raises(ModelError, match="memory"):
+        NativeRunner(tiny("llama"), EngineConfig(cache_tokens=2**30, max_batch_tokens=65536))
+
+
+def test_unfinished_runtime_refuses_to_run() -> None:
+    sizes = {"max_tokens": 4, "max_outputs": 1, "pages": 1, "layers": 1, "kv_heads": 1, "head_dim": 16}
+    runtime = _native.Runtime(threads=1, isa="auto", vocab=4, context=8, exact=False, **sizes)
+    with pytest.raises(ValueError, match="finished"):
+        runtime.logits(ints([1]), ints([0]), ints([1]), ints([[0]]))
+    with pytest.raises(ValueError, match="select"):
+        runtime.finish()
+    runtime.add_buffer("x", 32)
+    with pytest.raises(ValueError, match="twice"):
+        runtime.add_buffer("x", 32)
+    with pytest.raises(ValueError, match="no matrix"):
+        runtime.embed("x", "w", 1.0, "")
+    for bad in ({"threads": 0}, {"isa": "sse9"}, {"head_dim": 24}, {"max_outputs": 5}, {"pages": 0}):
+        with pytest.raises(ValueError):
+            _native.Runtime(**{**sizes, "threads": 1, "isa": "auto", "vocab": 4, "context": 8, "exact": False, **bad})
