@@ -79,14 +79,15 @@ constexpr Format kFormat[kFormats] = {
 
 constexpr const Format& format(FormatId id) { return kFormat[static_cast<int>(id)]; }
 
-// 32 activations as signed bytes: x ~ d * q.
+// 32 activations as 16-bit integers in two signed bytes: x ~ d * (256 * high + low). One byte alone would do for
+// perplexity, but lets a greedy choice flip where the best two logits lie up to half a nat apart.
 struct ActBlock {
-  int8_t q[kBlock];
+  int8_t high[kBlock], low[kBlock];
   float d;
-  float s;         // d * (sum of q): the factor of a weight block's min
-  int32_t sum[2];  // of q, each 16: the factor of a weight block's offset
+  float s;         // d * (sum of the integers): the factor of a weight block's min
+  int32_t sum[2];  // of the integers, each 16: the factor of a weight block's offset
 };
-static_assert(sizeof(ActBlock) == 48);
+static_assert(sizeof(ActBlock) == 80);
 
 // IEEE half precision, in plain integer arithmetic so that every ISA gives the same bits.
 inline float half_to_float(uint16_t h) {

@@ -48,10 +48,13 @@ inline U8 quants(const uint8_t* p) {
 
 // Vectors [first, first + count) of a block times the same columns of M rows of activations.
 template <int bits, int first, int count, int M>
-inline void dot_vectors(const uint8_t* p, const ActBlock* x, size_t stride, I32 (&acc)[M]) {
+inline void dot_vectors(const uint8_t* p, const ActBlock* x, size_t stride, I32 (&high)[M], I32 (&low)[M]) {
   const U8 w = quants<bits, first>(p);
-  for (int m = 0; m < M; ++m) acc[m] = dot4<bits == 8>(acc[m], w, x[m * stride].q + 4 * first);
-  if constexpr (count > 1) dot_vectors<bits, first + 1, count - 1, M>(p, x, stride, acc);
+  for (int m = 0; m < M; ++m) {
+    high[m] = dot4<bits == 8>(high[m], w, x[m * stride].high + 4 * first);
+    low[m] = dot4<bits == 8>(low[m], w, x[m * stride].low + 4 * first);
+  }
+  if constexpr (count > 1) dot_vectors<bits, first + 1, count - 1, M>(p, x, stride, high, low);
 }
 
 template <const Format& f, int M>
@@ -69,18 +72,18 @@ void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, fl
     }
     const uint8_t* q = p + f.block_header();
     const auto group = [&]<int g>() {
-      I32 acc[M];
+      I32 high[M], low[M];  // their sums stay below 2^28
       for (int m = 0; m < M; ++m) {
         const int32_t sum = groups == 1 ? x[m * stride].sum[0] + x[m * stride].sum[1] : x[m * stride].sum[g];
-        acc[m] = set1_i32(f.offset == 0 ? 0 : -f.offset * sum);
+        high[m] = set1_i32(0), low[m] = set1_i32(f.offset == 0 ? 0 : -f.offset * sum);
       }
-      dot_vectors<f.bits, g * vectors, vectors, M>(q, x, stride, acc);
+      dot_vectors<f.bits, g * vectors, vectors, M>(q, x, stride, high, low);
       F32 scale = d, least = dmin;
       if constexpr (super) scale = mul(d, f.mins ? load_u8(p + 16 * g) : load_i8(p + 16 * g));
       if constexpr (super && f.mins) least = mul(dmin, load_u8(p + 16 * (groups + g)));
       for (int m = 0; m < M; ++m) {
         const ActBlock& a = x[m * stride];
-        total[m] = fma(mul(scale, set1(a.d)), to_float(acc[m]), total[m]);
+        total[m] = fma(mul(scale, set1(a.d)), to_float(times_256_plus(high[m], low[m])), total[m]);
         const float s = groups == 1 ? a.s : a.d * static_cast<float>(a.sum[g]);
         if constexpr (f.mins) total[m] = super ? fnma(least, set1(s), total[m]) : fma(least, set1(s), total[m]);
       }
@@ -166,16 +169,19 @@ void finish(const float* tile, const Epilogue& e, int rows, int columns, float* 
 }
 
 void quantize(const float* x, int n, ActBlock* out) {
+  constexpr float kLevels = 127.0f * 256.0f;
   for (; n >= kBlock; n -= kBlock, x += kBlock, ++out) {
-    const F32 a = load(x), b = load(x + 16);
-    const float largest = max(max(abs(a), abs(b)));
-    const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-    const F32 qa = round(mul(a, set1(inverse))), qb = round(mul(b, set1(inverse)));
-    store_i8(out->q, qa);
-    store_i8(out->q + 16, qb);
-    out->sum[0] = static_cast<int32_t>(sum(qa));
-    out->sum[1] = static_cast<int32_t>(sum(qb));
-    out->d = largest / 127.0f;
+    const float largest = max(max(abs(load(x)), abs(load(x + kLanes))));
+    const float inverse = largest > 0.0f ? kLevels / largest : 0.0f;
+    out->d = largest / kLevels;
+    for (int half = 0; half < 2; ++half) {
+      const F32 whole = round(mul(load(x + half * kLanes), set1(inverse)));
+      const F32 high = round(mul(whole, set1(1.0f / 256.0f)));
+      const F32 low = min(fnma(high, set1(256.0f), whole), set1(127.0f));
+      store_i8(out->high + half * kLanes, high);
+      store_i8(out->low + half * kLanes, low);
+      out->sum[half] = 256 * static_cast<int32_t>(sum(high)) + static_cast<int32_t>(sum(low));
+    }
     out->s = out->d * static_cast<float>(out->sum[0] + out->sum[1]);
   }
 }

@@ -14,7 +14,7 @@ void pause() {
 // Spins for as long as a barrier usually takes, then gives the core away: it may be the one the others need.
 template <class Done>
 void spin_until(const Done& done) {
-  for (int i = 0; !done(); ++i) i < 20000 ? pause() : std::this_thread::yield();
+  for (int i = 0; !done(); ++i) i < 1000 ? pause() : std::this_thread::yield();
 }
 
 constexpr auto kSpin = std::chrono::microseconds(100);  // between two steps of a decode, Python takes less

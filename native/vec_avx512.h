@@ -44,6 +44,7 @@ inline float sum(F32 x) { return _mm512_reduce_add_ps(x.v); }
 inline float max(F32 x) { return _mm512_reduce_max_ps(x.v); }
 
 inline I32 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I32 times_256_plus(I32 x, I32 y) { return {_mm512_add_epi32(_mm512_slli_epi32(x.v, 8), y.v)}; }
 inline F32 to_float(I32 x) { return {_mm512_cvtepi32_ps(x.v)}; }
 inline void store_i8(int8_t* p, F32 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));

@@ -57,6 +57,10 @@ inline I32 set1_i32(int32_t x) {
   for (int32_t& lane : out.v) lane = x;
   return out;
 }
+inline I32 times_256_plus(I32 a, I32 b) {
+  for (int i = 0; i < kLanes; ++i) a.v[i] = a.v[i] * 256 + b.v[i];
+  return a;
+}
 inline F32 to_float(I32 a) { return map([&](int i) { return static_cast<float>(a.v[i]); }); }
 inline void store_i8(int8_t* p, F32 a) { for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]); }
 

@@ -163,11 +163,11 @@ def test_tied_and_untied(tmp_path: Path, kind: str, tied: bool) -> None:
     assert ("output.weight" in read_folder(tmp_path).tensors) != tied
 
 
-def test_biases_of_llama(tmp_path: Path) -> None:
-    model = tiny("llama", attention_bias=True)
-    model.save_pretrained(tmp_path)
-    assert assert_same(tmp_path, model, "llama").attention_bias
-    assert "blk.1.attn_output.bias" in read_folder(tmp_path).tensors
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_bias_that_no_plan_adds_is_refused(tmp_path: Path, kind: str) -> None:
+    tiny(kind, attention_bias=True).save_pretrained(tmp_path)
+    with pytest.raises(FormatError, match="'blk.0.attn_output.bias' has no place in a"):
+        read_folder(tmp_path)
 
 
 def saved(folder: Path, kind: str, drop: tuple[str, ...] = (), **changes: Any) -> Path:
@@ -295,6 +295,12 @@ REFUSED = [
     ("llama", {"num_key_value_heads": 3}, "4 heads cannot share 3"),
     ("llama", {"num_hidden_layers": 0}, "layers must lie in"),
     ("llama", {"num_hidden_layers": 2**40}, "layers must lie in"),
+    ("llama", {"rope_parameters": LLAMA3_ROPE | {"low_freq_factor": 4.0}}, "band is empty: 4.0 to 4.0"),
+    (
+        "llama",
+        {"rope_parameters": LLAMA3_ROPE | {"original_max_position_embeddings": 10**400}},
+        "original_max_position_embeddings must be a whole number",
+    ),
     ("llama", {"num_hidden_layers": "2"}, "num_hidden_layers must be a whole number"),
     ("llama", {"num_hidden_layers": True}, "num_hidden_layers must be a whole number"),
     ("llama", {"num_hidden_layers": 3}, "'blk.2.attn_norm.weight' is missing"),

@@ -40,11 +40,12 @@ HALVES = {
 
 
 def quantized_activations(x: np.ndarray) -> np.ndarray:
-    """x rounded to signed bytes with one scale per 32 columns: what the quantised kernels compute with."""
+    """x rounded to 16-bit integers with one scale per 32 columns: what the quantised kernels compute with."""
     blocks = x.reshape(len(x), -1, 32)
     most = np.abs(blocks).max(-1, keepdims=True).astype(np.float32)
-    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
-    return (np.rint(blocks * inverse) * (most / np.float32(127))).reshape(x.shape)
+    levels = np.float32(127 * 256)
+    inverse = np.divide(levels, most, out=np.zeros_like(most), where=most > 0)
+    return (np.rint(blocks * inverse) * (most / levels)).reshape(x.shape)
 
 
 @pytest.mark.parametrize("isa", ALL_ISAS)
@@ -75,7 +76,7 @@ def test_quantized_product(type: GgmlType, isa: str, count: int) -> None:
     want = quantized_activations(x).astype(np.float64) @ values.T.astype(np.float64)
     got = _native.matmul(x, int(type), rows, data, isa)
     assert got.shape == (count, rows)
-    np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-4 * np.abs(want).max())
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -1,64 +1,100 @@
-"""The command `millis`: a table of subcommands, each imported only when it runs."""
+"""The command `millis`: a table of verbs, each imported only when it runs, and what the shell is told in the end.
+
+Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted. An error is one line on standard error that begins
+with `millis: `; the text of an answer is all that goes to standard output.
+"""
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from importlib import import_module
+from typing import Annotated, NoReturn
+
+import typer
 
 from millis.types import MillisError
 
-COMMANDS = {  # verb → module in millis.commands
-    "run": "run",
-    "chat": "chat",
-    "pull": "pull",
-    "models": "models",
-    "doctor": "doctor",
-    "evaluate": "evaluate",
-    "bench": "bench",
-}
+COMMANDS = ("run", "chat", "pull", "models", "doctor", "evaluate", "bench")  # each a module in millis.commands
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs one command and ends the process: 0 done, 1 failed, 2 used wrongly, 130 interrupted."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs one command and ends the process with its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to end
+    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        _app(arguments)(arguments, prog_name="millis", standalone_mode=True)
+        code = _app(arguments)(arguments, prog_name="millis", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
     except MillisError as error:
-        print(f"millis: {error}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # the reader of our output has gone
-        sys.stderr.close()
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return _fail(str(error), FAILED)
+    except typer.TyperException as error:
+        return _fail(_misuse(error), MISUSED)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, and knows it
+        _discard_output()
+        return FAILED
+    except OSError as error:
+        _discard_output()
+        where = f"{error.filename}: " if error.filename is not None else "cannot write the output: "
+        return _fail(f"{where}{error.strerror or error}", FAILED)
 
 
-def _app(arguments: list[str]):  # type: ignore[no-untyped-def]
-    import typer
-
+def _app(arguments: list[str]) -> typer.Typer:
+    """The verb that is asked for; all of them where the list of verbs matters."""
     app = typer.Typer(
-        no_args_is_help=True,
+        add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Real-time language models on the machine you have.",
+        epilog='Example: millis run "Give me three tips for a good night\'s sleep."',
     )
-    app.callback(invoke_without_command=True)(_version)
-    wanted = [arguments[0]] if arguments and arguments[0] in COMMANDS else list(COMMANDS)
-    for verb in wanted:
-        module = import_module(f"millis.commands.{COMMANDS[verb]}")
+    app.callback(invoke_without_command=True)(_without_verb)
+    for verb in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:
+        module = import_module(f"millis.commands.{verb}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=verb)
         else:
-            app.command(verb)(module.command)
+            app.command(verb, epilog=f"Example: {module.EXAMPLE}")(module.command)
     return app
 
 
-def _version(version: bool = False) -> None:
-    """Real-time language models on the machine you have."""
+def _without_verb(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
     if version:
         from millis import __version__
 
         print(f"millis {__version__}")
+        raise typer.Exit()
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(MISUSED)
+
+
+def _misuse(error: typer.TyperException) -> str:
+    """What was used wrongly, and which help to read, in one line."""
+    text = " ".join(error.format_message().split()).rstrip(".?")
+    context = getattr(error, "ctx", None)
+    return f"{text[:1].lower()}{text[1:]}; see: {context.command_path if context else 'millis'} --help"
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"millis: {text}", file=sys.stderr)
+    return code
+
+
+def _discard_output() -> None:
+    """Forgets what could not be written, so that Python does not try again, and complain, when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from millis.types import RequestError
+
+Precision = Literal["fast", "exact"]
+
+
+def usable_cores() -> int:
+    """Physical cores this process may use: its affinity, hyper-threads counted once, and its cgroup's CPU quota."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = {_siblings(cpu) for cpu in cpus}
+    return max(1, min(len(cores), _quota() or len(cores)))
+
+
+def _environment_isa() -> str:
+    return os.environ.get("MILLIS_ISA") or "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """How a model is run on this machine."""
+    """How a model is run on this machine. Raises RequestError for a value outside its range."""
 
-    threads: int | None = None
-    """Compute threads, the caller's included; None: the physical cores this process may use."""
-    isa: str = ""
-    """Instruction set of the kernels; "": the environment's MILLIS_ISA, otherwise the best this machine has."""
-    precision: Literal["fast", "exact"] = "fast"
+    threads: int = field(default_factory=usable_cores)
+    """Compute threads, the caller's included; unless given, the physical cores this process may use."""
+    isa: str = field(default_factory=_environment_isa)
+    """Instruction set of the kernels; unless given, the environment's MILLIS_ISA, otherwise "auto": the best here."""
+    precision: Precision = "fast"
     """fast: int8 activations and an f16 cache; exact: float32 throughout, for checks."""
     context: int | None = None
     """Longest sequence in tokens; None: what the model was made for, at most 8,192."""
@@ -30,29 +43,22 @@ class EngineConfig:
     """Positions the KV cache holds for all sequences together; None: one full context."""
 
     def __post_init__(self) -> None:
-        if not self.isa:
-            object.__setattr__(self, "isa", os.environ.get("MILLIS_ISA") or "auto")
-        if self.threads is None:
-            object.__setattr__(self, "threads", usable_cores())
-        for name, low, high in (
-            ("threads", 1, 1024),
-            ("context", 1, 1 << 24),
-            ("max_sequences", 1, 4096),
-            ("max_batch_tokens", 1, 65536),
-            ("cache_tokens", 1, 1 << 30),
+        for name, high in (
+            ("threads", 1024),
+            ("context", 1 << 24),
+            ("max_sequences", 4096),
+            ("max_batch_tokens", 65536),
+            ("cache_tokens", 1 << 30),
         ):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
-                raise RequestError(f"{name} must be a whole number in [{low}, {high}], not {value!r}")
-        if self.precision not in ("fast", "exact"):
+            if value is None and name in ("context", "cache_tokens"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+                raise RequestError(f"{name} must be a whole number in [1, {high}], not {value!r}")
+        if self.precision not in get_args(Precision):
             raise RequestError(f"precision must be 'fast' or 'exact', not {self.precision!r}")
-
-
-def usable_cores() -> int:
-    """Physical cores this process may use: its affinity, hyper-threads counted once, and its cgroup's CPU quota."""
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = {_siblings(cpu) for cpu in cpus}
-    return max(1, min(len(cores), _quota() or len(cores)))
+        if not isinstance(self.isa, str):
+            raise RequestError(f"isa must be a name such as 'auto' or 'scalar', not {self.isa!r}")
 
 
 def _siblings(cpu: int) -> str:

@@ -1,8 +1,9 @@
 """Coverage-guided fuzzing of the model readers: python tests/fuzz/fuzz_readers.py --seconds 60 [--seed 0] [--out DIR]
 
 An input that runs a line, or a step from one line to another, not seen before joins the corpus; inputs are mutations of
-the corpus. Each must end in values or in FormatError, within memory and time; the first that does not is saved, with
-exit code 1. What is read: GGUF files (parsing and configuration), safetensors files, config.json.
+the corpus. They are aimed: at the places where the GGUF reader was seen to read a field, and at the values of JSON.
+Each must end in values or in FormatError, within memory and time; the first that does not is saved, with exit code 1.
+What is read: GGUF files (parsing and configuration), safetensors files, config.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,11 +27,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import millis.models.gguf as gguf_reader  # noqa: E402
 import millis.models.huggingface_config as huggingface_config  # noqa: E402
 from gguf_files import ARCHITECTURES, write_tiny  # noqa: E402
-from millis.models.gguf import parse_gguf  # noqa: E402
 from millis.models.gguf_config import gguf_config  # noqa: E402
-from millis.models.gguf_values import StringArray  # noqa: E402
+from millis.models.gguf_values import Cursor, StringArray  # noqa: E402
 from millis.models.mapped import parse_json  # noqa: E402
 from millis.models.safetensors import parse_safetensors  # noqa: E402
 from millis.models.tensor import Tensor  # noqa: E402
@@ -40,15 +42,48 @@ MEMORY_BYTES = 1 << 30  # above what the process holds at the start
 SECONDS_PER_INPUT = 10
 MAX_INPUT_BYTES = 1 << 17
 NUMBERS = [0, 1, 2, 3, 7, 8, 31, 32, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**61, 2**62, 2**63, 2**64 - 1]
-WORDS = [b"null", b"true", b"-1", b"0", b"1e999", b"NaN", b"[]", b"{}", b"9" * 20, b"\xff", b"]", b"}"]
-WORDS += [b'""', b'"linear"', b'"llama3"']
-WORDS += [b'"gpt2"', b'"gemma3_text"', b'"qwen2"', b'"F16"', b'"BF16"', b"general.alignment", b"attention.key_length"]
+VALUES = [None, True, False, -1, 0, 1, 2, 3, 8, 2**31, 2**63, 10**400, 0.5, -1.0, 1e-320, 1e308, float("nan"), "", "x"]
+VALUES += [
+    "linear",
+    "llama3",
+    "gpt2",
+    "gemma3_text",
+    "qwen3",
+    "F16",
+    "BF16",
+    [],
+    {},
+    [1],
+    [0, 4],
+    ["full_attention"],
+    {"a": 1},
+]
+WORDS = [json.dumps(value).encode() for value in VALUES if value != 10**400] + [b"1e999", b"]", b"}", b'{"', b"\xff"]
 
 Trace = Callable[[FrameType, str, Any], Any]
 
 
+@dataclass(frozen=True)
+class Input:
+    """`fields`: where the reader read, as far as it came."""
+
+    kind: str
+    data: bytes
+    fields: tuple[int, ...] = ()
+
+
+class WatchedCursor(Cursor):
+    """Notes where each field of the latest input begins."""
+
+    fields: list[int] = []
+
+    def skip(self, count: int, what: str) -> int:
+        self.fields.append(self.at)
+        return super().skip(count, what)
+
+
 def read_a_gguf(data: bytes) -> None:
-    metadata, tensors = parse_gguf(np.frombuffer(data, np.uint8))
+    metadata, tensors = gguf_reader.parse_gguf(np.frombuffer(data, np.uint8))
     for value in metadata.values():
         if isinstance(value, StringArray):
             list(value)
@@ -69,24 +104,29 @@ def read_values(tensors: dict[str, Tensor]) -> None:
         assert tensor.numpy().shape == tensor.shape
 
 
-READERS = {"gguf": read_a_gguf, "safetensors": read_a_safetensors, "config": read_a_config}
+READERS: dict[str, Callable[[bytes], None]] = {
+    "gguf": read_a_gguf,
+    "safetensors": read_a_safetensors,
+    "config": read_a_config,
+}
 
 
-def seeds() -> list[tuple[str, bytes]]:
+def seeds() -> list[Input]:
     """Valid inputs of every kind."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for architecture in ARCHITECTURES:
             path = Path(folder) / f"{architecture}.gguf"
             write_tiny(path, architecture, {"general.alignment": 32, ".rope.scaling.factor": 1.0})
-            found.append(("gguf", path.read_bytes()))
-            write_tiny(path, architecture)
-            found.append(("gguf", path.read_bytes()))
+            found.append(Input("gguf", path.read_bytes()))
+            lists = {".attention.sliding_window_pattern": [True, False]} if architecture == "gemma3" else {}
+            write_tiny(path, architecture, lists)
+            found.append(Input("gguf", path.read_bytes()))
     entries = {"a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}, "__metadata__": {"format": "pt"}}
     entries["b"] = {"dtype": "BF16", "shape": [3], "data_offsets": [8, 14]}
     header = json.dumps(entries).encode()
-    found.append(("safetensors", len(header).to_bytes(8, "little") + header + bytes(14)))
-    return found + [("config", json.dumps(config).encode()) for config in configs()]
+    found.append(Input("safetensors", len(header).to_bytes(8, "little") + header + bytes(14)))
+    return found + [Input("config", json.dumps(config).encode()) for config in configs()]
 
 
 def configs() -> list[dict[str, Any]]:
@@ -107,23 +147,23 @@ def configs() -> list[dict[str, Any]]:
     ]
 
 
-def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """One to five changes, more often near the start, where headers are."""
-    changed = bytearray(data)
-    for _ in range(rng.randint(1, 5)):
+def mutate(parent: Input, others: list[bytes], rng: random.Random) -> bytes:
+    """A few changes to the bytes, most of them at fields, or near the start, where headers are."""
+    changed = bytearray(parent.data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
         size = len(changed) or 1
         at = int(size * rng.random() ** rng.choice((1, 3, 6)))
+        if parent.fields and rng.random() < 0.7:
+            at = rng.choice(parent.fields)
         match rng.randrange(8):
             case 0 if changed:
                 changed[min(at, size - 1)] ^= 1 << rng.randrange(8)
             case 1:
                 changed[at : at + 8] = rng.choice(NUMBERS).to_bytes(8, "little")
-            case 2:
+            case 2 | 3:
                 changed[at : at + 4] = (rng.choice(NUMBERS) & 0xFFFFFFFF).to_bytes(4, "little")
-            case 3:
-                del changed[at : at + rng.randint(1, 64)]
             case 4:
-                changed[at:at] = rng.choice(WORDS)
+                del changed[at : at + rng.randint(1, 64)]
             case 5:
                 changed[at : at + rng.randint(0, 12)] = rng.choice(WORDS)
             case 6:
@@ -133,6 +173,37 @@ def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
             case 7 if rng.random() < 0.2:
                 del changed[at:]
     return bytes(changed[:MAX_INPUT_BYTES])
+
+
+def mutate_json(text: bytes, rng: random.Random) -> bytes:
+    """One value, at any depth, taken out or replaced; `text` as it is where it is not JSON."""
+    try:
+        root = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    at: Any = root
+    while isinstance(at, dict | list) and at:
+        key = rng.choice(list(at) if isinstance(at, dict) else range(len(at)))
+        if not (isinstance(at[key], dict | list) and at[key]) or rng.random() < 0.2:
+            at[key] = rng.choice(VALUES)
+            if rng.random() < 0.2:
+                del at[key]
+            break
+        at = at[key]
+    return json.dumps(root).encode()
+
+
+def child(corpus: dict[str, list[Input]], rng: random.Random) -> Input:
+    """A mutation of one of the corpus."""
+    kind = rng.choice(("gguf", "gguf", "safetensors", "config"))
+    parent = rng.choice(corpus[kind])
+    if kind != "gguf" and rng.random() < 0.6:
+        if kind == "config":
+            return Input(kind, mutate_json(parent.data, rng))
+        size = int.from_bytes(parent.data[:8], "little")
+        header = mutate_json(parent.data[8 : 8 + size], rng)
+        return Input(kind, len(header).to_bytes(8, "little") + header + parent.data[8 + size :])
+    return Input(kind, mutate(parent, [other.data for other in corpus[kind]], rng))
 
 
 class Coverage:
@@ -192,27 +263,29 @@ def save(folder: Path, kind: str, data: bytes) -> Path:
 
 def fuzz(seconds: float, seed: int, out: Path) -> int:
     """The process's exit code."""
-    rng, coverage, corpus = random.Random(seed), Coverage(), seeds()
+    rng, coverage, queue = random.Random(seed), Coverage(), seeds()
+    corpus: dict[str, list[Input]] = {kind: [] for kind in READERS}
     bound_process()
-    queue, runs, end = list(corpus), 0, time.monotonic() + seconds
+    gguf_reader.Cursor = WatchedCursor  # type: ignore[misc]
+    runs, end = 0, time.monotonic() + seconds
     while queue or time.monotonic() < end:
-        if queue:
-            kind, data = queue.pop()
-        else:
-            kind, parent = rng.choice(corpus)
-            data = mutate(parent, [data for other, data in corpus if other == kind], rng)
+        seeding = bool(queue)
+        tried = queue.pop() if seeding else child(corpus, rng)
         runs += 1
+        WatchedCursor.fields.clear()
         signal.alarm(SECONDS_PER_INPUT)
         try:
-            if coverage.run(lambda kind=kind, data=data: READERS[kind](data)):
-                corpus.append((kind, data))
+            new = coverage.run(lambda tried=tried: READERS[tried.kind](tried.data))
         except Exception:  # whatever it is, it is the finding
             traceback.print_exc()
-            print(f"run {runs}, {kind}: saved as {save(out, kind, data)}", file=sys.stderr)
+            print(f"run {runs}: saved as {save(out, tried.kind, tried.data)}", file=sys.stderr)
             return 1
         finally:
             signal.alarm(0)
-    print(f"{runs} inputs, {len(corpus)} kept, {len(coverage.seen)} steps covered, no finding (seed {seed})")
+        if new or seeding:
+            corpus[tried.kind].append(Input(tried.kind, tried.data, tuple(WatchedCursor.fields)))
+    kept = sum(map(len, corpus.values()))
+    print(f"{runs} inputs, {kept} kept, {len(coverage.seen)} steps covered, no finding (seed {seed})")
     return 0
 
 

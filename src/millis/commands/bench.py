@@ -8,9 +8,10 @@ import typer
 
 from millis import _native
 from millis.commands import common
-from millis.types import RequestError
 
-app = typer.Typer(no_args_is_help=True, help="Numbers: speed on this machine, beside other engines.")
+EXAMPLE = "millis bench engine --peers transformers"
+
+app = typer.Typer(help="Numbers: speed on this machine, beside other engines.", epilog=f"Example: {EXAMPLE}")
 
 
 @app.callback()
@@ -18,17 +19,19 @@ def _group() -> None:
     """Numbers: speed on this machine, beside other engines."""
 
 
-@app.command()
+@app.command(epilog=f"Example: {EXAMPLE}")
 def engine(
     model: common.Model = "smollm2",
-    peers: Annotated[str, typer.Option(help="Others to measure beside: transformers, llama.cpp; comma-separated.")] = "",
+    peers: Annotated[
+        str, typer.Option(help="Others to measure beside: transformers, llama.cpp; comma-separated.")
+    ] = "",
     prompts: Annotated[str, typer.Option(help="Prompt lengths in tokens.")] = "16,128,512",
     new_tokens: Annotated[int, typer.Option(min=2, max=4096, help="Tokens decoded after each prompt.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Measured rounds; one more warms up.")] = 5,
     threads: common.Threads = None,
     json: common.Json = False,
 ) -> None:
-    """First and next token, one request at a time. Example: millis bench engine --peers transformers"""
+    """Milliseconds to the first and the next token, one request at a time, beside the machine's limit."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -40,12 +43,23 @@ def engine(
     engines = [Millis(lm), *make([name.strip() for name in peers.split(",") if name.strip()], lm)]
     weight_bytes = lm.runner.weight_bytes
     bandwidth = _native.read_bandwidth(max(64, weight_bytes >> 20), lm.config.threads)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("measuring", total=len(engines) * (rounds + 1) * len(lengths))
         rows = measure(
-            engines, lengths, vocab=lm.runner.vocab, new_tokens=new_tokens, rounds=rounds, advance=lambda: progress.advance(task)
+            engines,
+            lengths,
+            vocab=lm.runner.vocab,
+            new_tokens=new_tokens,
+            rounds=rounds,
+            advance=lambda: progress.advance(task),
         )
-    result = {"model": model, "threads": lm.config.threads, "isa": lm.runner.isa, **report(rows, weight_bytes, bandwidth)}
+    result = {
+        "model": model,
+        "threads": lm.config.threads,
+        "isa": lm.runner.isa,
+        **report(rows, weight_bytes, bandwidth),
+    }
     if json:
         common.print_json(result)
     else:
@@ -56,9 +70,9 @@ def _lengths(text: str) -> list[int]:
     try:
         lengths = [int(part) for part in text.split(",")]
     except ValueError:
-        raise RequestError(f"--prompts must be whole numbers with commas between, not {text!r}") from None
-    if any(not 1 <= length <= 1 << 20 for length in lengths):
-        raise RequestError("--prompts must be positive")
+        raise typer.BadParameter(f"--prompts must be whole numbers with commas between, not {text!r}") from None
+    if not all(1 <= length <= 1 << 20 for length in lengths):
+        raise typer.BadParameter(f"--prompts must be positive, not {text!r}")
     return lengths
 
 
@@ -68,8 +82,8 @@ def _print(result: dict[str, Any]) -> None:
 
     limit = result["limit_next_ms"]
     print(
-        f"{result['model']}, {result['threads']} threads, {result['isa']}: a token reads {result['bytes_per_token'] / 1e6:.0f} MB; "
-        f"at {result['read_gb_per_s']:.1f} GB/s no faster than {limit:.2f} ms"
+        f"{result['model']}, {result['threads']} threads, {result['isa']}: a token reads "
+        f"{result['bytes_per_token'] / 1e6:.0f} MB; at {result['read_gb_per_s']:.1f} GB/s no faster than {limit:.2f} ms"
     )
     table = Table(box=None, pad_edge=False)
     for title in ("prompt", "engine", "first ms", "min–max", "next ms", "min–max", "of limit", "first ×", "next ×"):

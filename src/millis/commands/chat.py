@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from millis.commands import common
 from millis.types import MillisError, TemplateError
 
-HELP = "/reset forgets the conversation · /save FILE writes it as JSON · /help · /exit or Ctrl-D leaves · Ctrl-C stops an answer"
+if TYPE_CHECKING:
+    from millis.tasks.model import LanguageModel
+
+EXAMPLE = 'millis chat -m qwen2.5-0.5b --system "You answer in one sentence."'
+HELP = (
+    "/reset forgets the conversation · /save FILE writes it as JSON · /help · /exit or Ctrl-D leaves"
+    " · Ctrl-C stops an answer"
+)
 
 
 def command(
@@ -29,45 +40,70 @@ def command(
     context: common.Context = None,
     precision: common.Precision = "fast",
 ) -> None:
-    """Talks with a model. Example: millis chat -m qwen2.5-0.5b --system "You answer in one sentence." """
+    """A conversation in the terminal; every line is a message, or a command such as /help."""
+    sampling = common.checked(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
     lm = common.load(model, threads=threads, context=context, precision=precision)
     if not lm.tokenizer.has_chat_template:
         raise TemplateError(f"{model} is a base model without a chat template; use: millis run -m {model} PROMPT")
-    options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "deadline_ms": deadline_ms,
-    }
     common.say(f"{model}: {HELP}")
-    opening = [{"role": "system", "content": system}] if system is not None else []
-    messages = list(opening)
+    conversation = Conversation(lm, system, {**sampling, "deadline_ms": deadline_ms})
     for line in _lines():
-        verb, _, rest = line.partition(" ")
-        if verb in ("/exit", "/quit"):
+        if line.strip() in ("/exit", "/quit"):
             break
+        conversation.take(line)
+
+
+class Conversation:
+    """The messages so far, and what a line does to them."""
+
+    def __init__(self, lm: LanguageModel, system: str | None, options: dict[str, Any]) -> None:
+        self._lm = lm
+        self._options = options
+        self._opening = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = list(self._opening)
+
+    def take(self, line: str) -> None:
+        """Obeys a command or answers a message."""
+        verb, _, rest = line.strip().partition(" ")
         if verb == "/reset":
-            messages = list(opening)
+            self.messages = list(self._opening)
             common.say("the conversation starts anew")
         elif verb == "/save":
-            _save(messages, rest.strip())
+            common.say(save(self.messages, rest.strip()))
         elif verb.startswith("/"):
             common.say(HELP if verb == "/help" else f"unknown command {verb}; {HELP}")
-        elif line.strip():
-            messages.append({"role": "user", "content": line})
-            _answer(lm, messages, options)
+        elif verb:
+            self._answer(line)
+
+    def _answer(self, line: str) -> None:
+        """Answers and keeps both messages; what cannot be answered leaves the conversation as it was."""
+        messages = [*self.messages, {"role": "user", "content": line}]
+        try:
+            out = common.show(self._lm.chat_stream(messages, **self._options))
+        except MillisError as error:
+            common.say(f"millis: {error}; the conversation is as it was before, /reset starts anew")
+        except KeyboardInterrupt:  # twice, or before the answer began
+            common.say("\ninterrupted; the conversation is as it was before")
+        else:
+            if out.text:  # stopped before its first character, an answer is none
+                self.messages = [*messages, {"role": "assistant", "content": out.text}]
+            common.say(common.status_line(out, self._lm))
 
 
-def _lines():  # type: ignore[no-untyped-def]
+def _lines() -> Iterator[str]:
     """The user's lines until the end of input; Ctrl-C at the prompt drops the line."""
-    try:
+    with suppress(ImportError):
         import readline  # noqa: F401  history and editing for input()
-    except ImportError:
-        pass
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused, not the end
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")
@@ -77,30 +113,20 @@ def _lines():  # type: ignore[no-untyped-def]
             return
 
 
-def _answer(lm, messages, options) -> None:  # type: ignore[no-untyped-def]
-    """Answers the last message and keeps both; what cannot be answered leaves the conversation as it was."""
-    try:
-        stream = lm.chat_stream(messages, **options)
-    except MillisError as error:
-        messages.pop()
-        common.say(f"{error}; /reset makes room" if "context" in str(error) else str(error))
-        return
-    common.show(stream)
-    messages.append({"role": "assistant", "content": stream.completion.text})
-    common.say(common.status_line(stream.timings, lm))
-
-
-def _save(messages: list[dict[str, str]], name: str) -> None:
-    """Writes the conversation in one move, so that a failure leaves the old file."""
+def save(messages: list[dict[str, str]], name: str) -> str:
+    """Writes the messages as JSON in one move, so that a failure leaves the old file. What to tell the user."""
     if not name:
-        common.say("give a file: /save FILE")
-        return
-    path = Path(name).expanduser()
+        return "give a file: /save FILE"
+    part = None
     try:
+        path = Path(name).expanduser()
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            part = file.name
             json.dump(messages, file, ensure_ascii=False, indent=2)
-        os.replace(file.name, path)
-    except OSError as error:
-        common.say(f"cannot write {path}: {error.strerror}; the conversation goes on")
-        return
-    common.say(f"{len(messages)} messages in {path}")
+        os.replace(part, path)
+        return f"{len(messages)} messages in {path}"
+    except (OSError, RuntimeError, ValueError) as error:  # the disk, an unknown ~user, a name that cannot be a path
+        if part is not None:
+            with suppress(OSError):
+                os.unlink(part)
+        return f"cannot write {name}: {getattr(error, 'strerror', None) or error}; the conversation goes on"

@@ -12,25 +12,42 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from millis.types import Timings
+from millis import config
+from millis.types import Completion, RequestError, SamplingParams
 
 if TYPE_CHECKING:
+    from millis.hub import Entry
     from millis.tasks.model import LanguageModel, Stream
 
-Model = Annotated[str, typer.Option("-m", "--model", help="Catalogue name, .gguf file, Hugging Face folder or hub repo id.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads; default: this machine's physical cores.")]
-Precision = Annotated[str, typer.Option(help="fast, or exact (float32 throughout; slow, for checks).")]
+Model = Annotated[
+    str, typer.Option("-m", "--model", help="Catalogue name, .gguf file, Hugging Face folder or hub repo id.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Compute threads; default: this machine's physical cores.")
+]
+Precision = Annotated[config.Precision, typer.Option(help="exact: float32 throughout; slow, for checks.")]
 Context = Annotated[int | None, typer.Option(min=1, help="Longest conversation in tokens.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
-Temperature = Annotated[float, typer.Option(min=0, help="0: always the likeliest token.")]
+Temperature = Annotated[float, typer.Option(min=0, max=100, help="0: always the likeliest token.")]
 TopK = Annotated[int, typer.Option(min=0, help="Draw from the k likeliest tokens; 0: off.")]
 TopP = Annotated[float, typer.Option(min=0, max=1, help="Draw from the likeliest tokens of this mass; 1: off.")]
 MinP = Annotated[float, typer.Option(min=0, max=1, help="Drop tokens below this share of the likeliest; 0: off.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Same seed, same machine: same text.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="Same seed, same machine: same text.")]
 Penalty = Annotated[float, typer.Option(help="Above 1: repeat less.")]
-DeadlineMs = Annotated[float | None, typer.Option(min=0.001, help="The answer ends by then, cut where it must be.")]
+DeadlineMs = Annotated[
+    float | None, typer.Option(min=0.001, max=1e9, help="The answer ends by then, cut where it must be.")
+]
 System = Annotated[str | None, typer.Option(help="System message.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+def checked(**sampling: Any) -> dict[str, Any]:
+    """The options of an answer as they came. Values that no model accepts are a usage error, before any is loaded."""
+    try:
+        SamplingParams(**sampling)
+    except RequestError as error:
+        raise typer.BadParameter(str(error)) from None
+    return sampling
 
 
 def load(name: str, **options: Any) -> LanguageModel:
@@ -42,47 +59,52 @@ def load(name: str, **options: Any) -> LanguageModel:
         return LanguageModel(name, progress=bar, agree=ask_terms, **options)
 
 
-def ask_terms(entry: Any) -> bool:
+def ask_terms(entry: Entry) -> bool:
     """Shows an entry's terms and asks, where somebody can answer."""
-    print(entry.terms, file=sys.stderr)
+    say(entry.terms or "")
     if not sys.stdin.isatty():
-        print(f"to agree without a terminal: millis pull {entry.name} --accept-terms", file=sys.stderr)
+        say(f"to agree without a terminal: millis pull {entry.name} --accept-terms")
         return False
-    return typer.confirm("Do you agree?", err=True)
+    return bool(typer.confirm("Do you agree?", err=True))
 
 
-def show(stream: Stream) -> None:
-    """Prints an answer as it comes. Ctrl-C ends it at once, and what was written stays; twice ends the program."""
+def show(stream: Stream) -> Completion:
+    """Prints an answer as it comes, and hands it out whole."""
     with stopped_by_interrupt(stream):
         for piece in stream:
             sys.stdout.write(piece)
             sys.stdout.flush()
     print(flush=True)
+    return stream.result()
 
 
 @contextmanager
 def stopped_by_interrupt(stream: Stream) -> Iterator[None]:
-    """The first Ctrl-C cancels `stream` between two steps, so that no state is torn; the next interrupts as usual."""
+    """The first Ctrl-C ends `stream` between two steps, and what was written stays; the next interrupts as usual."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, previous)
         stream.stop_soon()
 
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+    with stream:  # whatever happens, its pages are free afterwards
+        previous = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
 
-def status_line(timings: Timings, lm: LanguageModel) -> str:
-    """first token 12.3 ms · 301.2 tokens/s · 64 tokens in 224 ms · smollm2.gguf, 2 threads, avx512."""
-    parts = [f"first token {timings.first_token_ms:.1f} ms"]
+def status_line(out: Completion, lm: LanguageModel) -> str:
+    """first token 12.3 ms · 301.2 tokens/s · 31 + 64 tokens in 224 ms · smollm2.gguf, 2 threads, avx512."""
+    timings = out.timings
+    parts = [f"first token {timings.first_token_ms:.1f} ms"] if timings.first_token_ms else []
     if timings.tokens_per_second:
         parts.append(f"{timings.tokens_per_second:.1f} tokens/s")
     parts.append(f"{timings.prompt_tokens} + {timings.completion_tokens} tokens in {timings.total_ms:.0f} ms")
     if timings.slack_ms is not None:
-        parts.append(f"{timings.slack_ms:.0f} ms before the deadline")
+        parts.append(f"{abs(timings.slack_ms):.0f} ms {'before' if timings.slack_ms >= 0 else 'after'} the deadline")
+    if out.finish_reason != "stop":
+        parts.append(f"ended by {out.finish_reason}")
     parts.append(f"{lm.path.name}, {lm.config.threads} threads, {lm.runner.isa}")
     return " · ".join(parts)
 

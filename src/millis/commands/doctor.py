@@ -11,6 +11,7 @@ from millis import _native, hub
 from millis.commands import common
 from millis.config import EngineConfig
 
+EXAMPLE = "millis doctor --json"
 BANDWIDTH_MIB = 256  # larger than any cache that models fit into
 WHY = {
     "avx512": "AVX-512 with VNNI: the widest integer products here",
@@ -20,9 +21,9 @@ WHY = {
 
 
 def command(json: common.Json = False) -> None:
-    """Shows processor, memory, bandwidth and models on disk. Example: millis doctor --json"""
+    """Shows processor, memory, bandwidth and models on disk."""
     config = EngineConfig()
-    threads = config.threads or 1
+    threads = config.threads
     isas = _native.supported_isas()
     chosen = isas[-1] if config.isa == "auto" else config.isa
     bandwidth = _native.read_bandwidth(BANDWIDTH_MIB, threads)
@@ -40,7 +41,10 @@ def command(json: common.Json = False) -> None:
         "memory_gib": _memory_gib("MemTotal"),
         "memory_available_gib": _memory_gib("MemAvailable"),
         "home": str(hub.home()),
-        "models": {row.name: {"bytes": row.size_bytes, "limit_tokens_per_s": round(1e9 * bandwidth / row.size_bytes)} for row in on_disk},
+        "models": {
+            row.name: {"bytes": row.size_bytes, "limit_tokens_per_s": round(1e9 * bandwidth / row.size_bytes)}
+            for row in on_disk
+        },
     }
     if json:
         common.print_json(facts)

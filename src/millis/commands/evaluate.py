@@ -6,17 +6,21 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from millis.commands import common
-from millis.tasks.perplexity import perplexity, windows
-from millis.types import RequestError
+from millis.types import ModelError, RequestError
+
+if TYPE_CHECKING:
+    from millis.tasks.model import LanguageModel
+
+EXAMPLE = "millis evaluate -m smollm2 --perplexity wiki.txt"
 
 
 def command(
-    perplexity_file: Annotated[Path, typer.Option("--perplexity", metavar="FILE", help="A text file, UTF-8.")],
+    perplexity: Annotated[Path, typer.Option("--perplexity", metavar="FILE", help="A text file, UTF-8.")],
     model: common.Model = "smollm2",
     window: Annotated[int, typer.Option(min=2, help="Tokens that are predicted together.")] = 512,
     limit: Annotated[int | None, typer.Option("--windows", min=1, help="Only so many windows, spread evenly.")] = None,
@@ -25,31 +29,25 @@ def command(
     precision: common.Precision = "fast",
     json: common.Json = False,
 ) -> None:
-    """Perplexity of a text. Example: millis evaluate -m smollm2 --perplexity wiki.txt"""
-    text = _read(perplexity_file)
+    """Perplexity of a text: of Millis, and of the float32 reference on the same weights."""
+    text = _read(perplexity)
     lm = common.load(model, threads=threads, precision=precision, context=None)
-    tokenizer = lm.tokenizer
-    bos = tokenizer.bos if tokenizer.encode("a")[:1] == [tokenizer.bos] else None
-    cut = windows(tokenizer.encode(text, add_special=False), window, bos)
-    if limit is not None and limit < len(cut):
-        cut = [cut[i * len(cut) // limit] for i in range(limit)]
+    cut = _windows(lm, text, window, limit)
+    tokens = sum(len(w) - 1 for w in cut)
     result: dict[str, Any] = {
         "model": model,
-        "file": str(perplexity_file),
+        "file": str(perplexity),
         "precision": precision,
         "window_tokens": window,
         "windows": len(cut),
-        "tokens": sum(len(w) - 1 for w in cut),
+        "tokens": tokens,
     }
     say = (lambda text: None) if json else print
-    say(f"{model} on {perplexity_file.name}: {result['windows']} windows of {window}, {result['tokens']} tokens")
+    say(f"{model} on {perplexity.name}: {len(cut)} windows of {window}, {tokens} tokens")
     result["millis"] = _measure("millis", lambda w: lm.engine.score(w[:1], [w[1:]])[0], cut)
     say(_line("millis", result["millis"]))
     if reference:
-        from millis.bench.reference import log_likelihood, reference_model
-
-        other = reference_model(lm.model.checkpoint, lm.config.threads or 1)
-        result["reference"] = _measure("transformers, float32", lambda w: log_likelihood(other, w), cut)
+        result["reference"] = _reference(lm, cut)
         result["ratio"] = result["millis"]["perplexity"] / result["reference"]["perplexity"]
         say(_line("transformers, float32", result["reference"]))
         say(f"ratio {result['ratio']:.5f} ({100 * (result['ratio'] - 1):+.3f} %)")
@@ -63,19 +61,40 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise RequestError(f"{path} is not UTF-8 text") from None
+        raise RequestError(f"{path} is not UTF-8 text; convert it first") from None
+
+
+def _windows(lm: LanguageModel, text: str, window: int, limit: int | None) -> list[list[int]]:
+    from millis.tasks.perplexity import spread, windows
+
+    if window > lm.runner.context:
+        raise RequestError(f"--window {window} is longer than the model's context of {lm.runner.context} tokens")
+    tokenizer = lm.tokenizer
+    bos = tokenizer.bos if tokenizer.encode("a")[:1] == [tokenizer.bos] else None
+    cut = windows(tokenizer.encode(text, add_special=False), window, bos)
+    return cut if limit is None else spread(cut, limit)
+
+
+def _reference(lm: LanguageModel, cut: list[list[int]]) -> dict[str, float]:
+    from millis.bench.reference import log_likelihood, reference_model
+
+    other = reference_model(lm.model.checkpoint, lm.config.threads)
+    return _measure("transformers, float32", lambda w: log_likelihood(other, w), cut)
 
 
 def _measure(name: str, log_likelihood: Callable[[list[int]], float], cut: list[list[int]]) -> dict[str, float]:
     from rich.console import Console
     from rich.progress import Progress
 
+    from millis.tasks.perplexity import perplexity
+
     begin = time.perf_counter()
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(name, total=len(cut))
         value = perplexity(log_likelihood, cut, lambda: progress.advance(task))
     if not math.isfinite(value):
-        raise RequestError(f"{name}: the perplexity is not finite")
+        raise ModelError(f"{name}: the perplexity is not finite; the weights of this model are not usable")
     return {"perplexity": value, "seconds": time.perf_counter() - begin}
 
 

@@ -8,9 +8,11 @@ from typing import Any
 from millis import hub
 from millis.commands import common
 
+EXAMPLE = "millis models --json"
+
 
 def command(json: common.Json = False) -> None:
-    """Lists the catalogue's models and what is on disk. Example: millis models --json"""
+    """Lists the catalogue's models and what is on disk."""
     rows = hub.entries()
     if json:
         common.print_json([_record(row) for row in rows])
@@ -20,16 +22,21 @@ def command(json: common.Json = False) -> None:
 
     table = Table(box=None, pad_edge=False)
     for title in ("name", "on disk", "size", "parameters", "quantisation", "languages", "kind", "licence"):
-        table.add_column(title)
+        table.add_column(title, justify="right" if title in ("size", "parameters") else "left")
     for row in rows:
-        entry = row.entry
-        facts = ["", "", "", "", ""]
-        if entry is not None:
-            facts = [f"{entry.parameters / 1e6:.0f} M", entry.quantisation, ", ".join(entry.languages), entry.kind, entry.licence]
-        size = row.size_bytes if entry is None or row.state == "partial" else entry.size_bytes
-        table.add_row(row.name, row.state, f"{size / 1e6:.0f} MB", *facts)
+        table.add_row(row.name, row.state, *_facts(row))
     Console().print(table)
     print(f"in {hub.home()}")
+
+
+def _facts(row: hub.Stored) -> list[str]:
+    entry = row.entry
+    if entry is None:
+        return [f"{row.size_bytes / 1e6:.0f} MB", "", "", "", "", ""]
+    size, parameters = f"{entry.size_bytes / 1e6:.0f} MB", f"{entry.parameters / 1e6:.0f} M"
+    if row.state == "partial":
+        size = f"{row.size_bytes / 1e6:.0f} of {size}"
+    return [size, parameters, entry.quantisation, ", ".join(entry.languages), entry.kind, entry.licence]
 
 
 def _record(row: hub.Stored) -> dict[str, Any]:

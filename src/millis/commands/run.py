@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from millis.commands import common
-from millis.types import RequestError
+from millis.types import Completion, RequestError
+
+if TYPE_CHECKING:
+    from millis.tasks.model import LanguageModel, Stream
+
+EXAMPLE = 'millis run -m qwen2.5-0.5b "写一首关于秋天的诗。" --max-tokens 100'
 
 
 def command(
@@ -31,49 +36,55 @@ def command(
     precision: common.Precision = "fast",
     json: common.Json = False,
 ) -> None:
-    """Answers one prompt. Example: millis run -m qwen2.5-0.5b "写一首关于秋天的诗。" """
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text.strip():
-        raise RequestError("the prompt is empty; give a text, or - and a text on standard input")
+    """Answers one prompt, as it is written."""
+    sampling = common.checked(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop or (),
+        ignore_eos=ignore_eos,
+    )
+    text = _prompt(prompt)
     lm = common.load(model, threads=threads, context=context, precision=precision)
-    options = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "seed": seed,
-        "stop": stop or (),
-        "ignore_eos": ignore_eos,
-        "deadline_ms": deadline_ms,
-    }
-    if raw or not lm.tokenizer.has_chat_template:
-        if system is not None:
-            raise RequestError("a system message needs a chat template; leave out --raw and use an instruct model")
-        stream = lm.stream(text, **options)
-    else:
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        stream = lm.chat_stream([*messages, {"role": "user", "content": text}], **options)
+    stream = _stream(lm, text, system, raw, {**sampling, "deadline_ms": deadline_ms})
     if json:
         with common.stopped_by_interrupt(stream):
-            for _ in stream:
-                pass
+            out = stream.result()
+        common.print_json({"model": model, **_record(out)})
     else:
-        common.show(stream)
-    out = stream.completion
-    assert out is not None
-    if json:
-        common.print_json(
-            {
-                "model": model,
-                "text": out.text,
-                "tokens": out.tokens,
-                "finish_reason": out.finish_reason,
-                "timings": out.timings.asdict(),
-            }
-        )
-    else:
-        common.say(common.status_line(out.timings, lm))
+        out = common.show(stream)
+        common.say(common.status_line(out, lm))
     if out.finish_reason == "cancelled":
-        sys.exit(130)
+        raise typer.Exit(130)
+
+
+def _prompt(prompt: str) -> str:
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8") if prompt == "-" else prompt
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from None
+    if not text.strip():
+        raise RequestError("the prompt is empty; give a text, or - and a text on standard input")
+    return text
+
+
+def _stream(lm: LanguageModel, text: str, system: str | None, raw: bool, options: dict[str, Any]) -> Stream:
+    if not raw and lm.tokenizer.has_chat_template:
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        return lm.chat_stream([*messages, {"role": "user", "content": text}], **options)
+    if system is not None:
+        raise RequestError("a system message needs a chat template; leave out --raw and use an instruct model")
+    return lm.stream(text, **options)
+
+
+def _record(out: Completion) -> dict[str, Any]:
+    return {
+        "text": out.text,
+        "tokens": out.tokens,
+        "finish_reason": out.finish_reason,
+        "timings": out.timings.asdict(),
+    }

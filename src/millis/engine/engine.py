@@ -31,7 +31,7 @@ class Engine:
             max_tokens=runner.max_tokens,
             max_sequences=runner.max_sequences,
         )
-        self._turn = threading.Condition()
+        self._turn = threading.Condition(threading.Lock())
         self._stepping = False
         self._step_s = 0.0  # how long the latest step of decodes took
 
@@ -76,7 +76,7 @@ class Engine:
                 else:
                     self._lead()
         finally:
-            self.cancel(request)
+            self._leave(request)
 
     def cancel(self, request: Request, reason: FinishReason = "cancelled") -> None:
         """Ends a request between steps and frees its pages; does nothing to one that has ended."""
@@ -85,6 +85,19 @@ class Engine:
                 self._turn.wait()
             if request.finish_reason is None:
                 self._finish(request, reason, None)
+
+    def _leave(self, request: Request) -> None:
+        """Ends a request whose reader has gone: at once where that needs no waiting, otherwise before the next step.
+
+        The garbage collector may close `events` in the middle of a step, on the very thread that runs it.
+        """
+        request.abandoned = True
+        if self._turn.acquire(blocking=False):
+            try:
+                if not self._stepping and request.finish_reason is None:
+                    self._finish(request, "cancelled", None)
+            finally:
+                self._turn.release()
 
     def step(self) -> None:
         """One forward over everything scheduled. Callers outside `events` must be alone with the engine."""

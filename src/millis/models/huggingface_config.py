@@ -56,7 +56,7 @@ class _Settings:
 
     def whole(self, key: str, default: int | None = None) -> int:
         value = self._required(key, default)
-        if type(value) is not int:
+        if type(value) is not int or abs(value) >= 1 << 63:  # JSON's have no bound
             raise FormatError(f"config.json: {key} must be a whole number, not {value!r:.40}")
         return value
 

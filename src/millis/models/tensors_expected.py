@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from millis.models.config import ModelConfig
+from millis.models.config import ModelConfig, RopeScaling
 from millis.models.tensor import Tensor
 from millis.types import FormatError
 
@@ -42,8 +42,14 @@ def check_config(config: ModelConfig) -> None:
     for name in ("norm_eps", "rope_theta", "rope_local_theta", "attention_scale"):
         _check_positive(name, getattr(config, name))
     if config.rope_scaling:
-        for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
-            _check_positive(f"rope scaling's {name}", getattr(config.rope_scaling, name))
+        _check_scaling(config.rope_scaling)
+
+
+def _check_scaling(scaling: RopeScaling) -> None:
+    for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
+        _check_positive(f"rope scaling's {name}", getattr(scaling, name))
+    if scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise FormatError(f"rope scaling's band is empty: {scaling.low_freq_factor} to {scaling.high_freq_factor}")
 
 
 def _check_positive(name: str, value: float | None) -> None:
@@ -82,12 +88,10 @@ def expected_shapes(config: ModelConfig) -> Shapes:
 
 
 def optional_shapes(config: ModelConfig) -> Shapes:
-    """Name → shape of tensors that may be there: an output matrix apart from the embedding, rotary factors, biases."""
+    """Name → shape of tensors that may be there: an output matrix apart from the embedding, rotary factors."""
     shapes: Shapes = {"output.weight": (config.vocab, config.hidden)}
     if config.architecture == "llama":
         shapes["rope_freqs.weight"] = (config.head_dim // 2,)
-    if config.attention_bias and config.architecture != "gpt2":
-        shapes |= {f"blk.{index}.attn_output.bias": (config.hidden,) for index in range(config.layers)}
     return shapes
 
 

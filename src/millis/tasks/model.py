@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
-from millis import hub
-from millis.config import EngineConfig
+from millis import _native, hub
+from millis.config import EngineConfig, Precision
 from millis.engine.engine import Engine
 from millis.engine.native_runner import NativeRunner
 from millis.engine.request import Request
@@ -37,7 +39,7 @@ class Stream:
         request.timings.tokenize_ms = tokenize_ms
         self._pieces = self._run()
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
@@ -46,13 +48,26 @@ class Stream:
     def __enter__(self) -> Stream:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        self.stop_soon()  # forgotten without close(): not another step is spent on it
 
     @property
     def timings(self) -> Timings:
         """What is known so far; complete once the pieces end."""
         return self._request.timings
+
+    def result(self) -> Completion:
+        """The whole answer, waited for."""
+        for _ in self:
+            pass
+        self._complete()
+        assert self.completion is not None
+        return self.completion
 
     def close(self) -> None:
         """Cancels the answer; `completion` then holds what was written."""
@@ -64,7 +79,7 @@ class Stream:
         """Asks for the end before the next step; the pieces then end by themselves. Safe in a signal handler."""
         self._request.abandoned = True
 
-    def _run(self) -> Iterator[str]:
+    def _run(self) -> Generator[str, None, None]:
         request, text = self._request, self._text
         for event in self._engine.events(request):
             piece = ""
@@ -99,7 +114,7 @@ class LanguageModel:
     """A model ready to answer. Calls from several threads share its steps.
 
     name: a catalogue name, a .gguf file, a Hugging Face folder, or a hub repo id. `progress` is told of a pull, `agree`
-    asked about a model's terms. Options are those of EngineConfig.
+    asked about a model's terms. Options are those of EngineConfig; None leaves one at its default.
     Raises ModelError (not found, not readable), RequestError (a bad option).
     """
 
@@ -111,60 +126,69 @@ class LanguageModel:
         agree: Callable[[hub.Entry], bool] | None = None,
         **options: Any,
     ) -> None:
-        config = _config(options)
+        _check_names(options, EngineConfig, "option")
+        self.config = EngineConfig(**{key: value for key, value in options.items() if value is not None})
+        _check_isa(self.config.isa)
         self.path: Path = hub.resolve(str(name), progress, agree)
-        self.model = load_model(self.path, config.context)
+        self.model = load_model(self.path, self.config.context)
         self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint)
-        self.runner = NativeRunner(self.model, config)
+        self.runner = NativeRunner(self.model, self.config)
         self.engine = Engine(self.runner, self.tokenizer.eos)
-        self.config = config
 
     def generate(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
         """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams."""
-        return _exhaust(self.stream(prompt, deadline_ms=deadline_ms, **sampling))
+        return self.stream(prompt, deadline_ms=deadline_ms, **sampling).result()
 
     def stream(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Stream:
         """As `generate`, but hands out the text as it is written."""
         begin = time.perf_counter()
-        return self._start(self._ids(prompt), begin, deadline_ms, sampling)
+        return self._start(self._ids(prompt), begin, deadline_ms, sampling, continues=True)
 
     def chat(self, messages: Sequence[Message], *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
         """Answers a conversation through the model's own chat template."""
-        return _exhaust(self.chat_stream(messages, deadline_ms=deadline_ms, **sampling))
+        return self.chat_stream(messages, deadline_ms=deadline_ms, **sampling).result()
 
     def chat_stream(self, messages: Sequence[Message], *, deadline_ms: float | None = None, **sampling: Any) -> Stream:
         """As `chat`, but hands out the text as it is written."""
         begin = time.perf_counter()
-        return self._start(self.tokenizer.encode_chat(messages), begin, deadline_ms, sampling)
+        return self._start(self.tokenizer.encode_chat(messages), begin, deadline_ms, sampling, continues=False)
 
     def score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[float]:
         """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
         if isinstance(continuations, str):
             raise RequestError("continuations must be a list; give [text] for a single one")
-        ids = [
-            self.tokenizer.encode(c, add_special=False) if isinstance(c, str) else list(c) for c in continuations
-        ]
+        ids = [self._ids(continuation, add_special=False) for continuation in continuations]
+        if [] in ids:
+            raise RequestError(f"continuation {ids.index([])} is empty; give at least one token")
         return self.engine.score(self._ids(prompt), ids)
 
-    def _ids(self, prompt: Prompt) -> list[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-
-    def _start(self, ids: list[int], begin: float, deadline_ms: float | None, sampling: dict[str, Any]) -> Stream:
+    def _ids(self, prompt: Prompt, add_special: bool = True) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, add_special=add_special)
+        if isinstance(prompt, bytes) or not isinstance(prompt, Iterable):
+            raise RequestError(f"a prompt is a text or a sequence of token ids, not {type(prompt).__name__}")
         try:
-            params = SamplingParams(**sampling)
+            return [operator.index(token) for token in prompt]
         except TypeError as error:
-            raise RequestError(f"unknown sampling parameter: {error}") from None
+            raise RequestError(f"token ids must be whole numbers: {error}") from None
+
+    def _start(
+        self, ids: list[int], begin: float, deadline_ms: float | None, sampling: dict[str, Any], *, continues: bool
+    ) -> Stream:
+        _check_names(sampling, SamplingParams, "sampling parameter")
+        params = SamplingParams(**sampling)
         deadline = None if deadline_ms is None else begin + _positive_ms(deadline_ms) / 1000
+        text = TextStream(self.tokenizer.detokenizer(continues=continues), params.stop)
         tokenize_ms = 1000 * (time.perf_counter() - begin)
         request = self.engine.submit(ids, params, arrival_s=begin, deadline_s=deadline)
-        return Stream(self.engine, request, TextStream(self.tokenizer.detokenizer(), params.stop), tokenize_ms)
+        return Stream(self.engine, request, text, tokenize_ms)
 
 
 def load(
     name: str | Path = "smollm2",
     *,
     threads: int | None = None,
-    precision: Literal["fast", "exact"] = "fast",
+    precision: Precision = "fast",
     context: int | None = None,
     **options: Any,
 ) -> LanguageModel:
@@ -179,21 +203,24 @@ def load(
         return LanguageModel(name, progress=bar, threads=threads, precision=precision, context=context, **options)
 
 
-def _config(options: dict[str, Any]) -> EngineConfig:
-    try:
-        return EngineConfig(**options)
-    except TypeError as error:
-        raise RequestError(f"unknown option: {error}") from None
+def _check_names(given: Mapping[str, Any], kind: type[EngineConfig] | type[SamplingParams], what: str) -> None:
+    known = [field.name for field in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise RequestError(f"unknown {what} {name!r}; there are {', '.join(known)}")
+
+
+def _check_isa(isa: str) -> None:
+    """Before any file is read: this has nothing to do with the model."""
+    isas = _native.supported_isas()
+    if isa not in ("auto", *isas):
+        raise RequestError(
+            f"this machine has no instruction set {isa!r}; it has {', '.join(isas)}: choose one of these, "
+            "or unset MILLIS_ISA for the best"
+        )
 
 
 def _positive_ms(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise RequestError(f"deadline_ms must be a positive number of milliseconds, not {value!r}")
     return value
-
-
-def _exhaust(stream: Stream) -> Completion:
-    for _ in stream:
-        pass
-    assert stream.completion is not None
-    return stream.completion

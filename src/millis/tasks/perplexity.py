@@ -24,13 +24,21 @@ def windows(ids: Sequence[int], context: int, bos: int | None) -> list[list[int]
     return cut
 
 
+def spread(cut: list[list[int]], count: int) -> list[list[int]]:
+    """`count` of the windows at even distances, the first among them; all where there are no more than that."""
+    return cut if count >= len(cut) else [cut[i * len(cut) // count] for i in range(count)]
+
+
 def perplexity(
     log_likelihood: Callable[[list[int]], float], cut: Iterable[list[int]], advance: Callable[[], None] = lambda: None
 ) -> float:
-    """exp(−Σ log p / Σ tokens) over the windows."""
+    """exp(−Σ log p / Σ tokens) over the windows; `log_likelihood` sums one window's, in nats, without its first."""
     total, tokens = 0.0, 0
     for window in cut:
         total += log_likelihood(window)
         tokens += len(window) - 1
         advance()
-    return math.exp(-total / tokens)
+    try:
+        return math.exp(-total / tokens)
+    except OverflowError:
+        return math.inf

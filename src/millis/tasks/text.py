@@ -13,13 +13,13 @@ class Detokenizer(Protocol):
         """The new whole characters that `token` completes."""
         ...
 
-    def flush(self) -> str:
-        """What was held back for an unfinished character."""
-        ...
-
 
 class TextStream:
-    """Assembles an answer's text. What could be the beginning of a stop string is held back until it is not."""
+    """Assembles an answer's text. What could be the beginning of a stop string is held back until it is not.
+
+    Where an answer is cut inside a character, the text ends before it. The stop string that is complete first counts,
+    the longest of them where several are: so the text does not depend on where tokens begin and end.
+    """
 
     def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
         self.text = ""  # all that was handed out
@@ -30,22 +30,24 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """The text that `token` makes visible, maybe none; sets `stopped` once a stop string is complete."""
-        return self._release(self._held + self._detokenizer.push(token), last=False)
-
-    def finish(self) -> str:
-        """The rest, when no more tokens come."""
-        return "" if self.stopped else self._release(self._held + self._detokenizer.flush(), last=True)
-
-    def _release(self, text: str, *, last: bool) -> str:
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        text = self._held + self._detokenizer.push(token)
+        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped = True
-            keep, self._held = min(found), ""
+            keep = min(found)[1]
         else:
-            keep = len(text) if last else len(text) - self._overlap(text)
-            self._held = text[keep:]
-        self.text += text[:keep]
-        return text[:keep]
+            keep = len(text) - self._overlap(text)
+        self._held = "" if found else text[keep:]
+        return self._hand_out(text[:keep])
+
+    def finish(self) -> str:
+        """What was held back for a stop string, when no more tokens come."""
+        held, self._held = self._held, ""
+        return self._hand_out(held)
+
+    def _hand_out(self, text: str) -> str:
+        self.text += text
+        return text
 
     def _overlap(self, text: str) -> int:
         """Characters at the end of `text` that begin some stop string."""

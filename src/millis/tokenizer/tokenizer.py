@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from millis.tokenizer.chat import Chat
 from millis.tokenizer.detokenize import Detokenizer, Spelling, gguf_spelling
 from millis.tokenizer.special import Matcher
-from millis.tokenizer.vocabulary import PREFIX, Kind, read_vocabulary
+from millis.tokenizer.vocabulary import PREFIX, Kind, read_vocabulary, refuse_normalizer
 from millis.types import FormatError, RequestError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Tokenizer:
         elif vocabulary.model == "llama":
             from millis.tokenizer.spm import SpmEncoder
 
-            _refuse_normalizers(metadata)
+            refuse_normalizer(metadata)
             encoder = SpmEncoder(vocabulary)
         else:
             raise FormatError(f"{PREFIX}model is {vocabulary.model!r:.60}; Millis reads gpt2 and llama")
@@ -195,13 +195,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 def _control_tokens(tokens: Mapping[str, int]) -> dict[str, int]:
     """Those that can be told from text: a token of one character cannot be broken up inside a message."""
     return {token: i for token, i in tokens.items() if len(token) > 1}
-
-
-def _refuse_normalizers(metadata: Mapping[str, Any]) -> None:
-    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
-        value = metadata.get(PREFIX + key)
-        if value is not None and value is not False and (value is True or len(value) > 0):
-            raise FormatError(f"{PREFIX}{key} is set; Millis reads SentencePiece models without a normalizer")
 
 
 def _check_text(text: str) -> None:

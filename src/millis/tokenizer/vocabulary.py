@@ -15,7 +15,7 @@ from typing import Any
 
 from millis.types import FormatError
 
-MAX_TOKENS = 4_000_000
+MAX_ENTRIES = 4_000_000  # of any list; the largest published vocabularies have 262,144 tokens
 PREFIX = "tokenizer.ggml."
 # Tokens that end an answer, whatever the file's eos id says; used where they are control tokens.
 END_NAMES = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>")
@@ -62,8 +62,8 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     model = _text(metadata, "model", None)
     pre = _text(metadata, "pre", "default")
     tokens = _strings(metadata, "tokens", required=True)
-    if not 0 < len(tokens) <= MAX_TOKENS:
-        raise FormatError(f"{PREFIX}tokens holds {len(tokens)} tokens; 1 to {MAX_TOKENS} can be read")
+    if not tokens:
+        raise FormatError(f"{PREFIX}tokens is empty: the file carries no tokenizer")
     if len(set(tokens)) != len(tokens):
         seen: set[str] = set()
         twice = next(token for token in tokens if token in seen or seen.add(token))  # type: ignore[func-returns-value]
@@ -98,6 +98,14 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     )
 
 
+def refuse_normalizer(metadata: Mapping[str, Any]) -> None:
+    """FormatError if a SentencePiece model changes its text before encoding, which Llama's and Gemma's do not."""
+    rewrites = _flag(metadata, "remove_extra_whitespaces", False)
+    if rewrites or _list(metadata, "precompiled_charsmap"):
+        key = "remove_extra_whitespaces" if rewrites else "precompiled_charsmap"
+        raise FormatError(f"{PREFIX}{key} is set; Millis reads SentencePiece models without a normalizer")
+
+
 def _text(metadata: Mapping[str, Any], key: str, default: str | None) -> str:
     value = metadata.get(PREFIX + key, default)
     if not isinstance(value, str):
@@ -129,11 +137,12 @@ def _list(metadata: Mapping[str, Any], key: str) -> list[Any] | None:
     value = metadata.get(PREFIX + key)
     if value is None:
         return None
-    if hasattr(value, "tolist"):  # NumPy arrays, without importing NumPy
-        value = value.tolist()
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+    numbers = hasattr(value, "tolist") and hasattr(value, "__len__")  # NumPy arrays, without importing NumPy
+    if isinstance(value, (str, bytes)) or not (numbers or isinstance(value, Sequence)):
         raise FormatError(f"{PREFIX}{key} must be an array, not {type(value).__name__}")
-    return list(value)
+    if len(value) > MAX_ENTRIES:
+        raise FormatError(f"{PREFIX}{key} holds {len(value)} entries; {MAX_ENTRIES} can be read")
+    return list(value.tolist() if numbers else value)
 
 
 def _strings(metadata: Mapping[str, Any], key: str, *, required: bool) -> list[str]:
