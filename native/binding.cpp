@@ -32,11 +32,13 @@ using Array2 = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 template <class A>
 auto span_of(const A& array) { return std::span(array.data(), array.size()); }
 
+using Floats = nb::ndarray<nb::numpy, float>;
+
 // A NumPy array that owns `values`.
-nb::object owned(std::vector<float>&& values, std::vector<size_t> shape) {
+Floats owned(std::vector<float>&& values, std::vector<size_t> shape) {
   auto* kept = new std::vector<float>(std::move(values));
   nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, float>(kept->data(), shape.size(), shape.data(), owner));
+  return Floats(kept->data(), shape.size(), shape.data(), owner);
 }
 
 Batch batch_of(const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths, const Array2<int32_t>& tables) {
@@ -79,7 +81,7 @@ std::vector<Sampled> step(Runtime& runtime, const Array<int32_t>& tokens, const 
   return out;
 }
 
-nb::object logits(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
+Floats logits(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
                   const Array2<int32_t>& tables, bool all) {
   const Batch batch = batch_of(tokens, starts, lengths, tables);
   std::vector<int32_t> rows = last_rows(batch, [](size_t) { return true; });
@@ -96,7 +98,7 @@ nb::object logits(Runtime& runtime, const Array<int32_t>& tokens, const Array<in
   return owned(std::move(out), {rows.size(), vocab});
 }
 
-nb::object score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
+Floats score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
                  const Array2<int32_t>& tables, const Array<int32_t>& targets) {
   const Batch batch = batch_of(tokens, starts, lengths, tables);
   if (targets.size() != batch.tokens.size()) throw std::invalid_argument("batch: one target for each token");
@@ -118,7 +120,7 @@ nb::object score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int
 }
 
 // [rows of x, rows of w] = x w^T by one ISA's kernels; for tests and kernel benchmarks.
-nb::object matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa, bool exact) {
+Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa, bool exact) {
   const Kernels& k = select_kernels(isa);
   const auto cols = static_cast<int>(x.shape(1)), count = static_cast<int>(x.shape(0));
   const Matrix w("w", static_cast<GgmlType>(type), rows, cols, span_of(data), exact, 1);
@@ -141,7 +143,7 @@ nb::object matmul(const Array2<float>& x, int type, int rows, const Array<uint8_
 }
 
 // [rows, cols] read back from the packed form, which must hold the file's values.
-nb::object unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
+Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
   const Matrix w("w", static_cast<GgmlType>(type), rows, cols, span_of(data), false, 1);
   std::vector<float> out(static_cast<size_t>(rows) * static_cast<size_t>(cols));
   for (int r = 0; r < rows; ++r) w.unpack_row(r, out.data() + static_cast<size_t>(r) * static_cast<size_t>(cols));

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prompts import texts
-from reference import greedy, next_logits, reference_model
 
 import millis
 from millis.engine.runner import Batch
+from prompts import texts
+from reference import greedy, next_logits, reference_model
 
 
 @dataclass
@@ -28,7 +28,9 @@ class Report:
 
     def __str__(self) -> str:
         worst = max(self.margins, default=0.0)
-        text = f"{self.same} identical, {len(self.margins)} differ, largest margin {worst:.4f}, KL {np.mean(self.kl):.6f}"
+        text = (
+            f"{self.same} identical, {len(self.margins)} differ, largest margin {worst:.4f}, KL {np.mean(self.kl):.6f}"
+        )
         return text + (f", llama.cpp's {np.mean(self.peer_kl):.6f}" if self.peer_kl else "")
 
 
@@ -46,7 +48,9 @@ def all_logits(lm: millis.LanguageModel, ids: list[int]) -> np.ndarray:
     return lm.runner.logits(Batch(*ints, pages), every=True)
 
 
-def compare(lm: millis.LanguageModel, reference: Any, prompts: list[list[int]], tokens: int, peer: Any = None) -> Report:
+def compare(
+    lm: millis.LanguageModel, reference: Any, prompts: list[list[int]], tokens: int, peer: Any = None
+) -> Report:
     report = Report()
     for ids in prompts:
         want, margins = greedy(reference, ids, tokens)

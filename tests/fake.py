@@ -55,7 +55,9 @@ class FakeRunner:
             for position in range(start, start + length):
                 self.memory[table[position // self.page_tokens], position % self.page_tokens] = batch.tokens[at]
                 at += 1
-            found.append([int(self.memory[table[p // self.page_tokens], p % self.page_tokens]) for p in range(start + length)])
+            found.append(
+                [int(self.memory[table[p // self.page_tokens], p % self.page_tokens]) for p in range(start + length)]
+            )
         return found
 
     def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:

@@ -18,7 +18,9 @@ _BIG = "{% set a = 'x' * 4000000 %}{% set b = 'x' * 4000000 %}"
 LOOPS = {
     "range": "{% for i in range(10**9) %}x{% endfor %}",
     "nested ranges": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "comparisons": "{% for i in range(9999) %}{% for j in range(9999) %}{% if i == j %}{% endif %}{% endfor %}{% endfor %}",
+    "plain loops": "{% set r = range(99999) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}",
+    "filtered loops": "{% set r = range(99999) %}{% for i in r %}{% for j in r if j and 0 %}{% endfor %}{% endfor %}",
+    "comparisons": "{% set r = range(9999) %}{% for i in r %}{% for j in r %}{% if i == j %}{% endif %}{% endfor %}{% endfor %}",
     "loop tests": "{% for i in range(9999) if false %}x{% endfor %}" * 900 + "{{ x.y.z }}",
     "endless recursion": "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
     "doubling recursion": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
@@ -26,7 +28,8 @@ LOOPS = {
     "lazy chains": "{{ range(99999)|map('string')|map('upper')|map('lower')|map('title')|list|length }}" * 40,
     "static text": "{% for i in range(99999) %}" + "y" * 40000 + "{% endfor %}",
     "captured text": "{% set x %}{% for i in range(99999) %}" + "y" * 40000 + "{% endfor %}{% endset %}",
-    "macro text": "{% macro m() %}" + "y" * 40000 + "{% endmacro %}{% for i in range(9999) %}{% set x = m() %}{% endfor %}",
+    "macro text": "{% macro m() %}" + "y" * 40000 + "{% endmacro %}"
+    "{% for i in range(9999) %}{% set x = m() %}{% endfor %}",
     "call blocks": "{% macro m() %}{{ caller() }}{{ caller() }}{% endmacro %}"
     + "{% call m() %}" * 40 + "x" * 1000 + "{% endcall %}" * 40,
 }  # fmt: skip
@@ -43,13 +46,14 @@ SIZES = {
     "doubling block": _SET + "{% set v %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = v %}{% endfor %}{{ ns.x }}",
     "shared lists": _SET + "{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
     "shared tuples": _SET + "{% set ns.l = (ns.l, ns.l) %}{% endfor %}{{ ns.l }}",
-    "shared compared": _SET + "{% set ns.l = [ns.l, ns.l] %}{% set ns.m = [ns.m, ns.m] %}{% endfor %}{{ ns.l == ns.m }}",
+    "shared compared": _SET + "{% set ns.l = [ns.l, ns.l] %}{% set ns.m = [ns.m, ns.m] %}{% endfor %}"
+    "{{ ns.l == ns.m }}",
     "shared as JSON": _SET + "{% set ns.d = {'a': ns.d, 'b': ns.d} %}{% endfor %}{{ ns.d|tojson }}",
     "shared by dict": _SET + "{% set ns.d = dict(a=ns.d, b=ns.d) %}{% endfor %}{{ ns.d|string }}",
     "shared views": _SET + "{% set v = ns.d.items() %}{% set ns.d = {'a': v, 'b': v} %}{% endfor %}{{ ns.d }}",
     "shared cyclers": _SET + "{% set ns.l = cycler(ns.l, ns.l).items %}{% endfor %}{{ ns.l }}",
-    "varargs": "{% macro m(n) %}{% if n %}{{ m(n-1, varargs, varargs) }}{% else %}{{ varargs }}{% endif %}{% endmacro %}"
-    "{{ m(60) }}",
+    "varargs": "{% macro m(n) %}{% if n %}{{ m(n-1, varargs, varargs) }}{% else %}{{ varargs }}{% endif %}"
+    "{% endmacro %}{{ m(60) }}",
     "join method": "{{ ('a' * 1000000).join(['b'] * 1000) }}",
     "join filter": "{{ range(9999)|join('a' * 100000) }}",
     "joined copies": "{{ (['b' * 1000000] * 1000000)|join('x') }}",
@@ -59,7 +63,7 @@ SIZES = {
     "filter block": "{% filter replace('a', 'b' * 1000000) %}{% for i in range(9999) %}a{% endfor %}{% endfilter %}",
     "format width": "{{ '{:1000000000}'.format(1) }}",
     "format nested": "{{ '{:{w}}'.format(1, w=10**9) }}",
-    "format escaped": "{{ '{{{0:{1}}}}}'.format('a', 10**9) }}",
+    "format escaped": "{{ '{{{0:{1}}}}'.format('a', 10**9) }}",
     "format_map": "{{ '{a:{b}}'.format_map({'a': 1, 'b': 10**9}) }}",
     "percent": "{{ '%1000000000d' % 1 }}",
     "percent star": "{{ '%*d' % (10**9, 1) }}",
@@ -128,7 +132,8 @@ SOURCES = {
     "unknown filter": "{{ 1|nothing }}",
     "undefined": "{{ x.y.z }}",
     "refusal": "{{ raise_exception('no') }}",
-    "deep list": "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}",
+    "deep list": "{% set ns = namespace(x=[1]) %}{% for i in range(99999) %}{% set ns.x = [ns.x] %}{% endfor %}"
+    "{{ ns.x }}",
 }
 ALL = {**LOOPS, **SIZES, **ESCAPES, **SOURCES}
 

@@ -1,5 +1,7 @@
 """Twenty prompts in English, Chinese and code, cut to 16 to 600 tokens: what the agreement tests continue."""
 
+# ruff: noqa: E501  the texts are data
+
 from __future__ import annotations
 
 import inspect

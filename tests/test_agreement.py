@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agreement import all_logits, compare, divergence, token_prompts
-from reference import TINY, folder_model, greedy, next_logits, reference_model, tiny_model
 
 import millis
+from agreement import all_logits, compare, divergence, token_prompts
+from reference import TINY, folder_model, greedy, next_logits, reference_model, tiny_model
 
 RNG = np.random.default_rng(11)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bpe_reference import byte_alphabet
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_lines import lines
-from tokenizer_tiny import bpe, spm
 
+from bpe_reference import byte_alphabet
 from millis.models.gguf import read_gguf
 from millis.tokenizer import Detokenizer, Tokenizer
 from millis.types import RequestError
+from tokenizer_lines import lines
+from tokenizer_tiny import bpe, spm
 
 BUILDERS: dict[str, Callable[[], dict[str, Any]]] = {
     "bpe": bpe,

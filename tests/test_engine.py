@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from fake import FakeRunner, continuation, next_token
 
+from fake import FakeRunner, continuation, next_token
 from millis.engine.engine import Engine
 from millis.engine.request import Request
 from millis.types import RequestError, SamplingParams

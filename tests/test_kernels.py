@@ -87,7 +87,9 @@ def test_exact_product(type: GgmlType, isa: str, count: int) -> None:
     data, values = stored(type, rows, cols)
     x = RNG.standard_normal((count, cols)).astype(np.float32)
     want = x.astype(np.float64) @ values.T.astype(np.float64)
-    np.testing.assert_allclose(_native.matmul(x, int(type), rows, data, isa, exact=True), want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    np.testing.assert_allclose(
+        _native.matmul(x, int(type), rows, data, isa, exact=True), want, rtol=1e-5, atol=1e-5 * np.abs(want).max()
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -105,7 +107,14 @@ def test_extreme_activations_stay_finite_and_exact(type: GgmlType, isa: str) -> 
 
 @pytest.mark.parametrize(
     ("rows", "cols", "nbytes", "message"),
-    [(4, 33, 100, "w"), (4, 32, 71, "w"), (0, 32, 0, "w"), (4, 32, 73, "w"), (-1, 32, 72, "w"), (2**31 - 1, 2**30, 72, "w")],
+    [
+        (4, 33, 100, "w"),
+        (4, 32, 71, "w"),
+        (0, 32, 0, "w"),
+        (4, 32, 73, "w"),
+        (-1, 32, 72, "w"),
+        (2**31 - 1, 2**30, 72, "w"),
+    ],
 )
 def test_bad_sizes_are_refused(rows: int, cols: int, nbytes: int, message: str) -> None:
     with pytest.raises((ValueError, OverflowError, MemoryError), match=message):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference import TINY, tiny_model
 
 from millis import _native
 from millis.config import EngineConfig
@@ -18,6 +17,7 @@ from millis.engine.runner import Batch
 from millis.models.load import Model, load_model
 from millis.models.oracle import Oracle
 from millis.types import ModelError, SamplingParams
+from reference import TINY, tiny_model
 
 ISAS = _native.supported_isas()
 
@@ -91,7 +91,9 @@ def test_chunks_scattered_pages_and_neighbours_change_nothing(cut: int, tiny: Ca
     pages = [7, 2, 11]
     for at in range(0, 70, cut):
         part = tokens[at : at + cut]
-        mixed = Batch(ints(part + other[: at % 20 + 1]), ints([at, 0]), ints([len(part), at % 20 + 1]), ints([pages, [4, -1, -1]]))
+        mixed = Batch(
+            ints(part + other[: at % 20 + 1]), ints([at, 0]), ints([len(part), at % 20 + 1]), ints([pages, [4, -1, -1]])
+        )
         got = runner.logits(mixed)
     np.testing.assert_allclose(got[0], want[0], atol=1e-5)
 

@@ -131,7 +131,8 @@ def test_unusable_logits_are_never_chosen() -> None:
     "params",
     [
         {"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"min_p": 1.5},
-        {"repetition": 0.0}, {"presence": float("nan")}, {"bias": [(6, 1.0)]}, {"bias": [(-1, 1.0)]}, {"bias": [(0, float("nan"))]},
+        {"repetition": 0.0}, {"presence": float("nan")}, {"bias": [(6, 1.0)]}, {"bias": [(-1, 1.0)]},
+        {"bias": [(0, float("nan"))]},
     ],
 )  # fmt: skip
 def test_bad_parameters(params: dict[str, Any]) -> None:

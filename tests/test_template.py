@@ -12,16 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hostile_templates
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_tiny import TEMPLATE, bpe
 
+import hostile_templates
 from millis.models.gguf import read_gguf
 from millis.tokenizer import Tokenizer, load_tokenizer
 from millis.tokenizer.template import Template
 from millis.types import RequestError, TemplateError
+from tokenizer_tiny import TEMPLATE, bpe
 
 SYSTEM = {"role": "system", "content": "  Be brief.\n"}
 USER = {"role": "user", "content": " What is <b>1 & 2</b>? 你好 🙂 "}
@@ -46,7 +46,8 @@ TEMPLATES = {
     "headers": """{{- bos_token }}
 {%- set loop_messages = messages %}
 {%- for message in loop_messages %}
-    {%- set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + (message.content or '')|trim + '<|eot_id|>' %}
+    {%- set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'
+        + (message.content or '')|trim + '<|eot_id|>' %}
     {%- if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}
     {{- content }}
 {%- endfor %}
@@ -109,7 +110,9 @@ def peer(source: str, messages: list[dict[str, Any]], **variables: Any) -> str:
 
 @pytest.mark.parametrize("chat", CHATS, ids=["user", "system", "turns", "tools"])
 @pytest.mark.parametrize("name", [*TEMPLATES, "smollm2", "qwen2.5-0.5b"])
-def test_rendering_equals_transformers(name: str, chat: list[dict[str, Any]], model_path: Callable[[str], Path]) -> None:
+def test_rendering_equals_transformers(
+    name: str, chat: list[dict[str, Any]], model_path: Callable[[str], Path]
+) -> None:
     source = TEMPLATES.get(name) or read_gguf(model_path(name)).metadata["tokenizer.chat_template"]
     variables: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True}
     variables["tools"] = TOOLS if name in ("tools", "qwen2.5-0.5b") else None
@@ -139,7 +142,12 @@ def test_ids_of_a_harmless_chat_equal_transformers(model_path: Callable[[str], P
     from transformers import AutoTokenizer
 
     path = model_path("smollm2")
-    chat = [SYSTEM, {"role": "user", "content": "What is it? 你好"}, {"role": "assistant", "content": "A bird."}, RESULT]
+    chat = [
+        SYSTEM,
+        {"role": "user", "content": "What is it? 你好"},
+        {"role": "assistant", "content": "A bird."},
+        RESULT,
+    ]
     theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     expected = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert load_tokenizer(read_gguf(path)).encode_chat(chat) == expected
@@ -175,7 +183,9 @@ def test_escapes_show_nothing() -> None:
 
 def test_limits_grow_with_the_conversation() -> None:
     text = "x" * 6_000_000
-    found = Template("{% for m in messages %}{{ m.content|trim ~ '' }}{% endfor %}").render({"messages": [{"content": text}]})
+    found = Template("{% for m in messages %}{{ m.content|trim ~ '' }}{% endfor %}").render(
+        {"messages": [{"content": text}]}
+    )
     assert found == text
 
 
@@ -239,7 +249,7 @@ def hardest() -> Tokenizer:
     )
 
 
-ATTACKS = ["<|im_end|>", "<|im_", "end|>", "<|im_end|", ">", "<", "|", "<|", " <|im_end|> ", "<<|im_end|>|im_end|>",
+ATTACKS = ["<|im_end|>", "<|im_", "end|>", "<|im_end|", ">", "<", "<|", " <|im_end|> ", "<<|im_end|>|im_end|>",
            "<|<x>im_end|>", "<<x>|im_end|>", "<x>", "\ue000", "<\ue000|im_end|>", "<|endoftext|>", "hello", ""]  # fmt: skip
 
 
@@ -300,7 +310,10 @@ def test_a_role_cannot_make_a_special_token() -> None:
     tokenizer = tiny("{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}")
     with pytest.raises(RequestError, match=r"messages\[0\].role 'im_end' is part of a special token"):
         tokenizer.encode_chat([{"role": "im_end", "content": "x"}])
-    assert special_count(tokenizer.encode_chat([{"role": "user", "content": "x"}, {"role": "critic", "content": "y"}])) == 0
+    assert (
+        special_count(tokenizer.encode_chat([{"role": "user", "content": "x"}, {"role": "critic", "content": "y"}]))
+        == 0
+    )
 
 
 def test_the_templates_own_tokens_and_variables() -> None:

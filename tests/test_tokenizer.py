@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bpe_reference import ReferenceBpe
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_lines import lines
-from tokenizer_tiny import bpe
 
+from bpe_reference import ReferenceBpe
 from millis.models.gguf import read_gguf
 from millis.tokenizer import Tokenizer, load_tokenizer
 from millis.types import FormatError, RequestError
+from tokenizer_lines import lines
+from tokenizer_tiny import bpe
 
 ModelPath = Callable[[str], Path]
 
@@ -225,12 +225,24 @@ def test_an_absurdly_long_list_is_refused_before_it_is_read() -> None:
 def test_random_metadata_never_fails_otherwise(data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted(bpe())))
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5)
-    value = data.draw(scalars | st.lists(scalars, max_size=4) | st.dictionaries(st.text(max_size=3), scalars, max_size=2))
+    value = data.draw(
+        scalars | st.lists(scalars, max_size=4) | st.dictionaries(st.text(max_size=3), scalars, max_size=2)
+    )
     try:
         tokenizer = Tokenizer.from_gguf(bpe() | {key: value})
     except FormatError:
         return
     assert tokenizer.encode("hello world")
+
+
+def test_llama_3_takes_a_word_that_is_a_token_whole() -> None:
+    """Though no merge leads to it; the others only merge."""
+    metadata = {key: value for key, value in bpe(pre="llama-bpe", add_bos_token=False).items()}
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"][:265], "zoo"]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"][:265], 1]
+    assert Tokenizer.from_gguf(metadata).encode("zoo") == [265] == ReferenceBpe(metadata).encode("zoo")
+    metadata["tokenizer.ggml.pre"] = "gpt-2"
+    assert Tokenizer.from_gguf(metadata).encode("zoo") == list(b"zoo") == ReferenceBpe(metadata).encode("zoo")
 
 
 @settings(max_examples=300, deadline=None)

@@ -13,12 +13,12 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_lines import lines
-from tokenizer_tiny import spm
 
 from millis.models.gguf import read_gguf
 from millis.tokenizer import Tokenizer
 from millis.types import FormatError
+from tokenizer_lines import lines
+from tokenizer_tiny import spm
 
 Processor = sentencepiece.SentencePieceProcessor
 
@@ -229,7 +229,9 @@ def test_hostile_metadata_is_a_format_error(changes: dict[str, Any], message: st
 def test_random_metadata_never_fails_otherwise(data: st.DataObject) -> None:
     key = data.draw(st.sampled_from([*sorted(spm()), "tokenizer.ggml.precompiled_charsmap"]))
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=5)
-    value = data.draw(scalars | st.lists(scalars, max_size=4) | st.dictionaries(st.text(max_size=3), scalars, max_size=2))
+    value = data.draw(
+        scalars | st.lists(scalars, max_size=4) | st.dictionaries(st.text(max_size=3), scalars, max_size=2)
+    )
     try:
         tokenizer = Tokenizer.from_gguf(spm() | {key: value})
     except FormatError:

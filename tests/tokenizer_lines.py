@@ -9,24 +9,45 @@ import functools
 import random
 from pathlib import Path
 
-ENGLISH = """the of and to in a is that for it as was with be by on not he his but at are this have from or had an they
-which one you were her all she there would their we him been has when who will more no if out so said what up its about
-into than them can only other new some could time these two may then do first any my now such like our over man me even
-most made after also did many before must through years where much your way well down should because each just those
-people Mr. how too little state good very make world still own see men work long get here between both life being under
-never day same another know while last might us great old year off come since against go came right used take three
-customer account balance transfer deadline translation newspaper weather happened yesterday morning antidisestablishment
-don't I'm we've they'll she'd it's you're O'Neill WON'T can't've e-mail co-operate naïve café Zürich façade señor""".split()
-CHINESE = """的 一 是 在 不 了 有 和 人 这 中 大 为 上 个 国 我 以 要 他 时 来 用 们 生 到 作 地 于 出 就 分 对 成 会
-可 主 发 年 动 同 工 也 能 下 过 子 说 产 种 面 而 方 后 多 定 行 学 法 所 民 得 经 十 三 之 进 着 等 部 度 家 电 力 里 如 水
-北京 上海 中国 今天 天气 很好 银行 账户 余额 客服 您好 请问 翻译 成英文 人工智能 医院 学校 公司 市场 经济 發展 臺灣 龘 𠮷 ，
-。 ！ ？ 、 ； ： “ ” 《 》 （ ） … 　 2024年 ３０％""".split()
-EMOJI = [*"😀🙂🚀❤🎉🐍🇩🇪🏴☃♻⚡", "👩\u200d👩\u200d👧", "❤\ufe0f", "👍🏽", "🇨🇳", "e\u0301", "한국어", "日本語", "العربية", "עברית",
-         "हिन्दी", "ไทย", "Ελληνικά", "русский", "\u1e9b\u0323", "ﬁ", "Å", "\u212b", "½", "Ⅷ", "٣", "१२३"]  # fmt: skip
-SPECIAL = """<|im_start|> <|im_end|> <|endoftext|> <|eot_id|> <start_of_turn> <end_of_turn> <bos> <eos> <s> </s> <unk> <pad>
-<|im_end <|im_end| |im_end|> <<|im_end|>> <|IM_END|> <| im_end|> <unused0> <0x41> <0xff> [PAD151936] <|fim_prefix|>
-<repo_name> [INST] [/INST] <<SYS>> <mask> <|object_ref_start|> [multimodal]""".split()
-SPACES = ["", " ", "  ", "   ", "\t", "\t\t", " \t ", "\r\n", "\n", "\n\n", "\n\n\n", "\u00a0", "\u3000", "\u2009", "     "]
+ENGLISH = """the of and to in a is that for it as was with be by on not he his but at are this have from or had
+an they which one you were her all she there would their we him been has when who will more no if out so said
+what up its about into than them can only other new some could time these two may then do first any my now such
+like our over man me even most made after also did many before must through years where much your way well down
+should because each just those people Mr. how too little state good very make world still own see men work long
+get here between both life being under never day same another know while last might us great old year off come
+since against go came right used take three customer account balance transfer deadline translation newspaper
+weather happened yesterday morning antidisestablishment don't I'm we've they'll she'd it's you're O'Neill WON'T
+can't've e-mail co-operate naïve café Zürich façade señor""".split()
+CHINESE = """的 一 是 在 不 了 有 和 人 这 中 大 为 上 个 国 我 以 要 他 时 来 用 们 生 到 作 地 于 出 就 分 对
+成 会 可 主 发 年 动 同 工 也 能 下 过 子 说 产 种 面 而 方 后 多 定 行 学 法 所 民 得 经 十 三 之 进 着 等 部
+度 家 电 力 里 如 水 北京 上海 中国 今天 天气 很好 银行 账户 余额 客服 您好 请问 翻译 成英文 人工智能 医院 学校
+公司 市场 经济 發展 臺灣 龘 𠮷 ， 。 ！ ？ 、 ； ： “ ” 《 》 （ ） … 2024年 ３０％""".split()
+EMOJI = [
+    "😀", "🙂", "🚀", "❤", "🎉", "🐍", "🇩", "🇪", "🏴", "☃", "♻", "⚡",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467", "\u2764\ufe0f", "👍🏽", "🇨🇳", "e\u0301", "한국어", "日本語",
+    "العربية", "עברית", "हिन्दी", "ไทย", "Ελληνικά", "русский", "\u1e9b\u0323", "ﬁ", "Å", "\u212b", "½", "Ⅷ",
+    "٣", "१२३",
+]  # fmt: skip
+SPECIAL = """<|im_start|> <|im_end|> <|endoftext|> <|eot_id|> <start_of_turn> <end_of_turn> <bos> <eos> <s> </s>
+<unk> <pad> <|im_end <|im_end| |im_end|> <<|im_end|>> <|IM_END|> <| im_end|> <unused0> <0x41> <0xff> [PAD151936]
+<|fim_prefix|> <repo_name> [INST] [/INST] <<SYS>> <mask> <|object_ref_start|> [multimodal]""".split()
+SPACES = [
+    "",
+    " ",
+    "  ",
+    "   ",
+    "\t",
+    "\t\t",
+    " \t ",
+    "\r\n",
+    "\n",
+    "\n\n",
+    "\n\n\n",
+    "\u00a0",
+    "\u3000",
+    "\u2009",
+    "     ",
+]
 
 
 @functools.cache
@@ -36,7 +57,9 @@ def lines() -> tuple[str, ...]:
     found = [_english(rng) for _ in range(550)] + [_chinese(rng) for _ in range(450)]
     found += [_mixed(rng, EMOJI, 6) for _ in range(150)] + [_controls(rng) for _ in range(200)]
     found += [_mixed(rng, SPECIAL, 4) for _ in range(200)] + [_unicode(rng) for _ in range(100)]
-    source = [line for file in sorted(Path(__file__).parent.glob("*.py")) for line in file.read_text("utf-8").split("\n")]
+    source = [
+        line for file in sorted(Path(__file__).parent.glob("*.py")) for line in file.read_text("utf-8").split("\n")
+    ]
     found += rng.choices([line for line in source if line], k=2000 - len(found))
     rng.shuffle(found)
     return tuple(found)

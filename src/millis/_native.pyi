@@ -4,18 +4,34 @@ from typing import Annotated
 import numpy
 from numpy.typing import NDArray
 
-
 class Sampler:
-    def __init__(self, vocab: int, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, repetition: float = 1.0, presence: float = 0.0, frequency: float = 0.0, bias: Sequence[tuple[int, float]] = [], seed: int = 0, logprobs: int = -1) -> None: ...
-
+    def __init__(
+        self,
+        vocab: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition: float = 1.0,
+        presence: float = 0.0,
+        frequency: float = 0.0,
+        bias: Sequence[tuple[int, float]] = [],
+        seed: int = 0,
+        logprobs: int = -1,
+    ) -> None: ...
     @property
     def logprobs(self) -> int:
         """-1, or how many alternatives are reported."""
 
-    def seen(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None:
+    def seen(
+        self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)]
+    ) -> None:
         """Counts prompt tokens for the repetition penalty."""
 
-    def sample(self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> tuple[int, float, list[tuple[int, float]]]:
+    def sample(
+        self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)]
+    ) -> tuple[int, float, list[tuple[int, float]]]:
         """
         (token, log-probability, best) of one row of logits, as Runtime.step does it.
         """
@@ -28,39 +44,97 @@ def supported_isas() -> list[str]:
 def read_bandwidth(mib: int, threads: int) -> float:
     """GB/s of a plain read of `mib` MiB by `threads` threads."""
 
-def matmul(x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order='C', device='cpu', writable=False)], type: int, rows: int, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], isa: str = 'auto', exact: bool = False) -> object: ...
-
-def unpack(type: int, rows: int, cols: int, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> object: ...
+def matmul(
+    x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    type: int,
+    rows: int,
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    isa: str = "auto",
+    exact: bool = False,
+) -> NDArray[numpy.float32]: ...
+def unpack(
+    type: int,
+    rows: int,
+    cols: int,
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+) -> NDArray[numpy.float32]: ...
 
 class Runtime:
-    def __init__(self, *, threads: int, isa: str, max_tokens: int, max_outputs: int, pages: int, layers: int, kv_heads: int, head_dim: int, vocab: int, context: int, exact: bool) -> None: ...
-
+    def __init__(
+        self,
+        *,
+        threads: int,
+        isa: str,
+        max_tokens: int,
+        max_outputs: int,
+        pages: int,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        vocab: int,
+        context: int,
+        exact: bool,
+    ) -> None: ...
     def add_buffer(self, name: str, width: int) -> None: ...
-
-    def add_matrix(self, name: str, type: int, rows: int, cols: int, data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
-
-    def add_vector(self, name: str, values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> None: ...
-
+    def add_matrix(
+        self,
+        name: str,
+        type: int,
+        rows: int,
+        cols: int,
+        data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    ) -> None: ...
+    def add_vector(
+        self,
+        name: str,
+        values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    ) -> None: ...
     def embed(self, out: str, weight: str, scale: float, positions: str) -> None: ...
-
     def norm(self, out: str, x: str, weight: str, bias: str, eps: float, layer: bool, residual: str) -> None: ...
-
-    def matmul(self, out: str, x: str, weights: Sequence[str], biases: Sequence[str], activation: str, residual: str, gate: str) -> None: ...
-
-    def attention(self, out: str, qkv: str, layer: int, heads: int, scale: float, rope: str, interleaved: bool, window: int, q_norm: str, k_norm: str, eps: float) -> None: ...
-
+    def matmul(
+        self, out: str, x: str, weights: Sequence[str], biases: Sequence[str], activation: str, residual: str, gate: str
+    ) -> None: ...
+    def attention(
+        self,
+        out: str,
+        qkv: str,
+        layer: int,
+        heads: int,
+        scale: float,
+        rope: str,
+        interleaved: bool,
+        window: int,
+        q_norm: str,
+        k_norm: str,
+        eps: float,
+    ) -> None: ...
     def select(self, out: str, x: str) -> None: ...
-
     def finish(self) -> None: ...
-
-    def step(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], starts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], samplers: Sequence[Sampler | None] | None) -> list[tuple[int, float, list[tuple[int, float]]]]: ...
-
-    def logits(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], starts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], all: bool = False) -> object: ...
-
-    def score(self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], starts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order='C', device='cpu', writable=False)], targets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> object: ...
-
+    def step(
+        self,
+        tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        starts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+        samplers: Sequence[Sampler | None] | None,
+    ) -> list[tuple[int, float, list[tuple[int, float]]]]: ...
+    def logits(
+        self,
+        tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        starts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+        all: bool = False,
+    ) -> NDArray[numpy.float32]: ...
+    def score(
+        self,
+        tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        starts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+        targets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    ) -> NDArray[numpy.float32]: ...
     @property
     def isa(self) -> str: ...
-
     @property
     def weight_bytes(self) -> int: ...

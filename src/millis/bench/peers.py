@@ -44,7 +44,9 @@ class LlamaCpp:
         except ImportError:
             raise ModelError("llama.cpp is not installed; see docs/benchmarks.md for how to build it") from None
         threads = lm.config.threads
-        self._llm = llama_cpp.Llama(str(lm.path), n_threads=threads, n_threads_batch=threads, n_ctx=4096, verbose=False)
+        self._llm: Any = llama_cpp.Llama(
+            str(lm.path), n_threads=threads, n_threads_batch=threads, n_ctx=4096, verbose=False
+        )
 
     def run(self, prompt: list[int], new_tokens: int) -> tuple[float, list[float]]:
         self._llm.reset()

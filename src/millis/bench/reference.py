@@ -43,14 +43,17 @@ def torch_module() -> Any:
 
         return torch
     except ImportError as error:
-        raise ModelError(f"the float32 reference needs {error.name}; install it with: pip install 'millis[train]'") from None
+        raise ModelError(
+            f"the float32 reference needs {error.name}; install it with: pip install 'millis[train]'"
+        ) from None
 
 
 def reference_model(checkpoint: Checkpoint, threads: int) -> Any:
     """A transformers model in float32. ModelError for an architecture without such a reference here."""
     torch = torch_module()
-    import transformers
+    import transformers as library
 
+    transformers: Any = library
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(threads)
     config = _config(checkpoint.config, "output.weight" not in checkpoint.tensors)

@@ -21,8 +21,8 @@ def command(json: common.Json = False) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for title in ("name", "on disk", "size", "parameters", "quantisation", "languages", "kind", "licence"):
-        table.add_column(title, justify="right" if title in ("size", "parameters") else "left")
+    for title in ("name", "on disk", "size", "quantisation", "languages", "kind", "licence"):
+        table.add_column(title, justify="right" if title == "size" else "left", overflow="fold")
     for row in rows:
         table.add_row(row.name, row.state, *_facts(row))
     Console().print(table)
@@ -32,11 +32,11 @@ def command(json: common.Json = False) -> None:
 def _facts(row: hub.Stored) -> list[str]:
     entry = row.entry
     if entry is None:
-        return [f"{row.size_bytes / 1e6:.0f} MB", "", "", "", "", ""]
-    size, parameters = f"{entry.size_bytes / 1e6:.0f} MB", f"{entry.parameters / 1e6:.0f} M"
+        return [f"{row.size_bytes / 1e6:.0f} MB"]
+    size = f"{entry.size_bytes / 1e6:.0f} MB"
     if row.state == "partial":
         size = f"{row.size_bytes / 1e6:.0f} of {size}"
-    return [size, parameters, entry.quantisation, ", ".join(entry.languages), entry.kind, entry.licence]
+    return [size, entry.quantisation, ", ".join(entry.languages), entry.kind, entry.licence]
 
 
 def _record(row: hub.Stored) -> dict[str, Any]:

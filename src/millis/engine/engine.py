@@ -36,9 +36,14 @@ class Engine:
         self._step_s = 0.0  # how long the latest step of decodes took
 
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, *, arrival_s: float | None = None, deadline_s: float | None = None
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        arrival_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> Request:
-        """Queues a prompt. Raises RequestError when it is empty, holds an unknown token, or does not fit the context."""
+        """Queues a prompt. RequestError: it is empty, holds an unknown token, or does not fit the context."""
         tokens = self._checked(prompt)
         room = min(self.runner.context, self.runner.pages * self.runner.page_tokens)
         if len(tokens) >= room:
@@ -126,7 +131,9 @@ class Engine:
         checked = [self._checked(continuation) for continuation in continuations]
         longest = len(prompt) + max((len(c) for c in checked), default=0)
         if longest > self.runner.context:
-            raise RequestError(f"prompt and continuation have {longest} tokens; the context holds {self.runner.context}")
+            raise RequestError(
+                f"prompt and continuation have {longest} tokens; the context holds {self.runner.context}"
+            )
         with self._turn:
             while self._stepping:
                 self._turn.wait()
@@ -150,7 +157,9 @@ class Engine:
         count = -(-tokens // self.runner.page_tokens)
         pages = self.scheduler.allocator.take(count) if self.scheduler.reclaim(count) else None
         if pages is None:
-            raise RequestError(f"{tokens} tokens do not fit the KV cache of {self.runner.pages} pages; raise cache_tokens")
+            raise RequestError(
+                f"{tokens} tokens do not fit the KV cache of {self.runner.pages} pages; raise cache_tokens"
+            )
         return pages
 
     def _score_run(self, pages: list[int], start: int, tokens: list[int], targets: list[int]) -> float:
@@ -162,7 +171,7 @@ class Engine:
         return total
 
     def _lead(self) -> None:
-        """Runs a step as the leader. A failure ends the requests in it; an interrupt leaves them to be computed anew."""
+        """Runs a step as the leader. A failure ends its requests; an interrupt leaves them to be computed anew."""
         try:
             self.step()
         except Exception as error:

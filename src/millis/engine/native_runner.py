@@ -96,17 +96,12 @@ class NativeRunner:
         )
 
     def score(self, batch: Batch, targets: NDArray[np.int32]) -> NDArray[np.float32]:
-        scores: NDArray[np.float32] = self._runtime.score(
-            batch.tokens, batch.starts, batch.lengths, batch.tables, np.asarray(targets, np.int32)
-        )
-        return scores
+        targets = np.asarray(targets, np.int32)
+        return self._runtime.score(batch.tokens, batch.starts, batch.lengths, batch.tables, targets)
 
     def logits(self, batch: Batch, *, every: bool = False) -> NDArray[np.float32]:
         """[S, vocab] logits after each sequence's last token, or [T, vocab] after every token."""
-        out: NDArray[np.float32] = self._runtime.logits(
-            batch.tokens, batch.starts, batch.lengths, batch.tables, all=every
-        )
-        return out
+        return self._runtime.logits(batch.tokens, batch.starts, batch.lengths, batch.tables, all=every)
 
 
 def _fill(runtime: Any, plan: Plan, tensors: Any) -> None:

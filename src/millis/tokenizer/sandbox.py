@@ -225,7 +225,9 @@ class _Limiter(NodeTransformer):
 
     def generic_visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> nodes.Node:
         if isinstance(node, _FORBIDDEN):
-            raise jinja2.TemplateSyntaxError(f"{type(node).__name__.lower()} has no place in a chat template", 1)
+            raise jinja2.TemplateSyntaxError(
+                f"{type(node).__name__.lower()} has no place in a chat template", node.lineno
+            )
         visited: nodes.Node = super().generic_visit(node, *args, **kwargs)
         if isinstance(visited, nodes.TemplateData):
             return nodes.Const(visited.data, lineno=visited.lineno)

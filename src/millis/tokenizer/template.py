@@ -71,12 +71,12 @@ def _run(work: Callable[[], _Result], limits: Budget) -> _Result:
     except LimitError as error:
         raise TemplateError(f"the chat template was stopped: {error}") from None
     except jinja2.TemplateSyntaxError as error:
-        raise TemplateError(f"the chat template is malformed, line {error.lineno}: {_line(error)}") from None
+        raise TemplateError(f"the chat template is malformed, line {error.lineno}: {_line(error.message)}") from None
     except jinja2.TemplateError as error:
         raise TemplateError(f"the chat template refuses the conversation: {_line(error)}") from None
     except Exception as error:  # a template can provoke any
         raise TemplateError(f"the chat template failed: {type(error).__name__}: {_line(error)}") from None
 
 
-def _line(error: Exception) -> str:
+def _line(error: object) -> str:
     return " ".join(str(error).split())[:300]
