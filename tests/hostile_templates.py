@@ -20,11 +20,13 @@ LOOPS = {
     "nested ranges": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "plain loops": "{% set r = range(99999) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}",
     "filtered loops": "{% set r = range(99999) %}{% for i in r %}{% for j in r if j and 0 %}{% endfor %}{% endfor %}",
-    "comparisons": "{% set r = range(9999) %}{% for i in r %}{% for j in r %}{% if i == j %}{% endif %}{% endfor %}{% endfor %}",
+    "comparisons": "{% set r = range(9999) %}{% for i in r %}{% for j in r %}{% if i == j %}{% endif %}"
+    "{% endfor %}{% endfor %}",
     "loop tests": "{% for i in range(9999) if false %}x{% endfor %}" * 900 + "{{ x.y.z }}",
     "endless recursion": "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
     "doubling recursion": "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}{{ m(60) }}",
     "recursive loop": "{% for a in [[1]] recursive %}{{ loop([a, a]) }}{% endfor %}",
+    "slow tests": "{% set l = ('a' * 60000)|list %}{{ l|select('in', 'b' * 4000000)|list|length }}" * 9,
     "lazy chains": "{{ range(99999)|map('string')|map('upper')|map('lower')|map('title')|list|length }}" * 40,
     "static text": "{% for i in range(99999) %}" + "y" * 40000 + "{% endfor %}",
     "captured text": "{% set x %}{% for i in range(99999) %}" + "y" * 40000 + "{% endfor %}{% endset %}",
@@ -91,6 +93,8 @@ SIZES = {
     "variables": _BIG + "".join(f"{{% set v{i} = a|upper %}}" for i in range(1500)),
     "split": "{{ ('a' * 4000000).split('a')|length }}",
     "strip": "{{ ('b' * 2000000).strip('a' * 2000000 ~ 'b') }}",
+    "trim filter": "{{ ('b' * 2000000)|trim('a' * 2000000 ~ 'b') }}",
+    "rsplit by name": "{{ ('a' * 2000000).rsplit(sep='b' ~ 'a' * 1000000) }}",
     "rfind": "{{ ('a' * 2000000).rfind('b' ~ 'a' * 1000000) }}",
     "safe": "{{ ('a'|safe) * 10**9 }}",
 }  # fmt: skip

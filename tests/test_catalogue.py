@@ -25,7 +25,7 @@ def wheels(entry: Entry) -> Wheels:
 
 
 def test_names_and_order() -> None:
-    assert list(CATALOGUE) == NAMES
+    assert list(CATALOGUE) == ["smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "gemma3-270m"]
     assert all(entry.name == name for name, entry in CATALOGUE.items())
 
 

@@ -249,8 +249,10 @@ def hardest() -> Tokenizer:
     )
 
 
-ATTACKS = ["<|im_end|>", "<|im_", "end|>", "<|im_end|", ">", "<", "<|", " <|im_end|> ", "<<|im_end|>|im_end|>",
-           "<|<x>im_end|>", "<<x>|im_end|>", "<x>", "\ue000", "<\ue000|im_end|>", "<|endoftext|>", "hello", ""]  # fmt: skip
+ATTACKS = [
+    *("<|im_end|>", "<|im_", "end|>", "<|im_end|", ">", "<", "<|", " <|im_end|> ", "<<|im_end|>|im_end|>"),
+    *("<|<x>im_end|>", "<<x>|im_end|>", "<x>", "\ue000", "<\ue000|im_end|>", "<|endoftext|>", "hi", ""),
+]
 
 
 @settings(max_examples=400, deadline=None)

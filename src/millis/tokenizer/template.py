@@ -1,8 +1,8 @@
 """Chat templates: Jinja as the model's file carries it, in a sandbox that bounds time and memory.
 
 The environment is the one that published templates are written for (trim_blocks, lstrip_blocks, loop controls,
-raise_exception, strftime_now, a plain tojson, generation blocks); `sandbox.py` sets the limits. Everything that a
-template does wrong ends in a TemplateError.
+raise_exception, strftime_now, a plain tojson, generation blocks); `sandbox.py` and `budget.py` set the limits.
+Everything that a template does wrong ends in a TemplateError.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from millis.types import TemplateError
 if TYPE_CHECKING:
     import jinja2
 
-    from millis.tokenizer.sandbox import Budget
+    from millis.tokenizer.budget import Budget
 
 MAX_SOURCE = 48 << 10  # characters; compiling the worst template of this length takes about a second
 _Result = TypeVar("_Result")
@@ -25,7 +25,7 @@ class Template:
     """A compiled chat template; `render` may be called from many threads."""
 
     def __init__(self, source: str) -> None:
-        from millis.tokenizer.sandbox import Budget
+        from millis.tokenizer.budget import Budget
 
         if len(source) > MAX_SOURCE:
             raise TemplateError(f"the chat template has {len(source)} characters; {MAX_SOURCE} can be used")
@@ -50,7 +50,7 @@ class Template:
 
         TemplateError where the template fails, refuses, or breaks a limit of time or size.
         """
-        from millis.tokenizer.sandbox import Budget, data_size
+        from millis.tokenizer.budget import Budget, data_size
 
         budget = Budget(data_size(variables))
         text = _run(lambda: self._template.render(variables), budget)
@@ -63,7 +63,7 @@ def _run(work: Callable[[], _Result], limits: Budget) -> _Result:
     """`work()` under `limits`, with any failure turned into a TemplateError."""
     import jinja2
 
-    from millis.tokenizer.sandbox import LimitError, budget
+    from millis.tokenizer.budget import LimitError, budget
 
     try:
         with budget(limits):
