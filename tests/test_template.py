@@ -138,19 +138,14 @@ def test_a_chat_of_a_real_model(model_path: Callable[[str], Path]) -> None:
     assert tokenizer.decode(tokenizer.encode_chat(chat, add_generation_prompt=False), skip_special=False) == end
 
 
-def test_ids_of_a_harmless_chat_equal_transformers(model_path: Callable[[str], Path]) -> None:
-    from transformers import AutoTokenizer
-
-    path = model_path("smollm2")
-    chat = [
-        SYSTEM,
-        {"role": "user", "content": "What is it? 你好"},
-        {"role": "assistant", "content": "A bird."},
-        RESULT,
-    ]
-    theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    expected = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
-    assert load_tokenizer(read_gguf(path)).encode_chat(chat) == expected
+@pytest.mark.parametrize("name", ["smollm2", "qwen2.5-0.5b"])
+def test_ids_of_a_harmless_chat(model_path: Callable[[str], Path], name: str) -> None:
+    """Those of transformers' text with its special tokens read: messages change nothing that looks like none."""
+    checkpoint = read_gguf(model_path(name))
+    tokenizer, source = load_tokenizer(checkpoint), checkpoint.metadata["tokenizer.chat_template"]
+    chat = [SYSTEM, {"role": "user", "content": "a < b, 你好"}, {"role": "assistant", "content": "A bird."}, RESULT]
+    text = peer(source, chat, add_generation_prompt=True)
+    assert tokenizer.encode_chat(chat) == tokenizer.encode(text, add_special=False, parse_special=True)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +164,7 @@ def test_a_hostile_template_is_a_template_error(outcomes: dict[str, list[Any]], 
     assert outcome.startswith("TemplateError: the chat template "), outcome
     assert "MemoryError" not in outcome
     assert "\n" not in outcome
-    assert processor_s < 10
+    assert processor_s < 5
 
 
 def test_escapes_show_nothing() -> None:

@@ -245,6 +245,16 @@ def test_llama_3_takes_a_word_that_is_a_token_whole() -> None:
     assert Tokenizer.from_gguf(metadata).encode("zoo") == list(b"zoo") == ReferenceBpe(metadata).encode("zoo")
 
 
+def test_smollm_takes_digits_one_by_one() -> None:
+    """Even where a merge of two digits exists; the others use it."""
+    metadata = bpe(pre="smollm", merges=[*bpe()["tokenizer.ggml.merges"], "1 2"])
+    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"][:265], "12"]
+    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"][:265], 1]
+    assert Tokenizer.from_gguf(metadata).encode("12") == list(b"12") == ReferenceBpe(metadata).encode("12")
+    metadata["tokenizer.ggml.pre"] = "gpt-2"
+    assert Tokenizer.from_gguf(metadata).encode("12") == [265] == ReferenceBpe(metadata).encode("12")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.text())
 def test_any_text_comes_back(text: str) -> None:

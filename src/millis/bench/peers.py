@@ -27,7 +27,7 @@ class Transformers:
         with torch.inference_mode():
             ids, cache = torch.tensor([prompt]), None
             for _ in range(new_tokens):
-                out = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                out = self._model(ids, cache=cache, use_cache=True, logits_to_keep=1)
                 ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
                 times.append(time.perf_counter())
         gaps = [1000 * (b - a) for a, b in zip(times, times[1:], strict=False)]

@@ -66,7 +66,7 @@ def reference_model(checkpoint: Checkpoint, threads: int) -> Any:
     if missing:
         raise ModelError(f"{checkpoint.path}: no weights for the reference's {missing[0]}")
     for module in model.modules():  # tables that from_config left without memory
-        if hasattr(module, "inv_freq"):
+        if type(module).__name__.endswith("RotaryEmbedding"):
             module.__init__(config)
         if hasattr(module, "embed_scale") and module.embed_scale.is_meta:
             module.embed_scale = torch.tensor(module.scalar_embed_scale)

@@ -25,8 +25,8 @@ PRE_TOKENIZERS = ("gpt-2", "gpt2", "default", "smollm", *_SPLITS)
 class BpeEncoder:
     """Text → ids; user-defined tokens are found in any text, control tokens never.
 
-    A byte that the vocabulary has no token for (SmolLM2 lacks six control characters) yields nothing, as in the
-    library's own use of such a vocabulary.
+    A byte that the vocabulary has no token for yields nothing, as in the library's own use of such a vocabulary:
+    SmolLM2 lacks those of six control characters and of two lead bytes of planes 4 to 11.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:

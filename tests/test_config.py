@@ -1,0 +1,107 @@
+"""EngineConfig: what it refuses, where its defaults come from, and that it does not change."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millis import config
+from millis.config import EngineConfig, usable_cores
+from millis.types import RequestError
+
+
+@pytest.mark.parametrize("name", ["threads", "context", "max_sequences", "max_batch_tokens", "cache_tokens"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2", 1 << 40])
+def test_numbers_out_of_range_are_named(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=rf"^{name} must be a whole number in \[1, \d+\], not"):
+        EngineConfig(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("precision", "half"), ("precision", None), ("isa", 2), ("isa", None)])
+def test_names_that_are_none_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=rf"^{name} must be .*not {value!r}"):
+        EngineConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["threads", "max_sequences", "max_batch_tokens"])
+def test_what_needs_a_number_takes_no_none(name: str) -> None:
+    with pytest.raises(RequestError, match=name):
+        EngineConfig(**{name: None})
+
+
+def test_none_leaves_the_context_to_the_model() -> None:
+    assert EngineConfig(context=None, cache_tokens=None) == EngineConfig()
+
+
+def test_it_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        EngineConfig().threads = 3  # type: ignore[misc]
+
+
+def test_every_field_has_its_docstring() -> None:
+    (tree,) = ast.parse(inspect.getsource(EngineConfig)).body
+    assert isinstance(tree, ast.ClassDef)
+    described = [
+        before.target.id
+        for before, after in zip(tree.body, tree.body[1:], strict=False)
+        if isinstance(before, ast.AnnAssign) and isinstance(before.target, ast.Name)
+        if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+    ]
+    assert described == [field.name for field in fields(EngineConfig)]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("avx2", "avx2"), ("", "auto"), (None, "auto"), ("nonsense", "nonsense")]
+)
+def test_the_instruction_set_comes_from_the_environment(
+    value: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MILLIS_ISA", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MILLIS_ISA", value)
+    assert EngineConfig().isa == expected
+    assert EngineConfig(isa="scalar").isa == "scalar"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "siblings", "quota", "expected"),
+    [
+        ([0, 1, 2, 3], {}, None, 4),
+        ([0, 1, 2, 3], {0: "0,2", 2: "0,2", 1: "1,3", 3: "1,3"}, None, 2),
+        ([0, 2], {0: "0,2", 2: "0,2"}, None, 1),
+        ([0, 1, 2, 3], {}, "max 100000", 4),
+        ([0, 1, 2, 3], {}, "200000 100000", 2),
+        ([0, 1, 2, 3], {}, "150000 100000", 2),
+        ([0, 1, 2, 3], {}, "10000 100000", 1),
+        ([0, 1], {}, "800000 100000", 2),
+        ([0, 1], {}, "words", 2),
+    ],
+)
+def test_usable_cores(
+    cpus: list[int], siblings: dict[int, str], quota: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Affinity, hyper-threads and the cgroup's quota, each by itself."""
+
+    def read(path: Path, *_: Any, **__: Any) -> str:
+        if path.name == "cpu.max" and quota is not None:
+            return quota + "\n"
+        cpu = int(path.parts[-3].removeprefix("cpu")) if path.name == "thread_siblings_list" else -1
+        if cpu not in siblings:
+            raise FileNotFoundError(path)
+        return siblings[cpu] + "\n"
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cpus), raising=False)
+    monkeypatch.setattr(config.Path, "read_text", read)
+    assert usable_cores() == expected
+
+
+def test_the_default_is_this_processes_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert EngineConfig().threads == usable_cores() >= 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    assert EngineConfig().threads == 1

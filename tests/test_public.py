@@ -1,0 +1,162 @@
+"""What others may rely on: the public names, what an import costs, which part imports which, and the pages."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+import millis
+from millis import cli
+from shell import millis as shell
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "millis"
+PUBLIC = """
+    Completion EngineConfig FormatError LanguageModel MillisError ModelError PullError RequestError SamplingParams
+    Stream TemplateError Timings TokenLogprob load
+""".split()
+HEAVY = ["numpy", "torch", "transformers", "jinja2", "tokenizers", "huggingface_hub", "typer", "rich", "millis._native"]
+
+# Part → what it may import of ours, besides itself and types. native ← models ← engine ← tasks ← commands, bench.
+MAY_IMPORT = {
+    "types": set(),
+    "config": set(),
+    "models": set(),
+    "tokenizer": {"models.checkpoint"},
+    "hub": set(),
+    "engine": {"_native", "config", "models"},
+    "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub"},
+    "bench": {"models", "tasks"},
+    "commands": {"_native", "config", "hub", "tasks", "bench"},
+    "cli": {"commands", "__version__"},
+    "__main__": {"cli"},
+    "__init__": {"config", "tasks"},
+}
+
+
+def test_public_names() -> None:
+    assert sorted(millis.__all__) == PUBLIC
+    assert all(hasattr(millis, name) for name in PUBLIC)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        millis.lode  # noqa: B018
+
+
+def test_the_version_is_the_packages() -> None:
+    assert f'version = "{millis.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("module", "heavy"), [("millis", HEAVY), ("millis.cli", ["numpy", "torch", "millis._native"])])
+def test_an_import_costs_next_to_nothing(module: str, heavy: list[str]) -> None:
+    code = f"import sys, json, {module}; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = json.loads(done.stdout)
+    assert "millis.types" in loaded
+    assert not set(heavy) & set(loaded)
+
+
+def test_a_model_is_loaded_without_the_training_libraries(model_path: Callable[[str], Path]) -> None:
+    code = (
+        "import sys, millis; lm = millis.load(sys.argv[1]); lm.chat([{'role': 'user', 'content': 'Hi'}], max_tokens=2)"
+    )
+    code += "\nprint(*sys.modules)"
+    command = [sys.executable, "-c", code, str(model_path("smollm2"))]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "gguf", "safetensors", "huggingface_hub", "typer"} & set(loaded)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of ours that a file imports, anywhere in it, without `millis.`"""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names = [f"millis.{alias.name}" for alias in node.names] if node.module == "millis" else [node.module or ""]
+        else:
+            continue
+        yield from (name.removeprefix("millis.") for name in names if name.startswith("millis."))
+
+
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        part = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        allowed = {part, "types", *MAY_IMPORT[part]}
+        for name in imports(path):
+            if name not in allowed and name.partition(".")[0] not in allowed:
+                wrong.append(f"{path.relative_to(ROOT)} imports millis.{name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_readers_of_a_file_know_the_network() -> None:
+    """Prompts stay here: nothing but the hub opens a connection or starts a process."""
+    network = re.compile(
+        r"^\s*(?:import|from) (socket|ssl|http|urllib|requests|httpx|subprocess|huggingface_hub)\b", re.M
+    )
+    found = {p.relative_to(SOURCE).parts[0] for p in SOURCE.rglob("*.py") if network.search(p.read_text("utf-8"))}
+    assert found == {"hub"}
+
+
+def our_files() -> Iterator[str]:
+    for folder in ("src", "native", "tests", "tools"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            hidden = any(part.startswith((".", "__pycache__")) for part in path.relative_to(ROOT).parts)
+            if path.is_file() and not hidden and path.suffix != ".so":
+                yield path.relative_to(ROOT).as_posix()
+
+
+def test_every_file_has_its_line_in_the_map() -> None:
+    text = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    mapped = re.findall(r"^- `([^`]+)` — \S", text, re.MULTILINE)
+    ours = set(our_files())
+    missing = ours - set(mapped)
+    assert not missing, "docs/map.md has no line for: " + ", ".join(sorted(missing))
+    gone = {name for name in mapped if name.startswith(("src/", "native/", "tests/", "tools/"))} - ours
+    assert not gone, "docs/map.md describes what is not there: " + ", ".join(sorted(gone))
+    assert len(mapped) == len(set(mapped)), "a file stands in docs/map.md twice"
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_commands_of_the_readme_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^make (\w+)", text, re.MULTILINE)
+    assert {"demo", "test"} <= set(targets)
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"no make target {target}"
+    commands = re.findall(r"`millis ([^`]+)`", text)
+    assert {command.split()[0] for command in commands} == set(cli.COMMANDS)
+    for command in commands:
+        verbs = re.match(r"[a-z]+(?: engine)?", command)
+        assert verbs is not None
+        help_text = shell(*verbs.group().split(), "--help").stdout
+        for flag in re.findall(r"--[a-z-]+", command):
+            assert flag in help_text, f"millis {verbs.group()} knows no {flag}"
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_links_of_the_readme_lead_somewhere(name: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8"))
+    missing = [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
+    assert not missing
+
+
+def test_the_first_program_of_the_readme_runs(
+    model_path: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert program is not None
+    real: Any = millis.load
+    with mock.patch.object(millis, "load", lambda name: real(model_path(name)), create=True):
+        exec(compile(program.group(1), "README.md", "exec"), {})
+    assert re.search(r"length \d+\.\d+\n(.|\n)+\[-\d+\.\d+, -\d+\.\d+\]\n$", capsys.readouterr().out)
