@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from millis.hub import Entry
 
 FILES = {
     "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -25,6 +28,12 @@ def model_path() -> Callable[[str], Path]:
             return Path(folder) / FILES[name]
         from millis import hub
 
-        return hub.resolve(name)
+        return hub.resolve(name, agree=agree)
 
     return find
+
+
+def agree(entry: Entry) -> bool:
+    """Says what running the tests agrees to; README.md says it beforehand."""
+    print(f"\n{entry.terms}", file=sys.__stderr__)
+    return True

@@ -38,7 +38,10 @@ def test_rounds_are_interleaved_and_the_first_only_warms_up() -> None:
     log: list[str] = []
     rows = measure(scripted(log), [8], vocab=50, new_tokens=3, rounds=3)
     assert log == ["millis", "other"] * 4
-    assert [(row.engine, row.first_ms, row.first_spread) for row in rows] == [("millis", 4, (2, 6)), ("other", 20, (10, 30))]
+    assert [(row.engine, row.first_ms, row.first_spread) for row in rows] == [
+        ("millis", 4, (2, 6)),
+        ("other", 20, (10, 30)),
+    ]
     assert [len(row.nexts) for row in rows] == [6, 6]
     assert rows[1].next_ms == pytest.approx(2)
 

@@ -1,4 +1,4 @@
-"""The package's float32 reference (for `evaluate` and `bench`) against the tests' own, which shares no reader with it."""
+"""The package's float32 reference (for `evaluate` and `bench`) against the tests' own, which shares no reader."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from reference import folder_model, next_logits, tiny_model
-from reference import reference_model as independent
 
 from millis.bench.reference import log_likelihood, reference_model, torch_module
 from millis.models.load import read_checkpoint
 from millis.types import ModelError
+from reference import folder_model, next_logits, tiny_model
+from reference import reference_model as independent
 
 IDS = [5, 17, 301, 9, 44, 120, 7, 66]
 
