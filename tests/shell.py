@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 
@@ -74,22 +73,30 @@ class Terminal:
         """Sends the keys; \\r is Enter, \\x03 Ctrl-C, \\x04 Ctrl-D."""
         os.write(self.fd, text.encode())
 
+    def type_until(self, key: str, pattern: str) -> None:
+        """Presses a key, twice a second, until the pattern is shown."""
+        found = re.compile(pattern)
+        while found.search(self.shown, self._seen) is None:
+            self.type(key)
+            self._read(0.5)
+        self._seen = len(self.shown)
+
     def wait_for(self, pattern: str) -> str:
         """What was shown since the last wait, up to the end of the first match of `pattern`."""
-        end = time.monotonic() + LIMIT_S
         while (match := re.compile(pattern).search(self.shown, self._seen)) is None:
-            assert time.monotonic() < end and self._read(), f"no {pattern!r} in {self.shown[self._seen :]!r}"
+            assert self._read(LIMIT_S), f"no {pattern!r} in {self.shown[self._seen :]!r}"
         begin, self._seen = self._seen, match.end()
         return self.shown[begin : match.end()]
 
     def exit_code(self) -> int:
         """Waits for the end of the process."""
-        while self._read():
+        while self._read(LIMIT_S):
             pass
         return self.process.wait(timeout=LIMIT_S)
 
-    def _read(self) -> bool:
-        if not select.select([self.fd], [], [], LIMIT_S)[0]:
+    def _read(self, limit_s: float) -> bool:
+        """Takes what is shown next; False if nothing is, within the limit."""
+        if not select.select([self.fd], [], [], limit_s)[0]:
             return False
         try:
             data = os.read(self.fd, 65536)

@@ -38,6 +38,8 @@ def _run(arguments: list[str]) -> int:
         return _fail(_misuse(error), MISUSED)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
+    except MemoryError:
+        return _fail("not enough memory; free some, or use a smaller model or a shorter context", FAILED)
     except BrokenPipeError:  # the reader of our output has gone, and knows it
         _discard_output()
         return FAILED

@@ -7,7 +7,6 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,11 +53,7 @@ def command(
     if not lm.tokenizer.has_chat_template:
         raise TemplateError(f"{model} is a base model without a chat template; use: millis run -m {model} PROMPT")
     common.say(f"{model}: {HELP}")
-    conversation = Conversation(lm, system, {**sampling, "deadline_ms": deadline_ms})
-    for line in _lines():
-        if line.strip() in ("/exit", "/quit"):
-            break
-        conversation.take(line)
+    talk(Conversation(lm, system, {**sampling, "deadline_ms": deadline_ms}))
 
 
 class Conversation:
@@ -90,23 +85,24 @@ class Conversation:
             out = common.show(self._lm.chat_stream(messages, **self._options))
         except MillisError as error:
             common.say(f"millis: {error}; the conversation is as it was before, /reset starts anew")
-        except KeyboardInterrupt:  # twice, or before the answer began
-            common.say("\ninterrupted; the conversation is as it was before")
         else:
             if out.text:  # stopped before its first character, an answer is none
                 self.messages = [*messages, {"role": "assistant", "content": out.text}]
             common.say(common.status_line(out, self._lm))
 
 
-def _lines() -> Iterator[str]:
-    """The user's lines until the end of input; Ctrl-C at the prompt drops the line."""
+def talk(conversation: Conversation) -> None:
+    """Takes the user's lines until /exit or the end of input. Ctrl-C drops what is under way, and no message."""
     with suppress(ImportError):
         import readline  # noqa: F401  history and editing for input()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused, not the end
     while True:
         try:
-            yield input("> " if sys.stdin.isatty() else "")
+            line = input("> " if sys.stdin.isatty() else "")
+            if line.strip() in ("/exit", "/quit"):
+                return
+            conversation.take(line)
         except KeyboardInterrupt:
             print()
         except EOFError:

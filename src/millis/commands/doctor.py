@@ -27,7 +27,7 @@ def command(json: common.Json = False) -> None:
     isas = _native.supported_isas()
     chosen = isas[-1] if config.isa == "auto" else config.isa
     bandwidth = _native.read_bandwidth(BANDWIDTH_MIB, threads)
-    on_disk = [row for row in hub.entries() if row.state == "complete"]
+    on_disk = {row.name: size for row in hub.entries() if row.state == "complete" and (size := _size_bytes(row))}
     facts: dict[str, Any] = {
         "processor": _processor(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -42,8 +42,7 @@ def command(json: common.Json = False) -> None:
         "memory_available_gib": _memory_gib("MemAvailable"),
         "home": str(hub.home()),
         "models": {
-            row.name: {"bytes": row.size_bytes, "limit_tokens_per_s": round(1e9 * bandwidth / row.size_bytes)}
-            for row in on_disk
+            name: {"bytes": size, "limit_tokens_per_s": round(1e9 * bandwidth / size)} for name, size in on_disk.items()
         },
     }
     if json:
@@ -61,6 +60,11 @@ def command(json: common.Json = False) -> None:
         print(f"  {name:<14}{row['bytes'] / 1e6:.0f} MB, at most about {row['limit_tokens_per_s']} tokens/s here")
     if not on_disk:
         print("  none yet; fetch one with: millis pull smollm2")
+
+
+def _size_bytes(row: hub.Stored) -> int:
+    """A catalogue model's file may be a link, which counts nothing on disk."""
+    return row.entry.size_bytes if row.entry else row.size_bytes
 
 
 def _processor() -> str:
