@@ -77,7 +77,6 @@ def _lengths(text: str) -> list[int]:
 
 
 def _print(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     limit = result["limit_next_ms"]
@@ -100,5 +99,5 @@ def _print(result: dict[str, Any]) -> None:
             f"{row['first_over_millis']:.2f}",
             f"{row['next_over_millis']:.2f}",
         )
-    Console().print(table)
+    common.print_table(table)
     print("first × and next ×: the engine's time over Millis's in the same run")

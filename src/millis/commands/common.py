@@ -15,6 +15,8 @@ import typer
 from millis import config
 from millis.types import Completion, RequestError, SamplingParams
 
+TABLE_WIDTH = 110  # columns
+
 if TYPE_CHECKING:
     from millis.hub import Entry
     from millis.tasks.model import LanguageModel, Stream
@@ -112,6 +114,15 @@ def status_line(out: Completion, lm: LanguageModel) -> str:
 def say(text: str) -> None:
     """A line for the user that is not the answer: dimmed, on standard error."""
     print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+
+
+def print_table(table: Any) -> None:
+    """A Rich table, whole: where the terminal is too narrow, its lines wrap, and nothing is cut off."""
+    from rich.console import Console
+
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(table)
 
 
 def print_json(value: Any) -> None:

@@ -17,7 +17,6 @@ def command(json: common.Json = False) -> None:
     if json:
         common.print_json([_record(row) for row in rows])
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -25,7 +24,7 @@ def command(json: common.Json = False) -> None:
         table.add_column(title, justify="right" if title == "size" else "left", overflow="fold")
     for row in rows:
         table.add_row(row.name, row.state, *_facts(row))
-    Console().print(table)
+    common.print_table(table)
     print(f"in {hub.home()}")
 
 
