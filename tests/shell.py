@@ -74,29 +74,14 @@ class Terminal:
         os.write(self.fd, text.encode())
 
     def type_until(self, key: str, pattern: str) -> None:
-        """Presses a key, twice a second, until the pattern is shown."""
-        found = re.compile(pattern)
-        n = 0
-        while found.search(self.shown, self._seen) is None:
+        """Presses a key until the pattern is shown, each time after half a second without news.
+
+        A terminal that is sent Ctrl-C forgets what it has not shown yet, so pressing faster could hide the answer.
+        """
+        while re.compile(pattern).search(self.shown, self._seen) is None:
             self.type(key)
-            self._read(0.5)
-            n += 1
-            if n == 10:
-                import termios
-                pid = self.process.pid
-                out = [repr(self.shown[-300:]), repr(self._seen), repr(len(self.shown)), str(self.process.poll())]
-                for x in os.listdir(f"/proc/{pid}/task"):
-                    for f in ("wchan", "syscall", "stat"):
-                        out.append(x + f + open(f"/proc/{pid}/task/{x}/{f}").read())
-                    out.append(open(f"/proc/{pid}/task/{x}/status").read().split("SigQ")[1].split("CapInh")[0])
-                a = termios.tcgetattr(self.fd)
-                out.append(repr(a))
-                out.append(f"fg {os.tcgetpgrp(self.fd)} {pid}")
-                self.type("x")
-                self._read(2)
-                self._read(2)
-                out.append(repr(self.shown[-300:]))
-                raise AssertionError("\n".join(out))
+            while self._read(0.5):
+                pass
         self._seen = len(self.shown)
 
     def wait_for(self, pattern: str) -> str:

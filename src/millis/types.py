@@ -1,11 +1,11 @@
 """The nouns every layer shares: sampling parameters, timings, results and errors. Imports nothing of ours.
 
-    MillisError
-    ├── ModelError        a model file, name or architecture we cannot use
-    │   ├── FormatError   malformed or unsupported bytes in a model file
-    │   └── PullError     a model could not be fetched
-    ├── RequestError      a request that cannot be run as asked (also a ValueError)
-    └── TemplateError     a chat template that is missing, hostile or fails
+MillisError
+├── ModelError        a model file, name or architecture we cannot use
+│   ├── FormatError   malformed or unsupported bytes in a model file
+│   └── PullError     a model could not be fetched
+├── RequestError      a request that cannot be run as asked (also a ValueError)
+└── TemplateError     a chat template that is missing, hostile or fails
 """
 
 from __future__ import annotations
