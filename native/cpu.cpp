@@ -1,3 +1,4 @@
+// Asks the processor and the operating system what they support.
 #include "cpu.h"
 
 #include <stdexcept>

@@ -22,6 +22,7 @@ namespace millis {
 constexpr int kPanelRows = 16;
 constexpr int kBlock = 32;        // columns that share an activation scale
 constexpr int kSuperBlock = 256;  // columns of a K-quant's super-block
+constexpr int kMostSide = 1 << 24;  // rows or columns of a matrix, floats of a buffer's row: 16 times it is still an int
 
 // Numbers of the GGUF specification.
 enum class GgmlType : int32_t {
@@ -89,8 +90,9 @@ struct ActBlock {
 };
 static_assert(sizeof(ActBlock) == 80);
 
-// IEEE half precision, in plain integer arithmetic so that every ISA gives the same bits.
-inline float half_to_float(uint16_t h) {
+// IEEE half precision, in plain integer arithmetic so that every ISA gives the same bits. Static, because a copy compiled
+// for one ISA must not be linked into code for all.
+static inline float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   uint32_t exponent = (h >> 10) & 0x1fu, mantissa = h & 0x3ffu, bits;
   if (exponent == 0x1f) {
@@ -108,7 +110,7 @@ inline float half_to_float(uint16_t h) {
 }
 
 // Round to nearest, ties to even; what overflows becomes infinity.
-inline uint16_t float_to_half(float value) {
+static inline uint16_t float_to_half(float value) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, value), sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
@@ -121,6 +123,6 @@ inline uint16_t float_to_half(float value) {
   return static_cast<uint16_t>(sign | (rounded >> 13));
 }
 
-inline float bfloat_to_float(uint16_t h) { return __builtin_bit_cast(float, static_cast<uint32_t>(h) << 16); }
+static inline float bfloat_to_float(uint16_t h) { return __builtin_bit_cast(float, static_cast<uint32_t>(h) << 16); }
 
 }  // namespace millis

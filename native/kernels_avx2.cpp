@@ -1,3 +1,4 @@
+// The kernels compiled for AVX2.
 #include "vec_avx2.h"
 
 #define MILLIS_VEC vec_avx2

@@ -1,3 +1,4 @@
+// The kernels compiled for AVX-512 with VNNI.
 #include "vec_avx512.h"
 
 #define MILLIS_VEC vec_avx512

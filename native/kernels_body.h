@@ -170,17 +170,24 @@ void finish(const float* tile, const Epilogue& e, int rows, int columns, float* 
 
 void quantize(const float* x, int n, ActBlock* out) {
   constexpr float kLevels = 127.0f * 256.0f;
+  constexpr float kLeast = 1e-30f;  // a block below counts as zero: its inverse could overflow
   for (; n >= kBlock; n -= kBlock, x += kBlock, ++out) {
     const float largest = max(max(abs(load(x)), abs(load(x + kLanes))));
-    const float inverse = largest > 0.0f ? kLevels / largest : 0.0f;
+    const float inverse = largest >= kLeast ? kLevels / largest : 0.0f;
     out->d = largest / kLevels;
     for (int half = 0; half < 2; ++half) {
       const F32 whole = round(mul(load(x + half * kLanes), set1(inverse)));
       const F32 high = round(mul(whole, set1(1.0f / 256.0f)));
       const F32 low = min(fnma(high, set1(256.0f), whole), set1(127.0f));
+      const float highs = sum(high);
+      if (highs != highs) {  // x holds a NaN or an infinity: let the product be NaN
+        *out = ActBlock{};
+        out->d = highs;
+        break;
+      }
       store_i8(out->high + half * kLanes, high);
       store_i8(out->low + half * kLanes, low);
-      out->sum[half] = 256 * static_cast<int32_t>(sum(high)) + static_cast<int32_t>(sum(low));
+      out->sum[half] = 256 * static_cast<int32_t>(highs) + static_cast<int32_t>(sum(low));
     }
     out->s = out->d * static_cast<float>(out->sum[0] + out->sum[1]);
   }

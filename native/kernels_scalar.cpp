@@ -1,3 +1,4 @@
+// The kernels in plain C++, for every machine.
 #include "vec_scalar.h"
 
 #define MILLIS_VEC vec_scalar

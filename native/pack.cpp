@@ -1,3 +1,4 @@
+// Decodes the blocks of every GGML type, and lays them out in panels.
 #include "pack.h"
 
 #include <sys/mman.h>
@@ -7,7 +8,6 @@
 #include <cstring>
 #include <new>
 #include <stdexcept>
-#include <thread>
 #include <vector>
 
 namespace millis {
@@ -186,17 +186,6 @@ void pack_row(FormatId id, int r, int cols, const uint8_t* src, uint8_t* panel) 
   pack_row_super(id, r, cols, src, panel);
 }
 
-// Runs work(first, last) over [0, count) in `threads` parts.
-template <class Work>
-void parallel(int count, int threads, const Work& work) {
-  threads = std::clamp(threads, 1, std::max(1, count / 8));
-  std::vector<std::thread> others;
-  for (int t = 1; t < threads; ++t)
-    others.emplace_back([&, t] { work(count * static_cast<int64_t>(t) / threads, count * static_cast<int64_t>(t + 1) / threads); });
-  work(0, static_cast<int64_t>(count) / threads);
-  for (auto& other : others) other.join();
-}
-
 constexpr size_t kHugePage = size_t{2} << 20;
 
 uint8_t* allocate(size_t bytes) {
@@ -235,25 +224,30 @@ void dequantize(FormatId id, const uint8_t* data, size_t count, float* out) {
 
 void Matrix::Free::operator()(uint8_t* p) const { std::free(p); }
 
-Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<const uint8_t> data, bool as_f32, int threads)
+Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<const uint8_t> data, bool as_f32, Pool& pool)
     : name_(std::move(name)), format_(format_of(type)), rows_(rows), cols_(cols) {
   const FormatId source = format_;
   const Format& from = format(source);
-  if (rows < 1 || cols < 1 || cols % from.file_values != 0)
-    throw std::invalid_argument(name_ + ": a row of " + std::to_string(cols) + " values is not a whole number of blocks");
+  if (rows < 1 || cols < 1 || rows > kMostSide || cols > kMostSide)
+    throw std::invalid_argument(name_ + ": " + std::to_string(rows) + " rows of " + std::to_string(cols) + " values are out of range");
+  if (cols % from.file_values != 0) throw std::invalid_argument(name_ + ": a row of " + std::to_string(cols) + " values is not a whole number of blocks");
   const size_t row_bytes = static_cast<size_t>(cols / from.file_values) * static_cast<size_t>(from.file_bytes);
   if (data.size() != row_bytes * static_cast<size_t>(rows))
     throw std::invalid_argument(name_ + ": " + std::to_string(data.size()) + " bytes do not fit its type and shape");
   if (as_f32) format_ = FormatId::F32;
   panel_bytes_ = format(format_).panel_bytes(cols);
   data_.reset(allocate(bytes()));
-  parallel(panels(), threads, [&](int64_t first, int64_t last) {
-    std::vector<float> values(as_f32 ? static_cast<size_t>(cols) : 0);
-    for (int64_t row = first * kPanelRows; row < std::min<int64_t>(rows, last * kPanelRows); ++row) {
+  const auto threads = static_cast<size_t>(pool.threads()), width = static_cast<size_t>(cols);
+  std::vector<float> values(as_f32 ? threads * width : 0);  // a row for each thread
+  pool.run([&](int thread) {
+    const auto panel_of = [&](int64_t t) { return panels() * t / pool.threads(); };
+    const int64_t last = std::min<int64_t>(rows, panel_of(thread + 1) * kPanelRows);
+    for (int64_t row = panel_of(thread) * kPanelRows; row < last; ++row) {
       const uint8_t* src = data.data() + row_bytes * static_cast<size_t>(row);
       if (as_f32) {
-        dequantize(source, src, static_cast<size_t>(cols), values.data());
-        src = reinterpret_cast<const uint8_t*>(values.data());
+        float* floats = values.data() + static_cast<size_t>(thread) * width;
+        dequantize(source, src, width, floats);
+        src = reinterpret_cast<const uint8_t*>(floats);
       }
       uint8_t* panel = data_.get() + panel_bytes_ * static_cast<size_t>(row / kPanelRows);
       pack_row(format_, static_cast<int>(row % kPanelRows), cols, src, panel);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "format.h"
+#include "pool.h"
 
 namespace millis {
 
@@ -14,7 +15,7 @@ class Matrix {
  public:
   // Packs `data`, row-major blocks as in a file. `as_f32` dequantises instead, for exact runs.
   // Throws std::invalid_argument if the size of `data` is not what type and shape imply.
-  Matrix(std::string name, GgmlType type, int rows, int cols, std::span<const uint8_t> data, bool as_f32, int threads);
+  Matrix(std::string name, GgmlType type, int rows, int cols, std::span<const uint8_t> data, bool as_f32, Pool& pool);
 
   const std::string& name() const { return name_; }
   FormatId format_id() const { return format_; }

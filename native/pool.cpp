@@ -1,6 +1,11 @@
+// The pool's threads: they spin briefly for the next job, then park; barriers spin, then yield.
 #include "pool.h"
 
+#include <unistd.h>
+
 #include <chrono>
+#include <stdexcept>
+#include <string>
 
 namespace millis {
 namespace {
@@ -21,18 +26,33 @@ constexpr auto kSpin = std::chrono::microseconds(100);  // between two steps of 
 
 }  // namespace
 
-Pool::Pool(int threads) : arrived_(static_cast<size_t>(threads)) {
-  for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+Pool::Pool(int threads) : arrived_(static_cast<size_t>(threads)), process_(::getpid()) {
+  workers_.reserve(static_cast<size_t>(threads));
+  try {
+    for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+  } catch (const std::exception&) {
+    const size_t started = workers_.size() + 1;
+    stop();
+    throw std::invalid_argument("this system starts only " + std::to_string(started) + " of " + std::to_string(threads) + " threads; ask for fewer");
+  }
 }
 
 Pool::~Pool() {
+  // A forked child can neither join nor detach threads it does not have; its copy of their handles is left alone.
+  if (lost_in_fork()) new std::vector<std::thread>(std::move(workers_));
+  else stop();
+}
+
+void Pool::stop() {
   stop_ = true;
   started_.fetch_add(1, std::memory_order_release);
   started_.notify_all();
   for (auto& worker : workers_) worker.join();
 }
 
-void Pool::run(Job job, void* context) {
+bool Pool::lost_in_fork() const { return !workers_.empty() && ::getpid() != process_; }
+
+void Pool::start(Start job, const void* context) {
   job_ = job, context_ = context;
   if (!workers_.empty()) {
     started_.fetch_add(1, std::memory_order_release);

@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <thread>
 #include <vector>
 
@@ -11,8 +10,7 @@ namespace millis {
 
 class Pool {
  public:
-  using Job = void (*)(void* context, int thread);
-
+  // Throws std::invalid_argument if the system does not start that many threads.
   explicit Pool(int threads);
   ~Pool();
   Pool(const Pool&) = delete;
@@ -20,25 +18,36 @@ class Pool {
 
   int threads() const { return static_cast<int>(arrived_.size()); }
 
-  // Runs job(context, t) on every thread t and returns when all are done. The job must not throw.
-  void run(Job job, void* context);
+  // Runs job(t) on every thread t and returns when all are done. One caller at a time. The job must not throw: the
+  // others would wait at a barrier for ever.
+  template <class Job>
+  void run(const Job& job) {
+    start([](const void* context, int thread) noexcept { (*static_cast<const Job*>(context))(thread); }, &job);
+  }
 
   // Inside a job: returns once every thread has called it; writes before it are seen after it.
   void barrier(int thread);
 
+  // Whether this is a forked child, which has the pool's memory but not its threads. It must not call run().
+  bool lost_in_fork() const;
+
  private:
+  using Start = void (*)(const void* context, int thread) noexcept;
   struct alignas(64) Epoch {
     std::atomic<uint32_t> value{0};
     uint32_t mine = 0;  // touched by its thread only
   };
+  void start(Start job, const void* context);
   void work(int thread);
+  void stop();
 
   std::vector<Epoch> arrived_;
   std::vector<std::thread> workers_;
   alignas(64) std::atomic<uint32_t> started_{0};
   bool stop_ = false;
-  Job job_ = nullptr;
-  void* context_ = nullptr;
+  Start job_ = nullptr;
+  const void* context_ = nullptr;
+  int process_;  // the one that has the threads
 };
 
 }  // namespace millis

@@ -1,3 +1,4 @@
+// The step: checks a batch, then every thread walks the plan's operations side by side.
 #include "runtime.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Penalties, filters and the draw, in the order that sampler.h states.
 #include "sampler.h"
 
 #include <algorithm>

@@ -67,9 +67,9 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        _check("max_tokens", self.max_tokens, 1, math.inf)
+        _check("max_tokens", self.max_tokens, 1, math.inf, whole=True)
         _check("temperature", self.temperature, 0, 100)
-        _check("top_k", self.top_k, 0, math.inf)
+        _check("top_k", self.top_k, 0, math.inf, whole=True)
         _check("top_p", self.top_p, 0, 1)
         _check("min_p", self.min_p, 0, 1)
         _check("repetition_penalty", self.repetition_penalty, 0.01, 100)
@@ -78,18 +78,24 @@ class SamplingParams:
         if self.top_p == 0:
             raise RequestError("top_p must be above 0; use temperature=0 for the most likely token")
         if self.logprobs is not None:
-            _check("logprobs", self.logprobs, 0, 64)
-        if self.seed is not None and not 0 <= self.seed < 2**64:
-            raise RequestError(f"seed must lie in [0, 2^64), not {self.seed}")
-        if any(not isinstance(text, str) or not text for text in self.stop):
+            _check("logprobs", self.logprobs, 0, 64, whole=True)
+        if self.seed is not None:
+            _check("seed", self.seed, 0, 2**64 - 1, whole=True)
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+        if not isinstance(self.stop, Sequence) or any(not isinstance(text, str) or not text for text in self.stop):
             raise RequestError("stop must hold non-empty strings")
+        if not isinstance(self.logit_bias, Mapping):
+            raise RequestError(f"logit_bias must map token ids to numbers, not be {self.logit_bias!r}")
         for token, bias in self.logit_bias.items():
+            _check("a token of logit_bias", token, 0, 2**31 - 1, whole=True)
             _check(f"logit_bias[{token}]", bias, -math.inf, 1e4)
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or not low <= value <= high:
-        raise RequestError(f"{name} must lie in [{low}, {high}], not {value!r}")
+def _check(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or math.isnan(value) or not low <= value <= high:
+        raise RequestError(f"{name} must {'be a whole number' if whole else 'lie'} in [{low}, {high}], not {value!r}")
 
 
 @dataclass(slots=True, kw_only=True)
