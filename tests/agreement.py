@@ -35,10 +35,14 @@ class Report:
 
 
 def divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """[T] KL(reference ‖ other) of two rows of logits, in nats."""
-    p, q = (x.astype(np.float64) - x.max(-1, keepdims=True) for x in (reference, other))
-    p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (p, q))
-    return np.asarray((np.exp(p) * (p - q)).sum(-1))
+    """[T] KL(reference ‖ other) of two [T, vocab] arrays of logits, in nats; a few rows at a time, to save memory."""
+    parts = []
+    for at in range(0, len(reference), 32):
+        p, q = (x[at : at + 32].astype(np.float64) for x in (reference, other))
+        p, q = (x - x.max(-1, keepdims=True) for x in (p, q))
+        p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (p, q))
+        parts.append((np.exp(p) * (p - q)).sum(-1))
+    return np.concatenate(parts)
 
 
 def all_logits(lm: millis.LanguageModel, ids: list[int]) -> np.ndarray:
@@ -48,25 +52,35 @@ def all_logits(lm: millis.LanguageModel, ids: list[int]) -> np.ndarray:
     return lm.runner.logits(Batch(*ints, pages), every=True)
 
 
-def compare(
-    lm: millis.LanguageModel, reference: Any, prompts: list[list[int]], tokens: int, peer: Any = None
-) -> Report:
+@dataclass
+class Expected:
+    """What the reference makes of one prompt."""
+
+    ids: list[int]
+    tokens: list[int]  # greedy continuation
+    margins: list[float]  # between the two best logits before each of them
+    logits: np.ndarray  # [T, vocab] after each of the prompt's first T tokens
+
+
+def expect(reference: Any, prompts: list[list[int]], tokens: int, kl_tokens: int = 1024) -> list[Expected]:
+    return [Expected(ids, *greedy(reference, ids, tokens), next_logits(reference, ids[:kl_tokens])) for ids in prompts]
+
+
+def compare(lm: millis.LanguageModel, wanted: list[Expected], peer: Any = None) -> Report:
     report = Report()
-    for ids in prompts:
-        want, margins = greedy(reference, ids, tokens)
-        got = lm.generate(ids, max_tokens=tokens, ignore_eos=True).tokens
-        assert len(got) == len(want) == tokens
-        split = next((i for i, (a, b) in enumerate(zip(got, want, strict=True)) if a != b), None)
+    for want in wanted:
+        got = lm.generate(want.ids, max_tokens=len(want.tokens), ignore_eos=True).tokens
+        split = next((i for i, (a, b) in enumerate(zip(got, want.tokens, strict=True)) if a != b), None)
         if split is None:
             report.same += 1
         else:
-            report.margins.append(margins[split])
-        logits = next_logits(reference, ids)
-        report.kl += divergence(logits, all_logits(lm, ids)).tolist()
+            report.margins.append(want.margins[split])
+        ids = want.ids[: len(want.logits)]
+        report.kl += divergence(want.logits, all_logits(lm, ids)).tolist()
         if peer is not None:
             peer.reset()
             peer.eval(ids)
-            report.peer_kl += divergence(logits, np.array(peer.scores[: len(ids)])).tolist()
+            report.peer_kl += divergence(want.logits, np.array(peer.scores[: len(ids)])).tolist()
     return report
 
 
@@ -94,7 +108,14 @@ def main() -> None:
 
     reference = reference_model(Path(lm.path))
     torch.set_num_threads(os.cpu_count() or 1)
-    print(args.model, args.precision, compare(lm, reference, token_prompts(lm, args.prompts), 64, peer))
+    total = Report()
+    for ids in token_prompts(lm, args.prompts):
+        one = compare(lm, expect(reference, [ids], 64), peer)
+        total.same += one.same
+        total.margins += one.margins
+        total.kl += one.kl
+        total.peer_kl += one.peer_kl
+    print(args.model, args.precision, total)
 
 
 if __name__ == "__main__":
