@@ -45,13 +45,15 @@ def test_tiny_checkpoints_of_every_architecture(name: str, tmp_path: Path) -> No
 
 
 def load_folder(path: Path) -> millis.LanguageModel:
-    """A checkpoint with a tokenizer of single bytes, which transformers' tiny models lack."""
+    """A checkpoint with a tokenizer, which transformers' tiny models lack; its words are t0, t1 …"""
     import json
 
-    from tokenizers import Tokenizer, models
+    from tokenizers import Tokenizer, decoders, models
 
     vocab = {f"t{i}": i for i in range(json.loads((path / "config.json").read_text())["vocab_size"])}
-    Tokenizer(models.WordLevel(vocab, unk_token="t0")).save(str(path / "tokenizer.json"))
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="t0"))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text("{}")
     return millis.load(path, precision="exact")
 
