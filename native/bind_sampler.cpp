@@ -1,6 +1,5 @@
 // Python's view of a request's sampler: made once a request, handed to Runtime.step.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -8,6 +7,7 @@
 #include <span>
 #include <tuple>
 
+#include "arrays.h"
 #include "sampler.h"
 
 namespace nb = nanobind;
@@ -25,11 +25,9 @@ void bind_sampler(nb::module_& m) {
            "vocab"_a, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f, "repetition"_a = 1.0f,
            "presence"_a = 0.0f, "frequency"_a = 0.0f, "bias"_a = std::vector<std::pair<int32_t, float>>{}, "seed"_a = 0, "logprobs"_a = -1)
       .def_prop_ro("logprobs", &Sampler::logprobs, "-1, or how many alternatives are reported.")
-      .def("seen", [](Sampler& self, const nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& tokens) {
-             self.seen(std::span(tokens.data(), tokens.size()));
-           }, "tokens"_a, "Counts prompt tokens for the repetition penalty.")
-      .def("sample", [](Sampler& self, const nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>& logits) {
-             std::vector<float> copy(logits.data(), logits.data() + logits.size());
+      .def("seen", [](Sampler& self, const Array<int32_t>& tokens) { self.seen(copy_of(tokens)); }, "tokens"_a.noconvert(), "Counts prompt tokens for the repetition penalty.")
+      .def("sample", [](Sampler& self, const Array<float>& logits) {
+             std::vector<float> copy = copy_of(logits);
              Choice choice;
              self.sample(copy, choice);
              return std::tuple(choice.token, choice.logprob, std::move(choice.top));

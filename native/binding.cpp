@@ -1,16 +1,19 @@
-// The Python module millis._native. Arrays are checked for type and rank by nanobind, for sizes by the runtime.
+// The Python module millis._native: the runtime as Python sees it, and kernels one by one for tests and measurements.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
+#include <memory>
 #include <stdexcept>
 
+#include "arrays.h"
 #include "cpu.h"
 #include "runtime.h"
 #include "sampler.h"
@@ -24,25 +27,40 @@ void bind_sampler(nb::module_& m);
 
 namespace {
 
-template <class T>
-using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-template <class T>
-using Array2 = nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+// Gives the GIL up for as long as it lives. When the interpreter ends, taking it back unwinds a daemon thread, which must
+// not pass nanobind's noexcept frames (std::terminate): such a thread sleeps until the process is gone.
+class Unlocked {
+ public:
+  Unlocked() : state_(PyEval_SaveThread()) {}
+  ~Unlocked() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      while (true) ::pause();
+    }
+  }
+  Unlocked(const Unlocked&) = delete;
+  Unlocked& operator=(const Unlocked&) = delete;
 
-template <class A>
-auto span_of(const A& array) { return std::span(array.data(), array.size()); }
+ private:
+  PyThreadState* state_;
+};
 
 using Floats = nb::ndarray<nb::numpy, float>;
 
 // A NumPy array that owns `values`.
 Floats owned(std::vector<float>&& values, std::vector<size_t> shape) {
-  auto* kept = new std::vector<float>(std::move(values));
-  nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
-  return Floats(kept->data(), shape.size(), shape.data(), owner);
+  auto kept = std::make_unique<std::vector<float>>(std::move(values));
+  nb::capsule owner(kept.get(), [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
+  return Floats(kept.release()->data(), shape.size(), shape.data(), owner);
 }
 
-Batch batch_of(const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths, const Array2<int32_t>& tables) {
-  return {span_of(tokens), span_of(starts), span_of(lengths), std::span(tables.data(), tables.size()), tables.shape(1)};
+// Checked, so that it may be run.
+Batch batch_of(const Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
+               const Array2<int32_t>& tables) {
+  Batch batch{copy_of(tokens), copy_of(starts), copy_of(lengths), copy_of(tables), tables.shape(1)};
+  runtime.check(batch);
+  return batch;
 }
 
 // Row of each sequence's last token, for the sequences that `wanted` picks.
@@ -57,33 +75,52 @@ std::vector<int32_t> last_rows(const Batch& batch, const Wanted& wanted) {
   return rows;
 }
 
+using Samplers = nb::typed<nb::sequence, std::optional<Sampler>>;
+
+// The samplers of a step, nullptr for None. Held here, because another thread may change the list meanwhile.
+struct Held {
+  std::vector<nb::object> objects;
+  std::vector<Sampler*> samplers;
+
+  Held(const Samplers& given, int vocab) {
+    for (nb::handle item : given) {
+      objects.push_back(nb::borrow(item));
+      Sampler* sampler = nullptr;
+      if (!item.is_none() && !nb::try_cast(item, sampler)) throw nb::type_error("samplers must hold a Sampler or None for each sequence");
+      if (sampler && sampler->vocab() != vocab) throw std::invalid_argument("batch: a sampler of another vocabulary");
+      if (sampler && std::count(samplers.begin(), samplers.end(), sampler)) throw std::invalid_argument("batch: one sampler serves one sequence");
+      samplers.push_back(sampler);
+    }
+  }
+};
+
 using Sampled = std::tuple<int32_t, float, std::vector<std::pair<int32_t, float>>>;
 
 // [(token, log-probability, best)] a sequence; token -1 where its sampler is None.
 std::vector<Sampled> step(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-                          const Array2<int32_t>& tables, const std::vector<std::optional<Sampler*>>& samplers) {
-  const Batch batch = batch_of(tokens, starts, lengths, tables);
-  if (samplers.size() != batch.lengths.size()) throw std::invalid_argument("batch: one sampler or None for each sequence");
-  for (size_t s = 0; s < samplers.size(); ++s)
-    if (samplers[s] && std::count(samplers.begin(), samplers.end(), samplers[s]) > 1) throw std::invalid_argument("batch: one sampler serves one sequence");
+                          const Array2<int32_t>& tables, const Samplers& given) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
+  const Held held(given, runtime.config().vocab);
+  if (held.samplers.size() != batch.lengths.size()) throw std::invalid_argument("batch: one sampler or None for each sequence");
   std::vector<size_t> sampled;
-  const auto rows = last_rows(batch, [&](size_t s) { return samplers[s].has_value() && (sampled.push_back(s), true); });
+  const auto rows = last_rows(batch, [&](size_t s) { return held.samplers[s] && (sampled.push_back(s), true); });
   std::vector<Choice> choices(sampled.size());
   {
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     const auto vocab = static_cast<size_t>(runtime.config().vocab);
-    runtime.run(batch, rows, [&](size_t i, float* logits) { (*samplers[sampled[i]])->sample(std::span(logits, vocab), choices[i]); });
+    runtime.run(batch, rows, [&](size_t i, float* logits) { held.samplers[sampled[i]]->sample(std::span(logits, vocab), choices[i]); });
   }
-  std::vector<Sampled> out(samplers.size(), Sampled{-1, 0.0f, {}});
+  std::vector<Sampled> out(held.samplers.size(), Sampled{-1, 0.0f, {}});
   for (const Choice& c : choices)
     if (c.token < 0) throw std::runtime_error("the model computed no usable logit; its weights are damaged");
   for (size_t i = 0; i < sampled.size(); ++i) out[sampled[i]] = {choices[i].token, choices[i].logprob, std::move(choices[i].top)};
   return out;
 }
 
+// [rows, vocab]: of each sequence's last token, or of all tokens.
 Floats logits(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-                  const Array2<int32_t>& tables, bool all) {
-  const Batch batch = batch_of(tokens, starts, lengths, tables);
+              const Array2<int32_t>& tables, bool all) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
   std::vector<int32_t> rows = last_rows(batch, [](size_t) { return true; });
   if (all) {
     rows.resize(batch.tokens.size());
@@ -92,50 +129,54 @@ Floats logits(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_
   const auto vocab = static_cast<size_t>(runtime.config().vocab);
   std::vector<float> out(rows.size() * vocab);
   {
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     runtime.run(batch, rows, [&](size_t i, float* row) { std::copy(row, row + vocab, out.data() + i * vocab); });
   }
   return owned(std::move(out), {rows.size(), vocab});
 }
 
+// [tokens]: the log-probability of each token's target, 0 where that is -1.
 Floats score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-                 const Array2<int32_t>& tables, const Array<int32_t>& targets) {
-  const Batch batch = batch_of(tokens, starts, lengths, tables);
+             const Array2<int32_t>& tables, const Array<int32_t>& given) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
+  const std::vector<int32_t> targets = copy_of(given);
   if (targets.size() != batch.tokens.size()) throw std::invalid_argument("batch: one target for each token");
   std::vector<int32_t> rows;
   for (size_t i = 0; i < targets.size(); ++i) {
-    if (targets.data()[i] < -1 || targets.data()[i] >= runtime.config().vocab) throw std::invalid_argument("batch: target out of the vocabulary");
-    if (targets.data()[i] >= 0) rows.push_back(static_cast<int32_t>(i));
+    if (targets[i] < -1 || targets[i] >= runtime.config().vocab) throw std::invalid_argument("batch: target out of the vocabulary");
+    if (targets[i] >= 0) rows.push_back(static_cast<int32_t>(i));
   }
   std::vector<float> out(targets.size(), 0.0f);
   {
-    nb::gil_scoped_release release;
+    const Unlocked unlocked;
     runtime.run(batch, rows, [&](size_t i, float* row) {
       const auto at = static_cast<size_t>(rows[i]);
-      out[at] = row[targets.data()[at]] - runtime.kernels().log_sum_exp(row, runtime.config().vocab);
+      out[at] = row[targets[at]] - runtime.kernels().log_sum_exp(row, runtime.config().vocab);
     });
   }
-  const size_t count = out.size();
-  return owned(std::move(out), {count});
+  return owned(std::move(out), {targets.size()});
 }
 
 // [rows of x, rows of w] = x w^T by one ISA's kernels; for tests and kernel benchmarks.
 Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa, bool exact) {
   const Kernels& k = select_kernels(isa);
+  if (x.shape(0) > size_t{kMostSide} || x.shape(1) > size_t{kMostSide}) throw std::invalid_argument("x is too large");
   const auto cols = static_cast<int>(x.shape(1)), count = static_cast<int>(x.shape(0));
-  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, span_of(data), exact, 1);
+  const std::vector<float> input = copy_of(x);
+  Pool alone(1);
+  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), exact, alone);
   const auto id = static_cast<int>(w.format_id());
   const size_t blocks = static_cast<size_t>(cols / kBlock), width = static_cast<size_t>(cols), stride = static_cast<size_t>(rows);
   std::vector<ActBlock> acts(blocks * static_cast<size_t>(count) + 1);
   std::vector<float> out(static_cast<size_t>(count) * stride);
   for (int m = 0; m < count && !format(w.format_id()).is_float(); ++m)
-    k.quantize(x.data() + static_cast<size_t>(m) * width, cols, acts.data() + static_cast<size_t>(m) * blocks);
+    k.quantize(input.data() + static_cast<size_t>(m) * width, cols, acts.data() + static_cast<size_t>(m) * blocks);
   for (int p = 0; p < w.panels(); ++p)
     for (int m = 0; m < count; m += kTileRows) {
       float tile[kTileRows * kPanelRows];
       const int some = std::min(kTileRows, count - m);
       const auto at = static_cast<size_t>(m);
-      if (format(w.format_id()).is_float()) k.float_panel[id](w.panel(p), cols, x.data() + at * width, width, some, tile);
+      if (format(w.format_id()).is_float()) k.float_panel[id](w.panel(p), cols, input.data() + at * width, width, some, tile);
       else k.quant_panel[id](w.panel(p), cols, acts.data() + at * blocks, blocks, some, tile);
       k.finish(tile, Epilogue{}, some, std::min(kPanelRows, rows - p * kPanelRows), out.data() + at * stride + static_cast<size_t>(p) * kPanelRows, stride);
     }
@@ -144,7 +185,8 @@ Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& 
 
 // [rows, cols] read back from the packed form, which must hold the file's values.
 Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
-  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, span_of(data), false, 1);
+  Pool alone(1);
+  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), false, alone);
   std::vector<float> out(static_cast<size_t>(rows) * static_cast<size_t>(cols));
   for (int r = 0; r < rows; ++r) w.unpack_row(r, out.data() + static_cast<size_t>(r) * static_cast<size_t>(cols));
   return owned(std::move(out), {static_cast<size_t>(rows), static_cast<size_t>(cols)});
@@ -153,17 +195,17 @@ Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
 // GB/s of `threads` reading their parts of `mib` MiB, the best of five passes.
 double read_bandwidth(int mib, int threads) {
   if (mib < 1 || mib > 65536 || threads < 1 || threads > 1024) throw std::invalid_argument("read_bandwidth: mib in [1, 65536], threads in [1, 1024]");
-  nb::gil_scoped_release release;
-  struct Pass { const Kernels& k; std::vector<uint8_t> data; size_t part; };
-  Pass pass{select_kernels("auto"), std::vector<uint8_t>((static_cast<size_t>(mib) << 20) + 64, 1), 0};
-  pass.part = (static_cast<size_t>(mib) << 20) / static_cast<size_t>(threads);
+  const Unlocked unlocked;
+  const Kernels& k = select_kernels("auto");
+  const size_t bytes = static_cast<size_t>(mib) << 20, part = bytes / static_cast<size_t>(threads);
+  const std::vector<uint8_t> data(bytes + 64, 1);
   Pool pool(threads);
   double best = 0;
   for (int i = 0; i < 5; ++i) {
     const auto begin = std::chrono::steady_clock::now();
-    pool.run([](void* p, int t) { auto& a = *static_cast<Pass*>(p); a.k.read(a.data.data() + a.part * static_cast<size_t>(t), a.part); }, &pass);
+    pool.run([&](int thread) { k.read(data.data() + part * static_cast<size_t>(thread), part); });
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-    best = std::max(best, static_cast<double>(pass.part) * threads / took.count() / 1e9);
+    best = std::max(best, static_cast<double>(part) * threads / took.count() / 1e9);
   }
   return best;
 }
@@ -171,12 +213,13 @@ double read_bandwidth(int mib, int threads) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // a daemon thread that still waits at the end keeps its runtime, and that is no leak
   bind_sampler(m);
   m.attr("PAGE_TOKENS") = kPageTokens;
   m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
-  m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a, "isa"_a = "auto", "exact"_a = false);
-  m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a);
+  m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto", "exact"_a = false);
+  m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());
   nb::class_<Runtime>(m, "Runtime")
       .def("__init__",
            [](Runtime* self, int threads, const std::string& isa, int max_tokens, int max_outputs, int pages, int layers, int kv_heads, int head_dim,
@@ -188,11 +231,11 @@ NB_MODULE(_native, m) {
       .def("add_buffer", &Runtime::add_buffer, "name"_a, "width"_a)
       .def("add_matrix",
            [](Runtime& self, const std::string& name, int type, int rows, int cols, const Array<uint8_t>& data) {
-             nb::gil_scoped_release release;
-             self.add_matrix(name, type, rows, cols, span_of(data));
+             const Unlocked unlocked;
+             self.add_matrix(name, type, rows, cols, std::span(data.data(), data.size()));
            },
-           "name"_a, "type"_a, "rows"_a, "cols"_a, "data"_a)
-      .def("add_vector", [](Runtime& self, const std::string& name, const Array<float>& values) { self.add_vector(name, span_of(values)); }, "name"_a,
+           "name"_a, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert())
+      .def("add_vector", [](Runtime& self, const std::string& name, const Array<float>& values) { self.add_vector(name, copy_of(values)); }, "name"_a,
            "values"_a)
       .def("embed", &Runtime::embed, "out"_a, "weight"_a, "scale"_a, "positions"_a)
       .def("norm", &Runtime::norm, "out"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a, "layer"_a, "residual"_a)
@@ -201,9 +244,10 @@ NB_MODULE(_native, m) {
            "k_norm"_a, "eps"_a)
       .def("select", &Runtime::select, "out"_a, "x"_a)
       .def("finish", &Runtime::finish)
-      .def("step", &step, "tokens"_a, "starts"_a, "lengths"_a, "tables"_a, "samplers"_a.none())
-      .def("logits", &logits, "tokens"_a, "starts"_a, "lengths"_a, "tables"_a, "all"_a = false)
-      .def("score", &score, "tokens"_a, "starts"_a, "lengths"_a, "tables"_a, "targets"_a)
+      // Integers are taken as they are: a conversion from 64 bits would silently wrap.
+      .def("step", &step, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a)
+      .def("logits", &logits, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "all"_a = false)
+      .def("score", &score, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "targets"_a.noconvert())
       .def_prop_ro("isa", [](const Runtime& self) { return self.kernels().isa; })
       .def_prop_ro("weight_bytes", &Runtime::weight_bytes);
 }

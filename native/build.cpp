@@ -7,6 +7,8 @@
 namespace millis {
 namespace {
 
+constexpr int kMostHeads = 4096;
+
 void require(bool ok, const std::string& what) {
   if (!ok) throw std::invalid_argument(what);
 }
@@ -18,12 +20,22 @@ Activation activation_of(const std::string& name) {
   throw std::invalid_argument("unknown activation " + name);
 }
 
+void require_within(const char* name, int value, int most) {
+  require(value >= 1 && value <= most, std::string(name) + " must lie in [1, " + std::to_string(most) + "], not " + std::to_string(value));
+}
+
+// The limits keep every product of sizes below, of indices in runtime.cpp and of bytes of one page, within its type.
 const RuntimeConfig& checked(const RuntimeConfig& c) {
-  require(c.threads >= 1 && c.threads <= 1024, "threads must lie in [1, 1024]");
-  require(c.max_tokens >= 1 && c.max_tokens <= 65536, "max_tokens must lie in [1, 65536]");
-  require(c.max_outputs >= 1 && c.max_outputs <= c.max_tokens, "max_outputs must lie in [1, max_tokens]");
-  require(c.pages >= 1 && c.layers >= 1 && c.kv_heads >= 1 && c.vocab >= 1 && c.context >= 1, "sizes must be positive");
-  require(c.head_dim >= 16 && c.head_dim % 16 == 0 && c.head_dim <= 1024, "head_dim must be a multiple of 16 up to 1024");
+  require_within("threads", c.threads, 1024);
+  require_within("max_tokens", c.max_tokens, 1 << 16);
+  require_within("max_outputs", c.max_outputs, c.max_tokens);
+  require_within("pages", c.pages, 1 << 26);
+  require_within("layers", c.layers, 1 << 16);
+  require_within("kv_heads", c.kv_heads, kMostHeads);
+  require_within("head_dim", c.head_dim, 1024);
+  require_within("vocab", c.vocab, kMostSide);
+  require_within("context", c.context, 1 << 24);
+  require(c.head_dim % 16 == 0, "head_dim must be a multiple of 16, not " + std::to_string(c.head_dim));
   return c;
 }
 
@@ -31,6 +43,19 @@ const RuntimeConfig& checked(const RuntimeConfig& c) {
 
 Runtime::Runtime(const RuntimeConfig& config)
     : config_(checked(config)), kernels_(select_kernels(config.isa)), private_(static_cast<size_t>(config.threads)), pool_(config.threads) {}
+
+// Waits until no other thread builds or runs.
+std::unique_lock<std::mutex> Runtime::turn() {
+  if (pool_.lost_in_fork())
+    throw std::runtime_error("this process was forked from the one that loaded the model, without its compute threads; load the model after the fork");
+  return std::unique_lock(turn_);
+}
+
+std::unique_lock<std::mutex> Runtime::building() {
+  auto lock = turn();
+  require(!finished_, "the runtime is finished; nothing can be added");
+  return lock;
+}
 
 Buffer* Runtime::buffer(const std::string& name) {
   const auto found = buffers_.find(name);
@@ -53,22 +78,28 @@ const Vector* Runtime::vector(const std::string& name, size_t size) const {
 }
 
 void Runtime::add_buffer(const std::string& name, int width) {
-  require(width >= 1 && width <= (1 << 24), "width of buffer " + name + " is out of range");
+  const auto lock = building();
+  require(width >= 1 && width <= kMostSide, "width of buffer " + name + " is out of range");
   const int rows = name == "logits" ? config_.max_outputs : config_.max_tokens;
   const bool added = buffers_.try_emplace(name, Buffer{width, std::vector<float>(static_cast<size_t>(rows) * static_cast<size_t>(width))}).second;
   require(added, "buffer " + name + " is given twice");
 }
 
 void Runtime::add_matrix(const std::string& name, int type, int rows, int cols, std::span<const uint8_t> data) {
+  const auto lock = building();
   require(!matrices_.contains(name), "matrix " + name + " is given twice");
-  matrices_[name] = std::make_unique<Matrix>(name, static_cast<GgmlType>(type), rows, cols, data, config_.exact, config_.threads);
+  auto packed = std::make_unique<Matrix>(name, static_cast<GgmlType>(type), rows, cols, data, config_.exact, pool_);
+  weight_bytes_ += packed->bytes();
+  matrices_.emplace(name, std::move(packed));
 }
 
-void Runtime::add_vector(const std::string& name, std::span<const float> values) {
-  require(vectors_.try_emplace(name, values.begin(), values.end()).second, "vector " + name + " is given twice");
+void Runtime::add_vector(const std::string& name, Vector values) {
+  const auto lock = building();
+  require(vectors_.try_emplace(name, std::move(values)).second, "vector " + name + " is given twice");
 }
 
 void Runtime::embed(const std::string& out, const std::string& weight, float scale, const std::string& positions) {
+  const auto lock = building();
   EmbedOp op{buffer(out), matrix(weight), positions.empty() ? nullptr : matrix(positions), scale};
   require(op.weight->cols() == op.out->width && op.weight->rows() >= config_.vocab, weight + " does not fit " + out);
   require(!op.positions || (op.positions->cols() == op.out->width && op.positions->rows() >= config_.context), positions + " does not fit");
@@ -77,6 +108,7 @@ void Runtime::embed(const std::string& out, const std::string& weight, float sca
 
 void Runtime::norm(const std::string& out, const std::string& x, const std::string& weight, const std::string& bias, float eps, bool layer,
                    const std::string& residual) {
+  const auto lock = building();
   Buffer *to = buffer(out), *from = buffer(x), *added = residual.empty() ? nullptr : buffer(residual);
   const auto width = static_cast<size_t>(to->width);
   require(to != from && to->width == from->width && (!added || added->width == to->width), "norm " + weight + ": buffers do not fit");
@@ -87,6 +119,7 @@ void Runtime::norm(const std::string& out, const std::string& x, const std::stri
 void Runtime::matmul(const std::string& out, const std::string& x, const std::vector<std::string>& weights,
                      const std::vector<std::string>& biases, const std::string& activation, const std::string& residual,
                      const std::string& gate) {
+  const auto lock = building();
   MatMulOp op{buffer(out), buffer(x), {}, gate.empty() ? nullptr : matrix(gate), activation_of(activation),
               residual.empty() ? nullptr : buffer(residual), nullptr, {}};
   require(op.out != op.x && !weights.empty(), "matmul into " + out + ": bad buffers or no weights");
@@ -94,7 +127,7 @@ void Runtime::matmul(const std::string& out, const std::string& x, const std::ve
   int width = 0;
   for (const auto& name : weights) {
     const Matrix* w = matrix(name);
-    require(w->cols() == op.x->width, name + " does not fit its input " + x);
+    require(w->cols() == op.x->width && w->rows() <= op.out->width - width, name + " does not fit " + x + " and " + out);
     op.segments.push_back({w, nullptr, width});
     width += w->rows();
   }
@@ -113,9 +146,11 @@ void Runtime::matmul(const std::string& out, const std::string& x, const std::ve
 
 void Runtime::attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope,
                         bool interleaved, int window, const std::string& q_norm, const std::string& k_norm, float eps) {
+  const auto lock = building();
   const auto head_dim = static_cast<size_t>(config_.head_dim);
   require(layer >= 0 && layer < config_.layers, "attention: no layer " + std::to_string(layer));
-  require(heads >= 1 && heads <= 4096 && heads % config_.kv_heads == 0 && window >= 0, "attention: heads or window out of range");
+  require(heads >= 1 && heads <= kMostHeads && heads % config_.kv_heads == 0 && window >= 0, "attention: heads or window out of range");
+  if (window >= config_.context) window = 0;
   AttentionOp op{buffer(out), buffer(qkv), layer, heads, window, scale, eps,
                  vector(rope, static_cast<size_t>(config_.context) * head_dim), vector(q_norm, head_dim), vector(k_norm, head_dim), interleaved};
   require(op.out->width == heads * config_.head_dim && op.qkv->width == (heads + 2 * config_.kv_heads) * config_.head_dim,
@@ -124,6 +159,7 @@ void Runtime::attention(const std::string& out, const std::string& qkv, int laye
 }
 
 void Runtime::select(const std::string& out, const std::string& x) {
+  const auto lock = building();
   SelectOp op{buffer(out), buffer(x)};
   require(op.out != op.x && op.out->width == op.x->width, "select: buffers do not fit");
   if (first_selected_ == 0) first_selected_ = ops_.size();
@@ -152,7 +188,6 @@ void Runtime::fuse_norms() {
     auto* norm = std::get_if<NormOp>(&ops_[i]);
     auto* product = std::get_if<MatMulOp>(&ops_[i + 1]);
     if (!norm || !product || norm->residual || product->x != norm->out || product->residual == norm->out) continue;
-    if (product->out == norm->x && product->residual != norm->x) continue;
     bool read_again = false;
     for (size_t j = i + 2; j < ops_.size() && !read_again; ++j) {
       read_again = reads(ops_[j], norm->out);
@@ -163,14 +198,17 @@ void Runtime::fuse_norms() {
 }
 
 void Runtime::finish() {
-  require(!finished_ && !ops_.empty() && first_selected_ > 0, "a plan needs ops, and a select among them");
-  require(output_of(ops_.back()) == buffer("logits") && buffer("logits")->width == config_.vocab, "the last op must write logits [rows, vocab]");
+  const auto lock = building();
+  require(!ops_.empty() && first_selected_ > 0, "a plan needs ops, and a select among them");
+  const Buffer* logits = buffer("logits");
+  require(output_of(ops_.back()) == logits && logits->width == config_.vocab, "the last op must write logits [rows, vocab]");
+  for (const Op& op : ops_)  // it has max_outputs rows only
+    require(!reads(op, logits) && (output_of(op) != logits || &op == &ops_.back()), "no op but the last may use logits");
   for (size_t i = first_selected_; i < ops_.size(); ++i) {
     require(!std::holds_alternative<AttentionOp>(ops_[i]) && !std::holds_alternative<EmbedOp>(ops_[i]), "attention after a select");
     for (size_t j = first_selected_; j < ops_.size(); ++j)
       if (const auto* s = std::get_if<SelectOp>(&ops_[j])) require(s->x != output_of(ops_[i]), "a selected buffer is written after the select");
   }
-  fuse_norms();
   int widest = 1;
   for (const auto& [name, b] : buffers_) widest = name == "logits" ? widest : std::max(widest, b.width);
   const size_t width = static_cast<size_t>(widest), blocks = width / kBlock + 1, rows = static_cast<size_t>(config_.max_tokens);
@@ -183,13 +221,8 @@ void Runtime::finish() {
   page_stride_ = static_cast<size_t>(config_.kv_heads) * 2 * static_cast<size_t>(config_.head_dim) * kPageTokens * element;
   cache_.reset(static_cast<uint8_t*>(std::calloc(page_stride_ * static_cast<size_t>(config_.layers), static_cast<size_t>(config_.pages))));
   if (!cache_) throw std::bad_alloc();
+  fuse_norms();  // last: ops_ stays as it is from here on
   finished_ = true;
-}
-
-size_t Runtime::weight_bytes() const {
-  size_t total = 0;
-  for (const auto& [name, m] : matrices_) total += m->bytes();
-  return total;
 }
 
 }  // namespace millis

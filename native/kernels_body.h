@@ -174,20 +174,21 @@ void quantize(const float* x, int n, ActBlock* out) {
   for (; n >= kBlock; n -= kBlock, x += kBlock, ++out) {
     const float largest = max(max(abs(load(x)), abs(load(x + kLanes))));
     const float inverse = largest >= kLeast ? kLevels / largest : 0.0f;
+    const F32 scale = set1(inverse), whole[2] = {round(mul(load(x), scale)), round(mul(load(x + kLanes), scale))};
+    const F32 high[2] = {round(mul(whole[0], set1(1.0f / 256.0f))), round(mul(whole[1], set1(1.0f / 256.0f)))};
+    const float highs[2] = {sum(high[0]), sum(high[1])};
+    const float all = highs[0] + highs[1];
+    if (all != all) {  // x holds a NaN or an infinity: let the product be NaN
+      *out = ActBlock{};
+      out->d = out->s = all;
+      continue;
+    }
     out->d = largest / kLevels;
     for (int half = 0; half < 2; ++half) {
-      const F32 whole = round(mul(load(x + half * kLanes), set1(inverse)));
-      const F32 high = round(mul(whole, set1(1.0f / 256.0f)));
-      const F32 low = min(fnma(high, set1(256.0f), whole), set1(127.0f));
-      const float highs = sum(high);
-      if (highs != highs) {  // x holds a NaN or an infinity: let the product be NaN
-        *out = ActBlock{};
-        out->d = highs;
-        break;
-      }
-      store_i8(out->high + half * kLanes, high);
+      const F32 low = min(fnma(high[half], set1(256.0f), whole[half]), set1(127.0f));
+      store_i8(out->high + half * kLanes, high[half]);
       store_i8(out->low + half * kLanes, low);
-      out->sum[half] = 256 * static_cast<int32_t>(highs) + static_cast<int32_t>(sum(low));
+      out->sum[half] = 256 * static_cast<int32_t>(highs[half]) + static_cast<int32_t>(sum(low));
     }
     out->s = out->d * static_cast<float>(out->sum[0] + out->sum[1]);
   }

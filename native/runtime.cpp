@@ -2,6 +2,7 @@
 #include "runtime.h"
 
 #include <algorithm>
+#include <exception>
 #include <stdexcept>
 
 namespace millis {
@@ -32,13 +33,15 @@ struct Runtime::Step {
   int count = 0;                  // rows the ops under way run on
   VisitRow visit;
   const void* context;
-  Runtime* self;
+  std::mutex& lock;
+  std::exception_ptr& failure;    // of the first visit that threw
 };
 
 void Runtime::check(const Batch& batch) const {
   const size_t sequences = batch.lengths.size(), tokens = batch.tokens.size();
   require(finished_, "the runtime is not finished");
-  require(sequences > 0 && batch.starts.size() == sequences && batch.tables.size() == sequences * batch.table_width, "batch: array sizes differ");
+  require(sequences > 0 && batch.starts.size() == sequences && batch.tables.size() % sequences == 0, "batch: array sizes differ");
+  require(batch.tables.size() / sequences == batch.table_width, "batch: one page table for each sequence");
   require(tokens > 0 && tokens <= static_cast<size_t>(config_.max_tokens), "batch: more tokens than max_tokens, or none");
   for (const int32_t token : batch.tokens) require(token >= 0 && token < config_.vocab, "batch: token id out of the vocabulary");
   int64_t total = 0;
@@ -63,15 +66,16 @@ void Runtime::place(const Batch& batch) {
 }
 
 void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, VisitRow visit, const void* context) {
-  check(batch);
-  for (const int32_t r : rows) require(r >= 0 && static_cast<size_t>(r) < batch.tokens.size(), "batch: selected row out of range");
+  const auto lock = turn();
   place(batch);
-  Step step{batch, rows, 0, 0, visit, context, this};
-  pool_.run([](void* p, int thread) { auto& s = *static_cast<Step*>(p); s.self->run_ops(s, thread); }, &step);
+  std::mutex failing;
+  std::exception_ptr failure;
+  const Step step{batch, rows, 0, 0, visit, context, failing, failure};
+  pool_.run([&](int thread) { run_ops(step, thread); });
+  if (failure) std::rethrow_exception(failure);
 }
 
-void Runtime::run_ops(Step& shared, int thread) {
-  Step step = shared;  // each thread walks on its own copy
+void Runtime::run_ops(Step step, int thread) {
   const auto run = [&](size_t first, size_t last) {
     for (size_t i = first; i < last; ++i) {
       if (i + 1 < last) {  // a fused norm is done by the product behind it
@@ -89,7 +93,14 @@ void Runtime::run_ops(Step& shared, int thread) {
   for (; step.chunk < step.rows.size(); step.chunk += most) {
     step.count = static_cast<int>(std::min(most, step.rows.size() - step.chunk));
     run(first_selected_, ops_.size());
-    for (int r = thread; r < step.count; r += pool_.threads()) step.visit(step.context, step.chunk + static_cast<size_t>(r), row(logits, r));
+    for (int r = thread; r < step.count; r += pool_.threads()) {
+      try {
+        step.visit(step.context, step.chunk + static_cast<size_t>(r), row(logits, r));
+      } catch (...) {
+        const std::lock_guard lock(step.lock);
+        if (!step.failure) step.failure = std::current_exception();
+      }
+    }
     pool_.barrier(thread);
   }
 }
@@ -202,8 +213,9 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
       std::copy(normal, normal + hd, x);
     }
     if (op.rope) {
-      const float* cosines = op.rope->data() + position * (hd / 2);
-      kernels_.rotate(x, cosines, cosines + config_.context * (hd / 2), hd, op.interleaved);
+      const auto half = static_cast<size_t>(hd / 2);
+      const float* cosines = op.rope->data() + static_cast<size_t>(position) * half;
+      kernels_.rotate(x, cosines, cosines + static_cast<size_t>(config_.context) * half, hd, op.interleaved);
     }
     if (h < op.heads) continue;
     const auto* table = step.batch.tables.data() + static_cast<size_t>(sequences_[static_cast<size_t>(t)]) * step.batch.table_width;
@@ -216,7 +228,7 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
   int unit = 0, token = 0;
   for (size_t s = 0; s < step.batch.lengths.size(); token += step.batch.lengths[s], ++s) {
     const int queries = step.batch.lengths[s] * group;
-    const int units = static_cast<int>(step.batch.lengths.size()) * kv_heads * ((queries + kTileQueries - 1) / kTileQueries);
+    const auto units = static_cast<int64_t>(step.batch.lengths.size()) * kv_heads * ((queries + kTileQueries - 1) / kTileQueries);
     const int tile = units >= threads ? kTileQueries : std::clamp((queries + threads - 1) / threads, 1, kTileQueries);
     for (int h = 0; h < kv_heads; ++h) {
       for (int first = 0; first < queries; first += tile, ++unit) {

@@ -1,9 +1,11 @@
 // Executes a plan for a ragged batch. Ops mirror models/plan.py, whose docstrings define them.
 #pragma once
 
+#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <variant>
@@ -22,9 +24,9 @@ struct RuntimeConfig {
   std::string isa;
 };
 
-// One step's work; see engine/runner.py. Arrays are checked before use.
+// One step's work; see engine/runner.py.
 struct Batch {
-  std::span<const int32_t> tokens, starts, lengths, tables;  // [T], [S], [S], [S * table_width]
+  std::vector<int32_t> tokens, starts, lengths, tables;  // [T], [S], [S], [S * table_width]
   size_t table_width;
 };
 
@@ -56,17 +58,19 @@ struct AttentionOp {
 };
 struct SelectOp { Buffer *out, *x; };
 using Op = std::variant<EmbedOp, NormOp, MatMulOp, AttentionOp, SelectOp>;
+static_assert(std::is_nothrow_move_constructible_v<Op>, "a growing list must move ops: segments point into their bias");
 
+// Any thread may call any of it: building and running take turns.
 class Runtime {
  public:
   explicit Runtime(const RuntimeConfig& config);
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
 
-  // Building, in any order up to finish(); each throws std::invalid_argument on a bad name or size.
+  // Building, in any order up to finish(); each throws std::invalid_argument on a bad name or size, and after finish().
   void add_buffer(const std::string& name, int width);
   void add_matrix(const std::string& name, int type, int rows, int cols, std::span<const uint8_t> data);
-  void add_vector(const std::string& name, std::span<const float> values);
+  void add_vector(const std::string& name, Vector values);
   void embed(const std::string& out, const std::string& weight, float scale, const std::string& positions);
   void norm(const std::string& out, const std::string& x, const std::string& weight, const std::string& bias, float eps, bool layer,
             const std::string& residual);
@@ -77,7 +81,11 @@ class Runtime {
   void select(const std::string& out, const std::string& x);
   void finish();
 
-  // Runs the batch. visit(row_of_batch, logits) is called for each of `rows`, in order of chunks, from any thread.
+  // Throws std::invalid_argument where the batch, or the runtime, cannot be run.
+  void check(const Batch& batch) const;
+
+  // Runs a checked batch. visit(i, logits) is called once for each of `rows`, from any thread; what it throws is thrown
+  // again here, once the step is over.
   template <class Visit>
   void run(const Batch& batch, std::span<const int32_t> rows, const Visit& visit) {
     run_rows(batch, rows, [](const void* v, size_t i, float* logits) { (*static_cast<const Visit*>(v))(i, logits); }, &visit);
@@ -85,19 +93,20 @@ class Runtime {
 
   const RuntimeConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
-  size_t weight_bytes() const;
+  size_t weight_bytes() const { return weight_bytes_; }
 
  private:
   using VisitRow = void (*)(const void* visit, size_t index, float* logits);
   struct Step;
 
+  std::unique_lock<std::mutex> turn();
+  std::unique_lock<std::mutex> building();
   Buffer* buffer(const std::string& name);
   const Matrix* matrix(const std::string& name) const;
   const Vector* vector(const std::string& name, size_t size) const;
-  void check(const Batch& batch) const;
   void place(const Batch& batch);
   void run_rows(const Batch& batch, std::span<const int32_t> rows, VisitRow visit, const void* context);
-  void run_ops(Step& step, int thread);
+  void run_ops(Step step, int thread);  // each thread walks on its own copy
   void fuse_norms();
 
   void execute(const EmbedOp& op, Step& step, int thread);
@@ -108,12 +117,14 @@ class Runtime {
 
   RuntimeConfig config_;
   const Kernels& kernels_;
+  std::mutex turn_;
   std::map<std::string, Buffer> buffers_;
   std::map<std::string, std::unique_ptr<Matrix>> matrices_;
   std::map<std::string, Vector> vectors_;
   std::vector<Op> ops_;
   size_t first_selected_ = 0;  // ops from here on run on selected rows
-  bool finished_ = false;
+  std::atomic<bool> finished_ = false;
+  std::atomic<size_t> weight_bytes_ = 0;
   size_t page_stride_ = 0;  // bytes of one page of one layer
   struct Free { void operator()(uint8_t* p) const { std::free(p); } };
   std::unique_ptr<uint8_t[], Free> cache_;  // [layers][pages][kv_heads][2 * head_dim * 32]; calloc: pages come when touched

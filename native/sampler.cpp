@@ -41,6 +41,7 @@ Sampler::Sampler(int vocab, SamplerParams params) : vocab_(vocab), params_(std::
 }
 
 void Sampler::seen(std::span<const int32_t> tokens) {
+  const std::lock_guard lock(turn_);
   for (const int32_t token : tokens) {
     require(token >= 0 && token < vocab_, "sampler: token out of the vocabulary");
     count(token, 0);
@@ -87,6 +88,7 @@ void Sampler::report(std::span<const float> logits, Choice& out) {
 }
 
 void Sampler::sample(std::span<float> logits, Choice& out) {
+  const std::lock_guard lock(turn_);
   out = Choice{};
   require(logits.size() == static_cast<size_t>(vocab_), "sampler: logits of another vocabulary");
   if (params_.logprobs >= 0) report(logits, out);

@@ -1,7 +1,9 @@
-// Chooses one token from a row of logits. One Sampler belongs to one request and holds its counts and random stream.
+// Chooses one token from a row of logits. One Sampler belongs to one request and holds its counts and random stream;
+// threads that call it take turns.
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <random>
 #include <span>
 #include <utility>
@@ -36,6 +38,7 @@ class Sampler {
   // temperature, min-p, top-k, top-p, and draws. Uses `logits` as scratch; counts the chosen token.
   void sample(std::span<float> logits, Choice& out);
 
+  int vocab() const { return vocab_; }
   int logprobs() const { return params_.logprobs; }
 
  private:
@@ -44,6 +47,7 @@ class Sampler {
   int32_t draw(std::span<const float> logits, int32_t best);
   void count(int32_t token, int32_t uses);
 
+  std::mutex turn_;
   int vocab_;
   SamplerParams params_;
   std::mt19937_64 random_;

@@ -62,6 +62,7 @@ inline I32 times_256_plus(I32 a, I32 b) {
   return a;
 }
 inline F32 to_float(I32 a) { return map([&](int i) { return static_cast<float>(a.v[i]); }); }
+// Whole numbers in [-128, 127].
 inline void store_i8(int8_t* p, F32 a) { for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]); }
 
 inline U8 load_bytes(const uint8_t* p) {

@@ -105,6 +105,39 @@ def test_extreme_activations_stay_finite_and_exact(type: GgmlType, isa: str) -> 
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type", FLOATS, ids=lambda t: t.name)
+@pytest.mark.parametrize("cols", [1, 3, 15, 17, 33, 511])
+def test_float_weights_of_any_width(cols: int, type: GgmlType, isa: str) -> None:
+    for rows in (1, 15, 16, 17):
+        data, values = stored(type, rows, cols)
+        x = RNG.standard_normal((7, cols)).astype(np.float32)
+        want = x.astype(np.float64) @ values.T.astype(np.float64)
+        np.testing.assert_allclose(_native.matmul(x, int(type), rows, data, isa), want, atol=1e-4)
+        np.testing.assert_array_equal(_native.unpack(int(type), rows, cols, data), values)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("type", QUANTS, ids=lambda t: t.name)
+def test_unusable_activations_are_never_made_usable(type: GgmlType, isa: str) -> None:
+    """A NaN or an infinity makes its row NaN and no other; what is too small to scale counts as zero."""
+    data, _ = stored(type, 20, 256)
+    x = RNG.standard_normal((8, 256)).astype(np.float32)
+    clean = _native.matmul(x, int(type), 20, data, isa)
+    for row, (at, value) in enumerate([(0, np.nan), (31, np.inf), (47, -np.inf), (255, np.nan)]):
+        x[2 * row, at] = value
+    x[2, 40] = np.nan  # beside an infinity
+    got = _native.matmul(x, int(type), 20, data, isa)
+    assert np.isnan(got[::2]).all()
+    np.testing.assert_array_equal(got[1::2], clean[1::2])
+    x = np.full((3, 256), 1e-40, np.float32)
+    x[1] = 1e-34
+    x[2] = 1e30
+    got = _native.matmul(x, int(type), 20, data, isa)
+    assert np.abs(got[:2]).max() < 1e-25
+    assert np.isfinite(got[2]).all()
+
+
 @pytest.mark.parametrize(
     ("rows", "cols", "nbytes", "message"),
     [

@@ -116,7 +116,7 @@ class Runtime:
         starts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
-        samplers: Sequence[Sampler | None] | None,
+        samplers: Sequence[Sampler | None],
     ) -> list[tuple[int, float, list[tuple[int, float]]]]: ...
     def logits(
         self,

@@ -1,0 +1,153 @@
+"""Norms, products and their epilogues one at a time, on odd widths and every ISA, against float64 formulas."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import pytest
+
+from millis import _native
+from tiny_runtime import Tiny
+
+ISAS = _native.supported_isas()
+RNG = np.random.default_rng(11)
+COUNTS = [1, 4, 5, 33, 130]  # rows: private copies up to 4, kernel tiles of 32, blocks of 128
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, eps: float, layer: bool) -> np.ndarray:
+    x = x.astype(np.float64)
+    if layer:
+        x = x - x.mean(-1, keepdims=True)
+    out = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+    return out if bias is None else out + bias
+
+
+def activated(x: np.ndarray, name: str) -> np.ndarray:
+    if name == "silu":
+        return x / (1 + np.exp(-x))
+    if name == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return x
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layer", [False, True], ids=["rms", "layer"])
+@pytest.mark.parametrize("width", [1, 2, 15, 16, 17, 33, 100, 577])
+def test_norms(width: int, layer: bool, isa: str) -> None:
+    """One by itself, one with a residual into the residual's buffer, one fused into the product behind it."""
+    table, weight, bias = 3 * normal(40, width) + 0.7, normal(width), normal(width) if layer else None
+    tiny = Tiny(table, width, isa=isa)
+    for name in ("alone", "sum", "fused", "out"):
+        tiny.native.add_buffer(name, width)
+    tiny.vector("weight", weight)
+    tiny.matrix("plain", np.eye(width))
+    if bias is not None:
+        tiny.vector("bias", bias)
+    named = "bias" if layer else ""
+    tiny.native.norm("alone", "x", "weight", named, 1e-5, layer, "")
+    tiny.native.norm("x", "alone", "weight", named, 1e-2, layer, "x")
+    tiny.native.norm("fused", "x", "weight", named, 1e-5, layer, "")
+    tiny.native.matmul("out", "fused", ["plain"], [], "", "", "")
+    alone = norm(table, weight, bias, 1e-5, layer)
+    want = norm(norm(alone, weight, bias, 1e-2, layer) + table, weight, bias, 1e-5, layer)
+    # Three norms in a row enlarge a rounding by up to 1 / sqrt(eps) where a row's variance is 0, at width 1.
+    np.testing.assert_allclose(tiny.finish("out").run(np.arange(40)), want, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("activation", ["", "silu", "gelu_tanh"])
+def test_a_product_with_everything_behind_it(activation: str, count: int, isa: str) -> None:
+    """Three weights side by side, none a multiple of 16 rows, with bias, activation and the residual's own buffer."""
+    inputs, outputs = 67, (1, 15, 21)
+    table, residual = normal(count, inputs), normal(sum(outputs), inputs)
+    weights, biases = [normal(rows, inputs) for rows in outputs], [normal(rows) for rows in outputs]
+    tiny = Tiny(table, sum(outputs), isa=isa, threads=3, context=256)
+    tiny.native.add_buffer("out", sum(outputs))
+    tiny.matrix("residual", residual)
+    for i in range(3):
+        tiny.matrix(f"w{i}", weights[i])
+        tiny.vector(f"b{i}", biases[i])
+    tiny.native.matmul("out", "x", ["residual"], [], "", "", "")
+    tiny.native.matmul("out", "x", ["w0", "w1", "w2"], ["b0", "b1", "b2"], activation, "out", "")
+    x = table.astype(np.float64)
+    want = activated(x @ np.concatenate(weights).T + np.concatenate(biases), activation) + x @ residual.T
+    np.testing.assert_allclose(tiny.finish("out").run(np.arange(count)), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("type", ["F32", "F16", "Q8_0"])
+def test_a_gated_product(type: str, count: int, isa: str) -> None:
+    inputs, outputs = 96, 37
+    table, kind = normal(count, inputs), gguf.GGMLQuantizationType[type]
+    tiny = Tiny(table, outputs, isa=isa, exact=False, context=256)
+    values = []
+    for name in ("gate", "up"):
+        data = gguf.quants.quantize(normal(outputs, inputs), kind)
+        tiny.native.add_matrix(name, int(kind), outputs, inputs, data.reshape(-1).view(np.uint8))
+        values.append(gguf.quants.dequantize(data, kind).astype(np.float64))
+    tiny.native.add_buffer("out", outputs)
+    tiny.native.matmul("out", "x", ["up"], [], "silu", "", "gate")
+    gate, up = (table @ w.T for w in values)
+    # A rounded activation is off by half of 1 / 32512 of the largest; silu is nowhere steeper than 1.1.
+    off = [np.abs(table).max() / 65024 * np.abs(w).sum(1) if type == "Q8_0" else 0 for w in values]
+    bound = 1.1 * off[0] * np.abs(up) + np.abs(activated(gate, "silu")) * off[1] + 5e-4
+    assert (np.abs(tiny.finish("out").run(np.arange(count)) - activated(gate, "silu") * up) < bound).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_activations_over_their_whole_range(activation: str, isa: str) -> None:
+    values = np.concatenate([np.linspace(-12, 12, 97), [-1e30, -200, -88, 0, 88, 200, 1e30]]).astype(np.float32)
+    tiny = Tiny(values[:, None], 1, isa=isa)
+    tiny.native.add_buffer("out", 1)
+    tiny.matrix("one", np.ones((1, 1)))
+    tiny.native.matmul("out", "x", ["one"], [], activation, "", "")
+    want = np.where(values < -80, 0, activated(np.maximum(values, -80).astype(np.float64), activation))
+    np.testing.assert_allclose(tiny.finish("out").run(np.arange(104))[:, 0], want, rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("exact", [True, False])
+def test_scale_and_learned_positions(isa: str, exact: bool) -> None:
+    table, positions = normal(40, 33), normal(64, 33)
+    tiny = Tiny(table, 33, isa=isa, exact=exact, context=64)
+    tiny.matrix("positions", positions)
+    tiny.native.add_buffer("placed", 33)
+    tiny.native.embed("placed", "table", 2.5, "positions")
+    tokens = [7, 0, 7, 39]
+    got = tiny.finish("placed").run(tokens, starts=[30])
+    np.testing.assert_allclose(got, 2.5 * table[tokens] + positions[30:34], rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf, 3e38])
+def test_a_poisoned_row_leaves_its_neighbours_alone(poison: float, isa: str) -> None:
+    """Through norm, quantised product, activation and attention; its own sequence is NaN, and sampling says so."""
+    table = normal(8, 96)
+    table[3, 17] = poison
+    data = gguf.quants.quantize(normal(96, 96), gguf.GGMLQuantizationType.Q8_0).reshape(-1)
+    tiny = Tiny(table, 32, isa=isa, exact=False, kv_heads=2)
+    tiny.native.add_matrix("w", 8, 96, 96, data)
+    tiny.vector("weight", np.ones(96))
+    for name, width in (("y", 96), ("qkv", 96), ("out", 32)):
+        tiny.native.add_buffer(name, width)
+    tiny.native.norm("y", "x", "weight", "", 1e-6, True, "")
+    tiny.native.matmul("qkv", "y", ["w"], [], "gelu_tanh", "", "")
+    tiny.native.attention("out", "qkv", 0, 2, 0.2, "", False, 0, "", "", 1e-6)
+    tiny.finish("out")
+    clean = tiny.run([1, 2], [4, 5])
+    mixed = tiny.run([1, 2], [3, 7], [4, 5])
+    np.testing.assert_array_equal(mixed[[0, 1, 4, 5]], clean)
+    if np.isfinite(poison):
+        return
+    assert np.isnan(mixed[2:4]).all()
+    sampler = _native.Sampler(tiny.vocab)
+    with pytest.raises(RuntimeError, match="no usable logit"):
+        tiny.native.step(*tiny.arrays([3, 7]), [sampler])
+    assert tiny.native.step(*tiny.arrays([1, 2]), [sampler])[0][0] == clean[1].argmax()
