@@ -164,7 +164,7 @@ tiny = Tiny(np.zeros((1 << 20, 16), np.float32), 16, threads=2)
 tiny.finish("x")
 arrays = tiny.arrays([1], [2])
 samplers = [_native.Sampler(tiny.vocab, temperature=1.0, seed=s) for s in range(2)]
-cap(1 << 20)
+cap(6 << 20)
 try:
     tiny.native.step(*arrays, samplers)
 except MemoryError:
