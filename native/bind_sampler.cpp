@@ -17,21 +17,27 @@ namespace millis {
 
 void bind_sampler(nb::module_& m) {
   nb::class_<Sampler>(m, "Sampler")
-      .def("__init__",
-           [](Sampler* self, int vocab, float temperature, int top_k, float top_p, float min_p, float repetition, float presence, float frequency,
-              std::vector<std::pair<int32_t, float>> bias, uint64_t seed, int logprobs) {
-             new (self) Sampler(vocab, {temperature, top_k, top_p, min_p, repetition, presence, frequency, std::move(bias), seed, logprobs});
-           },
-           "vocab"_a, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f, "repetition"_a = 1.0f,
-           "presence"_a = 0.0f, "frequency"_a = 0.0f, "bias"_a = std::vector<std::pair<int32_t, float>>{}, "seed"_a = 0, "logprobs"_a = -1)
+      .def(
+          "__init__",
+          [](Sampler* self, int vocab, float temperature, int top_k, float top_p, float min_p, float repetition, float presence, float frequency,
+             std::vector<std::pair<int32_t, float>> bias, uint64_t seed, int logprobs) {
+            new (self) Sampler(vocab, {temperature, top_k, top_p, min_p, repetition, presence, frequency, std::move(bias), seed, logprobs});
+          },
+          "vocab"_a, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f, "repetition"_a = 1.0f,
+          "presence"_a = 0.0f, "frequency"_a = 0.0f, "bias"_a = std::vector<std::pair<int32_t, float>>{}, "seed"_a = 0, "logprobs"_a = -1)
       .def_prop_ro("logprobs", &Sampler::logprobs, "-1, or how many alternatives are reported.")
-      .def("seen", [](Sampler& self, const Array<int32_t>& tokens) { self.seen(copy_of(tokens)); }, "tokens"_a.noconvert(), "Counts prompt tokens for the repetition penalty.")
-      .def("sample", [](Sampler& self, const Array<float>& logits) {
-             std::vector<float> copy = copy_of(logits);
-             Choice choice;
-             self.sample(copy, choice);
-             return std::tuple(choice.token, choice.logprob, std::move(choice.top));
-           }, "logits"_a, "(token, log-probability, best) of one row of logits, as Runtime.step does it.");
+      .def(
+          "seen", [](Sampler& self, const Array<int32_t>& tokens) { self.seen(copy_of(tokens)); }, "tokens"_a.noconvert(),
+          "Counts prompt tokens for the repetition penalty.")
+      .def(
+          "sample",
+          [](Sampler& self, const Array<float>& logits) {
+            std::vector<float> copy = copy_of(logits);
+            Choice choice;
+            self.sample(copy, choice);
+            return std::tuple(choice.token, choice.logprob, std::move(choice.top));
+          },
+          "logits"_a, "(token, log-probability, best) of one row of logits, as Runtime.step does it.");
 }
 
 }  // namespace millis

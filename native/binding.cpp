@@ -5,7 +5,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
-
 #include <unistd.h>
 
 #include <algorithm>
@@ -178,7 +177,8 @@ Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& 
       const auto at = static_cast<size_t>(m);
       if (format(w.format_id()).is_float()) k.float_panel[id](w.panel(p), cols, input.data() + at * width, width, some, tile);
       else k.quant_panel[id](w.panel(p), cols, acts.data() + at * blocks, blocks, some, tile);
-      k.finish(tile, Epilogue{}, some, std::min(kPanelRows, rows - p * kPanelRows), out.data() + at * stride + static_cast<size_t>(p) * kPanelRows, stride);
+      k.finish(tile, Epilogue{}, some, std::min(kPanelRows, rows - p * kPanelRows), out.data() + at * stride + static_cast<size_t>(p) * kPanelRows,
+               stride);
     }
   return owned(std::move(out), {static_cast<size_t>(count), stride});
 }
@@ -221,22 +221,25 @@ NB_MODULE(_native, m) {
   m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto", "exact"_a = false);
   m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());
   nb::class_<Runtime>(m, "Runtime")
-      .def("__init__",
-           [](Runtime* self, int threads, const std::string& isa, int max_tokens, int max_outputs, int pages, int layers, int kv_heads, int head_dim,
-              int vocab, int context, bool exact) {
-             new (self) Runtime(RuntimeConfig{threads, max_tokens, max_outputs, pages, layers, kv_heads, head_dim, vocab, context, exact, isa});
-           },
-           nb::kw_only(), "threads"_a, "isa"_a, "max_tokens"_a, "max_outputs"_a, "pages"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "vocab"_a,
-           "context"_a, "exact"_a)
+      .def(
+          "__init__",
+          [](Runtime* self, int threads, const std::string& isa, int max_tokens, int max_outputs, int pages, int layers, int kv_heads, int head_dim,
+             int vocab, int context, bool exact) {
+            new (self) Runtime(RuntimeConfig{threads, max_tokens, max_outputs, pages, layers, kv_heads, head_dim, vocab, context, exact, isa});
+          },
+          nb::kw_only(), "threads"_a, "isa"_a, "max_tokens"_a, "max_outputs"_a, "pages"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "vocab"_a,
+          "context"_a, "exact"_a)
       .def("add_buffer", &Runtime::add_buffer, "name"_a, "width"_a)
-      .def("add_matrix",
-           [](Runtime& self, const std::string& name, int type, int rows, int cols, const Array<uint8_t>& data) {
-             const Unlocked unlocked;
-             self.add_matrix(name, type, rows, cols, std::span(data.data(), data.size()));
-           },
-           "name"_a, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert())
-      .def("add_vector", [](Runtime& self, const std::string& name, const Array<float>& values) { self.add_vector(name, copy_of(values)); }, "name"_a,
-           "values"_a)
+      .def(
+          "add_matrix",
+          [](Runtime& self, const std::string& name, int type, int rows, int cols, const Array<uint8_t>& data) {
+            const Unlocked unlocked;
+            self.add_matrix(name, type, rows, cols, std::span(data.data(), data.size()));
+          },
+          "name"_a, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert())
+      .def(
+          "add_vector", [](Runtime& self, const std::string& name, const Array<float>& values) { self.add_vector(name, copy_of(values)); }, "name"_a,
+          "values"_a)
       .def("embed", &Runtime::embed, "out"_a, "weight"_a, "scale"_a, "positions"_a)
       .def("norm", &Runtime::norm, "out"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a, "layer"_a, "residual"_a)
       .def("matmul", &Runtime::matmul, "out"_a, "x"_a, "weights"_a, "biases"_a, "activation"_a, "residual"_a, "gate"_a)

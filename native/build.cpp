@@ -47,7 +47,8 @@ Runtime::Runtime(const RuntimeConfig& config)
 // Waits until no other thread builds or runs.
 std::unique_lock<std::mutex> Runtime::turn() {
   if (pool_.lost_in_fork())
-    throw std::runtime_error("this process was forked from the one that loaded the model, without its compute threads; load the model after the fork");
+    throw std::runtime_error(
+        "this process was forked from the one that loaded the model, without its compute threads; load the model after the fork");
   return std::unique_lock(turn_);
 }
 
@@ -116,12 +117,14 @@ void Runtime::norm(const std::string& out, const std::string& x, const std::stri
   ops_.emplace_back(NormOp{to, from, vector(weight, width), vector(bias, width), eps, layer, added});
 }
 
-void Runtime::matmul(const std::string& out, const std::string& x, const std::vector<std::string>& weights,
-                     const std::vector<std::string>& biases, const std::string& activation, const std::string& residual,
-                     const std::string& gate) {
+void Runtime::matmul(const std::string& out, const std::string& x, const std::vector<std::string>& weights, const std::vector<std::string>& biases,
+                     const std::string& activation, const std::string& residual, const std::string& gate) {
   const auto lock = building();
-  MatMulOp op{buffer(out), buffer(x), {}, gate.empty() ? nullptr : matrix(gate), activation_of(activation),
-              residual.empty() ? nullptr : buffer(residual), nullptr, {}};
+  MatMulOp op;
+  op.out = buffer(out), op.x = buffer(x);
+  op.activation = activation_of(activation);
+  if (!gate.empty()) op.gate = matrix(gate);
+  if (!residual.empty()) op.residual = buffer(residual);
   require(op.out != op.x && !weights.empty(), "matmul into " + out + ": bad buffers or no weights");
   require(biases.empty() || biases.size() == weights.size(), "matmul into " + out + ": one bias for each weight, or none");
   int width = 0;
@@ -144,15 +147,24 @@ void Runtime::matmul(const std::string& out, const std::string& x, const std::ve
   ops_.emplace_back(std::move(op));
 }
 
-void Runtime::attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope,
-                        bool interleaved, int window, const std::string& q_norm, const std::string& k_norm, float eps) {
+void Runtime::attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope, bool interleaved,
+                        int window, const std::string& q_norm, const std::string& k_norm, float eps) {
   const auto lock = building();
   const auto head_dim = static_cast<size_t>(config_.head_dim);
   require(layer >= 0 && layer < config_.layers, "attention: no layer " + std::to_string(layer));
   require(heads >= 1 && heads <= kMostHeads && heads % config_.kv_heads == 0 && window >= 0, "attention: heads or window out of range");
   if (window >= config_.context) window = 0;
-  AttentionOp op{buffer(out), buffer(qkv), layer, heads, window, scale, eps,
-                 vector(rope, static_cast<size_t>(config_.context) * head_dim), vector(q_norm, head_dim), vector(k_norm, head_dim), interleaved};
+  AttentionOp op{buffer(out),
+                 buffer(qkv),
+                 layer,
+                 heads,
+                 window,
+                 scale,
+                 eps,
+                 vector(rope, static_cast<size_t>(config_.context) * head_dim),
+                 vector(q_norm, head_dim),
+                 vector(k_norm, head_dim),
+                 interleaved};
   require(op.out->width == heads * config_.head_dim && op.qkv->width == (heads + 2 * config_.kv_heads) * config_.head_dim,
           "attention: buffers do not fit");
   ops_.emplace_back(op);

@@ -20,15 +20,17 @@
 namespace millis {
 
 constexpr int kPanelRows = 16;
-constexpr int kBlock = 32;        // columns that share an activation scale
-constexpr int kSuperBlock = 256;  // columns of a K-quant's super-block
+constexpr int kBlock = 32;          // columns that share an activation scale
+constexpr int kSuperBlock = 256;    // columns of a K-quant's super-block
 constexpr int kMostSide = 1 << 24;  // rows or columns of a matrix, floats of a buffer's row: 16 times it is still an int
 
+// clang-format off: a table
 // Numbers of the GGUF specification.
 enum class GgmlType : int32_t {
   F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
   Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30,
 };
+// clang-format on
 
 enum class Scales { None, Block32, Super32, Super16 };
 
@@ -52,9 +54,7 @@ struct Format {
     const size_t each = scales == Scales::Block32 ? 32 : scales == Scales::None ? 0 : 16u * static_cast<size_t>(groups());
     return each * (mins ? 2 : 1);
   }
-  constexpr size_t super_header() const {
-    return scales == Scales::Super32 || scales == Scales::Super16 ? (mins ? 64 : 32) : 0;
-  }
+  constexpr size_t super_header() const { return scales == Scales::Super32 || scales == Scales::Super16 ? (mins ? 64 : 32) : 0; }
   constexpr size_t panel_bytes(int cols) const {
     if (is_float()) return static_cast<size_t>(cols) * kPanelRows * static_cast<size_t>(bits) / 8;
     const size_t blocks = static_cast<size_t>(cols / kBlock), supers = static_cast<size_t>(cols / kSuperBlock);
@@ -62,6 +62,7 @@ struct Format {
   }
 };
 
+// clang-format off: a table
 constexpr Format kFormat[kFormats] = {
     {GgmlType::F32, 1, 4, Scales::None, 32, 0, false},
     {GgmlType::F16, 1, 2, Scales::None, 16, 0, false},
@@ -77,6 +78,7 @@ constexpr Format kFormat[kFormats] = {
     {GgmlType::Q5_K, 256, 176, Scales::Super32, 5, 0, true},
     {GgmlType::Q6_K, 256, 210, Scales::Super16, 6, 32, false},
 };
+// clang-format on
 
 constexpr const Format& format(FormatId id) { return kFormat[static_cast<int>(id)]; }
 

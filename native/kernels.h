@@ -13,7 +13,7 @@ enum class Activation { None, Silu, GeluTanh };
 
 // What becomes of a tile of products before it is stored. Null pointers and None mean "leave out".
 struct Epilogue {
-  const float* bias = nullptr;      // [16]
+  const float* bias = nullptr;  // [16]
   Activation activation = Activation::None;
   const float* gated = nullptr;     // [rows][16] tile multiplied in after the activation
   const float* residual = nullptr;  // [rows][stride]
@@ -21,17 +21,17 @@ struct Epilogue {
 
 // Queries of one KV head over the pages of one sequence.
 struct Attend {
-  int queries;                      // in [1, kTileQueries]
-  const float* q[kTileQueries];     // [head_dim] each
-  float* out[kTileQueries];         // [head_dim] each
-  int position[kTileQueries];       // attends to [max(0, position - window + 1), position]
-  int window;                       // 0: all
-  int head_dim;                     // a multiple of 16
+  int queries;                   // in [1, kTileQueries]
+  const float* q[kTileQueries];  // [head_dim] each
+  float* out[kTileQueries];      // [head_dim] each
+  int position[kTileQueries];    // attends to [max(0, position - window + 1), position]
+  int window;                    // 0: all
+  int head_dim;                  // a multiple of 16
   float scale;
-  const int32_t* table;             // page of positions [32 i, 32 i + 32)
-  const uint8_t* cache;             // this layer and KV head in page 0: keys [head_dim][32], then values [32][head_dim]
-  size_t page_stride;               // bytes from one page to the next
-  float* scratch;                   // [2 * kTileQueries * head_dim]
+  const int32_t* table;  // page of positions [32 i, 32 i + 32)
+  const uint8_t* cache;  // this layer and KV head in page 0: keys [head_dim][32], then values [32][head_dim]
+  size_t page_stride;    // bytes from one page to the next
+  float* scratch;        // [2 * kTileQueries * head_dim]
 };
 
 struct Kernels {
@@ -47,7 +47,7 @@ struct Kernels {
   void (*rotate)(float* x, const float* cosines, const float* sines, int head_dim, bool interleaved);
   // key, value: [head_dim], into slot `slot` of a page of one layer and KV head.
   void (*write_kv[2])(const float* key, const float* value, int head_dim, int slot, uint8_t* page);  // [0] f16, [1] f32
-  void (*attend[2])(const Attend& task);                                                               // likewise
+  void (*attend[2])(const Attend& task);                                                             // likewise
   float (*log_sum_exp)(const float* x, int n);
   uint64_t (*read)(const uint8_t* data, size_t bytes);  // streams the bytes; for measuring bandwidth
 };

@@ -146,9 +146,8 @@ void quant_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t strid
 
 template <int id>
 void float_panel(const uint8_t* panel, int cols, const float* x, size_t stride, int rows, float* tile) {
-  in_row_groups(x, stride, rows, tile, [&]<int M>(const float* at, float* to) {
-    float_rows<static_cast<FormatId>(id), M>(panel, cols, at, stride, to);
-  });
+  in_row_groups(x, stride, rows, tile,
+                [&]<int M>(const float* at, float* to) { float_rows<static_cast<FormatId>(id), M>(panel, cols, at, stride, to); });
 }
 
 void finish(const float* tile, const Epilogue& e, int rows, int columns, float* out, size_t stride) {
@@ -209,7 +208,11 @@ inline float reduce(int n, const Vector& vector, const Scalar& scalar) {
 
 inline float sum_of_squares(const float* x, float shift, int n) {
   return reduce(
-      n, [&](F32 total, int i) { const F32 v = sub(load(x + i), set1(shift)); return fma(v, v, total); },
+      n,
+      [&](F32 total, int i) {
+        const F32 v = sub(load(x + i), set1(shift));
+        return fma(v, v, total);
+      },
       [&](float total, int i) { return total + (x[i] - shift) * (x[i] - shift); });
 }
 
@@ -228,8 +231,8 @@ void rms_norm(const float* x, const float* weight, float eps, int n, float* out)
 }
 
 void layer_norm(const float* x, const float* weight, const float* bias, float eps, int n, float* out) {
-  const float mean = reduce(
-      n, [&](F32 total, int i) { return add(total, load(x + i)); }, [&](float total, int i) { return total + x[i]; }) / static_cast<float>(n);
+  const float mean =
+      reduce(n, [&](F32 total, int i) { return add(total, load(x + i)); }, [&](float total, int i) { return total + x[i]; }) / static_cast<float>(n);
   const float variance = sum_of_squares(x, mean, n) / static_cast<float>(n);
   normalize(x, weight, bias, mean, 1.0f / std::sqrt(variance + eps), n, out);
 }

@@ -15,7 +15,7 @@ namespace {
 
 // One file block of any quantised type, decoded: value = (d * sc[g]) * (q - offset) (+ m, or - dmin * mn[g]).
 struct Decoded {
-  uint16_t d = 0, m = 0;           // f16 bits; m is the block's min, or dmin
+  uint16_t d = 0, m = 0;             // f16 bits; m is the block's min, or dmin
   uint8_t sc[16] = {}, mn[16] = {};  // per group, of Super types; sc is signed where there are no mins
   uint8_t q[kSuperBlock] = {};
 };
@@ -193,7 +193,9 @@ uint8_t* allocate(size_t bytes) {
   const size_t rounded = (bytes + 64 + alignment - 1) / alignment * alignment;  // a tail that vector loads may touch
   void* memory = std::aligned_alloc(alignment, rounded);
   if (!memory) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
   if (alignment == kHugePage) ::madvise(memory, rounded, MADV_HUGEPAGE);
+#endif
   std::memset(memory, 0, rounded);
   return static_cast<uint8_t*>(memory);
 }
@@ -230,7 +232,8 @@ Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<co
   const Format& from = format(source);
   if (rows < 1 || cols < 1 || rows > kMostSide || cols > kMostSide)
     throw std::invalid_argument(name_ + ": " + std::to_string(rows) + " rows of " + std::to_string(cols) + " values are out of range");
-  if (cols % from.file_values != 0) throw std::invalid_argument(name_ + ": a row of " + std::to_string(cols) + " values is not a whole number of blocks");
+  if (cols % from.file_values != 0)
+    throw std::invalid_argument(name_ + ": a row of " + std::to_string(cols) + " values is not a whole number of blocks");
   const size_t row_bytes = static_cast<size_t>(cols / from.file_values) * static_cast<size_t>(from.file_bytes);
   if (data.size() != row_bytes * static_cast<size_t>(rows))
     throw std::invalid_argument(name_ + ": " + std::to_string(data.size()) + " bytes do not fit its type and shape");

@@ -66,8 +66,7 @@ void Pool::barrier(int thread) {
   auto& own = arrived_[static_cast<size_t>(thread)];
   const uint32_t epoch = ++own.mine;
   own.value.store(epoch, std::memory_order_release);
-  for (auto& other : arrived_)
-    spin_until([&] { return static_cast<int32_t>(other.value.load(std::memory_order_acquire) - epoch) >= 0; });
+  for (auto& other : arrived_) spin_until([&] { return static_cast<int32_t>(other.value.load(std::memory_order_acquire) - epoch) >= 0; });
 }
 
 void Pool::work(int thread) {

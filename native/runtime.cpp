@@ -8,10 +8,12 @@
 namespace millis {
 namespace {
 
-constexpr int kPrivateRows = 4;   // up to here every thread prepares its own copy of a product's input
-constexpr int kRowBlock = 128;    // rows that pass over a thread's panels together
+constexpr int kPrivateRows = 4;  // up to here every thread prepares its own copy of a product's input
+constexpr int kRowBlock = 128;   // rows that pass over a thread's panels together
 
-struct Range { int first, last; };
+struct Range {
+  int first, last;
+};
 
 Range share(int count, int thread, int threads) {
   const auto at = [&](int t) { return static_cast<int>(static_cast<int64_t>(count) * t / threads); };
@@ -34,7 +36,7 @@ struct Runtime::Step {
   VisitRow visit;
   const void* context;
   std::mutex& lock;
-  std::exception_ptr& failure;    // of the first visit that threw
+  std::exception_ptr& failure;  // of the first visit that threw
 };
 
 void Runtime::check(const Batch& batch) const {
@@ -165,8 +167,7 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
     const auto id = static_cast<int>(w.format_id());
     if (format(w.format_id()).is_float())
       kernels_.float_panel[id](w.panel(panel), cols, floats + static_cast<size_t>(first) * width, width, count, tile);
-    else
-      kernels_.quant_panel[id](w.panel(panel), cols, scratch.acts.data() + static_cast<size_t>(first) * blocks, blocks, count, tile);
+    else kernels_.quant_panel[id](w.panel(panel), cols, scratch.acts.data() + static_cast<size_t>(first) * blocks, blocks, count, tile);
   };
   int panels = 0;
   for (const auto& s : op.segments) panels += s.weight->panels();

@@ -37,16 +37,30 @@ struct Buffer {
   std::vector<float> data;  // [rows][width]
 };
 
-struct NormOp { Buffer *out, *x; const Vector *weight, *bias; float eps; bool layer; const Buffer* residual; };
-struct EmbedOp { Buffer* out; const Matrix *weight, *positions; float scale; };
-struct Segment { const Matrix* weight; const float* bias; int column; };
-struct MatMulOp {
+struct NormOp {
   Buffer *out, *x;
-  std::vector<Segment> segments;  // outputs side by side
-  const Matrix* gate;             // gated: out = activation(x gate^T) * (x segments[0]^T)
-  Activation activation;
+  const Vector *weight, *bias;
+  float eps;
+  bool layer;
   const Buffer* residual;
-  const NormOp* norm;             // applied to x on the way in, when its result has no other reader
+};
+struct EmbedOp {
+  Buffer* out;
+  const Matrix *weight, *positions;
+  float scale;
+};
+struct Segment {
+  const Matrix* weight;
+  const float* bias;
+  int column;
+};
+struct MatMulOp {
+  Buffer *out = nullptr, *x = nullptr;
+  std::vector<Segment> segments;  // outputs side by side
+  const Matrix* gate = nullptr;   // gated: out = activation(x gate^T) * (x segments[0]^T)
+  Activation activation = Activation::None;
+  const Buffer* residual = nullptr;
+  const NormOp* norm = nullptr;  // applied to x on the way in, when its result has no other reader
   std::vector<float> padded_bias;
 };
 struct AttentionOp {
@@ -56,7 +70,9 @@ struct AttentionOp {
   const Vector *rope, *q_norm, *k_norm;
   bool interleaved;
 };
-struct SelectOp { Buffer *out, *x; };
+struct SelectOp {
+  Buffer *out, *x;
+};
 using Op = std::variant<EmbedOp, NormOp, MatMulOp, AttentionOp, SelectOp>;
 static_assert(std::is_nothrow_move_constructible_v<Op>, "a growing list must move ops: segments point into their bias");
 
@@ -126,8 +142,10 @@ class Runtime {
   std::atomic<bool> finished_ = false;
   std::atomic<size_t> weight_bytes_ = 0;
   size_t page_stride_ = 0;  // bytes of one page of one layer
-  struct Free { void operator()(uint8_t* p) const { std::free(p); } };
-  std::unique_ptr<uint8_t[], Free> cache_;  // [layers][pages][kv_heads][2 * head_dim * 32]; calloc: pages come when touched
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  std::unique_ptr<uint8_t[], Free> cache_;      // [layers][pages][kv_heads][2 * head_dim * 32]; calloc: pages come when touched
   std::vector<int32_t> positions_, sequences_;  // [T] of the batch under way
   struct Scratch {
     std::vector<float> rows, attention;

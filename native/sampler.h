@@ -18,12 +18,12 @@ struct SamplerParams {
   float repetition = 1.0f, presence = 0.0f, frequency = 0.0f;
   std::vector<std::pair<int32_t, float>> bias;
   uint64_t seed = 0;
-  int logprobs = -1;         // -1: off; n: the chosen token's and the n best
+  int logprobs = -1;  // -1: off; n: the chosen token's and the n best
 };
 
 struct Choice {
-  int32_t token = -1;        // stays -1 where no logit was usable
-  float logprob = 0.0f;      // nats, of the model's own distribution
+  int32_t token = -1;    // stays -1 where no logit was usable
+  float logprob = 0.0f;  // nats, of the model's own distribution
   std::vector<std::pair<int32_t, float>> top;
 };
 
@@ -52,8 +52,8 @@ class Sampler {
   SamplerParams params_;
   std::mt19937_64 random_;
   bool counts_used_;
-  std::vector<int32_t> uses_;      // [vocab] in the output; -1: never seen, 0: in the prompt only
-  std::vector<int32_t> distinct_;  // tokens with uses >= 0
+  std::vector<int32_t> uses_;                   // [vocab] in the output; -1: never seen, 0: in the prompt only
+  std::vector<int32_t> distinct_;               // tokens with uses >= 0
   std::vector<std::pair<int32_t, float>> raw_;  // logits as they were before a bias or a penalty
   std::vector<std::pair<float, int32_t>> candidates_;
 };

@@ -9,9 +9,15 @@ namespace millis::vec_avx512 {
 
 constexpr int kLanes = 16;
 
-struct F32 { __m512 v; };
-struct I32 { __m512i v; };
-struct U8 { __m512i v; };
+struct F32 {
+  __m512 v;
+};
+struct I32 {
+  __m512i v;
+};
+struct U8 {
+  __m512i v;
+};
 
 inline F32 set1(float x) { return {_mm512_set1_ps(x)}; }
 inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
@@ -24,9 +30,7 @@ inline __m128i load_16(const uint8_t* p) { return _mm_loadu_si128(reinterpret_ca
 inline F32 load_u8(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(load_16(p)))}; }
 inline F32 load_i8(const uint8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_16(p)))}; }
 inline void store(float* p, F32 x) { _mm512_storeu_ps(p, x.v); }
-inline void store_half(uint16_t* p, F32 x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
-}
+inline void store_half(uint16_t* p, F32 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT)); }
 inline F32 add(F32 x, F32 y) { return {_mm512_add_ps(x.v, y.v)}; }
 inline F32 sub(F32 x, F32 y) { return {_mm512_sub_ps(x.v, y.v)}; }
 inline F32 mul(F32 x, F32 y) { return {_mm512_mul_ps(x.v, y.v)}; }
@@ -46,9 +50,7 @@ inline float max(F32 x) { return _mm512_reduce_max_ps(x.v); }
 inline I32 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I32 times_256_plus(I32 x, I32 y) { return {_mm512_add_epi32(_mm512_slli_epi32(x.v, 8), y.v)}; }
 inline F32 to_float(I32 x) { return {_mm512_cvtepi32_ps(x.v)}; }
-inline void store_i8(int8_t* p, F32 x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v)));
-}
+inline void store_i8(int8_t* p, F32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v))); }
 
 inline U8 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline U8 low_nibbles(U8 x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }

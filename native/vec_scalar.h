@@ -12,9 +12,15 @@ namespace millis::vec_scalar {
 
 constexpr int kLanes = 16;
 
-struct F32 { float v[kLanes]; };
-struct I32 { int32_t v[kLanes]; };
-struct U8 { uint8_t v[4 * kLanes]; };
+struct F32 {
+  float v[kLanes];
+};
+struct I32 {
+  int32_t v[kLanes];
+};
+struct U8 {
+  uint8_t v[4 * kLanes];
+};
 
 template <class F>
 inline F32 map(F f) {
@@ -23,6 +29,7 @@ inline F32 map(F f) {
   return out;
 }
 
+// clang-format off: a primitive a line
 inline F32 set1(float x) { return map([&](int) { return x; }); }
 inline F32 load(const float* p) { return map([&](int i) { return p[i]; }); }
 inline F32 load_half(const uint16_t* p) { return map([&](int i) { return half_to_float(p[i]); }); }
@@ -41,6 +48,7 @@ inline F32 max(F32 a, F32 b) { return map([&](int i) { return a.v[i] > b.v[i] ? 
 inline F32 min(F32 a, F32 b) { return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
 inline F32 abs(F32 a) { return map([&](int i) { return std::fabs(a.v[i]); }); }
 inline F32 round(F32 a) { return map([&](int i) { return std::nearbyint(a.v[i]); }); }
+// clang-format on
 // 2^n of whole numbers n in [-126, 127].
 inline F32 exp2_whole(F32 n) {
   return map([&](int i) { return __builtin_bit_cast(float, (static_cast<int32_t>(n.v[i]) + 127) << 23); });
@@ -61,9 +69,13 @@ inline I32 times_256_plus(I32 a, I32 b) {
   for (int i = 0; i < kLanes; ++i) a.v[i] = a.v[i] * 256 + b.v[i];
   return a;
 }
-inline F32 to_float(I32 a) { return map([&](int i) { return static_cast<float>(a.v[i]); }); }
+inline F32 to_float(I32 a) {
+  return map([&](int i) { return static_cast<float>(a.v[i]); });
+}
 // Whole numbers in [-128, 127].
-inline void store_i8(int8_t* p, F32 a) { for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]); }
+inline void store_i8(int8_t* p, F32 a) {
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+}
 
 inline U8 load_bytes(const uint8_t* p) {
   U8 out;
@@ -76,8 +88,12 @@ inline U8 map_bytes(F f) {
   for (int i = 0; i < 4 * kLanes; ++i) out.v[i] = static_cast<uint8_t>(f(i));
   return out;
 }
-inline U8 low_nibbles(U8 a) { return map_bytes([&](int i) { return a.v[i] & 15; }); }
-inline U8 high_nibbles(U8 a) { return map_bytes([&](int i) { return a.v[i] >> 4; }); }
+inline U8 low_nibbles(U8 a) {
+  return map_bytes([&](int i) { return a.v[i] & 15; });
+}
+inline U8 high_nibbles(U8 a) {
+  return map_bytes([&](int i) { return a.v[i] >> 4; });
+}
 // a | the bits of `plane` under `mask`, moved from bit `from` to bit 4 upwards.
 template <int from, int mask>
 inline U8 with_high_bits(U8 a, U8 plane) {
