@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from millis.bench.engine import Engine
@@ -13,7 +14,7 @@ from millis.types import ModelError, RequestError
 
 
 class Transformers:
-    """PyTorch through transformers, a KV cache and a plain greedy loop; bfloat16 unless told otherwise."""
+    """PyTorch through transformers, a KV cache and a plain greedy loop, in bfloat16."""
 
     def __init__(self, lm: LanguageModel) -> None:
         self.name = "transformers"
@@ -30,8 +31,7 @@ class Transformers:
                 out = self._model(ids, cache=cache, use_cache=True, logits_to_keep=1)
                 ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
                 times.append(time.perf_counter())
-        gaps = [1000 * (b - a) for a, b in zip(times, times[1:], strict=False)]
-        return gaps[0], gaps[1:]
+        return _first_and_gaps(times)
 
 
 class LlamaCpp:
@@ -55,8 +55,13 @@ class LlamaCpp:
             times.append(time.perf_counter())
             if len(times) > new_tokens or token < 0:
                 break
-        gaps = [1000 * (b - a) for a, b in zip(times, times[1:], strict=False)]
-        return gaps[0], gaps[1:]
+        return _first_and_gaps(times)
+
+
+def _first_and_gaps(times: list[float]) -> tuple[float, list[float]]:
+    """Seconds at the start and at every token → milliseconds to the first token, and between the others."""
+    gaps = [1000 * (after - before) for before, after in pairwise(times)]
+    return gaps[0], gaps[1:]
 
 
 PEERS: Mapping[str, Callable[[LanguageModel], Engine]] = {"transformers": Transformers, "llama.cpp": LlamaCpp}

@@ -5,34 +5,19 @@ Its arithmetic is independent of ours; only the dequantised weights are shared.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import ModelConfig
+from millis.models.huggingface import gguf_name
 from millis.types import ModelError
 
-_LAYER = {  # GGUF's name → transformers', within a layer
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_GEMMA = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+Floats = NDArray[np.float32]
 
 
 def torch_module() -> Any:
@@ -59,7 +44,7 @@ def reference_model(checkpoint: Checkpoint, threads: int) -> Any:
     config = _config(checkpoint.config, "output.weight" not in checkpoint.tensors)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    state = {name: torch.from_numpy(np.array(values)) for name, values in _weights(checkpoint)}
+    state = {name: torch.from_numpy(values) for name, values in _weights(checkpoint, model)}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     missing = [name for name, p in model.named_parameters() if p.is_meta]
@@ -114,26 +99,21 @@ def _config(config: ModelConfig, tied: bool) -> Any:
     )
 
 
-def _weights(checkpoint: Checkpoint) -> Iterator[tuple[str, Any]]:
+def _weights(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Floats]]:
+    """What the checkpoint holds of the model's parameters, under their names and as transformers stores them."""
     config = checkpoint.config
-    layer_names = {**_LAYER, **(_GEMMA if config.architecture == "gemma3" else {})}
-    for name, tensor in checkpoint.tensors.items():
-        stem, _, kind = name.rpartition(".")
-        values = tensor.numpy()
-        if stem.startswith("blk."):
-            _, layer, part = stem.split(".", 2)
-            if config.rope_style == "interleaved" and part in ("attn_q", "attn_k"):
-                heads = config.heads if part == "attn_q" else config.kv_heads
-                pairs = values.reshape(heads, config.head_dim // 2, 2, -1)
-                values = pairs.swapaxes(1, 2).reshape(values.shape)
-            target = f"model.layers.{layer}.{layer_names[part]}"
-        elif stem in _TOP:
-            target = _TOP[stem]
-        else:
-            continue
-        if config.architecture == "gemma3" and stem.endswith("norm"):
+    for theirs, _ in model.named_parameters():
+        name = gguf_name(theirs, config.architecture)
+        if name is None or name not in checkpoint.tensors:
+            continue  # an output that is tied; what is truly missing is seen after the tying
+        values = np.array(checkpoint.tensors[name].numpy())
+        if config.rope_style == "interleaved" and (part := re.fullmatch(r"blk\.\d+\.attn_(q|k)\.\w+", name)):
+            heads = config.heads if part[1] == "q" else config.kv_heads
+            pairs = values.reshape(heads, config.head_dim // 2, 2, -1)
+            values = pairs.swapaxes(1, 2).reshape(values.shape)
+        if config.architecture == "gemma3" and name.endswith("norm.weight"):
             values = values - 1  # transformers adds the one itself
-        yield f"{target}.{kind}", values
+        yield theirs, values
 
 
 def log_likelihood(model: Any, window: list[int]) -> float:
