@@ -229,6 +229,15 @@ void Runtime::finish() {
     own.attention.resize(2 * kTileQueries * static_cast<size_t>(config_.head_dim));
   }
   shared_.rows.resize(rows * width), shared_.acts.resize(rows * blocks);
+  if (!config_.exact) {
+    const size_t groups = (rows + kGroupRows - 1) / kGroupRows;
+    const size_t steps = width / static_cast<size_t>(kernels_.wide.step_columns) + 1;
+    shared_.wide.resize(groups * steps * kGroupRows * kStepDwords);
+    for (auto& own : private_) {
+      own.wide.resize(2 * static_cast<size_t>(kWideColumns) * kPanelRows);
+      own.tile.resize(2 * static_cast<size_t>(kWideBlock) * kPanelRows);
+    }
+  }
   const size_t element = config_.exact ? 4 : 2;
   page_stride_ = static_cast<size_t>(config_.kv_heads) * 2 * static_cast<size_t>(config_.head_dim) * kPageTokens * element;
   cache_.reset(static_cast<uint8_t*>(std::calloc(page_stride_ * static_cast<size_t>(config_.layers), static_cast<size_t>(config_.pages))));

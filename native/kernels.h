@@ -34,6 +34,35 @@ struct Attend {
   float* scratch;        // [2 * kTileQueries * head_dim]
 };
 
+constexpr int kGroupRows = 16;      // activation rows that lie together in a wide product
+constexpr int kStepDwords = 16;     // dwords of a row that lie together
+constexpr int kWideBlock = 256;      // activation rows that pass over a panel together
+constexpr int kWideColumns = 512;   // columns of a panel unpacked at a time: all of its operands stay in the cache
+
+// `rows` rows of x times some unpacked panels. Sizes and strides in dwords, but for the tile's.
+//   weights: a panel [steps * 16 dwords][16 rows];  x: groups of 16 rows [steps of all columns][16 rows][16 dwords]
+struct WideTask {
+  const uint32_t* weights;
+  size_t panel_stride;
+  int panels, steps;
+  const uint32_t* x;
+  size_t group_stride;
+  int rows;
+  float* tile;         // a panel's: [rows rounded up to whole groups][16]
+  size_t tile_stride;  // floats from one panel's to the next's
+  bool add;            // to what the tile holds
+};
+
+// Products of many rows. Weights are unpacked to dwords: a float, or two bfloat16 of neighbouring columns.
+struct Wide {
+  int step_columns;                                                                   // columns in 16 dwords
+  int panels;                                                                         // that one product likes to take together
+  int least_rows;                                                                     // from here on it is faster than quant_panel
+  void (*unpack[kFormats])(const uint8_t* panel, int cols, uint32_t* out);            // null: not for this format
+  void (*pack_row)(const float* x, int cols, uint32_t* out);                          // a row of its group; zeros behind the last column
+  void (*product)(const WideTask& task);
+};
+
 struct Kernels {
   const char* isa;
   // tile[m][16] = x[m] . panel, for m < rows. Strides count elements of x.
@@ -49,11 +78,15 @@ struct Kernels {
   void (*write_kv[2])(const float* key, const float* value, int head_dim, int slot, uint8_t* page);  // [0] f16, [1] f32
   void (*attend[2])(const Attend& task);                                                             // likewise
   float (*log_sum_exp)(const float* x, int n);
+  Wide wide;
   uint64_t (*read)(const uint8_t* data, size_t bytes);  // streams the bytes; for measuring bandwidth
 };
 
 const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& avx512bf16_kernels();
+const Kernels& amx_kernels();
+const Kernels& soft_amx_kernels();  // tiles in plain C++, to test the products of amx_kernels() anywhere; never chosen
 
 }  // namespace millis

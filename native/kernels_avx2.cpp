@@ -2,6 +2,8 @@
 #include "vec_avx2.h"
 
 #define MILLIS_VEC vec_avx2
+#define MILLIS_WIDE_ROWS 6
+#define MILLIS_WIDE_LEAST 24
 #include "kernels_body.h"
 
 namespace millis {

@@ -95,6 +95,14 @@ void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, fl
   for (int m = 0; m < M; ++m) store(tile + m * kPanelRows, total[m]);
 }
 
+}  // namespace
+}  // namespace millis
+
+#include "wide_body.h"
+
+namespace millis {
+namespace {
+
 template <FormatId id>
 inline F32 load_weights(const uint8_t* p, size_t at) {
   if constexpr (id == FormatId::F32) return load(reinterpret_cast<const float*>(p) + at);
@@ -381,7 +389,7 @@ Kernels make_table(const char* isa) {
   k.finish = finish, k.quantize = quantize, k.rms_norm = rms_norm, k.layer_norm = layer_norm, k.rotate = rotate;
   k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
   k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>;
-  k.log_sum_exp = log_sum_exp, k.read = read;
+  k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide();
   return k;
 }
 

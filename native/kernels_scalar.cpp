@@ -2,6 +2,8 @@
 #include "vec_scalar.h"
 
 #define MILLIS_VEC vec_scalar
+#define MILLIS_WIDE_ROWS 4
+#define MILLIS_WIDE_LEAST 16
 #include "kernels_body.h"
 
 namespace millis {

@@ -142,6 +142,7 @@ void Runtime::execute(const NormOp& op, Step& step, int thread) {
 }
 
 void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
+  if (wide(op, step.count)) return execute_wide(op, step, thread);
   const int threads = pool_.threads(), rows = step.count, cols = op.x->width;
   const auto width = static_cast<size_t>(cols), blocks = width / kBlock, out_width = static_cast<size_t>(op.out->width);
   bool quantised = false;
@@ -190,6 +191,73 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
           e.residual = op.residual ? op.residual->data.data() + at : nullptr;
           if (op.gate) product(*op.gate, p, r, count, gate), e.gated = tile;
           kernels_.finish(op.gate ? gate : tile, e, count, columns, op.out->data.data() + at, out_width);
+        }
+      }
+    }
+  }
+}
+
+bool Runtime::wide(const MatMulOp& op, int rows) const {
+  const auto fits = [&](const Matrix* w) { return kernels_.wide.unpack[static_cast<int>(w->format_id())] != nullptr; };
+  return !config_.exact && rows >= kernels_.wide.least_rows && (!op.gate || fits(op.gate)) &&
+         std::all_of(op.segments.begin(), op.segments.end(), [&](const Segment& s) { return fits(s.weight); });
+}
+
+void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
+  const Wide& wide = kernels_.wide;
+  const int threads = pool_.threads(), rows = step.count, cols = op.x->width, steps = (cols + wide.step_columns - 1) / wide.step_columns;
+  const auto out_width = static_cast<size_t>(op.out->width), group = static_cast<size_t>(steps) * kGroupRows * kStepDwords;
+  Scratch& own = private_[static_cast<size_t>(thread)];
+  for (int r = thread; r < rows; r += threads) {
+    const float* x = row(*(op.norm ? op.norm->x : op.x), r);
+    if (op.norm) normalize_row(kernels_, *op.norm, x, own.rows.data());
+    uint32_t* to = shared_.wide.data() + static_cast<size_t>(r / kGroupRows) * group + static_cast<size_t>(r % kGroupRows) * kStepDwords;
+    wide.pack_row(op.norm ? own.rows.data() : x, cols, to);
+  }
+  pool_.barrier(thread);
+
+  struct Panel {
+    const Matrix* weight;
+    int index;
+  };
+  const auto multiply = [&](const Panel* panels, int count, int first, int some) {
+    constexpr size_t chunk = static_cast<size_t>(kWideColumns) * kPanelRows, tile = static_cast<size_t>(kWideBlock) * kPanelRows;
+    for (int k = 0; k < cols; k += kWideColumns) {
+      const int part = std::min(kWideColumns, cols - k), part_steps = (part + wide.step_columns - 1) / wide.step_columns;
+      for (int i = 0; i < count; ++i) {
+        const Format& f = format(panels[i].weight->format_id());
+        wide.unpack[static_cast<int>(panels[i].weight->format_id())](panels[i].weight->panel(panels[i].index) + f.panel_bytes(k), part,
+                                                                     own.wide.data() + static_cast<size_t>(i) * chunk);
+      }
+      const uint32_t* x = shared_.wide.data() + static_cast<size_t>(first / kGroupRows) * group +
+                          static_cast<size_t>(k / wide.step_columns) * kGroupRows * kStepDwords;
+      wide.product({own.wide.data(), chunk, count, part_steps, x, group, some, own.tile.data(), tile, k > 0});
+    }
+  };
+  int panels = 0;
+  for (const auto& s : op.segments) panels += s.weight->panels();
+  const Range mine = share(panels, thread, threads);
+  const int take = op.gate ? 1 : wide.panels;
+  for (int block = 0; block < rows; block += kWideBlock) {
+    const int some = std::min(kWideBlock, rows - block);
+    int before = 0;
+    for (const auto& s : op.segments) {
+      const int first = std::max(mine.first - before, 0), last = std::min(mine.last - before, s.weight->panels());
+      before += s.weight->panels();
+      for (int p = first; p < last; p += take) {
+        const int count = std::min(take, last - p);
+        const Panel together[2] = {{s.weight, p}, op.gate ? Panel{op.gate, p} : Panel{s.weight, p + 1}};
+        multiply(together, op.gate ? 2 : count, block, some);
+        for (int i = 0; i < count; ++i) {
+          const int at_panel = p + i, columns = std::min(kPanelRows, s.weight->rows() - at_panel * kPanelRows);
+          const size_t at = static_cast<size_t>(block) * out_width + static_cast<size_t>(s.column + at_panel * kPanelRows);
+          const float* tiles = own.tile.data() + static_cast<size_t>(i) * kWideBlock * kPanelRows;
+          Epilogue e;
+          e.bias = s.bias ? s.bias + at_panel * kPanelRows : nullptr;
+          e.activation = op.activation;
+          e.residual = op.residual ? op.residual->data.data() + at : nullptr;
+          if (op.gate) e.gated = tiles, tiles += static_cast<size_t>(kWideBlock) * kPanelRows;
+          kernels_.finish(tiles, e, some, columns, op.out->data.data() + at, out_width);
         }
       }
     }

@@ -128,6 +128,8 @@ class Runtime {
   void execute(const EmbedOp& op, Step& step, int thread);
   void execute(const NormOp& op, Step& step, int thread);
   void execute(const MatMulOp& op, Step& step, int thread);
+  bool wide(const MatMulOp& op, int rows) const;
+  void execute_wide(const MatMulOp& op, Step& step, int thread);
   void execute(const AttentionOp& op, Step& step, int thread);
   void execute(const SelectOp& op, Step& step, int thread);
 
@@ -148,8 +150,9 @@ class Runtime {
   std::unique_ptr<uint8_t[], Free> cache_;      // [layers][pages][kv_heads][2 * head_dim * 32]; calloc: pages come when touched
   std::vector<int32_t> positions_, sequences_;  // [T] of the batch under way
   struct Scratch {
-    std::vector<float> rows, attention;
+    std::vector<float> rows, attention, tile;
     std::vector<ActBlock> acts;
+    std::vector<uint32_t> wide;  // shared: a product's input; private: panels under way
   };
   std::vector<Scratch> private_;  // one a thread
   Scratch shared_;

@@ -100,6 +100,16 @@ template <int from, int mask>
 inline U8 with_high_bits(U8 x, U8 plane) {
   return {with_high_bits<from, mask>(x.a, plane.a), with_high_bits<from, mask>(x.b, plane.b)};
 }
+// 1 + byte c of each lane / 256: the byte is put into the mantissa of 1.
+template <int c>
+inline __m256 one_plus(__m256i x) {
+  const __m256i moved = c < 2 ? _mm256_slli_epi32(x, c < 2 ? 15 - 8 * c : 0) : _mm256_srli_epi32(x, c < 2 ? 0 : 8 * c - 15);
+  return _mm256_castsi256_ps(_mm256_or_si256(_mm256_and_si256(moved, _mm256_set1_epi32(0xff << 15)), _mm256_set1_epi32(0x3f800000)));
+}
+template <int c>
+inline F32 one_plus(U8 x) {
+  return {one_plus<c>(x.a), one_plus<c>(x.b)};
+}
 // VPMADDUBSW saturates at 16 bits, so bytes above 6 bits take their sign off and the offset of 128 back first.
 template <bool wide>
 inline __m256i dot4(__m256i acc, __m256i w, __m256i x) {

@@ -62,6 +62,13 @@ inline U8 with_high_bits(U8 x, U8 plane) {
   constexpr int a_or_b_and_c = 0xf8;  // truth table of x | (moved & mask)
   return {_mm512_ternarylogic_epi32(x.v, moved, _mm512_set1_epi8(static_cast<char>(mask << 4)), a_or_b_and_c)};
 }
+// 1 + byte c of each lane / 256: the byte is put into the mantissa of 1.
+template <int c>
+inline F32 one_plus(U8 x) {
+  constexpr int masked_or = 0xea;  // truth table of moved & mask | one
+  const __m512i moved = _mm512_rol_epi32(x.v, (47 - 8 * c) % 32);
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(moved, _mm512_set1_epi32(0xff << 15), _mm512_set1_epi32(0x3f800000), masked_or))};
+}
 template <bool wide>
 inline I32 dot4(I32 acc, U8 w, const int8_t* x) {
   int32_t four;

@@ -99,6 +99,11 @@ template <int from, int mask>
 inline U8 with_high_bits(U8 a, U8 plane) {
   return map_bytes([&](int i) { return a.v[i] | ((plane.v[i] >> from & mask) << 4); });
 }
+// 1 + byte c of each lane / 256.
+template <int c>
+inline F32 one_plus(U8 x) {
+  return map([&](int i) { return 1.0f + static_cast<float>(x.v[4 * i + c]) / 256.0f; });
+}
 // acc[i] += sum of w[4i + c] * x[c]; x: 4 signed bytes. `wide` marks w above 6 bits.
 template <bool wide>
 inline I32 dot4(I32 acc, U8 w, const int8_t* x) {

@@ -1,0 +1,135 @@
+// Products of many rows, part of kernels_body.h: panels are unpacked a few hundred columns at a time to the ISA's widest
+// operands and stay in the cache while all rows pass over them. An operand is a dword: a float, or with MILLIS_PAIRS
+// two bfloat16 of neighbouring columns. Layouts are in kernels.h, at Wide.
+
+namespace millis {
+namespace {
+
+#ifdef MILLIS_PAIRS
+constexpr bool kPairs = true;
+#else
+constexpr bool kPairs = false;
+inline F32 dot_wide(F32 acc, const uint32_t* w, const uint32_t* x) {
+  float value;
+  __builtin_memcpy(&value, x, 4);
+  return fma(load(reinterpret_cast<const float*>(w)), set1(value), acc);
+}
+#endif
+constexpr int kStepColumns = kPairs ? 2 * kStepDwords : kStepDwords;
+
+// Columns k and k + 1 of 16 rows; `out` moves on.
+inline void put_columns(uint32_t*& out, F32 even, F32 odd) {
+#ifdef MILLIS_PAIRS
+  store_pairs(out, even, odd);
+  out += kPanelRows;
+#else
+  store(reinterpret_cast<float*>(out), even), store(reinterpret_cast<float*>(out + kPanelRows), odd);
+  out += 2 * kPanelRows;
+#endif
+}
+
+// Vectors [first, first + count) of a block: value = scale * (1 + q / 256) + base.
+template <int bits, int first, int count>
+inline void unpack_vectors(const uint8_t* p, F32 scale, F32 base, uint32_t*& out) {
+  const U8 q = quants<bits, first>(p);
+  put_columns(out, fma(scale, one_plus<0>(q), base), fma(scale, one_plus<1>(q), base));
+  put_columns(out, fma(scale, one_plus<2>(q), base), fma(scale, one_plus<3>(q), base));
+  if constexpr (count > 1) unpack_vectors<bits, first + 1, count - 1>(p, scale, base, out);
+}
+
+template <int id>
+void unpack_quants(const uint8_t* p, int cols, uint32_t* out) {
+  constexpr Format f = kFormat[id];
+  constexpr int groups = f.groups(), vectors = 8 / groups;
+  constexpr bool super = f.scales != Scales::Block32;
+  F32 d = set1(0.0f), dmin = d;
+  for (int b = 0; b < cols / kBlock; ++b) {
+    if (!super || b % 8 == 0) {
+      d = mul(load_half(reinterpret_cast<const uint16_t*>(p)), set1(256.0f));
+      if constexpr (f.mins) dmin = load_half(reinterpret_cast<const uint16_t*>(p + 32));
+      p += f.super_header();
+    }
+    const uint8_t* q = p + f.block_header();
+    const auto group = [&]<int g>() {
+      F32 scale = d, base = f.mins && !super ? dmin : set1(0.0f);
+      if constexpr (super) scale = mul(d, f.mins ? load_u8(p + 16 * g) : load_i8(p + 16 * g));
+      if constexpr (super && f.mins) base = mul(dmin, sub(base, load_u8(p + 16 * (groups + g))));
+      base = fnma(scale, set1(1.0f + static_cast<float>(f.offset) / 256.0f), base);
+      unpack_vectors<f.bits, g * vectors, vectors>(q, scale, base, out);
+    };
+    group.template operator()<0>();
+    if constexpr (groups == 2) group.template operator()<1>();
+    p = q + f.quant_bytes();
+  }
+}
+
+// Only where a pair holds them exactly; other float weights take float_panel.
+void unpack_bfloats(const uint8_t* p, int cols, uint32_t* out) {
+  const auto* w = reinterpret_cast<const uint16_t*>(p);
+  int k = 0;
+  for (; k + 1 < cols; k += 2, w += 2 * kPanelRows) put_columns(out, load_bfloat(w), load_bfloat(w + kPanelRows));
+  if (k < cols) put_columns(out, load_bfloat(w), set1(0.0f)), k += 2;
+  for (; k % kStepColumns != 0; k += 2) put_columns(out, set1(0.0f), set1(0.0f));
+}
+
+void pack_wide_row(const float* x, int cols, uint32_t* out) {
+  for (int k = 0; k < cols; k += kStepColumns, out += kGroupRows * kStepDwords) {
+    float rest[kStepColumns] = {};
+    const float* from = x + k;
+    if (k + kStepColumns > cols) {
+      for (int i = k; i < cols; ++i) rest[i - k] = x[i];
+      from = rest;
+    }
+#ifdef MILLIS_PAIRS
+    store_bfloats(reinterpret_cast<uint16_t*>(out), load(from), load(from + kLanes));
+#else
+    store(reinterpret_cast<float*>(out), load(from));
+#endif
+  }
+}
+
+template <int M>
+inline void wide_rows(const uint32_t* w, int steps, const uint32_t* x, float* tile, bool add) {
+  F32 total[M];
+  for (int m = 0; m < M; ++m) total[m] = add ? load(tile + m * kPanelRows) : set1(0.0f);
+  for (int s = 0; s < steps; ++s, x += kGroupRows * kStepDwords)
+    for (int k = 0; k < kStepDwords; ++k, w += kPanelRows)
+      for (int m = 0; m < M; ++m) total[m] = dot_wide(total[m], w, x + m * kStepDwords + k);
+  for (int m = 0; m < M; ++m) store(tile + m * kPanelRows, total[m]);
+}
+
+void wide_product(const WideTask& t) {
+  for (int p = 0; p < t.panels; ++p) {
+    const uint32_t* w = t.weights + static_cast<size_t>(p) * t.panel_stride;
+    float* tile = t.tile + static_cast<size_t>(p) * t.tile_stride;
+    for (int r = 0; r < t.rows; r += kGroupRows, tile += kGroupRows * kPanelRows) {
+      const uint32_t* x = t.x + static_cast<size_t>(r / kGroupRows) * t.group_stride;
+      for (int m = 0, left = t.rows - r < kGroupRows ? t.rows - r : kGroupRows; left > 0;) {
+        const uint32_t* at = x + m * kStepDwords;
+        float* to = tile + m * kPanelRows;
+        const int some = left >= MILLIS_WIDE_ROWS ? MILLIS_WIDE_ROWS : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+        if (some == MILLIS_WIDE_ROWS) wide_rows<MILLIS_WIDE_ROWS>(w, t.steps, at, to, t.add);
+        else if (some == 4) wide_rows<4>(w, t.steps, at, to, t.add);
+        else if (some == 2) wide_rows<2>(w, t.steps, at, to, t.add);
+        else wide_rows<1>(w, t.steps, at, to, t.add);
+        m += some, left -= some;
+      }
+    }
+  }
+}
+
+Wide make_wide() {
+  Wide w = {};
+  w.step_columns = kStepColumns, w.panels = 1, w.least_rows = MILLIS_WIDE_LEAST;
+  const auto fill = [&]<int id>(const auto& next) {
+    if constexpr (!kFormat[id].is_float()) w.unpack[id] = unpack_quants<id>;
+    if constexpr (id + 1 < kFormats) next.template operator()<id + 1>(next);
+  };
+  fill.template operator()<0>(fill);
+  if (kPairs) w.unpack[static_cast<int>(FormatId::BF16)] = unpack_bfloats;
+  w.pack_row = pack_wide_row, w.product = wide_product;
+  return w;
+}
+
+}  // namespace
+}  // namespace millis
