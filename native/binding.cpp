@@ -183,6 +183,34 @@ Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& 
   return owned(std::move(out), {static_cast<size_t>(count), stride});
 }
 
+// The same by an ISA's wide kernels.
+Floats wide_matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa) {
+  const Wide& wide = select_kernels(isa).wide;
+  if (x.shape(0) > kWideBlock || x.shape(1) > size_t{kMostSide}) throw std::invalid_argument("x is too large");
+  const auto cols = static_cast<int>(x.shape(1)), count = static_cast<int>(x.shape(0));
+  Pool alone(1);
+  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), false, alone);
+  const auto unpack = wide.unpack[static_cast<int>(w.format_id())];
+  if (!unpack) throw std::invalid_argument("no wide product for this type");
+  const auto steps = static_cast<size_t>((cols + wide.step_columns - 1) / wide.step_columns), step = size_t{kGroupRows} * kStepDwords;
+  const size_t groups = (x.shape(0) + kGroupRows - 1) / kGroupRows, panel = steps * step, tile = groups * kGroupRows * kPanelRows;
+  const auto take = static_cast<size_t>(wide.panels), stride = static_cast<size_t>(rows);
+  std::vector<uint32_t> inputs(groups * panel, 0xffffffff), weights(take * panel);
+  std::vector<float> tiles(take * tile), out(x.shape(0) * stride);
+  const std::vector<float> input = copy_of(x);
+  for (size_t r = 0; r < x.shape(0); ++r)
+    wide.pack_row(input.data() + r * x.shape(1), cols, inputs.data() + r / kGroupRows * panel + r % kGroupRows * kStepDwords);
+  for (int p = 0; p < w.panels(); p += wide.panels) {
+    const int some = std::min(wide.panels, w.panels() - p);
+    for (int i = 0; i < some; ++i) unpack(w.panel(p + i), cols, weights.data() + static_cast<size_t>(i) * panel);
+    wide.product({weights.data(), panel, some, static_cast<int>(steps), inputs.data(), panel, count, tiles.data(), tile, false});
+    for (int i = 0; i < some; ++i)
+      select_kernels(isa).finish(tiles.data() + static_cast<size_t>(i) * tile, Epilogue{}, count, std::min(kPanelRows, rows - (p + i) * kPanelRows),
+                                 out.data() + static_cast<size_t>(p + i) * kPanelRows, stride);
+  }
+  return owned(std::move(out), {x.shape(0), stride});
+}
+
 // [rows, cols] read back from the packed form, which must hold the file's values.
 Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
   Pool alone(1);
@@ -220,6 +248,7 @@ NB_MODULE(_native, m) {
   m.def("amx_state", &amx_state, "Whether AMX tiles are used here, or why not.");
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
   m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto", "exact"_a = false);
+  m.def("wide_matmul", &wide_matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto");
   m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());
   nb::class_<Runtime>(m, "Runtime")
       .def(
