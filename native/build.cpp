@@ -234,10 +234,11 @@ void Runtime::finish() {
     const size_t steps = width / static_cast<size_t>(kernels_.wide.step_columns) + 1;
     shared_.wide.resize(groups * steps * kGroupRows * kStepDwords);
     for (auto& own : private_) {
-      own.wide.resize(2 * static_cast<size_t>(kWideColumns) * kPanelRows);
-      own.tile.resize(2 * static_cast<size_t>(kWideBlock) * kPanelRows);
+      own.wide.resize(std::max(2 * static_cast<size_t>(kWideColumns) * kPanelRows, wide_attention_words(config_.head_dim)));
+      own.tile.resize(std::max(2 * static_cast<size_t>(kWideBlock) * kPanelRows, wide_attention_floats(config_.head_dim)));
     }
   }
+  partial_.resize(kMostShared * static_cast<size_t>(config_.threads) * kTileQueries * static_cast<size_t>(config_.head_dim + 2));
   const size_t element = config_.exact ? 4 : 2;
   page_stride_ = static_cast<size_t>(config_.kv_heads) * 2 * static_cast<size_t>(config_.head_dim) * kPageTokens * element;
   cache_.reset(static_cast<uint8_t*>(std::calloc(page_stride_ * static_cast<size_t>(config_.layers), static_cast<size_t>(config_.pages))));

@@ -19,21 +19,6 @@ struct Epilogue {
   const float* residual = nullptr;  // [rows][stride]
 };
 
-// Queries of one KV head over the pages of one sequence.
-struct Attend {
-  int queries;                   // in [1, kTileQueries]
-  const float* q[kTileQueries];  // [head_dim] each
-  float* out[kTileQueries];      // [head_dim] each
-  int position[kTileQueries];    // attends to [max(0, position - window + 1), position]
-  int window;                    // 0: all
-  int head_dim;                  // a multiple of 16
-  float scale;
-  const int32_t* table;  // page of positions [32 i, 32 i + 32)
-  const uint8_t* cache;  // this layer and KV head in page 0: keys [head_dim][32], then values [32][head_dim]
-  size_t page_stride;    // bytes from one page to the next
-  float* scratch;        // [2 * kTileQueries * head_dim]
-};
-
 constexpr int kGroupRows = 16;      // activation rows that lie together in a wide product
 constexpr int kStepDwords = 16;     // dwords of a row that lie together
 constexpr int kWideBlock = 256;      // activation rows that pass over a panel together
@@ -63,6 +48,49 @@ struct Wide {
   void (*product)(const WideTask& task);
 };
 
+// What queries of one KV head of a sequence attend to.
+struct Keys {
+  int first, end;  // positions [first, end), first a multiple of 32; each query masks what it must not see
+  int window;      // a query at p attends to (p - window, p]; 0: all up to p
+  int head_dim;    // a multiple of 16
+  float scale;
+  const int32_t* table;  // page of positions [32 i, 32 i + 32)
+  const uint8_t* cache;  // this layer and KV head in page 0: keys [head_dim][32], then values [32][head_dim]
+  size_t page_stride;    // bytes from one page to the next
+};
+
+// A few queries.
+struct Attend : Keys {
+  int queries;                   // in [1, kTileQueries]
+  const float* q[kTileQueries];  // [head_dim] each
+  float* out[kTileQueries];      // [head_dim] each; where partial: sums, then the largest score and the sum of weights
+  int position[kTileQueries];
+  bool partial;
+  float* scratch;  // [2 * kTileQueries * head_dim]
+};
+
+constexpr int kWideQueries = 64, kWideKeys = 128;  // of a block of AttendWide
+
+// Many queries, over an f16 cache.
+struct AttendWide : Keys {
+  int rows;  // in [1, kWideQueries]
+  const float* q[kWideQueries];
+  float* out[kWideQueries];
+  int position[kWideQueries];
+  void (*product)(const WideTask& task);
+  uint32_t* words;  // [wide_attention_words(head_dim)]
+  float* floats;    // [wide_attention_floats(head_dim)]
+};
+
+constexpr size_t wide_attention_words(int head_dim) {  // for the narrowest dwords: a float each
+  const size_t panel = static_cast<size_t>(head_dim) * kPanelRows, keys = static_cast<size_t>(kWideKeys);
+  const size_t padding = 2 * kGroupRows * kStepDwords * (kWideQueries / kGroupRows + kWideKeys / kPanelRows);
+  return panel * (kWideQueries / kGroupRows + kWideKeys / kPanelRows) + keys * (kWideQueries + static_cast<size_t>(head_dim)) + padding;
+}
+constexpr size_t wide_attention_floats(int head_dim) {
+  return static_cast<size_t>(kWideQueries) * static_cast<size_t>(kWideKeys + head_dim) + static_cast<size_t>(head_dim);
+}
+
 struct Kernels {
   const char* isa;
   // tile[m][16] = x[m] . panel, for m < rows. Strides count elements of x.
@@ -77,6 +105,7 @@ struct Kernels {
   // key, value: [head_dim], into slot `slot` of a page of one layer and KV head.
   void (*write_kv[2])(const float* key, const float* value, int head_dim, int slot, uint8_t* page);  // [0] f16, [1] f32
   void (*attend[2])(const Attend& task);                                                             // likewise
+  void (*attend_wide)(const AttendWide& task);
   float (*log_sum_exp)(const float* x, int n);
   Wide wide;
   uint64_t (*read)(const uint8_t* data, size_t bytes);  // streams the bytes; for measuring bandwidth

@@ -273,109 +273,13 @@ uint64_t read(const uint8_t* data, size_t bytes) {
   return reinterpret_cast<const uint8_t*>(kept)[0];
 }
 
-// ---- attention ----------------------------------------------------------------------------------------------------
+}  // namespace
+}  // namespace millis
 
-inline F32 load_cached(const uint16_t* p) { return load_half(p); }
-inline F32 load_cached(const float* p) { return load(p); }
-inline void store_cached(uint16_t* p, F32 x) { store_half(p, x); }
-inline void store_cached(float* p, F32 x) { store(p, x); }
-inline void store_cached(uint16_t* p, float x) { *p = float_to_half(x); }
-inline void store_cached(float* p, float x) { *p = x; }
+#include "attention_body.h"
 
-template <class T>
-void write_kv(const float* key, const float* value, int head_dim, int slot, uint8_t* page) {
-  T* keys = reinterpret_cast<T*>(page);
-  T* values = keys + head_dim * kPageTokens;
-  for (int d = 0; d < head_dim; ++d) store_cached(keys + d * kPageTokens + slot, key[d]);
-  for (int d = 0; d < head_dim; d += kLanes) store_cached(values + slot * head_dim + d, load(value + d));
-}
-
-// score[n][32] = q[n] . keys of one page, masked outside each query's range.
-template <class T, int N>
-inline void page_scores(const Attend& a, const float* q, const T* keys, int first, float (&score)[N][kPageTokens]) {
-  F32 low[N], high[N];
-  for (int n = 0; n < N; ++n) low[n] = high[n] = set1(0.0f);
-  for (int d = 0; d < a.head_dim; ++d, keys += kPageTokens) {
-    const F32 k0 = load_cached(keys), k1 = load_cached(keys + 16);
-    for (int n = 0; n < N; ++n) {
-      const F32 x = set1(q[n * a.head_dim + d]);
-      low[n] = fma(x, k0, low[n]), high[n] = fma(x, k1, high[n]);
-    }
-  }
-  for (int n = 0; n < N; ++n) {
-    store(score[n], low[n]), store(score[n] + 16, high[n]);
-    const int last = a.position[n] - first, least = a.window ? last - a.window + 1 : 0;
-    for (int i = 0; i < least && i < kPageTokens; ++i) score[n][i] = kMasked;
-    for (int i = last + 1 > 0 ? last + 1 : 0; i < kPageTokens; ++i) score[n][i] = kMasked;
-  }
-}
-
-// Moves one query's running softmax (Milakov and Gimelshein, 2018) over a page: scores become weights.
-inline void page_softmax(float (&score)[kPageTokens], float& largest, float& total, float* sums, int head_dim) {
-  const F32 s0 = load(score), s1 = load(score + 16);
-  const float page_largest = max(max(s0, s1));
-  if (page_largest > largest) {
-    const F32 shrink = exp(set1(largest - page_largest));
-    float factor[kLanes];
-    store(factor, shrink);
-    total *= factor[0];
-    for (int d = 0; d < head_dim; d += kLanes) store(sums + d, mul(load(sums + d), shrink));
-    largest = page_largest;
-  }
-  const F32 p0 = exp(sub(s0, set1(largest))), p1 = exp(sub(s1, set1(largest)));
-  store(score, p0), store(score + 16, p1);
-  total += sum(add(p0, p1));
-}
-
-// sums[n] += weights[n] . values, two vectors of head_dim at a time (one where it is odd).
-template <class T, int N, int W>
-inline void page_values(const T* values, int head_dim, int count, const float (&weight)[N][kPageTokens], float* sums) {
-  F32 part[N][W];
-  for (int n = 0; n < N; ++n)
-    for (int w = 0; w < W; ++w) part[n][w] = load(sums + n * head_dim + w * kLanes);
-  for (int j = 0; j < count; ++j, values += head_dim)
-    for (int w = 0; w < W; ++w) {
-      const F32 v = load_cached(values + w * kLanes);
-      for (int n = 0; n < N; ++n) part[n][w] = fma(set1(weight[n][j]), v, part[n][w]);
-    }
-  for (int n = 0; n < N; ++n)
-    for (int w = 0; w < W; ++w) store(sums + n * head_dim + w * kLanes, part[n][w]);
-}
-
-template <class T, int N>
-void attend_queries(const Attend& a) {
-  float *q = a.scratch, *sums = a.scratch + N * a.head_dim;
-  float largest[N], total[N];
-  int first = a.position[0], last = a.position[0];
-  for (int n = 0; n < N; ++n) {
-    largest[n] = kNoScore, total[n] = 0.0f;
-    first = a.position[n] < first ? a.position[n] : first, last = a.position[n] > last ? a.position[n] : last;
-    for (int d = 0; d < a.head_dim; ++d) q[n * a.head_dim + d] = a.q[n][d] * a.scale, sums[n * a.head_dim + d] = 0.0f;
-  }
-  first = a.window && first >= a.window ? (first - a.window + 1) / kPageTokens * kPageTokens : 0;
-  for (; first <= last; first += kPageTokens) {
-    const T* keys = reinterpret_cast<const T*>(a.cache + static_cast<size_t>(a.table[first / kPageTokens]) * a.page_stride);
-    const T* values = keys + a.head_dim * kPageTokens;
-    const int count = last - first + 1 < kPageTokens ? last - first + 1 : kPageTokens;
-    float weight[N][kPageTokens];
-    page_scores<T, N>(a, q, keys, first, weight);
-    for (int n = 0; n < N; ++n) page_softmax(weight[n], largest[n], total[n], sums + n * a.head_dim, a.head_dim);
-    int d = 0;
-    for (; d + 2 * kLanes <= a.head_dim; d += 2 * kLanes) page_values<T, N, 2>(values + d, a.head_dim, count, weight, sums + d);
-    for (; d < a.head_dim; d += kLanes) page_values<T, N, 1>(values + d, a.head_dim, count, weight, sums + d);
-  }
-  for (int n = 0; n < N; ++n)
-    for (int d = 0; d < a.head_dim; ++d) a.out[n][d] = sums[n * a.head_dim + d] / total[n];
-}
-
-template <class T>
-void attend(const Attend& a) {
-  static_assert(kTileQueries == 4);
-  if (a.queries == 4) return attend_queries<T, 4>(a);
-  if (a.queries == 3) return attend_queries<T, 3>(a);
-  if (a.queries == 2) return attend_queries<T, 2>(a);
-  attend_queries<T, 1>(a);
-}
+namespace millis {
+namespace {
 
 Kernels make_table(const char* isa) {
   Kernels k = {};
@@ -388,7 +292,7 @@ Kernels make_table(const char* isa) {
   fill.template operator()<0>(fill);
   k.finish = finish, k.quantize = quantize, k.rms_norm = rms_norm, k.layer_norm = layer_norm, k.rotate = rotate;
   k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
-  k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>;
+  k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide;
   k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide();
   return k;
 }

@@ -1,9 +1,8 @@
 // The step: checks a batch, then every thread walks the plan's operations side by side.
-#include "runtime.h"
-
 #include <algorithm>
-#include <exception>
 #include <stdexcept>
+
+#include "step.h"
 
 namespace millis {
 namespace {
@@ -11,33 +10,11 @@ namespace {
 constexpr int kPrivateRows = 4;  // up to here every thread prepares its own copy of a product's input
 constexpr int kRowBlock = 128;   // rows that pass over a thread's panels together
 
-struct Range {
-  int first, last;
-};
-
-Range share(int count, int thread, int threads) {
-  const auto at = [&](int t) { return static_cast<int>(static_cast<int64_t>(count) * t / threads); };
-  return {at(thread), at(thread + 1)};
-}
-
-float* row(const Buffer& b, int r) { return const_cast<float*>(b.data.data()) + static_cast<size_t>(r) * static_cast<size_t>(b.width); }
-
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 
 }  // namespace
-
-struct Runtime::Step {
-  const Batch& batch;
-  std::span<const int32_t> rows;  // all selected rows
-  size_t chunk = 0;               // first of the selected rows under way
-  int count = 0;                  // rows the ops under way run on
-  VisitRow visit;
-  const void* context;
-  std::mutex& lock;
-  std::exception_ptr& failure;  // of the first visit that threw
-};
 
 void Runtime::check(const Batch& batch) const {
   const size_t sequences = batch.lengths.size(), tokens = batch.tokens.size();
@@ -259,61 +236,6 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
           if (op.gate) e.gated = tiles, tiles += static_cast<size_t>(kWideBlock) * kPanelRows;
           kernels_.finish(tiles, e, some, columns, op.out->data.data() + at, out_width);
         }
-      }
-    }
-  }
-}
-
-void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
-  const int threads = pool_.threads(), hd = config_.head_dim, kv_heads = config_.kv_heads, group = op.heads / kv_heads;
-  const size_t head_bytes = page_stride_ / static_cast<size_t>(kv_heads);
-  uint8_t* layer = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer);
-
-  // Heads of q and k: norm, rotation; k and v into the cache.
-  const int each = op.heads + kv_heads;
-  const Range heads = share(step.count * each, thread, threads);
-  float* normal = private_[static_cast<size_t>(thread)].attention.data();
-  for (int i = heads.first; i < heads.last; ++i) {
-    const int t = i / each, h = i % each, position = positions_[static_cast<size_t>(t)];
-    float* x = row(*op.qkv, t) + h * hd;
-    const Vector* weight = h < op.heads ? op.q_norm : op.k_norm;
-    if (weight) {
-      kernels_.rms_norm(x, weight->data(), op.eps, hd, normal);
-      std::copy(normal, normal + hd, x);
-    }
-    if (op.rope) {
-      const auto half = static_cast<size_t>(hd / 2);
-      const float* cosines = op.rope->data() + static_cast<size_t>(position) * half;
-      kernels_.rotate(x, cosines, cosines + static_cast<size_t>(config_.context) * half, hd, op.interleaved);
-    }
-    if (h < op.heads) continue;
-    const auto* table = step.batch.tables.data() + static_cast<size_t>(sequences_[static_cast<size_t>(t)]) * step.batch.table_width;
-    uint8_t* page = layer + page_stride_ * static_cast<size_t>(table[position / kPageTokens]) + head_bytes * static_cast<size_t>(h - op.heads);
-    kernels_.write_kv[config_.exact](x, x + kv_heads * hd, hd, position % kPageTokens, page);
-  }
-  pool_.barrier(thread);
-
-  // Units of up to four queries of one sequence and KV head, dealt out in turn.
-  int unit = 0, token = 0;
-  for (size_t s = 0; s < step.batch.lengths.size(); token += step.batch.lengths[s], ++s) {
-    const int queries = step.batch.lengths[s] * group;
-    const auto units = static_cast<int64_t>(step.batch.lengths.size()) * kv_heads * ((queries + kTileQueries - 1) / kTileQueries);
-    const int tile = units >= threads ? kTileQueries : std::clamp((queries + threads - 1) / threads, 1, kTileQueries);
-    for (int h = 0; h < kv_heads; ++h) {
-      for (int first = 0; first < queries; first += tile, ++unit) {
-        if (unit % threads != thread) continue;
-        Attend a{};
-        a.queries = std::min(tile, queries - first);
-        for (int n = 0; n < a.queries; ++n) {
-          const int t = token + (first + n) / group, head = h * group + (first + n) % group;
-          a.q[n] = row(*op.qkv, t) + head * hd, a.out[n] = row(*op.out, t) + head * hd;
-          a.position[n] = positions_[static_cast<size_t>(t)];
-        }
-        a.window = op.window, a.head_dim = hd, a.scale = op.scale;
-        a.table = step.batch.tables.data() + s * step.batch.table_width;
-        a.cache = layer + head_bytes * static_cast<size_t>(h), a.page_stride = page_stride_;
-        a.scratch = private_[static_cast<size_t>(thread)].attention.data();
-        kernels_.attend[config_.exact](a);
       }
     }
   }

@@ -17,6 +17,8 @@
 
 namespace millis {
 
+constexpr size_t kMostShared = 256;  // units of queries in a step whose keys may be shared among threads
+
 struct RuntimeConfig {
   int threads, max_tokens, max_outputs, pages;
   int layers, kv_heads, head_dim, vocab, context;
@@ -130,6 +132,8 @@ class Runtime {
   void execute(const MatMulOp& op, Step& step, int thread);
   bool wide(const MatMulOp& op, int rows) const;
   void execute_wide(const MatMulOp& op, Step& step, int thread);
+  void write_heads(const AttentionOp& op, Step& step, int thread);
+  Keys keys_of(const AttentionOp& op, const Step& step, size_t s, int head, int low, int high) const;
   void execute(const AttentionOp& op, Step& step, int thread);
   void execute(const SelectOp& op, Step& step, int thread);
 
@@ -156,6 +160,7 @@ class Runtime {
   };
   std::vector<Scratch> private_;  // one a thread
   Scratch shared_;
+  std::vector<float> partial_;  // of attention whose keys are shared among threads
   Pool pool_;
 };
 

@@ -1,0 +1,136 @@
+// The attention of a step: which thread computes which queries over which keys.
+#include <algorithm>
+#include <cmath>
+
+#include "step.h"
+
+namespace millis {
+namespace {
+
+constexpr int kFewTokens = 8;    // of a sequence: up to here, a decode with drafts, each query is computed as if alone
+constexpr int kWideLeast = 16;   // queries of a KV head from which on wide products pay
+constexpr int kSharedPages = 8;  // from here on threads share the keys of a query
+
+// parts: for each thread sums [head_dim], their largest score, the sum of their weights; `stride` floats apart.
+void merge_parts(const float* parts, size_t stride, int threads, int head_dim, float* out) {
+  float largest = parts[head_dim], total = 0.0f;
+  for (int t = 1; t < threads; ++t) largest = std::max(largest, parts[static_cast<size_t>(t) * stride + static_cast<size_t>(head_dim)]);
+  std::fill(out, out + head_dim, 0.0f);
+  for (int t = 0; t < threads; ++t, parts += stride) {
+    const float weight = std::exp(parts[head_dim] - largest);
+    total += weight * parts[head_dim + 1];
+    for (int d = 0; d < head_dim; ++d) out[d] += weight * parts[d];
+  }
+  for (int d = 0; d < head_dim; ++d) out[d] /= total;
+}
+
+}  // namespace
+
+// Heads of q and k: norm, rotation; k and v into the cache.
+void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
+  const int threads = pool_.threads(), hd = config_.head_dim, kv_heads = config_.kv_heads;
+  const size_t head_bytes = page_stride_ / static_cast<size_t>(kv_heads);
+  uint8_t* layer = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer);
+
+  const int each = op.heads + kv_heads;
+  const Range heads = share(step.count * each, thread, threads);
+  float* normal = private_[static_cast<size_t>(thread)].attention.data();
+  for (int i = heads.first; i < heads.last; ++i) {
+    const int t = i / each, h = i % each, position = positions_[static_cast<size_t>(t)];
+    float* x = row(*op.qkv, t) + h * hd;
+    const Vector* weight = h < op.heads ? op.q_norm : op.k_norm;
+    if (weight) {
+      kernels_.rms_norm(x, weight->data(), op.eps, hd, normal);
+      std::copy(normal, normal + hd, x);
+    }
+    if (op.rope) {
+      const auto half = static_cast<size_t>(hd / 2);
+      const float* cosines = op.rope->data() + static_cast<size_t>(position) * half;
+      kernels_.rotate(x, cosines, cosines + static_cast<size_t>(config_.context) * half, hd, op.interleaved);
+    }
+    if (h < op.heads) continue;
+    const auto* table = step.batch.tables.data() + static_cast<size_t>(sequences_[static_cast<size_t>(t)]) * step.batch.table_width;
+    uint8_t* page = layer + page_stride_ * static_cast<size_t>(table[position / kPageTokens]) + head_bytes * static_cast<size_t>(h - op.heads);
+    kernels_.write_kv[config_.exact](x, x + kv_heads * hd, hd, position % kPageTokens, page);
+  }
+}
+
+// The keys that queries at positions [low, high] of sequence s see together.
+Keys Runtime::keys_of(const AttentionOp& op, const Step& step, size_t s, int head, int low, int high) const {
+  const size_t head_bytes = page_stride_ / static_cast<size_t>(config_.kv_heads);
+  Keys k{};
+  k.first = op.window && low >= op.window ? (low - op.window + 1) / kPageTokens * kPageTokens : 0;
+  k.end = high + 1;
+  k.window = op.window, k.head_dim = config_.head_dim, k.scale = op.scale;
+  k.table = step.batch.tables.data() + s * step.batch.table_width;
+  k.cache = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer) + head_bytes * static_cast<size_t>(head);
+  k.page_stride = page_stride_;
+  return k;
+}
+
+void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
+  write_heads(op, step, thread);
+  pool_.barrier(thread);
+  const int threads = pool_.threads(), hd = config_.head_dim, kv_heads = config_.kv_heads, group = op.heads / kv_heads;
+  const size_t part = kTileQueries * static_cast<size_t>(hd + 2);  // of a unit and a thread
+  Scratch& own = private_[static_cast<size_t>(thread)];
+  bool merge = false;
+
+  // Units of queries of one sequence and KV head. Row i of them is query i / group, head i % group. Units are dealt out in
+  // turn, but where a few queries see many keys, every thread takes its share of the keys.
+  const auto each_unit = [&](const auto& visit) {
+    int unit = 0, token = 0, split = 0;
+    for (size_t s = 0; s < step.batch.lengths.size(); token += step.batch.lengths[s], ++s) {
+      const int rows = step.batch.lengths[s] * group, pages = (step.batch.starts[s] + step.batch.lengths[s]) / kPageTokens;
+      const auto units = static_cast<int64_t>(step.batch.lengths.size()) * kv_heads * ((rows + kTileQueries - 1) / kTileQueries);
+      const bool wide = step.batch.lengths[s] > kFewTokens && rows >= kWideLeast && !config_.exact;
+      const bool shared = !wide && threads > 1 && pages >= kSharedPages && split + units <= static_cast<int64_t>(kMostShared);
+      const int few = units >= threads || shared ? kTileQueries : std::clamp((rows + threads - 1) / threads, 1, kTileQueries);
+      for (int h = 0; h < kv_heads; ++h)
+        for (int first = 0, most = wide ? kWideQueries : few; first < rows; first += most, ++unit)
+          visit(s, h, token, first, std::min(most, rows - first), wide, shared ? split++ : -1, unit);
+    }
+  };
+  each_unit([&](size_t s, int h, int token, int first, int count, bool wide, int split, int unit) {
+    if (split < 0 && unit % threads != thread) return;
+    const int low = positions_[static_cast<size_t>(token + first / group)], high = positions_[static_cast<size_t>(token + (first + count - 1) / group)];
+    const Keys keys = keys_of(op, step, s, h, low, high);
+    const auto fill = [&](auto& a) {
+      static_cast<Keys&>(a) = keys;
+      for (int n = 0; n < count; ++n) {
+        const int t = token + (first + n) / group, head = h * group + (first + n) % group;
+        a.q[n] = row(*op.qkv, t) + head * hd, a.out[n] = row(*op.out, t) + head * hd;
+        a.position[n] = positions_[static_cast<size_t>(t)];
+      }
+    };
+    if (wide) {
+      AttendWide a{};
+      fill(a);
+      a.rows = count, a.product = kernels_.wide.product, a.words = own.wide.data(), a.floats = own.tile.data();
+      return kernels_.attend_wide(a);
+    }
+    Attend a{};
+    fill(a);
+    a.queries = count, a.scratch = own.attention.data();
+    if (split >= 0) {
+      merge = a.partial = true;
+      const Range pages = share((keys.end - keys.first + kPageTokens - 1) / kPageTokens, thread, threads);
+      a.first = keys.first + pages.first * kPageTokens, a.end = std::min(keys.end, keys.first + pages.last * kPageTokens);
+      float* to = partial_.data() + (static_cast<size_t>(split) * static_cast<size_t>(threads) + static_cast<size_t>(thread)) * part;
+      for (int n = 0; n < count; ++n) a.out[n] = to + n * (hd + 2);
+    }
+    kernels_.attend[config_.exact](a);
+  });
+  if (!merge) return;
+  pool_.barrier(thread);
+  each_unit([&](size_t, int h, int token, int first, int count, bool, int split, int) {
+    if (split < 0 || split % threads != thread) return;
+    const float* parts = partial_.data() + static_cast<size_t>(split) * static_cast<size_t>(threads) * part;
+    for (int n = 0; n < count; ++n) {
+      float* out = row(*op.out, token + (first + n) / group) + (h * group + (first + n) % group) * hd;
+      merge_parts(parts + n * (hd + 2), part, threads, hd, out);
+    }
+  });
+}
+
+}  // namespace millis

@@ -1,0 +1,215 @@
+// Attention over the pages of the KV cache, part of kernels_body.h: a few queries at a time, or many as wide products.
+
+namespace millis {
+namespace {
+
+// ---- attention ----------------------------------------------------------------------------------------------------
+
+inline F32 load_cached(const uint16_t* p) { return load_half(p); }
+inline F32 load_cached(const float* p) { return load(p); }
+inline void store_cached(uint16_t* p, F32 x) { store_half(p, x); }
+inline void store_cached(float* p, F32 x) { store(p, x); }
+inline void store_cached(uint16_t* p, float x) { *p = float_to_half(x); }
+inline void store_cached(float* p, float x) { *p = x; }
+
+template <class T>
+void write_kv(const float* key, const float* value, int head_dim, int slot, uint8_t* page) {
+  T* keys = reinterpret_cast<T*>(page);
+  T* values = keys + head_dim * kPageTokens;
+  for (int d = 0; d < head_dim; ++d) store_cached(keys + d * kPageTokens + slot, key[d]);
+  for (int d = 0; d < head_dim; d += kLanes) store_cached(values + slot * head_dim + d, load(value + d));
+}
+
+// score[n][32] = q[n] . keys of one page, masked outside each query's range.
+template <class T, int N>
+inline void page_scores(const Attend& a, const float* q, const T* keys, int first, float (&score)[N][kPageTokens]) {
+  F32 low[N], high[N];
+  for (int n = 0; n < N; ++n) low[n] = high[n] = set1(0.0f);
+  for (int d = 0; d < a.head_dim; ++d, keys += kPageTokens) {
+    __builtin_prefetch(keys + a.head_dim * kPageTokens);  // the values of these tokens
+    const F32 k0 = load_cached(keys), k1 = load_cached(keys + 16);
+    for (int n = 0; n < N; ++n) {
+      const F32 x = set1(q[n * a.head_dim + d]);
+      low[n] = fma(x, k0, low[n]), high[n] = fma(x, k1, high[n]);
+    }
+  }
+  for (int n = 0; n < N; ++n) {
+    store(score[n], low[n]), store(score[n] + 16, high[n]);
+    const int last = a.position[n] - first, least = a.window ? last - a.window + 1 : 0;
+    for (int i = 0; i < least && i < kPageTokens; ++i) score[n][i] = kMasked;
+    for (int i = last + 1 > 0 ? last + 1 : 0; i < kPageTokens; ++i) score[n][i] = kMasked;
+  }
+}
+
+// Moves one query's running softmax (Milakov and Gimelshein, 2018) over a page: scores become weights.
+inline void page_softmax(float (&score)[kPageTokens], float& largest, float& total, float* sums, int head_dim) {
+  const F32 s0 = load(score), s1 = load(score + 16);
+  const float page_largest = max(max(s0, s1));
+  if (page_largest > largest) {
+    const F32 shrink = exp(set1(largest - page_largest));
+    float factor[kLanes];
+    store(factor, shrink);
+    total *= factor[0];
+    for (int d = 0; d < head_dim; d += kLanes) store(sums + d, mul(load(sums + d), shrink));
+    largest = page_largest;
+  }
+  const F32 p0 = exp(sub(s0, set1(largest))), p1 = exp(sub(s1, set1(largest)));
+  store(score, p0), store(score + 16, p1);
+  total += sum(add(p0, p1));
+}
+
+// sums[n] += weights[n] . values, two vectors of head_dim at a time (one where it is odd).
+// `next`: what is read after this page.
+template <class T, int N, int W>
+inline void page_values(const T* values, const T* next, int head_dim, int count, const float (&weight)[N][kPageTokens], float* sums) {
+  F32 part[N][W];
+  for (int n = 0; n < N; ++n)
+    for (int w = 0; w < W; ++w) part[n][w] = load(sums + n * head_dim + w * kLanes);
+  for (int j = 0; j < count; ++j, values += head_dim, next += head_dim) {
+    __builtin_prefetch(next);
+    for (int w = 0; w < W; ++w) {
+      const F32 v = load_cached(values + w * kLanes);
+      for (int n = 0; n < N; ++n) part[n][w] = fma(set1(weight[n][j]), v, part[n][w]);
+    }
+  }
+  for (int n = 0; n < N; ++n)
+    for (int w = 0; w < W; ++w) store(sums + n * head_dim + w * kLanes, part[n][w]);
+}
+
+template <class T, int N>
+void attend_queries(const Attend& a) {
+  float *q = a.scratch, *sums = a.scratch + N * a.head_dim;
+  float largest[N], total[N];
+  for (int n = 0; n < N; ++n) {
+    largest[n] = kNoScore, total[n] = 0.0f;
+    for (int d = 0; d < a.head_dim; ++d) q[n * a.head_dim + d] = a.q[n][d] * a.scale, sums[n * a.head_dim + d] = 0.0f;
+  }
+  const auto page = [&](int at) {
+    return reinterpret_cast<const T*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride);
+  };
+  for (int first = a.first; first < a.end; first += kPageTokens) {
+    const T *keys = page(first), *next = first + kPageTokens < a.end ? page(first + kPageTokens) : keys;
+    const T* values = keys + a.head_dim * kPageTokens;
+    const int count = a.end - first < kPageTokens ? a.end - first : kPageTokens;
+    float weight[N][kPageTokens];
+    page_scores<T, N>(a, q, keys, first, weight);
+    for (int n = 0; n < N; ++n) page_softmax(weight[n], largest[n], total[n], sums + n * a.head_dim, a.head_dim);
+    int d = 0;
+    for (; d + 2 * kLanes <= a.head_dim; d += 2 * kLanes) page_values<T, N, 2>(values + d, next + d, a.head_dim, count, weight, sums + d);
+    for (; d < a.head_dim; d += kLanes) page_values<T, N, 1>(values + d, next + d, a.head_dim, count, weight, sums + d);
+  }
+  for (int n = 0; n < N; ++n) {
+    const float divisor = a.partial ? 1.0f : total[n];
+    for (int d = 0; d < a.head_dim; ++d) a.out[n][d] = sums[n * a.head_dim + d] / divisor;
+    if (a.partial) a.out[n][a.head_dim] = largest[n], a.out[n][a.head_dim + 1] = total[n];
+  }
+}
+
+template <class T>
+void attend(const Attend& a) {
+  static_assert(kTileQueries == 4);
+  if (a.queries == 4) return attend_queries<T, 4>(a);
+  if (a.queries == 3) return attend_queries<T, 3>(a);
+  if (a.queries == 2) return attend_queries<T, 2>(a);
+  attend_queries<T, 1>(a);
+}
+
+// ---- many queries -------------------------------------------------------------------------------------------------
+
+// Keys [first, first + count) of a page, count a multiple of 16, as panels of 16 keys: [steps][dwords][16 keys].
+inline void unpack_keys(const AttendWide& a, const uint16_t* keys, uint32_t* out) {
+  for (int half = 0; half < kPageTokens / kPanelRows; ++half) {
+    const uint16_t* from = keys + half * kPanelRows;
+    int d = 0;
+    for (; d < a.head_dim; d += 2) put_columns(out, load_half(from + d * kPageTokens), load_half(from + (d + 1) * kPageTokens));
+    for (; d % kStepColumns != 0; d += 2) put_columns(out, set1(0.0f), set1(0.0f));
+  }
+}
+
+// Values of a page as columns of the panels of 16 head dimensions; those from `count` on may be anything in the cache.
+inline void unpack_values(const AttendWide& a, const uint16_t* values, int count, size_t stride, uint32_t* out) {
+  for (int d = 0; d < a.head_dim; d += kPanelRows, out += stride) {
+    uint32_t* to = out;
+    const auto value = [&](int t) { return t < count ? load_half(values + t * a.head_dim + d) : set1(0.0f); };
+    for (int t = 0; t < kPageTokens; t += 2) put_columns(to, value(t), value(t + 1));
+  }
+}
+
+// One row's scores of a block become weights, in the layout of a wide product's x. Returns the factor of its old sums.
+inline float block_softmax(const AttendWide& a, int r, int first, int keys, float* score, float& largest, float& total, uint32_t* out) {
+  constexpr size_t panel = static_cast<size_t>(kWideQueries) * kPanelRows;
+  const int last = a.position[r] - first, least = a.window ? last - a.window + 1 : 0;
+  if (last < keys - 1 || least > 0)
+    for (int i = 0; i < keys; ++i)
+      if (i < least || i > last) score[static_cast<size_t>(i / kPanelRows) * panel + static_cast<size_t>(i % kPanelRows)] = kMasked;
+  F32 most = set1(kNoScore);
+  for (int p = 0; p < keys / kPanelRows; ++p) most = max(most, load(score + static_cast<size_t>(p) * panel));
+  const float block_most = max(most);
+  float factor = 1.0f;
+  if (block_most > largest) {
+    float factors[kLanes];
+    store(factors, exp(set1(largest - block_most)));
+    factor = factors[0], largest = block_most;
+  }
+  F32 part = set1(0.0f);
+  const F32 shift = set1(largest);
+  for (int p = 0; p < keys / kPanelRows; p += 2) {
+    const F32 w0 = exp(sub(load(score + static_cast<size_t>(p) * panel), shift)), w1 = exp(sub(load(score + static_cast<size_t>(p + 1) * panel), shift));
+    part = add(part, add(w0, w1));
+#ifdef MILLIS_PAIRS
+    store_bfloats(reinterpret_cast<uint16_t*>(out), w0, w1);
+#else
+    store(reinterpret_cast<float*>(out), w0);
+    out += kGroupRows * kStepDwords;
+    store(reinterpret_cast<float*>(out), w1);
+#endif
+    out += kGroupRows * kStepDwords;
+  }
+  total = total * factor + sum(part);
+  return factor;
+}
+
+// Blocks of keys outside, all rows inside (Dao et al., 2022): scores, softmax and sums of a block stay in the cache.
+void attend_wide(const AttendWide& a) {
+  constexpr size_t step = static_cast<size_t>(kGroupRows) * kStepDwords, tile = static_cast<size_t>(kWideQueries) * kPanelRows;
+  const int key_steps = (a.head_dim + kStepColumns - 1) / kStepColumns, head_panels = a.head_dim / kPanelRows;
+  const size_t key_panel = static_cast<size_t>(key_steps) * step, value_panel = static_cast<size_t>(kWideKeys / kStepColumns) * step;
+  uint32_t* q = a.words;
+  uint32_t* weights = q + kWideQueries / kGroupRows * key_panel;
+  uint32_t* keys = weights + kWideQueries / kGroupRows * value_panel;
+  uint32_t* values = keys + kWideKeys / kPanelRows * key_panel;
+  float* scores = a.floats;
+  float* sums = scores + kWideKeys / kPanelRows * tile;
+  float largest[kWideQueries], total[kWideQueries], *row = sums + static_cast<size_t>(head_panels) * tile;
+  for (int r = 0; r < a.rows; ++r) {
+    largest[r] = kNoScore, total[r] = 0.0f;
+    for (int d = 0; d < a.head_dim; ++d) row[d] = a.q[r][d] * a.scale;
+    pack_wide_row(row, a.head_dim, q + static_cast<size_t>(r / kGroupRows) * key_panel + static_cast<size_t>(r % kGroupRows) * kStepDwords);
+  }
+  for (int first = a.first; first < a.end; first += kWideKeys) {
+    const int pages = ((a.end - first < kWideKeys ? a.end - first : kWideKeys) + kPageTokens - 1) / kPageTokens, count = pages * kPageTokens;
+    for (int p = 0; p < pages; ++p) {
+      const int at = first + p * kPageTokens;
+      const auto* page = reinterpret_cast<const uint16_t*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride);
+      unpack_keys(a, page, keys + static_cast<size_t>(p) * (kPageTokens / kPanelRows) * key_panel);
+      unpack_values(a, page + a.head_dim * kPageTokens, a.end - at, value_panel, values + static_cast<size_t>(p) * (kPageTokens / kStepColumns) * step);
+    }
+    a.product({keys, key_panel, count / kPanelRows, key_steps, q, key_panel, a.rows, scores, tile, false});
+    for (int r = 0; r < a.rows; ++r) {
+      uint32_t* to = weights + static_cast<size_t>(r / kGroupRows) * value_panel + static_cast<size_t>(r % kGroupRows) * kStepDwords;
+      const float factor = block_softmax(a, r, first, count, scores + r * kPanelRows, largest[r], total[r], to);
+      if (factor == 1.0f || first == a.first) continue;
+      for (int p = 0; p < head_panels; ++p) {
+        float* at = sums + static_cast<size_t>(p) * tile + r * kPanelRows;
+        store(at, mul(load(at), set1(factor)));
+      }
+    }
+    a.product({values, value_panel, head_panels, count / kStepColumns, weights, value_panel, a.rows, sums, tile, first != a.first});
+  }
+  for (int r = 0; r < a.rows; ++r)
+    for (int p = 0; p < head_panels; ++p)
+      store(a.out[r] + p * kPanelRows, mul(load(sums + static_cast<size_t>(p) * tile + r * kPanelRows), set1(1.0f / total[r])));
+}
+
+}  // namespace
+}  // namespace millis

@@ -1,0 +1,32 @@
+// What the executors of a step share.
+#pragma once
+
+#include <exception>
+
+#include "runtime.h"
+
+namespace millis {
+
+struct Runtime::Step {
+  const Batch& batch;
+  std::span<const int32_t> rows;  // all selected rows
+  size_t chunk = 0;               // first of the selected rows under way
+  int count = 0;                  // rows the ops under way run on
+  VisitRow visit;
+  const void* context;
+  std::mutex& lock;
+  std::exception_ptr& failure;  // of the first visit that threw
+};
+
+struct Range {
+  int first, last;
+};
+
+inline Range share(int count, int thread, int threads) {
+  const auto at = [&](int t) { return static_cast<int>(static_cast<int64_t>(count) * t / threads); };
+  return {at(thread), at(thread + 1)};
+}
+
+inline float* row(const Buffer& b, int r) { return const_cast<float*>(b.data.data()) + static_cast<size_t>(r) * static_cast<size_t>(b.width); }
+
+}  // namespace millis
