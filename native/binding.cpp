@@ -2,10 +2,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,34 +16,17 @@
 #include "cpu.h"
 #include "runtime.h"
 #include "sampler.h"
+#include "unlocked.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace millis {
 
+void bind_packed(nb::module_& m);
 void bind_sampler(nb::module_& m);
 
 namespace {
-
-// Gives the GIL up for as long as it lives. When the interpreter ends, taking it back unwinds a daemon thread, which must
-// not pass nanobind's noexcept frames (std::terminate): such a thread sleeps until the process is gone.
-class Unlocked {
- public:
-  Unlocked() : state_(PyEval_SaveThread()) {}
-  ~Unlocked() {
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (...) {
-      while (true) ::pause();
-    }
-  }
-  Unlocked(const Unlocked&) = delete;
-  Unlocked& operator=(const Unlocked&) = delete;
-
- private:
-  PyThreadState* state_;
-};
 
 using Floats = nb::ndarray<nb::numpy, float>;
 
@@ -215,6 +198,7 @@ double read_bandwidth(int mib, int threads) {
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // a daemon thread that still waits at the end keeps its runtime, and that is no leak
   bind_sampler(m);
+  bind_packed(m);
   m.attr("PAGE_TOKENS") = kPageTokens;
   m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
@@ -229,6 +213,9 @@ NB_MODULE(_native, m) {
           },
           nb::kw_only(), "threads"_a, "isa"_a, "max_tokens"_a, "max_outputs"_a, "pages"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "vocab"_a,
           "context"_a, "exact"_a)
+      .def(
+          "use_packed", [](Runtime& self, std::shared_ptr<PackedFile> file) { self.use_packed(std::move(file)); }, "file"_a,
+          "Takes the matrices added from here on out of `file` where it has them.")
       .def("add_buffer", &Runtime::add_buffer, "name"_a, "width"_a)
       .def(
           "add_matrix",

@@ -86,10 +86,19 @@ void Runtime::add_buffer(const std::string& name, int width) {
   require(added, "buffer " + name + " is given twice");
 }
 
+void Runtime::use_packed(std::shared_ptr<const PackedFile> file) {
+  const auto lock = building();
+  packed_ = std::move(file);
+}
+
 void Runtime::add_matrix(const std::string& name, int type, int rows, int cols, std::span<const uint8_t> data) {
   const auto lock = building();
   require(!matrices_.contains(name), "matrix " + name + " is given twice");
-  auto packed = std::make_unique<Matrix>(name, static_cast<GgmlType>(type), rows, cols, data, config_.exact, pool_);
+  const auto ggml = static_cast<GgmlType>(type);
+  std::unique_ptr<Matrix> packed;
+  const PackedEntry* found = packed_ && !config_.exact ? packed_->find(name, format_of(ggml), rows, cols) : nullptr;
+  if (found) packed = std::make_unique<Matrix>(name, found->format, rows, cols, std::shared_ptr<const uint8_t>(packed_, packed_->panels(*found)));
+  else packed = std::make_unique<Matrix>(name, ggml, rows, cols, data, config_.exact, pool_);
   weight_bytes_ += packed->bytes();
   matrices_.emplace(name, std::move(packed));
 }

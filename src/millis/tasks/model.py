@@ -15,6 +15,7 @@ from millis import _native, hub
 from millis.config import EngineConfig, Precision
 from millis.engine.engine import Engine
 from millis.engine.native_runner import NativeRunner
+from millis.engine.packed import packed_weights
 from millis.engine.request import Request
 from millis.models.load import load_model
 from millis.tasks.text import TextStream
@@ -132,7 +133,9 @@ class LanguageModel:
         self.path: Path = hub.resolve(str(name), progress, agree)
         self.model = load_model(self.path, self.config.context)
         self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint)
-        self.runner = NativeRunner(self.model, self.config)
+        say = progress.say if progress else hub.Silent().say
+        packed = packed_weights(self.model, self.config, hub.packed_path(self.path), say)
+        self.runner = NativeRunner(self.model, self.config, packed)
         self.engine = Engine(self.runner, self.tokenizer.eos)
 
     def generate(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
