@@ -25,6 +25,7 @@ namespace millis {
 
 void bind_packed(nb::module_& m);
 void bind_sampler(nb::module_& m);
+void bind_strings(nb::module_& m);
 
 namespace {
 
@@ -199,6 +200,7 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // a daemon thread that still waits at the end keeps its runtime, and that is no leak
   bind_sampler(m);
   bind_packed(m);
+  bind_strings(m);
   m.attr("PAGE_TOKENS") = kPageTokens;
   m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");

@@ -66,6 +66,23 @@ class PackedFile:
     @property
     def nbytes(self) -> int: ...
 
+def string_places(
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    at: int,
+    count: int,
+) -> NDArray[numpy.uint64]:
+    """
+    [found] where `count` strings from `at` on have their lengths; fewer where the data ends before.
+    """
+
+def strings(
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    places: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)],
+) -> list[str]:
+    """
+    The strings at `places`, up to the first that is cut off or not UTF-8.
+    """
+
 PAGE_TOKENS: int = 32
 
 def supported_isas() -> list[str]:

@@ -42,7 +42,9 @@ def packed_weights(
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         say(f"cannot keep packed weights at {file}: {reason}; every load will pack them anew")
-        return None
+    except (ValueError, MemoryError):  # the runtime meets the same, and says what it is
+        pass
+    return None
 
 
 def _matrices(model: Model) -> list[Tensor]:
