@@ -194,6 +194,24 @@ double read_bandwidth(int mib, int threads) {
   return best;
 }
 
+// Nanoseconds of one barrier among `threads` threads that have nothing else to do, the best of five runs.
+double barrier_ns(int threads) {
+  if (threads < 1 || threads > 1024) throw std::invalid_argument("barrier_ns: threads in [1, 1024]");
+  const Unlocked unlocked;
+  constexpr int kBarriers = 10000;
+  Pool pool(threads);
+  double best = 1e18;
+  for (int i = 0; i < 5; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    pool.run([&](int thread) {
+      for (int n = 0; n < kBarriers; ++n) pool.barrier(thread);
+    });
+    const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - begin;
+    best = std::min(best, took.count() / kBarriers);
+  }
+  return best;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -204,6 +222,7 @@ NB_MODULE(_native, m) {
   m.attr("PAGE_TOKENS") = kPageTokens;
   m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
+  m.def("barrier_ns", &barrier_ns, "threads"_a, "Nanoseconds of one barrier among `threads` threads.");
   m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto", "exact"_a = false);
   m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());
   nb::class_<Runtime>(m, "Runtime")

@@ -126,6 +126,7 @@ class Runtime {
   void run_rows(const Batch& batch, std::span<const int32_t> rows, VisitRow visit, const void* context);
   void run_ops(Step step, int thread);  // each thread walks on its own copy
   void fuse_norms();
+  void touch_cache();
 
   void execute(const EmbedOp& op, Step& step, int thread);
   void execute(const NormOp& op, Step& step, int thread);

@@ -91,6 +91,9 @@ def supported_isas() -> list[str]:
 def read_bandwidth(mib: int, threads: int) -> float:
     """GB/s of a plain read of `mib` MiB by `threads` threads."""
 
+def barrier_ns(threads: int) -> float:
+    """Nanoseconds of one barrier among `threads` threads."""
+
 def matmul(
     x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
     type: int,
