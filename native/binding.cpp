@@ -198,7 +198,7 @@ double read_bandwidth(int mib, int threads) {
 double barrier_ns(int threads) {
   if (threads < 1 || threads > 1024) throw std::invalid_argument("barrier_ns: threads in [1, 1024]");
   const Unlocked unlocked;
-  constexpr int kBarriers = 10000;
+  constexpr int kBarriers = 2000;
   Pool pool(threads);
   double best = 1e18;
   for (int i = 0; i < 5; ++i) {
