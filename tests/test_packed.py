@@ -249,6 +249,9 @@ def test_a_second_start_answers_the_same(smollm2: Path, tmp_path: Path) -> None:
     (tmp_path / "models" / "smollm2" / smollm2.name).symlink_to(smollm2)  # the catalogue's name, the same file
     facts = json.loads(millis("doctor", "--json", MILLIS_HOME=str(tmp_path)).stdout)
     assert facts["models"]["smollm2"]["packed_bytes"] == file.stat().st_size
+    shown = f"{file.stat().st_size / 1e6:.0f} MB"
+    assert millis("models", MILLIS_HOME=str(tmp_path)).stdout.splitlines()[-1].endswith(f"beside them: {shown}")
+    assert "packed weights kept" in millis("doctor", MILLIS_HOME=str(tmp_path)).stdout
     file.unlink()
     facts = json.loads(millis("doctor", "--json", MILLIS_HOME=str(tmp_path)).stdout)
     assert facts["models"]["smollm2"]["packed_bytes"] == 0

@@ -64,10 +64,9 @@ def command(json: common.Json = False) -> None:
     print(f"memory        {facts['memory_available_gib']} of {facts['memory_gib']} GiB available")
     print(f"models        {facts['home']}")
     for name, row in facts["models"].items():
-        packed = "packed weights kept" if row["packed_bytes"] else "packed weights will be kept by the first load"
-        print(
-            f"  {name:<14}{row['bytes'] / 1e6:.0f} MB, at most about {row['limit_tokens_per_s']} tokens/s here; {packed}"
-        )
+        packed = "packed weights kept" if row["packed_bytes"] else "the first load will pack it"
+        limit = f"at most about {row['limit_tokens_per_s']} tokens/s here"
+        print(f"  {name:<14}{row['bytes'] / 1e6:.0f} MB, {limit}; {packed}")
     if not on_disk:
         print("  none yet; fetch one with: millis pull smollm2")
 
