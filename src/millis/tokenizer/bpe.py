@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from millis.tokenizer.special import Matcher
 from millis.tokenizer.vocabulary import PREFIX, Kind, Vocabulary
@@ -55,7 +55,7 @@ def _backend(vocabulary: Vocabulary) -> Backend:
     if not vocabulary.merges:
         raise FormatError(f"{PREFIX}merges is missing; byte-level BPE needs it")
     known = vocabulary.of_kind(Kind.NORMAL, Kind.USER_DEFINED, Kind.BYTE)
-    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in vocabulary.merges)]
+    pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in vocabulary.merges]
     try:
         backend = Backend(BPE(known, pairs, ignore_merges=vocabulary.pre == "llama-bpe"))
     except Exception:  # the library looks up all three tokens of a merge, and names none of them usefully
