@@ -2,10 +2,10 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,34 +16,18 @@
 #include "cpu.h"
 #include "runtime.h"
 #include "sampler.h"
+#include "unlocked.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace millis {
 
+void bind_packed(nb::module_& m);
 void bind_sampler(nb::module_& m);
+void bind_strings(nb::module_& m);
 
 namespace {
-
-// Gives the GIL up for as long as it lives. When the interpreter ends, taking it back unwinds a daemon thread, which must
-// not pass nanobind's noexcept frames (std::terminate): such a thread sleeps until the process is gone.
-class Unlocked {
- public:
-  Unlocked() : state_(PyEval_SaveThread()) {}
-  ~Unlocked() {
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (...) {
-      while (true) ::pause();
-    }
-  }
-  Unlocked(const Unlocked&) = delete;
-  Unlocked& operator=(const Unlocked&) = delete;
-
- private:
-  PyThreadState* state_;
-};
 
 using Floats = nb::ndarray<nb::numpy, float>;
 
@@ -238,15 +222,36 @@ double read_bandwidth(int mib, int threads) {
   return best;
 }
 
+// Nanoseconds of one barrier among `threads` threads that have nothing else to do, the best of five runs.
+double barrier_ns(int threads) {
+  if (threads < 1 || threads > 1024) throw std::invalid_argument("barrier_ns: threads in [1, 1024]");
+  const Unlocked unlocked;
+  constexpr int kBarriers = 2000;
+  Pool pool(threads);
+  double best = 1e18;
+  for (int i = 0; i < 5; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    pool.run([&](int thread) {
+      for (int n = 0; n < kBarriers; ++n) pool.barrier(thread);
+    });
+    const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - begin;
+    best = std::min(best, took.count() / kBarriers);
+  }
+  return best;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // a daemon thread that still waits at the end keeps its runtime, and that is no leak
   bind_sampler(m);
+  bind_packed(m);
+  bind_strings(m);
   m.attr("PAGE_TOKENS") = kPageTokens;
   m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");
   m.def("amx_state", &amx_state, "Whether AMX tiles are used here, or why not.");
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
+  m.def("barrier_ns", &barrier_ns, "threads"_a, "Nanoseconds of one barrier among `threads` threads.");
   m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto", "exact"_a = false);
   m.def("wide_matmul", &wide_matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto");
   m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());
@@ -259,6 +264,9 @@ NB_MODULE(_native, m) {
           },
           nb::kw_only(), "threads"_a, "isa"_a, "max_tokens"_a, "max_outputs"_a, "pages"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "vocab"_a,
           "context"_a, "exact"_a)
+      .def(
+          "use_packed", [](Runtime& self, std::shared_ptr<PackedFile> file) { self.use_packed(std::move(file)); }, "file"_a,
+          "Takes the matrices added from here on out of `file` where it has them.")
       .def("add_buffer", &Runtime::add_buffer, "name"_a, "width"_a)
       .def(
           "add_matrix",

@@ -86,10 +86,19 @@ void Runtime::add_buffer(const std::string& name, int width) {
   require(added, "buffer " + name + " is given twice");
 }
 
+void Runtime::use_packed(std::shared_ptr<const PackedFile> file) {
+  const auto lock = building();
+  packed_ = std::move(file);
+}
+
 void Runtime::add_matrix(const std::string& name, int type, int rows, int cols, std::span<const uint8_t> data) {
   const auto lock = building();
   require(!matrices_.contains(name), "matrix " + name + " is given twice");
-  auto packed = std::make_unique<Matrix>(name, static_cast<GgmlType>(type), rows, cols, data, config_.exact, pool_);
+  const auto ggml = static_cast<GgmlType>(type);
+  std::unique_ptr<Matrix> packed;
+  const PackedEntry* found = packed_ && !config_.exact ? packed_->find(name, format_of(ggml), rows, cols) : nullptr;
+  if (found) packed = std::make_unique<Matrix>(name, found->format, rows, cols, std::shared_ptr<const uint8_t>(packed_, packed_->panels(*found)));
+  else packed = std::make_unique<Matrix>(name, ggml, rows, cols, data, config_.exact, pool_);
   weight_bytes_ += packed->bytes();
   matrices_.emplace(name, std::move(packed));
 }
@@ -209,6 +218,23 @@ void Runtime::fuse_norms() {
   }
 }
 
+// calloc's memory comes when touched, a fault for each 4 KB. The first pages of every layer are touched here, by all threads:
+// they serve any usual request, and are the first to be handed out and to be used again. The rest of a long context,
+// often more than the weights, would cost more time and memory than most programs ever need; its faults (6 a layer and
+// 32 tokens of smollm2) stay below 3 % of the steps. Huge pages are not asked for: the kernel may have to move memory
+// to make them, which took from 10 to 250 ms for 200 MB, and would do so in the midst of a step.
+void Runtime::touch_cache() {
+  constexpr size_t kTouchedBytes = size_t{32} << 20, kStep = 4096;
+  const auto layers = static_cast<size_t>(config_.layers), threads = static_cast<size_t>(pool_.threads());
+  const size_t pages = std::min(static_cast<size_t>(config_.pages), kTouchedBytes / (page_stride_ * layers) + 1);
+  pool_.run([&](int thread) {
+    for (size_t layer = static_cast<size_t>(thread); layer < layers; layer += threads) {
+      volatile uint8_t* first = cache_.get() + layer * page_stride_ * static_cast<size_t>(config_.pages);
+      for (size_t at = 0; at < pages * page_stride_; at += kStep) first[at] = 0;
+    }
+  });
+}
+
 void Runtime::finish() {
   const auto lock = building();
   require(!ops_.empty() && first_selected_ > 0, "a plan needs ops, and a select among them");
@@ -243,7 +269,9 @@ void Runtime::finish() {
   page_stride_ = static_cast<size_t>(config_.kv_heads) * 2 * static_cast<size_t>(config_.head_dim) * kPageTokens * element;
   cache_.reset(static_cast<uint8_t*>(std::calloc(page_stride_ * static_cast<size_t>(config_.layers), static_cast<size_t>(config_.pages))));
   if (!cache_) throw std::bad_alloc();
-  fuse_norms();  // last: ops_ stays as it is from here on
+  touch_cache();
+  positions_.reserve(rows), sequences_.reserve(rows);  // a step allocates nothing
+  fuse_norms();                                        // last: ops_ stays as it is from here on
   finished_ = true;
 }
 

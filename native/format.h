@@ -19,6 +19,8 @@
 
 namespace millis {
 
+constexpr uint32_t kPackVersion = 1;  // raise it with any change to what follows, or to what readers make of a file: it
+                                      // tells old packed files from new ones
 constexpr int kPanelRows = 16;
 constexpr int kBlock = 32;          // columns that share an activation scale
 constexpr int kSuperBlock = 256;    // columns of a K-quant's super-block

@@ -188,7 +188,7 @@ void pack_row(FormatId id, int r, int cols, const uint8_t* src, uint8_t* panel) 
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-uint8_t* allocate(size_t bytes) {
+std::shared_ptr<uint8_t> allocate(size_t bytes) {
   const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
   const size_t rounded = (bytes + 64 + alignment - 1) / alignment * alignment;  // a tail that vector loads may touch
   void* memory = std::aligned_alloc(alignment, rounded);
@@ -197,7 +197,7 @@ uint8_t* allocate(size_t bytes) {
   if (alignment == kHugePage) ::madvise(memory, rounded, MADV_HUGEPAGE);
 #endif
   std::memset(memory, 0, rounded);
-  return static_cast<uint8_t*>(memory);
+  return {static_cast<uint8_t*>(memory), [](uint8_t* p) { std::free(p); }};
 }
 
 }  // namespace
@@ -224,8 +224,6 @@ void dequantize(FormatId id, const uint8_t* data, size_t count, float* out) {
   }
 }
 
-void Matrix::Free::operator()(uint8_t* p) const { std::free(p); }
-
 Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<const uint8_t> data, bool as_f32, Pool& pool)
     : name_(std::move(name)), format_(format_of(type)), rows_(rows), cols_(cols) {
   const FormatId source = format_;
@@ -239,7 +237,8 @@ Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<co
     throw std::invalid_argument(name_ + ": " + std::to_string(data.size()) + " bytes do not fit its type and shape");
   if (as_f32) format_ = FormatId::F32;
   panel_bytes_ = format(format_).panel_bytes(cols);
-  data_.reset(allocate(bytes()));
+  const std::shared_ptr<uint8_t> panels_data = allocate(bytes());
+  data_ = panels_data;
   const auto threads = static_cast<size_t>(pool.threads()), width = static_cast<size_t>(cols);
   std::vector<float> values(as_f32 ? threads * width : 0);  // a row for each thread
   pool.run([&](int thread) {
@@ -252,11 +251,19 @@ Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<co
         dequantize(source, src, width, floats);
         src = reinterpret_cast<const uint8_t*>(floats);
       }
-      uint8_t* panel = data_.get() + panel_bytes_ * static_cast<size_t>(row / kPanelRows);
+      uint8_t* panel = panels_data.get() + panel_bytes_ * static_cast<size_t>(row / kPanelRows);
       pack_row(format_, static_cast<int>(row % kPanelRows), cols, src, panel);
     }
   });
 }
+
+Matrix::Matrix(std::string name, FormatId format_id, int rows, int cols, std::shared_ptr<const uint8_t> panels)
+    : name_(std::move(name)),
+      format_(format_id),
+      rows_(rows),
+      cols_(cols),
+      panel_bytes_(format(format_id).panel_bytes(cols)),
+      data_(std::move(panels)) {}
 
 void Matrix::unpack_row(int row, float* out) const {
   const Format& f = format(format_);

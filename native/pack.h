@@ -17,6 +17,9 @@ class Matrix {
   // Throws std::invalid_argument if the size of `data` is not what type and shape imply.
   Matrix(std::string name, GgmlType type, int rows, int cols, std::span<const uint8_t> data, bool as_f32, Pool& pool);
 
+  // Panels packed before, of a format and shape that fit; 64 bytes past them may be touched.
+  Matrix(std::string name, FormatId format, int rows, int cols, std::shared_ptr<const uint8_t> panels);
+
   const std::string& name() const { return name_; }
   FormatId format_id() const { return format_; }
   int rows() const { return rows_; }
@@ -29,14 +32,11 @@ class Matrix {
   void unpack_row(int row, float* out) const;
 
  private:
-  struct Free {
-    void operator()(uint8_t* p) const;
-  };
   std::string name_;
   FormatId format_;
   int rows_, cols_;
   size_t panel_bytes_;
-  std::unique_ptr<uint8_t[], Free> data_;
+  std::shared_ptr<const uint8_t> data_;
 };
 
 // The format of a GGML type; throws std::invalid_argument for one we do not read.

@@ -13,6 +13,7 @@
 
 #include "kernels.h"
 #include "pack.h"
+#include "packed_file.h"
 #include "pool.h"
 
 namespace millis {
@@ -87,6 +88,7 @@ class Runtime {
 
   // Building, in any order up to finish(); each throws std::invalid_argument on a bad name or size, and after finish().
   void add_buffer(const std::string& name, int width);
+  void use_packed(std::shared_ptr<const PackedFile> file);  // matrices added from here on are taken from it where it has them
   void add_matrix(const std::string& name, int type, int rows, int cols, std::span<const uint8_t> data);
   void add_vector(const std::string& name, Vector values);
   void embed(const std::string& out, const std::string& weight, float scale, const std::string& positions);
@@ -126,6 +128,7 @@ class Runtime {
   void run_rows(const Batch& batch, std::span<const int32_t> rows, VisitRow visit, const void* context);
   void run_ops(Step step, int thread);  // each thread walks on its own copy
   void fuse_norms();
+  void touch_cache();
 
   void execute(const EmbedOp& op, Step& step, int thread);
   void execute(const NormOp& op, Step& step, int thread);
@@ -141,6 +144,7 @@ class Runtime {
   const Kernels& kernels_;
   std::mutex turn_;
   std::map<std::string, Buffer> buffers_;
+  std::shared_ptr<const PackedFile> packed_;
   std::map<std::string, std::unique_ptr<Matrix>> matrices_;
   std::map<std::string, Vector> vectors_;
   std::vector<Op> ops_;

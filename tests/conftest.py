@@ -33,6 +33,18 @@ def model_path() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], None]:
+    """Gives a home of its own the packed weights of all such homes: to pack 100 MB for each test would take long."""
+    shared = tmp_path_factory.mktemp("packed")
+
+    def share(home: Path) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "packed").symlink_to(shared)
+
+    return share
+
+
 def agree(entry: Entry) -> bool:
     """Says what running the tests agrees to; README.md says it beforehand."""
     print(f"\n{entry.terms}", file=sys.__stderr__)

@@ -41,8 +41,9 @@ def lm(smollm2: Path) -> LanguageModel:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Callable[[Path], None]) -> Path:
     monkeypatch.setenv("MILLIS_HOME", str(tmp_path / "home"))
+    packed(tmp_path / "home")
     return tmp_path / "home"
 
 

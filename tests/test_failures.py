@@ -38,11 +38,12 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Callable[[Path], None]) -> Path:
     """A cache of its own, and a pip that finds only what lies in the folder `wheels`."""
     for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "wheels"), "CONFIG_FILE": "/dev/null"}.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     monkeypatch.setenv("MILLIS_HOME", str(tmp_path / "home"))
+    packed(tmp_path / "home")
     for name in ("MILLIS_ISA", "MILLIS_OFFLINE", "MILLIS_ACCEPT_TERMS"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path / "home"

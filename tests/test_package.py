@@ -96,7 +96,7 @@ def test_the_stub_names_what_the_module_has() -> None:
             names[node.target.id] = set()
     public = {name for name in dir(_native) if not name.startswith("_")}
     assert set(names) == public
-    for cls in ("Runtime", "Sampler"):
+    for cls in ("PackedFile", "Runtime", "Sampler"):
         members = {name for name in vars(getattr(_native, cls)) if not name.startswith("_")}
         assert names[cls] - {"__init__"} == members
 

@@ -188,6 +188,18 @@ def test_bandwidth_checks_its_arguments(arguments: tuple[int, int]) -> None:
         _native.read_bandwidth(*arguments)
 
 
+@pytest.mark.parametrize("threads", [0, -1, 1025])
+def test_a_barrier_is_measured_among_a_sensible_number(threads: int) -> None:
+    with pytest.raises(ValueError, match=r"barrier_ns: threads in \[1, 1024\]"):
+        _native.barrier_ns(threads)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_barrier_takes_some_time(threads: int) -> None:
+    """More threads than cores among them: those that wait give theirs away."""
+    assert 0 < _native.barrier_ns(threads) < 1e9
+
+
 @pytest.mark.parametrize("threads", [1, 3, 1024])
 def test_bandwidth_is_positive(threads: int) -> None:
     assert 0 < _native.read_bandwidth(1, threads) < 1e5

@@ -30,7 +30,7 @@ HEAVY = ["numpy", "torch", "transformers", "jinja2", "tokenizers", "huggingface_
 MAY_IMPORT = {
     "types": set(),
     "config": set(),
-    "models": set(),
+    "models": {"_native"},
     "tokenizer": {"models.checkpoint"},
     "hub": set(),
     "engine": {"_native", "config", "models"},

@@ -36,6 +36,53 @@ class Sampler:
         (token, log-probability, best) of one row of logits, as Runtime.step does it.
         """
 
+PACK_VERSION: int = 1
+
+def pack(
+    name: str,
+    type: int,
+    rows: int,
+    cols: int,
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    threads: int,
+) -> Annotated[NDArray[numpy.uint8], dict(writable=False)]:
+    """[bytes] a matrix's panels, as a packed file holds them."""
+
+def packed_layout(
+    key: bytes, source: bytes, matrices: Sequence[tuple[str, int, int, int]]
+) -> tuple[bytes, list[int], int]:
+    """
+    (head, offset of each matrix's panels, size) of the packed file of `matrices`: name, GGML type, rows, columns.
+    """
+
+def packed_source(path: bytes) -> bytes:
+    """
+    The source that a packed file names; ValueError unless it is one of this version.
+    """
+
+class PackedFile:
+    def __init__(self, path: bytes, key: bytes) -> None: ...
+    def has(self, name: str, type: int, rows: int, cols: int) -> bool: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def string_places(
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    at: int,
+    count: int,
+) -> NDArray[numpy.uint64]:
+    """
+    [found] where `count` strings from `at` on have their lengths; fewer where the data ends before.
+    """
+
+def strings(
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    places: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order="C", device="cpu", writable=False)],
+) -> list[str]:
+    """
+    The strings at `places`, up to the first that is cut off or not UTF-8.
+    """
+
 PAGE_TOKENS: int = 32
 
 def supported_isas() -> list[str]:
@@ -43,6 +90,9 @@ def supported_isas() -> list[str]:
 
 def read_bandwidth(mib: int, threads: int) -> float:
     """GB/s of a plain read of `mib` MiB by `threads` threads."""
+
+def barrier_ns(threads: int) -> float:
+    """Nanoseconds of one barrier among `threads` threads."""
 
 def matmul(
     x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
@@ -75,6 +125,9 @@ class Runtime:
         context: int,
         exact: bool,
     ) -> None: ...
+    def use_packed(self, file: PackedFile) -> None:
+        """Takes the matrices added from here on out of `file` where it has them."""
+
     def add_buffer(self, name: str, width: int) -> None: ...
     def add_matrix(
         self,

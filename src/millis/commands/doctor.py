@@ -27,7 +27,7 @@ def command(json: common.Json = False) -> None:
     isas = _native.supported_isas()
     chosen = isas[-1] if config.isa == "auto" else config.isa
     bandwidth = _native.read_bandwidth(BANDWIDTH_MIB, threads)
-    on_disk = {row.name: size for row in hub.entries() if row.state == "complete" and (size := _size_bytes(row))}
+    on_disk = [(row, size) for row in hub.entries() if row.state == "complete" and (size := _size_bytes(row))]
     facts: dict[str, Any] = {
         "processor": _processor(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
@@ -41,8 +41,14 @@ def command(json: common.Json = False) -> None:
         "memory_gib": _memory_gib("MemTotal"),
         "memory_available_gib": _memory_gib("MemAvailable"),
         "home": str(hub.home()),
+        "barrier_ns": round(_native.barrier_ns(threads)),
         "models": {
-            name: {"bytes": size, "limit_tokens_per_s": round(1e9 * bandwidth / size)} for name, size in on_disk.items()
+            row.name: {
+                "bytes": size,
+                "packed_bytes": _packed_bytes(row.path),
+                "limit_tokens_per_s": round(1e9 * bandwidth / size),
+            }
+            for row, size in on_disk
         },
     }
     if json:
@@ -54,10 +60,13 @@ def command(json: common.Json = False) -> None:
     print(f"threads       {threads} of {facts['cpus']} CPUs: the physical cores this process may use")
     print(f"kernels       {chosen} ({facts['isa_from']}) of {', '.join(isas)} – {why}")
     print(f"read          {bandwidth:.1f} GB/s with {threads} threads from {BANDWIDTH_MIB} MiB: the limit of decoding")
+    print(f"barrier       {facts['barrier_ns']} ns among {threads} threads")
     print(f"memory        {facts['memory_available_gib']} of {facts['memory_gib']} GiB available")
     print(f"models        {facts['home']}")
     for name, row in facts["models"].items():
-        print(f"  {name:<14}{row['bytes'] / 1e6:.0f} MB, at most about {row['limit_tokens_per_s']} tokens/s here")
+        packed = "packed weights kept" if row["packed_bytes"] else "the first load will pack it"
+        limit = f"at most about {row['limit_tokens_per_s']} tokens/s here"
+        print(f"  {name:<14}{row['bytes'] / 1e6:.0f} MB, {limit}; {packed}")
     if not on_disk:
         print("  none yet; fetch one with: millis pull smollm2")
 
@@ -65,6 +74,16 @@ def command(json: common.Json = False) -> None:
 def _size_bytes(row: hub.Stored) -> int:
     """A catalogue model's file may be a link, which counts nothing on disk."""
     return row.entry.size_bytes if row.entry else row.size_bytes
+
+
+def _packed_bytes(model: Path) -> int:
+    """Size of the packed file that the next load maps, unless the model has changed since; 0: it will pack."""
+    file = hub.packed_path(model)
+    try:
+        _native.packed_source(os.fsencode(file))
+        return file.stat().st_size
+    except (ValueError, OSError):
+        return 0
 
 
 def _processor() -> str:

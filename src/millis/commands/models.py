@@ -7,6 +7,7 @@ from typing import Any
 
 from millis import hub
 from millis.commands import common
+from millis.hub.progress import folder_bytes
 
 EXAMPLE = "millis models --json"
 
@@ -25,7 +26,8 @@ def command(json: common.Json = False) -> None:
     for row in rows:
         table.add_row(row.name, row.state, *_facts(row))
     common.print_table(table)
-    print(f"in {hub.home()}")
+    packed = folder_bytes(hub.home() / "packed")
+    print(f"in {hub.home()}" + (f"; packed weights beside them: {packed / 1e6:.0f} MB" if packed else ""))
 
 
 def _facts(row: hub.Stored) -> list[str]:

@@ -13,6 +13,7 @@ from millis import _native
 from millis.config import EngineConfig
 from millis.engine.runner import Batch, Sampled
 from millis.models.load import Model
+from millis.models.mapped import forget
 from millis.models.plan import Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
 from millis.models.tensor import Tensor
 from millis.types import ModelError, RequestError, SamplingParams, TokenLogprob
@@ -21,12 +22,17 @@ OUTPUT_ROWS = 16  # rows of logits held at once
 
 
 class NativeRunner:
-    """A Runner. Raises ModelError when the weights do not fit the plan or the machine's memory."""
+    """A Runner. Raises ModelError when the weights do not fit the plan or the machine's memory.
+
+    packed: where those matrices are taken from that it holds; see engine/packed.py.
+    """
 
     page_tokens: int = _native.PAGE_TOKENS
 
-    def __init__(self, model: Model, config: EngineConfig) -> None:
+    def __init__(self, model: Model, config: EngineConfig, packed: _native.PackedFile | None = None) -> None:
         plan = model.plan
+        self.packed_bytes = 0 if packed is None else int(packed.nbytes)
+        """Bytes of the packed file in use, if there is one."""
         self.vocab, self.context = plan.vocab, plan.context
         self.max_tokens, self.max_sequences = config.max_batch_tokens, config.max_sequences
         self.pages = -(-(config.cache_tokens or plan.context) // self.page_tokens)
@@ -46,6 +52,8 @@ class NativeRunner:
                 context=plan.context,
                 exact=config.precision == "exact",
             )
+            if packed is not None:
+                self._runtime.use_packed(packed)
             _fill(self._runtime, plan, model.checkpoint.tensors)
         except ValueError as error:
             raise ModelError(f"{model.checkpoint.path}: {error}") from None
@@ -111,6 +119,7 @@ def _fill(runtime: Any, plan: Plan, tensors: Any) -> None:
         tensor: Tensor = tensors[name]
         if len(tensor.shape) == 1:
             runtime.add_vector(name, tensor.numpy())
+            forget(tensor.data)  # each touch of a file may map 2 MB of it
         else:
             rows, columns = tensor.shape
             runtime.add_matrix(name, int(tensor.type), rows, columns, tensor.data)
@@ -119,6 +128,8 @@ def _fill(runtime: Any, plan: Plan, tensors: Any) -> None:
     for op in plan.ops:
         _add(runtime, op)
     runtime.finish()
+    for tensor in tensors.values():  # the runtime has what it needs; the model's files need take no memory beside it
+        forget(tensor.data)
 
 
 def _add(runtime: Any, op: Op) -> None:

@@ -2,7 +2,19 @@
 
 from millis.hub.catalogue import CATALOGUE, Entry
 from millis.hub.names import find, pull, resolve
-from millis.hub.progress import Progress
-from millis.hub.store import Stored, entries, home
+from millis.hub.progress import Progress, Silent
+from millis.hub.store import Stored, entries, home, packed_path
 
-__all__ = ["CATALOGUE", "Entry", "Progress", "Stored", "entries", "find", "home", "pull", "resolve"]
+__all__ = [
+    "CATALOGUE",
+    "Entry",
+    "Progress",
+    "Silent",
+    "Stored",
+    "entries",
+    "find",
+    "home",
+    "packed_path",
+    "pull",
+    "resolve",
+]

@@ -57,6 +57,13 @@ def model_folder(key: str) -> Path:
     return home() / "models" / key
 
 
+def packed_path(model: Path) -> Path:
+    """Where the packed weights of the model at `model` are kept; see engine/packed.py."""
+    source = os.path.realpath(model)
+    digest = hashlib.sha256(os.fsencode(source)).hexdigest()[:12]
+    return home() / "packed" / f"{os.path.basename(source)[:100]}-{digest}.packed"
+
+
 def final_path(entry: Entry) -> Path:
     return model_folder(entry.name) / entry.file
 

@@ -8,13 +8,13 @@ Source: the GGUF specification, versions 2 and 3.
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from millis import _native
 from millis.types import FormatError
 
 _MAX_KEYS = 1 << 14
@@ -27,12 +27,12 @@ _NUMBERS = ("<u1", "<i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", "", "", "<u8",
 class StringArray(Sequence[str]):
     """Strings that stay in the file until asked for; one that is not UTF-8 raises FormatError then."""
 
-    __slots__ = ("_bytes", "_key", "_places")
+    __slots__ = ("_data", "_key", "_places")
 
-    def __init__(self, key: str, bytes: memoryview, places: Sequence[int]) -> None:
-        """`places`: where in `bytes` each string's 8-byte length lies."""
+    def __init__(self, key: str, data: NDArray[np.uint8], places: NDArray[np.uint64]) -> None:
+        """`places`: where in `data` each string's 8-byte length lies."""
         self._key = key
-        self._bytes = bytes
+        self._data = data
         self._places = places
 
     def __len__(self) -> int:
@@ -44,17 +44,21 @@ class StringArray(Sequence[str]):
     def __getitem__(self, index: slice) -> StringArray: ...
     def __getitem__(self, index: int | slice) -> str | StringArray:
         if isinstance(index, slice):
-            return StringArray(self._key, self._bytes, self._places[index])
-        return self._text(self._places[index])
+            return StringArray(self._key, self._data, np.ascontiguousarray(self._places[index]))
+        return self._text(int(self._places[index]))
 
     def __iter__(self) -> Iterator[str]:
-        return map(self._text, self._places)
+        texts = _native.strings(self._data, self._places)
+        for place in self._places[len(texts) :]:
+            texts.append(self._text(int(place)))  # raises, and says where
+        return iter(texts)
 
     def _text(self, place: int) -> str:
         start = place + 8
-        end = start + int.from_bytes(self._bytes[place:start], "little")
+        bytes = self._data.data
+        end = start + int.from_bytes(bytes[place:start], "little")
         try:
-            return str(self._bytes[start:end], "utf-8")
+            return str(bytes[start:end], "utf-8")
         except UnicodeDecodeError:
             raise FormatError(f"a string of {self._key!r:.80} is not UTF-8, at byte {start}") from None
 
@@ -144,15 +148,10 @@ def _strings(cursor: Cursor, count: int, key: str) -> StringArray:
     """Finds where each string lies without reading any: a vocabulary may hold a quarter of a million."""
     if count * 8 > cursor.left:
         raise FormatError(f"the file ends inside the {count} strings of {key!r:.80}; pull it again")
-    places = array("Q", [0]) * count
-    length_at, bytes, at, size = struct.Struct("<Q").unpack_from, cursor.bytes, cursor.at, len(cursor.bytes)
-    for index in range(count):
-        if at + 8 > size:
-            break
-        places[index] = at
-        at += 8 + length_at(bytes, at)[0]
-    else:
-        if at <= size:
-            cursor.at = at
-            return StringArray(key, bytes, places)
-    raise FormatError(f"the file ends inside string {index} of {key!r:.80}; pull it again")
+    places = _native.string_places(cursor.data, cursor.at, count)
+    if len(places) < count:
+        raise FormatError(f"the file ends inside string {len(places)} of {key!r:.80}; pull it again")
+    if count:
+        cursor.at = int(places[-1])
+        cursor.skip(cursor.number("Q", "a length"), "a string")
+    return StringArray(key, cursor.data, places)

@@ -33,6 +33,15 @@ def map_file(path: Path) -> NDArray[np.uint8]:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def forget(data: NDArray[np.uint8]) -> None:
+    """Gives back the memory that a mapped file takes, if `data` is a view of one; it is read again when touched."""
+    owner: Any = data
+    while isinstance(owner, np.ndarray | memoryview):
+        owner = owner.base if isinstance(owner, np.ndarray) else owner.obj
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
+
+
 def read_json(path: Path, limit_bytes: int) -> dict[str, Any]:
     """The JSON object in a file of at most `limit_bytes`; raises FormatError otherwise, ModelError if unreadable."""
     data = map_file(path)

@@ -32,7 +32,10 @@ def rope_table(
             raise FormatError(f"rope_freqs.weight must hold {head_dim // 2} positive numbers; convert the model again")
         frequencies = frequencies / factors
     angles = np.outer(np.arange(context, dtype=np.float64), frequencies)
-    return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+    table = np.empty((2, *angles.shape), np.float32)
+    np.cos(angles, out=table[0], casting="same_kind")  # computed in float64: the casting is that of the result
+    np.sin(angles, out=table[1], casting="same_kind")
+    return table
 
 
 def _scaled(frequencies: NDArray[np.float64], scaling: RopeScaling) -> NDArray[np.float64]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from millis.tokenizer.special import Matcher
 from millis.tokenizer.vocabulary import PREFIX, Kind, Vocabulary
@@ -55,27 +55,33 @@ def _backend(vocabulary: Vocabulary) -> Backend:
     if not vocabulary.merges:
         raise FormatError(f"{PREFIX}merges is missing; byte-level BPE needs it")
     known = vocabulary.of_kind(Kind.NORMAL, Kind.USER_DEFINED, Kind.BYTE)
-    pairs = [_pair(merge, known) for merge in vocabulary.merges]
-    backend = Backend(BPE(known, pairs, ignore_merges=vocabulary.pre == "llama-bpe"))
+    pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in vocabulary.merges]
+    try:
+        backend = Backend(BPE(known, pairs, ignore_merges=vocabulary.pre == "llama-bpe"))
+    except Exception:  # the library looks up all three tokens of a merge, and names none of them usefully
+        _refuse_merge(vocabulary.merges, known)
+        raise
     backend.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
     if vocabulary.pre == "qwen2":
         backend.normalizer = NFC()
     return backend
 
 
-def _pair(merge: str, known: Mapping[str, int]) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    if left not in known or right not in known or left + right not in known:
-        raise FormatError(f"{PREFIX}merges holds {merge!r:.60}, which is not a pair of tokens that make a token")
-    return left, right
+def _refuse_merge(merges: Sequence[str], known: Mapping[str, int]) -> None:
+    """FormatError for the first merge that is none."""
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if left not in known or right not in known or left + right not in known:
+            raise FormatError(f"{PREFIX}merges holds {merge!r:.60}, which is not a pair of tokens that make a token")
 
 
 def _pre_tokenizer(pre: str) -> PreTokenizer:
     from tokenizers import Regex
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
+    from tokenizers.pre_tokenizers import Sequence as Steps
 
     if pre in _SPLITS:
         split = Split(Regex(_SPLITS[pre]), behavior="isolated")
-        return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+        return Steps([split, ByteLevel(add_prefix_space=False, use_regex=False)])
     words = ByteLevel(add_prefix_space=False, use_regex=True)
-    return Sequence([Digits(individual_digits=True), words]) if pre == "smollm" else words
+    return Steps([Digits(individual_digits=True), words]) if pre == "smollm" else words

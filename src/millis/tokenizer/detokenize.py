@@ -83,8 +83,9 @@ class Spelling:
 def gguf_spelling(vocabulary: Vocabulary) -> Spelling:
     """The spelling of a GGUF vocabulary; byte tokens are read from their names <0x00> to <0xFF>."""
     by_kind: dict[int, set[int]] = {kind: set() for kind in Kind}
+    normal = int(Kind.NORMAL)  # plain integers compare several times faster
     for token, kind in enumerate(vocabulary.kinds):
-        if kind != Kind.NORMAL:
+        if kind != normal:
             by_kind[kind].add(token)
     sentencepiece = vocabulary.model == "llama"
     return Spelling(

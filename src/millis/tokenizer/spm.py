@@ -152,7 +152,7 @@ def _word_pattern(pieces: dict[str, int]) -> re.Pattern[str]:
     Text may be cut before a space mark that follows character c if no token holds c and a space mark in a row, for
     then no merge can reach across. Gemma has one such token, so only its c is exempt.
     """
-    suspects = (piece for piece in pieces if SPACE in piece[1:])
+    suspects = (piece for piece in pieces if piece.rfind(SPACE) > 0)
     bound = {c for piece in suspects for c in re.findall(rf"[^{SPACE}](?={SPACE})", piece, re.DOTALL)}
     kept = "".join(map(re.escape, sorted(bound)))
     onwards = rf"(?:(?<=[{kept}]){SPACE}+[^{SPACE}]*)*" if kept else ""

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import compress, count
 from typing import Any
 
 from millis.types import FormatError
@@ -53,8 +54,8 @@ class Vocabulary:
 
     def of_kind(self, *kinds: Kind) -> dict[str, int]:
         """token → id of every token of these kinds."""
-        wanted = set(map(int, kinds))  # comparing plain integers is five times faster
-        return {token: i for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)) if kind in wanted}
+        wanted = frozenset(map(int, kinds))
+        return dict(compress(zip(self.tokens, count(), strict=False), map(wanted.__contains__, self.kinds)))
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
@@ -152,7 +153,9 @@ def _strings(metadata: Mapping[str, Any], key: str, *, required: bool) -> list[s
             raise FormatError(f"{PREFIX}{key} is missing: the file carries no tokenizer")
         return []
     try:
-        texts = [value.decode() if isinstance(value, bytes) else value for value in values]
+        texts = (
+            values if set(map(type, values)) == {str} else [v.decode() if isinstance(v, bytes) else v for v in values]
+        )
         "".join(texts).encode()
     except (TypeError, UnicodeError):
         raise FormatError(f"{PREFIX}{key} must hold UTF-8 texts only") from None
