@@ -66,9 +66,16 @@ class FakeRunner:
         if self.fail:
             raise self.fail
         self.batches.append([int(n) for n in batch.lengths])
-        sequences = self._sequences(batch)
-        tokens = [next_token(s) if sampler else -1 for s, sampler in zip(sequences, samplers, strict=True)]
-        return Sampled(tokens, [None] * len(tokens))
+        drafted = [0] * len(samplers) if batch.drafted is None else [int(n) for n in batch.drafted]
+        tokens: list[list[int]] = []
+        for sequence, count, sampler in zip(self._sequences(batch), drafted, samplers, strict=True):
+            assert count == 0 or sampler
+            tokens.append([])
+            for end in range(len(sequence) - count, len(sequence) + 1) if sampler else ():
+                tokens[-1].append(next_token(sequence[:end]))
+                if tokens[-1][-1:] != sequence[end : end + 1]:
+                    break
+        return Sampled(tokens, [[None] * len(one) for one in tokens])
 
     def score(self, batch: Batch, targets: np.ndarray) -> np.ndarray:
         """−(distance of the target from the fake model's choice), so that sums tell which tokens were asked."""
