@@ -67,7 +67,9 @@ class EngineConfig:
         if self.draft is not None and (not isinstance(self.draft, str) or not self.draft):
             raise RequestError(f"draft must be a model's name, not {self.draft!r}")
         if self.draft is not None and self.speculation != "auto":
-            raise RequestError(f"a draft model needs speculation='auto', not {self.speculation!r}; leave one of them out")
+            raise RequestError(
+                f"a draft model needs speculation='auto', not {self.speculation!r}; leave one of them out"
+            )
         if not isinstance(self.isa, str):
             raise RequestError(f"isa must be a name such as 'auto' or 'scalar', not {self.isa!r}")
 

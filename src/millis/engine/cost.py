@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-WEIGHT = 0.15  # of a new measurement
+UP, DOWN = 0.15, 0.3  # weight of a new measurement that is slower or faster than expected
+FRESH = 256  # measurements after which one counts no more: it may stem from a busy moment or a shorter context
 MOST = 1.5  # a measurement counts as at most so many times what was expected: pauses of the machine are not the step's
 FIRST = 2.0  # likewise for the first of its rows, of which less is known
 ROW = 0.06  # of a step of one row: what a further row is thought to cost until it is measured
@@ -13,18 +14,25 @@ class StepCosts:
 
     def __init__(self) -> None:
         self._ms: dict[int, float] = {}
+        self._measured: dict[int, int] = {}  # when, in measurements
+        self._now = 0
 
     def known(self, rows: int) -> bool:
-        """Whether a step of so many rows was measured."""
+        """Whether a step of so many rows was measured lately."""
         return rows in self._ms
 
     def add(self, rows: int, ms: float) -> None:
         """Takes in one measured step."""
         expected = self.ms(rows)
         if rows in self._ms:
-            self._ms[rows] = expected + WEIGHT * (min(ms, MOST * expected) - expected)
+            ms = min(ms, MOST * expected)
+            self._ms[rows] = expected + (UP if ms > expected else DOWN) * (ms - expected)
         else:
             self._ms[rows] = min(ms, FIRST * expected) if self._ms else ms
+        self._now += 1
+        self._measured[rows] = self._now
+        for old in [n for n, when in self._measured.items() if self._now - when >= FRESH]:
+            del self._ms[old], self._measured[old]
 
     def ms(self, rows: int) -> float:
         """What a step of so many rows is expected to take; 0 as long as none was measured."""

@@ -98,9 +98,7 @@ class NativeRunner:
             ],
         )
 
-    def propose(
-        self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]]
-    ) -> list[tuple[int, float]]:
+    def propose(self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
         """See DraftRunner."""
         return self._runtime.propose(batch.tokens, batch.starts, batch.lengths, batch.tables, samplers, ahead)
 

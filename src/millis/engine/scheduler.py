@@ -92,9 +92,7 @@ class Scheduler:
         """The running requests of which one token is to be computed."""
         return [request for request in self.running if request.pending == 1]
 
-    def _place(
-        self, request: Request, room: int, chunks: list[Chunk], *, may_preempt: bool, drafts: int = 0
-    ) -> int:
+    def _place(self, request: Request, room: int, chunks: list[Chunk], *, may_preempt: bool, drafts: int = 0) -> int:
         """Adds the request's next chunk of at most `room` tokens, the last `drafts` of them drafts at most.
 
         Returns the chunk's tokens, 0 when no page is to be had for it. Drafts take only pages that are free.

@@ -20,11 +20,13 @@ from millis.engine.scheduler import Chunk
 MOST_ROWS = 8  # rows of a step with drafts: up to here a row's sums do not depend on how many there are
 WORTH = 1.02  # a guess must promise this much more than none
 MOST_SPENT = 6.0  # steps that a round counts as at most: pauses of the machine are not its own
-PROBE = 64  # steps after which a step time that speaks against guesses is measured anew
 LENGTHS = (3, 6, 10)  # matches of the text are told apart by these lengths
 PRIORS = (0.3, 0.45, 0.65, 0.85)  # how often their first token is right, before anything is known
+MODEL_RIGHT = 0.8  # how often a token of the draft model is right, before anything is known
+MODEL_COST = 0.3  # what it takes, in plain steps, likewise
 MODEL_PRIOR = 1.15  # what a round with the draft model is worth in rounds without, before anything is known
 MODEL_RETRY = 1.05  # likewise when it is tried again after a pause
+MODEL_REST = 256  # steps of a request before the model is tried where it did not pay for others
 PATIENCE = 0.25  # the draft model may catch up for this share of the time that the answer may take
 MODEL_PAUSE = 16  # steps of the first pause; each further one is twice as long
 
@@ -54,7 +56,6 @@ class Guesses:
     rates: list[Rate] = field(default_factory=lambda: [Rate(prior) for prior in PRIORS])
     bucket: int = 0  # of the match behind `first`
     first: int | None = None  # what the text proposed last, whether it was tried or not
-    refused: int = 0  # steps since the last probe
     from_model: bool = False  # where the drafts under way come from
     worth: float = MODEL_PRIOR  # tokens a round with the model gives, over those in the same time without
     pause: int = 0  # steps before the model is tried again
@@ -72,6 +73,8 @@ class Speculator:
         self._model_costs = StepCosts()
         self._prefill_ms: float | None = None  # of a token that the draft model catches up with
         self._drafting_ms = 0.0  # spent by the draft model on the step under way, catching up apart
+        self._right = Rate(4 * MODEL_RIGHT, 4.0)  # of the draft model
+        self._worth = MODEL_PRIOR  # of rounds with the draft model, over all requests
 
     def propose(self, decoding: Sequence[Request]) -> None:
         """Sets the drafts of requests that are about to decode."""
@@ -84,9 +87,9 @@ class Speculator:
             most = min(spare, max(1, (MOST_ROWS - base) // base), request.limit - len(request.tokens) - 1)
             if most <= 0:
                 continue
-            guesses = _guesses(request)
+            guesses = self._guesses(request)
             rate = self._from_text(request, guesses, base, most)
-            if self._model_pays(request, guesses, rate, most):
+            if self._model_pays(request, guesses, rate, base, most):
                 request.drafts = []
                 modelled.append((request, most))
             spare -= most if guesses.from_model else len(request.drafts)
@@ -107,31 +110,39 @@ class Speculator:
             speed = tokens / self.costs.ms(base + count) / plain
             if speed > best:
                 best, length = speed, count
-        if not length and value > 0.5:
-            guesses.refused += 1
-            if guesses.refused >= PROBE:
-                length, guesses.refused = min(2, len(draft)), 0
         if length and self._in_time(request, self.costs.ms(base + length)):
             request.drafts = draft[:length]
         return best if request.drafts else 1.0
 
-    def _model_pays(self, request: Request, guesses: Guesses, rate: float, most: int) -> bool:
+    def _model_pays(self, request: Request, guesses: Guesses, rate: float, base: int, most: int) -> bool:
         """Whether to ask the draft model: it beats the text's guesses, and what it has to catch up with is worth it."""
         if self.model is None:
             return False
         if guesses.pause > 0:
             guesses.pause -= 1
             return False
-        if rate >= guesses.worth:
+        if rate >= guesses.worth or self._model_promises(base, most) < WORTH:
             return False
         step_ms = self.costs.ms(1)
         behind = max(0, self.model.behind(request) - MOST_ROWS)
         catch_up_ms = behind * (step_ms / 6 if self._prefill_ms is None else self._prefill_ms)
         round_ms = catch_up_ms + most * self._model_costs.ms(1) + self.costs.ms(MOST_ROWS)
-        if catch_up_ms > PATIENCE * step_ms * (request.limit - len(request.tokens)) or not self._in_time(request, round_ms):
+        if catch_up_ms > PATIENCE * step_ms * (request.limit - len(request.tokens)) or not self._in_time(
+            request, round_ms
+        ):
             return False
         guesses.from_model = self.model.reserve(request, len(request.tokens) + most)
         return guesses.from_model
+
+    def _model_promises(self, base: int, most: int) -> float:
+        """The best speed over plain decoding by what is known of the draft model's accuracy and of all times."""
+        plain_ms = self.costs.ms(base)
+        token_ms = self._model_costs.ms(1) or MODEL_COST * self.costs.ms(1)
+        best, tokens = 0.0, float(base)
+        for count in range(1, most + 1):
+            tokens += self._right.value**count
+            best = max(best, tokens / base * plain_ms / (self.costs.ms(base + count) + count * token_ms))
+        return best
 
     def _from_model(self, modelled: Sequence[tuple[Request, int]], base: int) -> None:
         """Drafts while a token more promises more than the time it takes gives otherwise."""
@@ -155,7 +166,7 @@ class Speculator:
                 key = id(request)
                 chance[key] *= probability
                 row_ms = self.costs.ms(rows + 1) - self.costs.ms(rows)
-                per_ms = max(1.0, _guesses(request).worth) * base / self.costs.ms(base)
+                per_ms = max(1.0, self._guesses(request).worth) * base / self.costs.ms(base)
                 if chance[key] <= row_ms * per_ms:  # not even worth its row
                     continue
                 ahead[key].append(token)
@@ -176,7 +187,9 @@ class Speculator:
             guesses: Guesses | None = chunk.request.guesses
             if guesses is not None and found:
                 self._learn(guesses, chunk.drafts, found)
-                if guesses.from_model and decodes:
+                if guesses.from_model and decodes and self.costs.known(len(chunks)):
+                    if chunk.drafts:
+                        self._right.add(len(found) - 1, min(len(found), len(chunk.drafts)))
                     self._weigh(guesses, len(found), took_ms, self.costs.ms(len(chunks)))
                 guesses.first, guesses.from_model = None, False
 
@@ -190,7 +203,9 @@ class Speculator:
     def _weigh(self, guesses: Guesses, tokens: int, took_ms: float, plain_ms: float) -> None:
         """Compares a round with the draft model to steps without, and pauses it when it has lost."""
         spent = min(took_ms + self._drafting_ms, MOST_SPENT * plain_ms)
-        guesses.worth += 0.15 * (tokens * plain_ms / spent - guesses.worth)
+        worth = tokens * plain_ms / spent
+        guesses.worth += 0.15 * (worth - guesses.worth)
+        self._worth += 0.05 * (worth - self._worth)
         if guesses.worth < 1.0:
             guesses.pause, guesses.next_pause = guesses.next_pause, min(512, 2 * guesses.next_pause)
             guesses.worth = MODEL_RETRY
@@ -206,9 +221,9 @@ class Speculator:
     def _in_time(self, request: Request, step_ms: float) -> bool:
         return request.deadline_s is None or self._clock() + step_ms / 1000 <= request.deadline_s
 
-
-def _guesses(request: Request) -> Guesses:
-    if request.guesses is None:
-        request.guesses = Guesses()
-    found: Guesses = request.guesses
-    return found
+    def _guesses(self, request: Request) -> Guesses:
+        if request.guesses is None:
+            pays = self._worth >= 1.0
+            request.guesses = Guesses(worth=self._worth if pays else MODEL_RETRY, pause=0 if pays else MODEL_REST)
+        found: Guesses = request.guesses
+        return found
