@@ -15,6 +15,7 @@
 
 #include "arrays.h"
 #include "cpu.h"
+#include "requantize.h"
 #include "runtime.h"
 #include "sampler.h"
 
@@ -49,10 +50,11 @@ class Unlocked {
 using Floats = nb::ndarray<nb::numpy, float>;
 
 // A NumPy array that owns `values`.
-Floats owned(std::vector<float>&& values, std::vector<size_t> shape) {
-  auto kept = std::make_unique<std::vector<float>>(std::move(values));
-  nb::capsule owner(kept.get(), [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
-  return Floats(kept.release()->data(), shape.size(), shape.data(), owner);
+template <class T>
+nb::ndarray<nb::numpy, T> owned(std::vector<T>&& values, std::vector<size_t> shape) {
+  auto kept = std::make_unique<std::vector<T>>(std::move(values));
+  nb::capsule owner(kept.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return nb::ndarray<nb::numpy, T>(kept.release()->data(), shape.size(), shape.data(), owner);
 }
 
 // Checked, so that it may be run.
@@ -260,6 +262,19 @@ Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
   return owned(std::move(out), {static_cast<size_t>(rows), static_cast<size_t>(cols)});
 }
 
+// The bytes of a tensor as Q4_0.
+nb::ndarray<nb::numpy, uint8_t> to_q4(int type, const Array<uint8_t>& data, int threads) {
+  if (threads < 1 || threads > 1024) throw std::invalid_argument("to_q4_0: threads in [1, 1024]");
+  std::vector<uint8_t> out;
+  {
+    const Unlocked unlocked;
+    Pool pool(threads);
+    out = to_q4_0(static_cast<GgmlType>(type), std::span(data.data(), data.size()), pool);
+  }
+  const size_t size = out.size();
+  return owned(std::move(out), {size});
+}
+
 // GB/s of `threads` reading their parts of `mib` MiB, the best of five passes.
 double read_bandwidth(int mib, int threads) {
   if (mib < 1 || mib > 65536 || threads < 1 || threads > 1024) throw std::invalid_argument("read_bandwidth: mib in [1, 65536], threads in [1, 1024]");
@@ -287,6 +302,7 @@ NB_MODULE(_native, m) {
   m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
   m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto", "exact"_a = false);
+  m.def("to_q4_0", &to_q4, "type"_a, "data"_a.noconvert(), "threads"_a = 1, "The values of `data`, blocks of a GGML type, as blocks of Q4_0.");
   m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());
   nb::class_<Runtime>(m, "Runtime")
       .def(

@@ -52,6 +52,13 @@ def matmul(
     isa: str = "auto",
     exact: bool = False,
 ) -> NDArray[numpy.float32]: ...
+def to_q4_0(
+    type: int,
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    threads: int = 1,
+) -> NDArray[numpy.uint8]:
+    """The values of `data`, blocks of a GGML type, as blocks of Q4_0."""
+
 def unpack(
     type: int,
     rows: int,

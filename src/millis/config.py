@@ -43,9 +43,9 @@ class EngineConfig:
     cache_tokens: int | None = None
     """Positions the KV cache holds for all sequences together; None: one full context."""
     speculation: Speculation = "auto"
-    """auto: guess tokens from the text so far, and with the draft model where one is given; ngram: from the text; off."""
+    """auto: guess tokens from the text so far, and with a draft model where one is given; ngram: from the text; off."""
     draft: str | None = None
-    """A smaller model of the same vocabulary that guesses tokens: a name as for the model itself. Text stays the same."""
+    """A smaller model of the same vocabulary that guesses tokens, named as a model is; answers stay the same."""
 
     def __post_init__(self) -> None:
         for name, high in (

@@ -79,6 +79,6 @@ class DraftRunner(Protocol):
     def propose(self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
         """For each sequence (the token that its sampler would choose here, its probability to this model).
 
-        The last tokens of sequence s, `ahead[s]`, are drafts that its sampler does not know yet. Samplers do not change.
+        The last tokens of sequence s, `ahead[s]`, are drafts that its sampler does not know yet; it does not change.
         """
         ...

@@ -1,7 +1,8 @@
 """Decides what the next step computes. Pure: no tensor, no clock, no weight.
 
-Running requests come first, one token each while they decode, and drafts where there is room; what is left of the step's tokens goes to prefill
-chunks in order of arrival. When the KV cache is full, the latest arrival loses its pages and waits to be computed anew.
+Running requests come first, one token each while they decode, with their drafts where there is room; what is left of
+the tokens of a step goes to prefill chunks in order of arrival. When the KV cache is full, the latest arrival loses
+its pages and waits to be computed anew.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from millis.engine.native_runner import NativeRunner
 from millis.engine.request import Request
 from millis.engine.speculate import Speculator
 from millis.models.load import Model, build_plan, load_model, read_checkpoint
+from millis.models.requantize import requantize
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer, load_tokenizer
 from millis.types import Completion, ModelError, RequestError, SamplingParams, Timings, TokenLogprob
@@ -151,6 +152,8 @@ class LanguageModel:
                 f"{name} cannot draft for {self.path.name}: their vocabularies differ; "
                 "take a smaller model of the same family"
             )
+        if self.config.precision == "fast":  # four bits a weight: its errors cost guesses, and reading it costs time
+            checkpoint = requantize(checkpoint, self.config.threads)
         context = min(checkpoint.config.context, self.model.plan.context)
         return DraftModel(NativeRunner(Model(checkpoint, build_plan(checkpoint, context)), self.config))
 
