@@ -27,7 +27,7 @@ MODEL_COST = 0.3  # what it takes, in plain steps, likewise
 MODEL_PRIOR = 1.15  # what a round with the draft model is worth in rounds without, before anything is known
 MODEL_RETRY = 1.05  # likewise when it is tried again after a pause
 MODEL_REST = 256  # steps of a request before the model is tried where it did not pay for others
-PATIENCE = 0.25  # the draft model may catch up for this share of the time that the answer may take
+PATIENCE = 0.5  # of the longest answer is thought to come: what the draft model catches up with must pay by then
 MODEL_PAUSE = 16  # steps of the first pause; each further one is twice as long
 
 
@@ -121,15 +121,15 @@ class Speculator:
         if guesses.pause > 0:
             guesses.pause -= 1
             return False
-        if rate >= guesses.worth or self._model_promises(base, most) < WORTH:
+        promise = self._model_promises(base, most)
+        if promise < WORTH or rate >= min(promise, guesses.worth):
             return False
         step_ms = self.costs.ms(1)
         behind = max(0, self.model.behind(request) - MOST_ROWS)
         catch_up_ms = behind * (step_ms / 6 if self._prefill_ms is None else self._prefill_ms)
         round_ms = catch_up_ms + most * self._model_costs.ms(1) + self.costs.ms(MOST_ROWS)
-        if catch_up_ms > PATIENCE * step_ms * (request.limit - len(request.tokens)) or not self._in_time(
-            request, round_ms
-        ):
+        gain_ms = (1 - 1 / promise) * step_ms * PATIENCE * (request.limit - len(request.tokens))
+        if catch_up_ms > gain_ms or not self._in_time(request, round_ms):
             return False
         guesses.from_model = self.model.reserve(request, len(request.tokens) + most)
         return guesses.from_model

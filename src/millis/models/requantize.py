@@ -10,8 +10,15 @@ from millis.models.tensor import GgmlType, Tensor
 
 
 def requantize(checkpoint: Checkpoint, threads: int = 1) -> Checkpoint:
-    """The same with every matrix that Q4_0 makes smaller in Q4_0; the others stay as they lie in the file."""
-    return replace(checkpoint, tensors={name: _smaller(t, threads) for name, t in checkpoint.tensors.items()})
+    """The same with every matrix that Q4_0 makes smaller in Q4_0; the others stay as they lie in the file.
+
+    So does an embedding that is not the output matrix, too: of it a token reads a single row.
+    """
+    tensors = dict(checkpoint.tensors)
+    for name, tensor in checkpoint.tensors.items():
+        if name != "token_embd.weight" or "output.weight" not in tensors:
+            tensors[name] = _smaller(tensor, threads)
+    return replace(checkpoint, tensors=tensors)
 
 
 def _smaller(tensor: Tensor, threads: int) -> Tensor:
