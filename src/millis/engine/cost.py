@@ -5,7 +5,7 @@ from __future__ import annotations
 UP, DOWN = 0.15, 0.3  # weight of a new measurement that is slower or faster than expected
 FRESH = 256  # measurements after which one counts no more: it may stem from a busy moment or a shorter context
 MOST = 1.5  # a measurement counts as at most so many times what was expected: pauses of the machine are not the step's
-FIRST = 2.0  # likewise for the first of its rows, of which less is known
+FIRST = 4.0  # likewise for the first of its rows, of which less is known
 ROW = 0.06  # of a step of one row: what a further row is thought to cost until it is measured
 
 

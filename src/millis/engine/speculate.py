@@ -21,12 +21,12 @@ MOST_ROWS = 8  # rows of a step with drafts: up to here a row's sums do not depe
 WORTH = 1.02  # a guess must promise this much more than none
 MOST_SPENT = 6.0  # steps that a round counts as at most: pauses of the machine are not its own
 LENGTHS = (3, 6, 10)  # matches of the text are told apart by these lengths
-PRIORS = (0.3, 0.45, 0.65, 0.85)  # how often their first token is right, before anything is known
+PRIORS = (0.2, 0.35, 0.5, 0.7)  # how often their first token is right, before anything is known
 MODEL_RIGHT = 0.8  # how often a token of the draft model is right, before anything is known
 MODEL_COST = 0.3  # what it takes, in plain steps, likewise
 MODEL_PRIOR = 1.15  # what a round with the draft model is worth in rounds without, before anything is known
 MODEL_RETRY = 1.05  # likewise when it is tried again after a pause
-MODEL_REST = 256  # steps of a request before the model is tried where it did not pay for others
+MODEL_REST = 512  # steps before a new request tries the model where it did not pay for others
 PATIENCE = 0.5  # of the longest answer is thought to come: what the draft model catches up with must pay by then
 MODEL_PAUSE = 16  # steps of the first pause; each further one is twice as long
 
@@ -75,10 +75,11 @@ class Speculator:
         self._drafting_ms = 0.0  # spent by the draft model on the step under way, catching up apart
         self._right = Rate(4 * MODEL_RIGHT, 4.0)  # of the draft model
         self._worth = MODEL_PRIOR  # of rounds with the draft model, over all requests
+        self._rest = 0  # steps before a new request may try a draft model that did not pay
 
     def propose(self, decoding: Sequence[Request]) -> None:
         """Sets the drafts of requests that are about to decode."""
-        base, self._drafting_ms = len(decoding), 0.0
+        base, self._drafting_ms, self._rest = len(decoding), 0.0, max(0, self._rest - 1)
         spare = MOST_ROWS - base
         if not self.enabled or spare <= 0 or not self.costs.known(base):
             return
@@ -205,7 +206,9 @@ class Speculator:
         spent = min(took_ms + self._drafting_ms, MOST_SPENT * plain_ms)
         worth = tokens * plain_ms / spent
         guesses.worth += 0.15 * (worth - guesses.worth)
-        self._worth += 0.05 * (worth - self._worth)
+        self._worth += 0.15 * (worth - self._worth)
+        if self._worth < 1.0:
+            self._rest = self._rest or MODEL_REST
         if guesses.worth < 1.0:
             guesses.pause, guesses.next_pause = guesses.next_pause, min(512, 2 * guesses.next_pause)
             guesses.worth = MODEL_RETRY
@@ -223,7 +226,10 @@ class Speculator:
 
     def _guesses(self, request: Request) -> Guesses:
         if request.guesses is None:
-            pays = self._worth >= 1.0
-            request.guesses = Guesses(worth=self._worth if pays else MODEL_RETRY, pause=0 if pays else MODEL_REST)
+            worth, pause = self._worth, 0
+            if worth < 1.0:
+                worth, pause = MODEL_RETRY, self._rest
+                self._rest = self._rest or MODEL_REST
+            request.guesses = Guesses(worth=worth, pause=pause)
         found: Guesses = request.guesses
         return found
