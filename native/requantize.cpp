@@ -19,8 +19,8 @@ void quantize_block(const float* x, uint8_t* out) {
   float largest = 0.0f;
   for (int i = 0; i < kBlock; ++i)
     if (std::abs(x[i]) > std::abs(largest)) largest = x[i];
-  const uint16_t d = float_to_half(largest / -8.0f);
-  const float inverse = std::abs(largest) > kLeast ? -8.0f / largest : 0.0f;
+  const float scale = largest / -8.0f, inverse = std::abs(largest) > kLeast ? 1.0f / scale : 0.0f;
+  const uint16_t d = float_to_half(scale);
   const auto quant = [&](float value) { return static_cast<uint8_t>(std::clamp(static_cast<int>(value * inverse + 8.5f), 0, 15)); };
   std::memcpy(out, &d, 2);
   for (int i = 0; i < kBlock / 2; ++i) out[2 + i] = static_cast<uint8_t>(quant(x[i]) | quant(x[i + kBlock / 2]) << 4);

@@ -22,7 +22,7 @@ from millis.tasks.model import LanguageModel, Stream
 from millis.types import Timings
 from shell import LIMIT_S, error_line, millis, started
 
-VERBS = [[verb] for verb in cli.COMMANDS] + [["bench", "engine"]]
+VERBS = [[verb] for verb in cli.COMMANDS] + [["bench", "engine"], ["bench", "speculation"]]
 PROMPT = "Name three colours of the rainbow."
 STATUS = re.compile(
     r"first token \d+\.\d ms · \d+\.\d tokens/s · (\d+) \+ (\d+) tokens in \d+ ms(?: · \d+ of \d+ guesses right)?"
