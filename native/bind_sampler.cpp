@@ -34,7 +34,8 @@ void bind_sampler(nb::module_& m) {
           [](Sampler& self, const Array<float>& logits) {
             std::vector<float> copy = copy_of(logits);
             Choice choice;
-            self.sample(copy, choice);
+            self.choose(copy, {}, choice);
+            if (choice.token >= 0) self.commit(std::span(&choice.token, 1));
             return std::tuple(choice.token, choice.logprob, std::move(choice.top));
           },
           "logits"_a, "(token, log-probability, best) of one row of logits, as Runtime.step does it.");

@@ -9,11 +9,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <memory>
 #include <stdexcept>
 
 #include "arrays.h"
 #include "cpu.h"
+#include "requantize.h"
 #include "runtime.h"
 #include "sampler.h"
 #include "unlocked.h"
@@ -32,10 +34,11 @@ namespace {
 using Floats = nb::ndarray<nb::numpy, float>;
 
 // A NumPy array that owns `values`.
-Floats owned(std::vector<float>&& values, std::vector<size_t> shape) {
-  auto kept = std::make_unique<std::vector<float>>(std::move(values));
-  nb::capsule owner(kept.get(), [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
-  return Floats(kept.release()->data(), shape.size(), shape.data(), owner);
+template <class T>
+nb::ndarray<nb::numpy, T> owned(std::vector<T>&& values, std::vector<size_t> shape) {
+  auto kept = std::make_unique<std::vector<T>>(std::move(values));
+  nb::capsule owner(kept.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return nb::ndarray<nb::numpy, T>(kept.release()->data(), shape.size(), shape.data(), owner);
 }
 
 // Checked, so that it may be run.
@@ -46,15 +49,11 @@ Batch batch_of(const Runtime& runtime, const Array<int32_t>& tokens, const Array
   return batch;
 }
 
-// Row of each sequence's last token, for the sequences that `wanted` picks.
-template <class Wanted>
-std::vector<int32_t> last_rows(const Batch& batch, const Wanted& wanted) {
+// Row of each sequence's last token.
+std::vector<int32_t> last_rows(const Batch& batch) {
   std::vector<int32_t> rows;
   int32_t end = 0;
-  for (size_t s = 0; s < batch.lengths.size(); ++s) {
-    end += batch.lengths[s];
-    if (wanted(s)) rows.push_back(end - 1);
-  }
+  for (const int32_t length : batch.lengths) rows.push_back((end += length) - 1);
   return rows;
 }
 
@@ -79,24 +78,95 @@ struct Held {
 
 using Sampled = std::tuple<int32_t, float, std::vector<std::pair<int32_t, float>>>;
 
-// [(token, log-probability, best)] a sequence; token -1 where its sampler is None.
-std::vector<Sampled> step(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-                          const Array2<int32_t>& tables, const Samplers& given) {
+// The rows of a step to choose from: of each sampled sequence its last token and the drafts that end its tokens.
+struct Verified {
+  std::vector<int32_t> rows;
+  std::vector<size_t> first;                     // [S + 1] of each sequence in rows
+  std::vector<size_t> sequence;                  // of each row
+  std::vector<std::span<const int32_t>> drafts;  // of each sequence
+
+  Verified(const Batch& batch, const std::vector<Sampler*>& samplers, const std::vector<int32_t>& drafted) : first{0} {
+    if (drafted.size() != batch.lengths.size()) throw std::invalid_argument("batch: one number of drafts for each sequence");
+    int32_t end = 0;
+    for (size_t s = 0; s < samplers.size(); ++s) {
+      const int32_t count = drafted[s];
+      if (count < 0 || count >= batch.lengths[s] || (count > 0 && !samplers[s]))
+        throw std::invalid_argument("batch: drafts follow a token of their sequence, which has a sampler");
+      end += batch.lengths[s];
+      for (int32_t row = end - 1 - count; samplers[s] && row < end; ++row) rows.push_back(row), sequence.push_back(s);
+      first.push_back(rows.size());
+      drafts.push_back(std::span(batch.tokens).subspan(static_cast<size_t>(end - count), static_cast<size_t>(count)));
+    }
+  }
+};
+
+void require_usable(const std::vector<Choice>& choices) {
+  for (const Choice& c : choices)
+    if (c.token < 0) throw std::runtime_error("the model computed no usable logit; its weights are damaged");
+}
+
+// A sequence's [(token, log-probability, best)]: the drafts that its sampler chooses as well, then the first token that is
+// its choice alone; none where its sampler is None. Each row is chosen as if all drafts before it were right, side by side.
+std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
+                                       const Array2<int32_t>& tables, const Samplers& given, const Array<int32_t>& drafted) {
   const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
   const Held held(given, runtime.config().vocab);
   if (held.samplers.size() != batch.lengths.size()) throw std::invalid_argument("batch: one sampler or None for each sequence");
-  std::vector<size_t> sampled;
-  const auto rows = last_rows(batch, [&](size_t s) { return held.samplers[s] && (sampled.push_back(s), true); });
-  std::vector<Choice> choices(sampled.size());
+  const Verified v(batch, held.samplers, copy_of(drafted));
+  std::vector<Choice> choices(v.rows.size());
   {
     const Unlocked unlocked;
     const auto vocab = static_cast<size_t>(runtime.config().vocab);
-    runtime.run(batch, rows, [&](size_t i, float* logits) { held.samplers[sampled[i]]->sample(std::span(logits, vocab), choices[i]); });
+    runtime.run(batch, v.rows, [&](size_t i, float* logits) {
+      const size_t s = v.sequence[i];
+      held.samplers[s]->choose(std::span(logits, vocab), v.drafts[s].first(i - v.first[s]), choices[i]);
+    });
   }
-  std::vector<Sampled> out(held.samplers.size(), Sampled{-1, 0.0f, {}});
-  for (const Choice& c : choices)
-    if (c.token < 0) throw std::runtime_error("the model computed no usable logit; its weights are damaged");
-  for (size_t i = 0; i < sampled.size(); ++i) out[sampled[i]] = {choices[i].token, choices[i].logprob, std::move(choices[i].top)};
+  require_usable(choices);
+  std::vector<std::vector<Sampled>> out(held.samplers.size());
+  std::vector<int32_t> chosen;
+  for (size_t s = 0; s < out.size(); ++s) {
+    if (!held.samplers[s]) continue;
+    chosen.clear();
+    for (size_t i = v.first[s]; i < v.first[s + 1]; ++i) {
+      Choice& c = choices[i];
+      chosen.push_back(c.token);
+      out[s].emplace_back(c.token, c.logprob, std::move(c.top));
+      if (i + 1 < v.first[s + 1] && c.token != v.drafts[s][i - v.first[s]]) break;
+    }
+    held.samplers[s]->commit(chosen);
+  }
+  return out;
+}
+
+// [(token, its probability to this model)]: what each sequence's sampler would choose behind its tokens, of which the last
+// `ahead` are drafts. Samplers stay as they are.
+std::vector<std::pair<int32_t, float>> propose(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts,
+                                               const Array<int32_t>& lengths, const Array2<int32_t>& tables, const Samplers& given,
+                                               const std::vector<std::vector<int32_t>>& ahead) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
+  const Held held(given, runtime.config().vocab);
+  if (held.samplers.size() != batch.lengths.size() || std::count(held.samplers.begin(), held.samplers.end(), nullptr))
+    throw std::invalid_argument("batch: one sampler for each sequence");
+  if (ahead.size() != batch.lengths.size()) throw std::invalid_argument("batch: one list of drafts for each sequence");
+  for (const auto& drafts : ahead)
+    for (const int32_t token : drafts)
+      if (token < 0 || token >= runtime.config().vocab) throw std::invalid_argument("batch: token id out of the vocabulary");
+  std::vector<Choice> choices(ahead.size());
+  std::vector<float> probability(ahead.size(), 0.0f);
+  {
+    const Unlocked unlocked;
+    const auto rows = last_rows(batch);
+    const auto vocab = static_cast<size_t>(runtime.config().vocab);
+    runtime.run(batch, rows, [&](size_t i, float* logits) {
+      const float all = runtime.kernels().log_sum_exp(logits, runtime.config().vocab);
+      held.samplers[i]->choose(std::span(logits, vocab), ahead[i], choices[i]);
+      probability[i] = std::exp(choices[i].logit - all);
+    });
+  }
+  require_usable(choices);
+  std::vector<std::pair<int32_t, float>> out;
+  for (size_t i = 0; i < choices.size(); ++i) out.emplace_back(choices[i].token, probability[i]);
   return out;
 }
 
@@ -104,7 +174,7 @@ std::vector<Sampled> step(Runtime& runtime, const Array<int32_t>& tokens, const 
 Floats logits(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
               const Array2<int32_t>& tables, bool all) {
   const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
-  std::vector<int32_t> rows = last_rows(batch, [](size_t) { return true; });
+  std::vector<int32_t> rows = last_rows(batch);
   if (all) {
     rows.resize(batch.tokens.size());
     for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int32_t>(i);
@@ -204,6 +274,19 @@ Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
   return owned(std::move(out), {static_cast<size_t>(rows), static_cast<size_t>(cols)});
 }
 
+// The bytes of a tensor as Q4_0.
+nb::ndarray<nb::numpy, uint8_t> to_q4(int type, const Array<uint8_t>& data, int threads) {
+  if (threads < 1 || threads > 1024) throw std::invalid_argument("to_q4_0: threads in [1, 1024]");
+  std::vector<uint8_t> out;
+  {
+    const Unlocked unlocked;
+    Pool pool(threads);
+    out = to_q4_0(static_cast<GgmlType>(type), std::span(data.data(), data.size()), pool);
+  }
+  const size_t size = out.size();
+  return owned(std::move(out), {size});
+}
+
 // GB/s of `threads` reading their parts of `mib` MiB, the best of five passes.
 double read_bandwidth(int mib, int threads) {
   if (mib < 1 || mib > 65536 || threads < 1 || threads > 1024) throw std::invalid_argument("read_bandwidth: mib in [1, 65536], threads in [1, 1024]");
@@ -254,6 +337,7 @@ NB_MODULE(_native, m) {
   m.def("barrier_ns", &barrier_ns, "threads"_a, "Nanoseconds of one barrier among `threads` threads.");
   m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto", "exact"_a = false);
   m.def("wide_matmul", &wide_matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto");
+  m.def("to_q4_0", &to_q4, "type"_a, "data"_a.noconvert(), "threads"_a = 1, "The values of `data`, blocks of a GGML type, as blocks of Q4_0.");
   m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());
   nb::class_<Runtime>(m, "Runtime")
       .def(
@@ -286,7 +370,10 @@ NB_MODULE(_native, m) {
       .def("select", &Runtime::select, "out"_a, "x"_a)
       .def("finish", &Runtime::finish)
       // Integers are taken as they are: a conversion from 64 bits would silently wrap.
-      .def("step", &step, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a)
+      .def("step", &step, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
+           "drafted"_a.noconvert())
+      .def("propose", &propose, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
+           "ahead"_a)
       .def("logits", &logits, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "all"_a = false)
       .def("score", &score, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "targets"_a.noconvert())
       .def_prop_ro("isa", [](const Runtime& self) { return self.kernels().isa; })

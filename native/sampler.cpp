@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <mutex>
 #include <stdexcept>
 
 namespace millis {
@@ -28,9 +29,47 @@ int32_t argmax(std::span<const float> logits) {
   return best;
 }
 
+// What choosing a row needs besides the sampler; one a thread, so that rows are chosen side by side.
+struct Scratch {
+  std::vector<std::pair<int32_t, float>> raw;  // logits as they were before a bias or a penalty
+  std::vector<std::pair<float, int32_t>> candidates;
+};
+thread_local Scratch scratch;
+
+constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
+
+// Output of the SplitMix64 generator (Steele, Lea and Flood, 2014) in state z.
+uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+  return z ^ (z >> 31);
+}
+
+// The race for one token of the output.
+class Race {
+ public:
+  Race(uint64_t seed, uint64_t index) : key_(mix(mix(seed + kGolden) + (index + 1) * kGolden)) {}
+
+  // Enters a token of weight e^z, z <= 0.
+  void enter(int32_t token, double z) {
+    const uint64_t bits = mix(key_ + (static_cast<uint64_t>(token) + 1) * kGolden) >> 12;
+    const double u = (static_cast<double>(bits) + 0.5) * 0x1p-52;
+    // Most are late by a bound that needs neither log nor exp: -log(u) >= 1 - u and e^-z >= 1 - z + z^2/2 - z^3/6.
+    if ((1.0 - u) * (1.0 - z * (1.0 - z * (0.5 - z / 6.0))) >= best_) return;
+    const double time = -std::log(u) * std::exp(-z);
+    if (time < best_) best_ = time, winner_ = token;
+  }
+  int32_t winner() const { return winner_; }
+
+ private:
+  uint64_t key_;
+  double best_ = std::numeric_limits<double>::infinity();
+  int32_t winner_ = -1;
+};
+
 }  // namespace
 
-Sampler::Sampler(int vocab, SamplerParams params) : vocab_(vocab), params_(std::move(params)), random_(params_.seed) {
+Sampler::Sampler(int vocab, SamplerParams params) : vocab_(vocab), params_(std::move(params)) {
   require(vocab >= 1, "sampler: empty vocabulary");
   require(params_.temperature >= 0 && params_.top_k >= 0 && params_.top_p > 0 && params_.min_p >= 0 && params_.min_p <= 1,
           "sampler: temperature, top_k, top_p or min_p out of range");
@@ -48,6 +87,15 @@ void Sampler::seen(std::span<const int32_t> tokens) {
   }
 }
 
+void Sampler::commit(std::span<const int32_t> tokens) {
+  const std::lock_guard lock(turn_);
+  for (const int32_t token : tokens) {
+    require(token >= 0 && token < vocab_, "sampler: token out of the vocabulary");
+    count(token, 1);
+    ++drawn_;
+  }
+}
+
 void Sampler::count(int32_t token, int32_t uses) {
   if (!counts_used_) return;
   int32_t& now = uses_[static_cast<size_t>(token)];
@@ -55,83 +103,88 @@ void Sampler::count(int32_t token, int32_t uses) {
   now += uses;
 }
 
-void Sampler::penalize(std::span<float> logits) {
-  raw_.clear();
+void Sampler::penalize(std::span<float> logits, std::span<const int32_t> ahead) const {
+  scratch.raw.clear();
   const auto change = [&](int32_t token, auto&& to) {
     float& logit = logits[static_cast<size_t>(token)];
-    raw_.emplace_back(token, logit);
+    scratch.raw.emplace_back(token, logit);
     logit = to(logit);
   };
   for (const auto& [token, bias] : params_.bias) change(token, [&](float x) { return x + bias; });
-  for (const int32_t token : distinct_) {
-    const auto uses = static_cast<float>(uses_[static_cast<size_t>(token)]);
+  if (!counts_used_) return;
+  const auto punish = [&](int32_t token) {
+    const auto uses = static_cast<float>(std::max(uses_[static_cast<size_t>(token)], 0) + std::count(ahead.begin(), ahead.end(), token));
     change(token, [&](float x) {
       x = x > 0 ? x / params_.repetition : x * params_.repetition;
       return x - (uses > 0 ? params_.presence : 0.0f) - uses * params_.frequency;
     });
-  }
+  };
+  for (const int32_t token : distinct_) punish(token);
+  for (auto it = ahead.begin(); it != ahead.end(); ++it)
+    if (uses_[static_cast<size_t>(*it)] < 0 && std::find(ahead.begin(), it, *it) == it) punish(*it);
 }
 
-void Sampler::report(std::span<const float> logits, Choice& out) {
+void Sampler::report(std::span<const float> logits, Choice& out) const {
   const int32_t best = argmax(logits);
   if (best < 0) return;
   const double most = logits[static_cast<size_t>(best)];
   double sum = 0;
   for (const float x : logits) sum += x > kNever ? std::exp(static_cast<double>(x) - most) : 0.0;
   out.logprob = static_cast<float>(most + std::log(sum));  // the log-sum-exp for now
-  candidates_.clear();
+  auto& candidates = scratch.candidates;
+  candidates.clear();
   for (size_t i = 0; i < logits.size(); ++i)
-    if (logits[i] > kNever) candidates_.emplace_back(logits[i], static_cast<int32_t>(i));
-  const auto count = std::min(static_cast<size_t>(params_.logprobs), candidates_.size());
-  std::partial_sort(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(count), candidates_.end(), kBetter);
-  for (size_t i = 0; i < count; ++i) out.top.emplace_back(candidates_[i].second, candidates_[i].first - out.logprob);
+    if (logits[i] > kNever) candidates.emplace_back(logits[i], static_cast<int32_t>(i));
+  const auto count = std::min(static_cast<size_t>(params_.logprobs), candidates.size());
+  std::partial_sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(count), candidates.end(), kBetter);
+  for (size_t i = 0; i < count; ++i) out.top.emplace_back(candidates[i].second, candidates[i].first - out.logprob);
 }
 
-void Sampler::sample(std::span<float> logits, Choice& out) {
-  const std::lock_guard lock(turn_);
+void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const {
+  const std::shared_lock lock(turn_);
   out = Choice{};
   require(logits.size() == static_cast<size_t>(vocab_), "sampler: logits of another vocabulary");
   if (params_.logprobs >= 0) report(logits, out);
-  penalize(logits);
+  penalize(logits, ahead);
   const int32_t best = argmax(logits);
   if (best < 0) return;
-  out.token = params_.temperature == 0.0f ? best : draw(logits, best);
-  if (params_.logprobs >= 0) {
-    float logit = logits[static_cast<size_t>(out.token)];
-    for (auto it = raw_.rbegin(); it != raw_.rend(); ++it)
-      if (it->first == out.token) logit = it->second;
-    out.logprob = logit - out.logprob;
-  }
-  count(out.token, 1);
+  out.token = params_.temperature == 0.0f ? best : draw(logits, best, drawn_ + ahead.size());
+  out.logit = logits[static_cast<size_t>(out.token)];
+  for (auto it = scratch.raw.rbegin(); it != scratch.raw.rend(); ++it)
+    if (it->first == out.token) out.logit = it->second;
+  if (params_.logprobs >= 0) out.logprob = out.logit - out.logprob;
 }
 
-int32_t Sampler::draw(std::span<const float> logits, int32_t best) {
+int32_t Sampler::draw(std::span<const float> logits, int32_t best, uint64_t index) const {
   const double most = logits[static_cast<size_t>(best)], heat = params_.temperature;
-  const auto weight = [&](float x) { return std::exp((static_cast<double>(x) - most) / heat); };
+  const auto exponent = [&](float x) { return (static_cast<double>(x) - most) / heat; };
   // Beyond this the weight is 0 in double precision, or below min_p.
-  const double reach = params_.min_p > 0 ? -std::log(static_cast<double>(params_.min_p)) : 745.0;
-  candidates_.clear();
+  const double reach = params_.min_p > 0 ? std::log(static_cast<double>(params_.min_p)) : -745.0;
+  Race race(params_.seed, index);
+  race.enter(best, 0.0);  // first, so that the others are soon told that they are late
+  if (params_.top_k == 0 && params_.top_p >= 1.0f) {
+    for (size_t i = 0; i < logits.size(); ++i)
+      if (const double z = exponent(logits[i]); z >= reach) race.enter(static_cast<int32_t>(i), z);
+    return race.winner();
+  }
+  auto& candidates = scratch.candidates;
+  candidates.clear();
   for (size_t i = 0; i < logits.size(); ++i)
-    if ((most - logits[i]) / heat <= reach) candidates_.emplace_back(logits[i], static_cast<int32_t>(i));
-
-  if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates_.size()) {
-    std::nth_element(candidates_.begin(), candidates_.begin() + params_.top_k, candidates_.end(), kBetter);
-    candidates_.resize(static_cast<size_t>(params_.top_k));
+    if (exponent(logits[i]) >= reach) candidates.emplace_back(logits[i], static_cast<int32_t>(i));
+  if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates.size()) {
+    std::nth_element(candidates.begin(), candidates.begin() + params_.top_k, candidates.end(), kBetter);
+    candidates.resize(static_cast<size_t>(params_.top_k));
   }
-  double total = 0;
-  for (const auto& c : candidates_) total += weight(c.first);
   if (params_.top_p < 1.0f) {
-    std::sort(candidates_.begin(), candidates_.end(), kBetter);
+    std::sort(candidates.begin(), candidates.end(), kBetter);
+    double total = 0, sum = 0;
+    for (const auto& c : candidates) total += std::exp(exponent(c.first));
     size_t keep = 0;
-    double sum = 0;
-    while (keep < candidates_.size() && sum < params_.top_p * total) sum += weight(candidates_[keep++].first);
-    candidates_.resize(keep);
-    total = sum;
+    while (keep < candidates.size() && sum < params_.top_p * total) sum += std::exp(exponent(candidates[keep++].first));
+    candidates.resize(keep);
   }
-  double left = static_cast<double>(random_() >> 11) * 0x1p-53 * total;
-  for (const auto& c : candidates_)
-    if ((left -= weight(c.first)) < 0) return c.second;
-  return best;
+  for (const auto& c : candidates) race.enter(c.second, exponent(c.first));
+  return race.winner();
 }
 
 }  // namespace millis

@@ -1,10 +1,14 @@
-// Chooses one token from a row of logits. One Sampler belongs to one request and holds its counts and random stream;
-// threads that call it take turns.
+// Chooses one token from a row of logits. One Sampler belongs to one request: its parameters, counts and random stream.
+//
+// A token is drawn by an exponential race: token i arrives after -log(u_i) / weight_i, the first one wins, which it does
+// with its probability (Yellott, 1977, the Gumbel-max trick). u_i is a function of the seed, the number of tokens drawn
+// before and i alone. So a choice depends on nothing but the logits and the tokens before it: a draft is right when it
+// equals what is chosen anyway, and a draft model that draws with the same u_i is right often (Daliri, Musco and Suresh,
+// 2024, "Coupling without Communication and Drafter-Invariant Speculative Decoding").
 #pragma once
 
 #include <cstdint>
-#include <mutex>
-#include <random>
+#include <shared_mutex>
 #include <span>
 #include <utility>
 #include <vector>
@@ -23,10 +27,12 @@ struct SamplerParams {
 
 struct Choice {
   int32_t token = -1;    // stays -1 where no logit was usable
-  float logprob = 0.0f;  // nats, of the model's own distribution
+  float logit = 0.0f;    // as the model gave it
+  float logprob = 0.0f;  // nats, of the model's own distribution; where the sampler reports them
   std::vector<std::pair<int32_t, float>> top;
 };
 
+// Any thread may call any of it.
 class Sampler {
  public:
   Sampler(int vocab, SamplerParams params);  // throws std::invalid_argument on a parameter out of range
@@ -34,28 +40,30 @@ class Sampler {
   // Counts prompt tokens for the repetition penalty.
   void seen(std::span<const int32_t> tokens);
 
-  // Applies bias, repetition penalty (prompt and output), presence and frequency penalties (output), then
-  // temperature, min-p, top-k, top-p, and draws. Uses `logits` as scratch; counts the chosen token.
-  void sample(std::span<float> logits, Choice& out);
+  // The choice for a row that stands behind `ahead`, tokens not yet committed: applies bias, repetition penalty (prompt and
+  // output), presence and frequency penalties (output), then temperature, min-p, top-k, top-p, and draws. Uses `logits`
+  // as scratch. Rows of one sequence may be chosen side by side.
+  void choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const;
+
+  // Counts tokens of the output and moves the random stream behind them.
+  void commit(std::span<const int32_t> tokens);
 
   int vocab() const { return vocab_; }
   int logprobs() const { return params_.logprobs; }
 
  private:
-  void report(std::span<const float> logits, Choice& out);
-  void penalize(std::span<float> logits);
-  int32_t draw(std::span<const float> logits, int32_t best);
+  void report(std::span<const float> logits, Choice& out) const;
+  void penalize(std::span<float> logits, std::span<const int32_t> ahead) const;
+  int32_t draw(std::span<const float> logits, int32_t best, uint64_t index) const;
   void count(int32_t token, int32_t uses);
 
-  std::mutex turn_;
+  mutable std::shared_mutex turn_;  // choosing reads, counting writes
   int vocab_;
   SamplerParams params_;
-  std::mt19937_64 random_;
   bool counts_used_;
-  std::vector<int32_t> uses_;                   // [vocab] in the output; -1: never seen, 0: in the prompt only
-  std::vector<int32_t> distinct_;               // tokens with uses >= 0
-  std::vector<std::pair<int32_t, float>> raw_;  // logits as they were before a bias or a penalty
-  std::vector<std::pair<float, int32_t>> candidates_;
+  uint64_t drawn_ = 0;             // tokens committed
+  std::vector<int32_t> uses_;      // [vocab] in the output; -1: never seen, 0: in the prompt only
+  std::vector<int32_t> distinct_;  // tokens with uses >= 0
 };
 
 }  // namespace millis

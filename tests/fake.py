@@ -5,7 +5,7 @@ It keeps a real paged store, so a wrong page, position or order of chunks change
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,7 @@ class FakeRunner:
         self.batches: list[list[int]] = []  # lengths of every step
         self.fail: BaseException | None = None
         self.on_step: Any = None
+        self.say: Callable[[Sequence[int]], int] = next_token
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any:
         return object()
@@ -66,9 +67,16 @@ class FakeRunner:
         if self.fail:
             raise self.fail
         self.batches.append([int(n) for n in batch.lengths])
-        sequences = self._sequences(batch)
-        tokens = [next_token(s) if sampler else -1 for s, sampler in zip(sequences, samplers, strict=True)]
-        return Sampled(tokens, [None] * len(tokens))
+        drafted = [0] * len(samplers) if batch.drafted is None else [int(n) for n in batch.drafted]
+        tokens: list[list[int]] = []
+        for sequence, count, sampler in zip(self._sequences(batch), drafted, samplers, strict=True):
+            assert count == 0 or sampler
+            tokens.append([])
+            for end in range(len(sequence) - count, len(sequence) + 1) if sampler else ():
+                tokens[-1].append(self.say(sequence[:end]))
+                if tokens[-1][-1:] != sequence[end : end + 1]:
+                    break
+        return Sampled(tokens, [[None] * len(one) for one in tokens])
 
     def score(self, batch: Batch, targets: np.ndarray) -> np.ndarray:
         """−(distance of the target from the fake model's choice), so that sums tell which tokens were asked."""
@@ -76,3 +84,16 @@ class FakeRunner:
         start = int(batch.starts[0])
         said = [next_token(sequence[: start + i + 1]) for i in range(len(targets))]
         return np.array([0 if t < 0 else -abs(int(t) - s) for t, s in zip(targets, said, strict=True)], np.float32)
+
+
+class FakeDraft(FakeRunner):
+    """Proposes what `say` says, sure of it; it holds no opinion on samplers."""
+
+    def propose(self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+        if self.on_step:
+            self.on_step()
+        self.batches.append([int(n) for n in batch.lengths])
+        sequences = self._sequences(batch)
+        for sequence, drafts, sampler in zip(sequences, ahead, samplers, strict=True):
+            assert sampler is not None and sequence[len(sequence) - len(drafts) :] == list(drafts)
+        return [(self.say(sequence), 0.95) for sequence in sequences]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from millis import _native
-from tiny_runtime import SHAPE, SIZES, Tiny, ints, stored
+from tiny_runtime import NONE, SHAPE, SIZES, Tiny, ints, stored
 
 LARGE = 2**31 - 1
 
@@ -181,11 +181,12 @@ def test_samplers_must_belong_to_the_model_and_the_sequence() -> None:
     made = Tiny(np.eye(16, dtype=np.float32), 16).finish("x")
     arrays = made.arrays([1, 2], [3])
     with pytest.raises(ValueError, match="another vocabulary"):
-        made.native.step(*arrays, [_native.Sampler(15), None])
+        made.native.step(*arrays, [_native.Sampler(15), None], NONE)
     for wrong in ([None, 3], [None, "x"], None, 5):
         with pytest.raises(TypeError):
-            made.native.step(*arrays, wrong)
+            made.native.step(*arrays, wrong, NONE)
     for count in (0, 1, 3):
         with pytest.raises(ValueError, match="each sequence"):
-            made.native.step(*arrays, [None] * count)
-    assert [token for token, _, _ in made.native.step(*arrays, (_native.Sampler(16), _native.Sampler(16)))] == [2, 3]
+            made.native.step(*arrays, [None] * count, NONE)
+    samplers = (_native.Sampler(16), _native.Sampler(16))
+    assert [token for ((token, _, _),) in made.native.step(*arrays, samplers, NONE)] == [2, 3]

@@ -22,10 +22,10 @@ from millis.tasks.model import LanguageModel, Stream
 from millis.types import Timings
 from shell import LIMIT_S, error_line, millis, started
 
-VERBS = [[verb] for verb in cli.COMMANDS] + [["bench", "engine"]]
+VERBS = [[verb] for verb in cli.COMMANDS] + [["bench", "engine"], ["bench", "speculation"]]
 PROMPT = "Name three colours of the rainbow."
 STATUS = re.compile(
-    r"first token \d+\.\d ms · \d+\.\d tokens/s · (\d+) \+ (\d+) tokens in \d+ ms"
+    r"first token \d+\.\d ms · \d+\.\d tokens/s · (\d+) \+ (\d+) tokens in \d+ ms(?: · \d+ of \d+ guesses right)?"
     r"( · \d+ ms (?:before|after) the deadline)?( · ended by (?:length|deadline|cancelled))? · (\S+), 1 threads, \w+\n"
 )
 

@@ -23,7 +23,18 @@ def test_numbers_out_of_range_are_named(name: str, value: Any) -> None:
         EngineConfig(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("precision", "half"), ("precision", None), ("isa", 2), ("isa", None)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("precision", "half"),
+        ("precision", None),
+        ("isa", 2),
+        ("isa", None),
+        ("speculation", "on"),
+        ("draft", 3),
+        ("draft", ""),
+    ],
+)
 def test_names_that_are_none_are_refused(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=rf"^{name} must be .*not {value!r}"):
         EngineConfig(**{name: value})
@@ -33,6 +44,12 @@ def test_names_that_are_none_are_refused(name: str, value: Any) -> None:
 def test_what_needs_a_number_takes_no_none(name: str) -> None:
     with pytest.raises(RequestError, match=name):
         EngineConfig(**{name: None})
+
+
+@pytest.mark.parametrize("speculation", ["ngram", "off"])
+def test_a_draft_model_that_would_never_be_asked_is_refused(speculation: str) -> None:
+    with pytest.raises(RequestError, match=f"draft model needs speculation='auto', not '{speculation}'"):
+        EngineConfig(draft="smollm2", speculation=speculation)  # type: ignore[arg-type]
 
 
 def test_none_leaves_the_context_to_the_model() -> None:

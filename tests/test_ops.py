@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from millis import _native
-from tiny_runtime import Tiny
+from tiny_runtime import Tiny, ints
 
 ISAS = _native.supported_isas()
 RNG = np.random.default_rng(11)
@@ -151,5 +151,5 @@ def test_a_poisoned_row_leaves_its_neighbours_alone(poison: float, isa: str) -> 
     assert np.isnan(mixed[2:4]).all()
     sampler = _native.Sampler(tiny.vocab)
     with pytest.raises(RuntimeError, match="no usable logit"):
-        tiny.native.step(*tiny.arrays([3, 7]), [sampler])
-    assert tiny.native.step(*tiny.arrays([1, 2]), [sampler])[0][0] == clean[1].argmax()
+        tiny.native.step(*tiny.arrays([3, 7]), [sampler], ints([0]))
+    assert tiny.native.step(*tiny.arrays([1, 2]), [sampler], ints([0]))[0][0][0] == clean[1].argmax()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from millis import _native
-from tiny_runtime import Tiny, stored
+from tiny_runtime import NONE, Tiny, stored
 
 TABLE = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
 
@@ -54,7 +54,7 @@ def test_one_sampler_in_two_threads_takes_turns() -> None:
 
     def ask(tiny: Tiny) -> list[int]:
         arrays = tiny.arrays([1, 2, 3])
-        return [tiny.native.step(*arrays, [sampler])[0][0] for _ in range(200)]
+        return [tiny.native.step(*arrays, [sampler], NONE[:1])[0][0][0] for _ in range(200)]
 
     with ThreadPoolExecutor(2) as callers:
         assert all(0 <= token < 64 for tokens in callers.map(ask, tinies) for token in tokens)
@@ -82,8 +82,8 @@ def test_a_step_keeps_its_samplers_alive() -> None:
 
     tiny = runtime(3)
     logits = tiny.native.logits(*tiny.arrays([1, 2, 3], [4, 5]))
-    got = tiny.native.step(*tiny.arrays([1, 2, 3], [4, 5]), Fresh())
-    assert [token for token, _, _ in got] == logits.argmax(1).tolist()
+    got = tiny.native.step(*tiny.arrays([1, 2, 3], [4, 5]), Fresh(), NONE)
+    assert [token for ((token, _, _),) in got] == logits.argmax(1).tolist()
 
 
 SETUP = """
@@ -163,14 +163,14 @@ def test_no_memory_in_a_thread_is_a_memory_error() -> None:
 tiny = Tiny(np.zeros((1 << 20, 16), np.float32), 16, threads=2)
 tiny.finish("x")
 arrays = tiny.arrays([1], [2])
-samplers = [_native.Sampler(tiny.vocab, temperature=1.0, seed=s) for s in range(2)]
+samplers = [_native.Sampler(tiny.vocab, temperature=1.0, top_p=0.9, seed=s) for s in range(2)]
 cap(6 << 20)
 try:
-    tiny.native.step(*arrays, samplers)
+    tiny.native.step(*arrays, samplers, NONE)
 except MemoryError:
     print("no memory")
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-print([0 <= token < tiny.vocab for token, _, _ in tiny.native.step(*arrays, samplers)])
+print([0 <= token < tiny.vocab for ((token, _, _),) in tiny.native.step(*arrays, samplers, NONE)])
 """)
     assert (code, error, out) == (0, "", "no memory\n[True, True]\n")
 

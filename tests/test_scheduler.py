@@ -125,6 +125,53 @@ def test_reclaim_takes_from_the_latest_and_says_when_it_cannot() -> None:
     assert not s.reclaim(5)
 
 
+def drafted(chunks: list[Chunk]) -> list[int]:
+    return [len(c.drafts) for c in chunks]
+
+
+def test_drafts_run_behind_a_decode_and_are_used_once() -> None:
+    s = scheduler(max_tokens=16)
+    r = request(3)
+    s.add(r)
+    r.drafts = [7, 8]
+    assert drafted(s.schedule()) == [0]  # not behind a prompt
+    r.computed = 3
+    r.tokens.append(0)
+    r.drafts = [7, 8]
+    (chunk,) = s.schedule()
+    assert (chunk.start, chunk.length, chunk.drafts) == (3, 1, [7, 8])
+    assert len(r.pages) * 4 >= 6
+    assert r.drafts == []
+    s.check_integrity()
+
+
+def test_drafts_leave_every_decode_its_token() -> None:
+    s = scheduler(max_tokens=5)
+    requests = [request(1) for _ in range(3)]
+    for r in requests:
+        s.add(r)
+    run(s.schedule())
+    assert s.decoding() == requests
+    for r in requests:
+        r.drafts = [1, 2, 3]
+    chunks = s.schedule()
+    assert [c.request for c in chunks] == requests
+    assert drafted(chunks) == [2, 0, 0]
+
+
+def test_drafts_take_no_page_from_anybody() -> None:
+    s = scheduler(pages=3, max_tokens=20)
+    a, b = request(4), request(4)
+    for r in (a, b):
+        s.add(r)
+    run(s.schedule())
+    b.drafts, a.drafts = [1] * 3, [1] * 6
+    chunks = s.schedule()  # one page is left for two that need one each: the latest waits, as without drafts
+    assert [(c.request, len(c.drafts)) for c in chunks] == [(a, 3)]
+    assert b in s.waiting and b.drafts == []
+    s.check_integrity()
+
+
 @given(st.data())
 def test_any_traffic_finishes_without_leak(data: st.DataObject) -> None:
     s = scheduler(pages=data.draw(st.integers(6, 12)), max_tokens=data.draw(st.integers(1, 9)))

@@ -17,6 +17,9 @@ def ints(values: Any) -> np.ndarray:
     return np.asarray(values, np.int32)
 
 
+NONE = ints([0, 0])  # drafts of two sequences
+
+
 def stored(values: np.ndarray) -> np.ndarray:
     """A matrix's bytes as a file of type F32 holds them."""
     return np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint8)

@@ -102,6 +102,13 @@ def matmul(
     isa: str = "auto",
     exact: bool = False,
 ) -> NDArray[numpy.float32]: ...
+def to_q4_0(
+    type: int,
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    threads: int = 1,
+) -> NDArray[numpy.uint8]:
+    """The values of `data`, blocks of a GGML type, as blocks of Q4_0."""
+
 def unpack(
     type: int,
     rows: int,
@@ -170,7 +177,17 @@ class Runtime:
         lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
         samplers: Sequence[Sampler | None],
-    ) -> list[tuple[int, float, list[tuple[int, float]]]]: ...
+        drafted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    ) -> list[list[tuple[int, float, list[tuple[int, float]]]]]: ...
+    def propose(
+        self,
+        tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        starts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+        samplers: Sequence[Sampler | None],
+        ahead: Sequence[Sequence[int]],
+    ) -> list[tuple[int, float]]: ...
     def logits(
         self,
         tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from millis.types import RequestError
 
 Precision = Literal["fast", "exact"]
+Speculation = Literal["auto", "ngram", "off"]
 
 
 def usable_cores() -> int:
@@ -41,6 +42,10 @@ class EngineConfig:
     """Tokens computed in one step: the size of a prefill chunk."""
     cache_tokens: int | None = None
     """Positions the KV cache holds for all sequences together; None: one full context."""
+    speculation: Speculation = "auto"
+    """auto: guess tokens from the text so far, and with a draft model where one is given; ngram: from the text; off."""
+    draft: str | None = None
+    """A smaller model of the same vocabulary that guesses tokens, named as a model is; answers stay the same."""
 
     def __post_init__(self) -> None:
         for name, high in (
@@ -57,6 +62,14 @@ class EngineConfig:
                 raise RequestError(f"{name} must be a whole number in [1, {high}], not {value!r}")
         if self.precision not in get_args(Precision):
             raise RequestError(f"precision must be 'fast' or 'exact', not {self.precision!r}")
+        if self.speculation not in get_args(Speculation):
+            raise RequestError(f"speculation must be 'auto', 'ngram' or 'off', not {self.speculation!r}")
+        if self.draft is not None and (not isinstance(self.draft, str) or not self.draft):
+            raise RequestError(f"draft must be a model's name, not {self.draft!r}")
+        if self.draft is not None and self.speculation != "auto":
+            raise RequestError(
+                f"a draft model needs speculation='auto', not {self.speculation!r}; leave one of them out"
+            )
         if not isinstance(self.isa, str):
             raise RequestError(f"isa must be a name such as 'auto' or 'scalar', not {self.isa!r}")
 

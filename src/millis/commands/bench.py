@@ -39,7 +39,8 @@ def engine(
     from millis.bench.peers import make
 
     lengths = _lengths(prompts)
-    lm = common.load(model, threads=threads, context=max(lengths) + new_tokens + 1)
+    context = max(lengths) + new_tokens + 1
+    lm = common.load(model, threads=threads, context=context, speculation="off")  # random ids invite repetition
     engines = [Millis(lm), *make([name.strip() for name in peers.split(",") if name.strip()], lm)]
     weight_bytes = lm.runner.weight_bytes
     bandwidth = _native.read_bandwidth(max(64, weight_bytes >> 20), lm.config.threads)
@@ -101,3 +102,71 @@ def _print(result: dict[str, Any]) -> None:
         )
     common.print_table(table)
     print("first × and next ×: the engine's time over Millis's in the same run")
+
+
+@app.command(epilog="Example: millis bench speculation -m qwen2.5-1.5b --draft qwen2.5-0.5b")
+def speculation(
+    model: common.Model = "smollm2",
+    draft: common.Draft = None,
+    kinds: Annotated[str, typer.Option(help="Of prompts: chat, code, edit, extract.")] = "chat,code,edit,extract",
+    new_tokens: Annotated[int, typer.Option(min=2, max=4096, help="Longest answer in tokens.")] = 128,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Times each prompt is answered both ways.")] = 1,
+    prompts: Annotated[int | None, typer.Option(min=1, help="Prompts of each kind; default: all.")] = None,
+    threads: common.Threads = None,
+    json: common.Json = False,
+) -> None:
+    """Tokens a second with guesses and without, in turn, and whether the greedy answers are the same."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from millis.bench.speculation import PROMPTS, measure, summary
+
+    names = [kind.strip() for kind in kinds.split(",")]
+    if unknown := sorted(set(names) - set(PROMPTS)):
+        raise typer.BadParameter(f"--kinds knows {', '.join(PROMPTS)}, not {', '.join(map(repr, unknown))}")
+    lm = common.load(model, threads=threads, context=2048, draft=draft)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        total = 2 * rounds * sum(len(PROMPTS[kind][:prompts]) for kind in names)
+        task = progress.add_task("measuring", total=total)
+        rows = measure(
+            lm, names, new_tokens=new_tokens, rounds=rounds, limit=prompts, advance=lambda: progress.advance(task)
+        )
+    found = summary(rows)
+    if json:
+        common.print_json({"model": model, "draft": draft, "summary": found, "rows": [asdict(row) for row in rows]})
+    else:
+        _print_speculation(found)
+
+
+def _print_speculation(found: dict[str, dict[str, float]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in (
+        "prompts",
+        "",
+        "plain tokens/s",
+        "guessing",
+        "ratio",
+        "median",
+        "least",
+        "guesses right",
+        "same text",
+    ):
+        table.add_column(title, justify="left" if title == "prompts" else "right")
+    for kind, row in found.items():
+        table.add_row(
+            kind,
+            f"{row['prompts']:.0f}",
+            f"{row['plain_tokens_per_s']:.1f}",
+            f"{row['speculated_tokens_per_s']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['median_ratio']:.2f}",
+            f"{row['least_ratio']:.2f}",
+            f"{100 * row['right']:.0f} %",
+            f"{row['same']:.0f}",
+        )
+    common.print_table(table)

@@ -38,6 +38,8 @@ def command(
     threads: common.Threads = None,
     context: common.Context = None,
     precision: common.Precision = "fast",
+    speculation: common.Speculation = "auto",
+    draft: common.Draft = None,
 ) -> None:
     """A conversation in the terminal; every line is a message, or a command such as /help."""
     sampling = common.checked(
@@ -49,7 +51,7 @@ def command(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    lm = common.load(model, threads=threads, context=context, precision=precision)
+    lm = common.load(model, threads=threads, context=context, precision=precision, speculation=speculation, draft=draft)
     if not lm.tokenizer.has_chat_template:
         raise TemplateError(f"{model} is a base model without a chat template; use: millis run -m {model} PROMPT")
     common.say(f"{model}: {HELP}")

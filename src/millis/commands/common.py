@@ -29,6 +29,12 @@ Threads = Annotated[
 ]
 Precision = Annotated[config.Precision, typer.Option(help="exact: float32 throughout; slow, for checks.")]
 Context = Annotated[int | None, typer.Option(min=1, help="Longest conversation in tokens.")]
+Draft = Annotated[
+    str | None, typer.Option(help="A smaller model of the same vocabulary that guesses tokens; answers stay the same.")
+]
+Speculation = Annotated[
+    config.Speculation, typer.Option(help="Guess tokens: auto; ngram: from the text alone; off. Answers stay the same.")
+]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, max=100, help="0: always the likeliest token.")]
 TopK = Annotated[int, typer.Option(min=0, help="Draw from the k likeliest tokens; 0: off.")]
@@ -97,12 +103,14 @@ def stopped_by_interrupt(stream: Stream) -> Iterator[None]:
 
 
 def status_line(out: Completion, lm: LanguageModel) -> str:
-    """first token 12.3 ms · 301.2 tokens/s · 31 + 64 tokens in 224 ms · smollm2.gguf, 2 threads, avx512."""
+    """first token 12.3 ms · 301.2 tokens/s · 31 + 64 tokens in 224 ms · … · smollm2.gguf, 2 threads, avx512."""
     timings = out.timings
     parts = [f"first token {timings.first_token_ms:.1f} ms"] if timings.first_token_ms else []
     if timings.tokens_per_second:
         parts.append(f"{timings.tokens_per_second:.1f} tokens/s")
     parts.append(f"{timings.prompt_tokens} + {timings.completion_tokens} tokens in {timings.total_ms:.0f} ms")
+    if timings.drafted_tokens:
+        parts.append(f"{timings.accepted_tokens} of {timings.drafted_tokens} guesses right")
     if timings.slack_ms is not None:
         parts.append(f"{abs(timings.slack_ms):.0f} ms {'before' if timings.slack_ms >= 0 else 'after'} the deadline")
     if out.finish_reason != "stop":

@@ -34,6 +34,8 @@ def command(
     threads: common.Threads = None,
     context: common.Context = None,
     precision: common.Precision = "fast",
+    speculation: common.Speculation = "auto",
+    draft: common.Draft = None,
     json: common.Json = False,
 ) -> None:
     """Answers one prompt, as it is written."""
@@ -49,7 +51,7 @@ def command(
         ignore_eos=ignore_eos,
     )
     text = _prompt(prompt)
-    lm = common.load(model, threads=threads, context=context, precision=precision)
+    lm = common.load(model, threads=threads, context=context, precision=precision, speculation=speculation, draft=draft)
     stream = _stream(lm, text, system, raw, {**sampling, "deadline_ms": deadline_ms})
     if json:
         with common.stopped_by_interrupt(stream):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from millis.engine.request import Event, Request
 from millis.engine.runner import Batch, Runner, Sampled
 from millis.engine.scheduler import Chunk, Scheduler
+from millis.engine.speculate import Speculator
 from millis.types import FinishReason, RequestError, SamplingParams, TokenLogprob
 
 
@@ -21,7 +22,13 @@ class Engine:
     Threads that wait for events take turns as leader: whoever finds no step under way runs the next one, for all.
     """
 
-    def __init__(self, runner: Runner, eos: frozenset[int], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        eos: frozenset[int],
+        clock: Callable[[], float] = time.perf_counter,
+        speculator: Speculator | None = None,
+    ) -> None:
         self.runner = runner
         self.eos = eos
         self.clock = clock
@@ -31,6 +38,7 @@ class Engine:
             max_tokens=runner.max_tokens,
             max_sequences=runner.max_sequences,
         )
+        self.speculator = speculator
         self._turn = threading.Condition(threading.Lock())
         self._stepping = False
         self._step_s = 0.0  # how long the latest step of decodes took
@@ -108,6 +116,10 @@ class Engine:
         """One forward over everything scheduled. Callers outside `events` must be alone with the engine."""
         with self._turn:
             self._drop_late()
+            decoding = self.scheduler.decoding()
+        if self.speculator is not None:
+            self.speculator.propose(decoding)
+        with self._turn:
             chunks = self.scheduler.schedule()
         if not chunks:
             return
@@ -118,7 +130,10 @@ class Engine:
                 chunk.request.first_step_s = begin
         sampled = self.runner.step(batch_of(chunks), [c.request.sampler if c.last else None for c in chunks])
         now = self.clock()
-        self._step_s = now - begin
+        if self.speculator is not None:
+            self.speculator.observe(chunks, sampled.tokens, 1000 * (now - begin))
+        drafted = any(chunk.drafts for chunk in chunks)
+        self._step_s = min(self._step_s, now - begin) if drafted else now - begin
         with self._turn:
             self._emit(chunks, sampled, now)
 
@@ -200,27 +215,38 @@ class Engine:
                 self._finish(request, "deadline", None)
 
     def _emit(self, chunks: list[Chunk], sampled: Sampled, now: float) -> None:
-        for chunk, token, logprob in zip(chunks, sampled.tokens, sampled.logprobs, strict=True):
+        for chunk, tokens, logprobs in zip(chunks, sampled.tokens, sampled.logprobs, strict=True):
             request = chunk.request
-            request.computed = chunk.start + chunk.length
+            # [0, computed) hold the keys of the request's own tokens; behind them lie those of wrong drafts.
+            request.computed = chunk.start + chunk.length + max(0, len(tokens) - 1)
             if not chunk.last:
                 continue
             if request.first_token_s is None:
                 request.first_token_s = now
             request.last_token_s = now
-            if token in self.eos and not request.params.ignore_eos:
-                self._finish(request, "stop", None)
-                continue
-            request.tokens.append(token)
-            if len(request.tokens) >= request.limit:
-                self._finish(request, "length", token, logprob)
-            else:
-                request.inbox.append(Event(token, logprob))
+            request.timings.drafted_tokens += len(chunk.drafts)
+            request.timings.accepted_tokens += len(tokens) - 1
+            for token, logprob in zip(tokens, logprobs, strict=True):
+                self._emit_token(request, token, logprob)
+                if request.finish_reason is not None:
+                    break
+
+    def _emit_token(self, request: Request, token: int, logprob: TokenLogprob | None) -> None:
+        if token in self.eos and not request.params.ignore_eos:
+            self._finish(request, "stop", None)
+            return
+        request.tokens.append(token)
+        if len(request.tokens) >= request.limit:
+            self._finish(request, "length", token, logprob)
+        else:
+            request.inbox.append(Event(token, logprob))
 
     def _finish(
         self, request: Request, reason: FinishReason, token: int | None, logprob: TokenLogprob | None = None
     ) -> None:
         self.scheduler.remove(request)
+        if self.speculator is not None:
+            self.speculator.forget(request)
         request.finish(reason, self.clock())
         request.inbox.append(Event(token, logprob, reason))
 
@@ -233,7 +259,14 @@ def batch_of(chunks: Sequence[Chunk]) -> Batch:
     for row, chunk in enumerate(chunks):
         tables[row, : len(chunk.request.pages)] = chunk.request.pages
         tokens += chunk.request.tokens[chunk.start : chunk.start + chunk.length]
-    return Batch(_ints(tokens), _ints([c.start for c in chunks]), _ints([c.length for c in chunks]), tables)
+        tokens += chunk.drafts
+    return Batch(
+        _ints(tokens),
+        _ints([chunk.start for chunk in chunks]),
+        _ints([chunk.length + len(chunk.drafts) for chunk in chunks]),
+        tables,
+        _ints([len(chunk.drafts) for chunk in chunks]),
+    )
 
 
 def _ints(values: Sequence[int] | Sequence[Sequence[int]]) -> NDArray[np.int32]:

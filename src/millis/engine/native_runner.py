@@ -94,14 +94,21 @@ class NativeRunner:
         return sampler
 
     def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
-        rows = self._runtime.step(batch.tokens, batch.starts, batch.lengths, batch.tables, samplers)
+        drafted = np.zeros(len(batch.lengths), np.int32) if batch.drafted is None else batch.drafted
+        found = self._runtime.step(batch.tokens, batch.starts, batch.lengths, batch.tables, samplers, drafted)
         return Sampled(
-            [token for token, _, _ in rows],
+            [[token for token, _, _ in row] for row in found],
             [
-                TokenLogprob(token, logprob, tuple(top)) if sampler is not None and sampler.logprobs >= 0 else None
-                for (token, logprob, top), sampler in zip(rows, samplers, strict=True)
+                [TokenLogprob(*one[:2], tuple(one[2])) if sampler.logprobs >= 0 else None for one in row]
+                if sampler is not None
+                else []
+                for row, sampler in zip(found, samplers, strict=True)
             ],
         )
+
+    def propose(self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+        """See DraftRunner."""
+        return self._runtime.propose(batch.tokens, batch.starts, batch.lengths, batch.tables, samplers, ahead)
 
     def score(self, batch: Batch, targets: NDArray[np.int32]) -> NDArray[np.float32]:
         targets = np.asarray(targets, np.int32)

@@ -35,6 +35,8 @@ class Request:
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
     abandoned: bool = False  # its reader asks for the end; any thread may set it
+    drafts: list[int] = field(default_factory=list)  # guesses of the tokens behind `tokens`, for the next step only
+    guesses: Any = None  # what speculation remembers of this request
     timings: Timings = field(default_factory=Timings)
     first_step_s: float | None = None
     first_token_s: float | None = None

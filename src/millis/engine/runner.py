@@ -14,20 +14,27 @@ from millis.types import SamplingParams, TokenLogprob
 
 @dataclass(slots=True)
 class Batch:
-    """One step's work for S sequences and T tokens in all; sequence s brings lengths[s] tokens in a row."""
+    """One step's work for S sequences and T tokens in all; sequence s brings lengths[s] tokens in a row.
+
+    The last drafted[s] of them are guesses; None stands for none at all.
+    """
 
     tokens: NDArray[np.int32]  # [T] ids, sequence after sequence
     starts: NDArray[np.int32]  # [S] position of each sequence's first token here = tokens already in its pages
     lengths: NDArray[np.int32]  # [S] ≥ 1
     tables: NDArray[np.int32]  # [S, P] page ids in order of position, −1 past the end
+    drafted: NDArray[np.int32] | None = None  # [S] < lengths
 
 
 @dataclass(slots=True)
 class Sampled:
-    """What a step chose, one entry a sequence; token is −1 where the sequence had no sampler."""
+    """What a step chose, one list a sequence: its drafts up to the first wrong one, then one token more.
 
-    tokens: list[int]
-    logprobs: list[TokenLogprob | None]  # None unless its sampler asked
+    The list is empty where the sequence had no sampler, and of one token where it had no drafts.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[TokenLogprob | None]]  # None unless its sampler asked
 
 
 class Runner(Protocol):
@@ -45,9 +52,33 @@ class Runner(Protocol):
         ...
 
     def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
-        """Computes the batch, then samples from each sequence's last token where it has a sampler."""
+        """Computes the batch, then samples where a sequence has a sampler: behind its last token and behind its drafts.
+
+        What comes out is what sampling one token a step gives: a draft stands where it is what is sampled there.
+        """
         ...
 
     def score(self, batch: Batch, targets: NDArray[np.int32]) -> NDArray[np.float32]:
         """[T] log-probability (nats) of targets[t] as the token after tokens[t]; 0 where the target is −1."""
+        ...
+
+
+class DraftRunner(Protocol):
+    """Runs a draft model. Samplers are those of the model that is drafted for."""
+
+    vocab: int
+    context: int
+    page_tokens: int
+    pages: int
+    max_tokens: int
+
+    def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
+        """As a Runner's."""
+        ...
+
+    def propose(self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+        """For each sequence (the token that its sampler would choose here, its probability to this model).
+
+        The last tokens of sequence s, `ahead[s]`, are drafts that its sampler does not know yet; it does not change.
+        """
         ...

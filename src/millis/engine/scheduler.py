@@ -1,13 +1,14 @@
 """Decides what the next step computes. Pure: no tensor, no clock, no weight.
 
-Running requests come first, one token each while they decode; what is left of the step's tokens goes to prefill
-chunks in order of arrival. When the KV cache is full, the latest arrival loses its pages and waits to be computed anew.
+Running requests come first, one token each while they decode, with their drafts where there is room; what is left of
+the tokens of a step goes to prefill chunks in order of arrival. When the KV cache is full, the latest arrival loses
+its pages and waits to be computed anew.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from millis.engine.kvcache import PageAllocator
 from millis.engine.request import Request
@@ -15,12 +16,16 @@ from millis.engine.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens [start, start + length) of a request; `last` when they reach its end, so that a token is sampled."""
+    """Tokens [start, start + length) of a request; `last` when they reach its end, so that a token is sampled.
+
+    `drafts` then run behind them, in the request's pages, too.
+    """
 
     request: Request
     start: int
     length: int
     last: bool
+    drafts: list[int] = field(default_factory=list)
 
 
 class Scheduler:
@@ -50,9 +55,11 @@ class Scheduler:
         """The next step's chunks; moves requests from waiting to running and takes their pages."""
         chunks: list[Chunk] = []
         left, running = self._max_tokens, len(self.running)
+        behind = sum(request.pending == 1 for request in self.running)  # decodes to place yet
         for request in sorted(self.running, key=lambda r: r.pending > 1):  # stable: decodes before prefills
+            behind -= 1
             if left and request in self.running:  # it may have lost its pages to an earlier one
-                left -= self._place(request, left, chunks, may_preempt=True)
+                left -= self._place(request, left, chunks, may_preempt=True, drafts=left - 1 - max(behind, 0))
         if len(self.running) < running:  # no admission while pages are short
             return [chunk for chunk in chunks if chunk.request in self.running]
         while left and self.waiting and len(self.running) < self._max_sequences:
@@ -79,10 +86,18 @@ class Scheduler:
         self.running.remove(request)
         self.allocator.give(request.pages)
         request.computed = 0
+        request.drafts = []
         self.waiting.appendleft(request)
 
-    def _place(self, request: Request, room: int, chunks: list[Chunk], *, may_preempt: bool) -> int:
-        """Adds the request's next chunk of at most `room` tokens; 0 when no page is to be had for it."""
+    def decoding(self) -> list[Request]:
+        """The running requests of which one token is to be computed."""
+        return [request for request in self.running if request.pending == 1]
+
+    def _place(self, request: Request, room: int, chunks: list[Chunk], *, may_preempt: bool, drafts: int = 0) -> int:
+        """Adds the request's next chunk of at most `room` tokens, the last `drafts` of them drafts at most.
+
+        Returns the chunk's tokens, 0 when no page is to be had for it. Drafts take only pages that are free.
+        """
         length = min(request.pending, room)
         need = -(-(request.computed + length) // self._page_tokens) - len(request.pages)
         pages = self.allocator.take(max(0, need))
@@ -94,5 +109,15 @@ class Scheduler:
                 self.preempt(request)
             return 0
         request.pages.extend(pages)
-        chunks.append(Chunk(request, request.computed, length, length == request.pending))
-        return length
+        kept = self._fitting(request, drafts) if request.pending == 1 else []
+        request.drafts = []
+        chunks.append(Chunk(request, request.computed, length, length == request.pending, kept))
+        return length + len(kept)
+
+    def _fitting(self, request: Request, most: int) -> list[int]:
+        """The request's drafts that find room, with their pages taken."""
+        drafts = request.drafts[: max(0, most)]
+        end = request.computed + 1
+        need = -(-(end + len(drafts)) // self._page_tokens) - len(request.pages)
+        request.pages.extend(self.allocator.take(min(max(0, need), self.allocator.free)) or [])
+        return drafts[: len(request.pages) * self._page_tokens - end]

@@ -15,14 +15,17 @@ from typing import Any
 
 from millis import _native, hub
 from millis.config import EngineConfig, Precision
+from millis.engine.draft import DraftModel
 from millis.engine.engine import Engine
 from millis.engine.native_runner import NativeRunner
 from millis.engine.packed import packed_weights
 from millis.engine.request import Request
-from millis.models.load import load_model
+from millis.engine.speculate import Speculator
+from millis.models.load import Model, build_plan, load_model, read_checkpoint
+from millis.models.requantize import requantize
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer, load_tokenizer
-from millis.types import Completion, RequestError, SamplingParams, Timings, TokenLogprob
+from millis.types import Completion, ModelError, RequestError, SamplingParams, Timings, TokenLogprob
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
 Prompt = str | Sequence[int]
@@ -118,7 +121,7 @@ class LanguageModel:
 
     name: a catalogue name, a .gguf file, a Hugging Face folder, or a hub repo id. `progress` is told of a pull, `agree`
     asked about a model's terms. Options are those of EngineConfig; None leaves one at its default.
-    Raises ModelError (not found, not readable), RequestError (a bad option).
+    Raises ModelError (not found, not readable, a draft model of another vocabulary), RequestError (a bad option).
     """
 
     def __init__(
@@ -130,6 +133,8 @@ class LanguageModel:
         **options: Any,
     ) -> None:
         _check_names(options, EngineConfig, "option")
+        if isinstance(options.get("draft"), Path):
+            options["draft"] = str(options["draft"])
         self.config = EngineConfig(**{key: value for key, value in options.items() if value is not None})
         _check_isa(self.config.isa)
         self.path: Path = hub.resolve(str(name), progress, agree)
@@ -139,7 +144,24 @@ class LanguageModel:
             say = progress.say if progress else hub.Silent().say
             packed = packed_weights(self.model, self.config, hub.packed_path(self.path), say)
             self.runner = NativeRunner(self.model, self.config, packed)
-        self.engine = Engine(self.runner, self.tokenizer.eos)
+        draft = None if self.config.draft is None else self._draft_model(self.config.draft, progress, agree)
+        speculator = None if self.config.speculation == "off" else Speculator(time.perf_counter, draft)
+        self.engine = Engine(self.runner, self.tokenizer.eos, speculator=speculator)
+
+    def _draft_model(
+        self, name: str, progress: hub.Progress | None, agree: Callable[[hub.Entry], bool] | None
+    ) -> DraftModel:
+        path = hub.resolve(name, progress, agree)
+        checkpoint = read_checkpoint(path)
+        if not self.tokenizer.same_ids(load_tokenizer(checkpoint)):
+            raise ModelError(
+                f"{name} cannot draft for {self.path.name}: their vocabularies differ; "
+                "take a smaller model of the same family"
+            )
+        if self.config.precision == "fast":  # four bits a weight: its errors cost guesses, and reading it costs time
+            checkpoint = requantize(checkpoint, self.config.threads)
+        context = min(checkpoint.config.context, self.model.plan.context)
+        return DraftModel(NativeRunner(Model(checkpoint, build_plan(checkpoint, context)), self.config))
 
     def generate(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
         """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams."""

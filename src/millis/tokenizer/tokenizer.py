@@ -102,6 +102,11 @@ class Tokenizer:
         """Ids are valid in [0, vocab_size)."""
         return self._spelling.size
 
+    def same_ids(self, other: Tokenizer) -> bool:
+        """Whether every id stands for the same token in both."""
+        ours, theirs = self._spelling, other._spelling
+        return ours.size == theirs.size and list(ours.tokens) == list(theirs.tokens)
+
     @property
     def has_chat_template(self) -> bool:
         """Whether the model was made for conversations; without, `chat_text` and `encode_chat` fail."""

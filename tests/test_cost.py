@@ -1,0 +1,52 @@
+"""Step times: measured, in between, beyond, and what a busy moment does to them."""
+
+from __future__ import annotations
+
+import pytest
+
+from millis.engine.cost import FRESH, StepCosts
+
+
+def test_nothing_is_known_before_the_first_step() -> None:
+    costs = StepCosts()
+    assert not costs.known(1)
+    assert costs.ms(1) == costs.ms(8) == 0
+
+
+def test_lines_between_what_was_measured_and_little_more_beyond() -> None:
+    costs = StepCosts()
+    costs.add(2, 10.0)
+    costs.add(6, 18.0)
+    assert costs.known(2) and not costs.known(4)
+    assert costs.ms(4) == pytest.approx(14)
+    assert costs.ms(3) == pytest.approx(12)
+    assert 18 < costs.ms(8) < 22
+    assert 9 < costs.ms(1) < 10
+
+
+@pytest.mark.parametrize("true_ms", [4.0, 25.0])
+def test_a_figure_follows_the_machine(true_ms: float) -> None:
+    costs = StepCosts()
+    costs.add(1, 10.0)
+    for _ in range(40):
+        costs.add(1, true_ms)
+    assert costs.ms(1) == pytest.approx(true_ms, rel=0.02)
+
+
+def test_a_pause_of_the_machine_hardly_counts() -> None:
+    costs = StepCosts()
+    costs.add(1, 10.0)
+    costs.add(1, 10_000.0)
+    assert costs.ms(1) < 11
+    costs.add(4, 10_000.0)
+    assert costs.ms(4) < 60
+
+
+def test_an_old_figure_is_forgotten_and_the_one_in_use_is_not() -> None:
+    costs = StepCosts()
+    costs.add(4, 50.0)
+    for _ in range(FRESH):
+        costs.add(1, 10.0)
+    assert not costs.known(4)
+    assert costs.known(1)
+    assert costs.ms(4) < 15
