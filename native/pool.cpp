@@ -1,9 +1,14 @@
-// The pool's threads: they spin briefly for the next job, then park; barriers spin, then yield.
+// The pool's threads: they spin briefly for the next job, then park; at barriers they spin, then sleep.
 #include "pool.h"
 
 #include <unistd.h>
+#ifdef __linux__
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#endif
 
 #include <chrono>
+#include <climits>
 #include <stdexcept>
 #include <string>
 
@@ -13,13 +18,26 @@ namespace {
 void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb");  // about as long as x86's pause; "yield" takes no time on most processors
 #endif
 }
 
-// Spins for as long as a barrier usually takes, then gives the core away: it may be the one the others need.
-template <class Done>
-void spin_until(const Done& done) {
-  for (int i = 0; !done(); ++i) i < 1000 ? pause() : std::this_thread::yield();
+constexpr int kBarrierSpins = 1000;  // 15 to 50 us; a longer wait can afford a sleep
+
+// Linux's futex; elsewhere a thread that waits gives its core away.
+void sleep_while(const std::atomic<uint32_t>& value, uint32_t seen) {
+#ifdef __linux__
+  ::syscall(SYS_futex, &value, FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr, 0);
+#else
+  if (value.load() == seen) std::this_thread::yield();
+#endif
+}
+
+void wake_all([[maybe_unused]] const std::atomic<uint32_t>& value) {
+#ifdef __linux__
+  ::syscall(SYS_futex, &value, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#endif
 }
 
 constexpr auto kSpin = std::chrono::microseconds(100);  // between two steps of a decode, Python takes less
@@ -62,11 +80,22 @@ void Pool::start(Start job, const void* context) {
   barrier(0);
 }
 
+// Threads that each have a core mostly meet within the spins. Where other programs want the cores too, the last thread may not
+// even run: the others then sleep, for a yield would give their cores away for a whole time slice each.
 void Pool::barrier(int thread) {
   auto& own = arrived_[static_cast<size_t>(thread)];
   const uint32_t epoch = ++own.mine;
-  own.value.store(epoch, std::memory_order_release);
-  for (auto& other : arrived_) spin_until([&] { return static_cast<int32_t>(other.value.load(std::memory_order_acquire) - epoch) >= 0; });
+  own.value.store(epoch);  // before the look at sleepers_, as a sleeper counts itself before its last look at the value
+  if (sleepers_.load() != 0) wake_all(own.value);
+  for (auto& other : arrived_) {
+    const auto behind = [&](uint32_t value) { return static_cast<int32_t>(value - epoch) < 0; };
+    uint32_t seen = other.value.load(std::memory_order_acquire);
+    for (int i = 0; behind(seen) && i < kBarrierSpins; ++i) pause(), seen = other.value.load(std::memory_order_acquire);
+    if (!behind(seen)) continue;
+    sleepers_.fetch_add(1);
+    while (behind(seen = other.value.load())) sleep_while(other.value, seen);
+    sleepers_.fetch_sub(1);
+  }
 }
 
 void Pool::work(int thread) {

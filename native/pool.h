@@ -44,6 +44,7 @@ class Pool {
   std::vector<Epoch> arrived_;
   std::vector<std::thread> workers_;
   alignas(64) std::atomic<uint32_t> started_{0};
+  alignas(64) std::atomic<int> sleepers_{0};  // threads that gave up spinning at a barrier
   bool stop_ = false;
   Start job_ = nullptr;
   const void* context_ = nullptr;

@@ -27,7 +27,9 @@ def command(json: common.Json = False) -> None:
         table.add_row(row.name, row.state, *_facts(row))
     common.print_table(table)
     packed = folder_bytes(hub.home() / "packed")
-    print(f"in {hub.home()}" + (f"; packed weights beside them: {packed / 1e6:.0f} MB" if packed else ""))
+    print(f"in {hub.home()}")
+    if packed := folder_bytes(hub.home() / "packed"):
+        print(f"packed weights beside them: {packed / 1e6:.0f} MB")
 
 
 def _facts(row: hub.Stored) -> list[str]:
