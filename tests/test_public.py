@@ -136,7 +136,7 @@ def test_the_commands_of_the_readme_exist(name: str) -> None:
     commands = re.findall(r"`millis ([^`]+)`", text)
     assert {command.split()[0] for command in commands} == set(cli.COMMANDS)
     for command in commands:
-        verbs = re.match(r"[a-z]+(?: engine)?", command)
+        verbs = re.match(r"[a-z]+(?: engine| speculation)?", command)
         assert verbs is not None
         help_text = shell(*verbs.group().split(), "--help").stdout
         for flag in re.findall(r"--[a-z-]+", command):

@@ -10,8 +10,8 @@ import pytest
 
 from gguf_files import write_tiny
 from millis import _native
+from millis.engine.requantize import requantize
 from millis.models.load import read_checkpoint
-from millis.models.requantize import requantize
 from millis.models.tensor import GgmlType
 
 WRITABLE = [GgmlType.F32, GgmlType.F16, GgmlType.BF16, GgmlType.Q5_0, GgmlType.Q8_0]

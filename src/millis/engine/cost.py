@@ -6,7 +6,8 @@ UP, DOWN = 0.15, 0.3  # weight of a new measurement that is slower or faster tha
 FRESH = 256  # measurements after which one counts no more: it may stem from a busy moment or a shorter context
 MOST = 1.5  # a measurement counts as at most so many times what was expected: pauses of the machine are not the step's
 FIRST = 4.0  # likewise for the first of its rows, of which less is known
-ROW = 0.06  # of a step of one row: what a further row is thought to cost until it is measured
+ROW = 0.06  # what a further row is thought to cost, in steps of the fewest rows, before any is measured
+FADE = 0.7  # of what a row costs is still believed when the figure behind it has been forgotten
 
 
 class StepCosts:
@@ -16,6 +17,12 @@ class StepCosts:
         self._ms: dict[int, float] = {}
         self._measured: dict[int, int] = {}  # when, in measurements
         self._now = 0
+        self._row = ROW
+
+    @property
+    def reach(self) -> int:
+        """Rows that a step may have without going far beyond what was measured."""
+        return 2 * max(self._ms, default=0) + 1
 
     def known(self, rows: int) -> bool:
         """Whether a step of so many rows was measured lately."""
@@ -31,8 +38,12 @@ class StepCosts:
             self._ms[rows] = min(ms, FIRST * expected) if self._ms else ms
         self._now += 1
         self._measured[rows] = self._now
+        fewest, most = min(self._ms), max(self._ms)
+        if most > fewest:
+            self._row = max(0.0, self._ms[most] / self._ms[fewest] - 1) / (most - fewest)
         for old in [n for n, when in self._measured.items() if self._now - when >= FRESH]:
             del self._ms[old], self._measured[old]
+            self._row = ROW + FADE * max(0.0, self._row - ROW)
 
     def ms(self, rows: int) -> float:
         """What a step of so many rows is expected to take; 0 as long as none was measured."""
@@ -42,8 +53,8 @@ class StepCosts:
         above = min((n for n in self._ms if n > rows), default=None)
         if below is None:
             assert above is not None
-            return self._ms[above] / (1 + ROW * (above - rows))
+            return self._ms[above] / (1 + self._row * (above - rows))
         if above is None:
-            return self._ms[below] * (1 + ROW * (rows - below))
+            return self._ms[below] + self._ms[min(self._ms)] * self._row * (rows - below)
         share = (rows - below) / (above - below)
         return self._ms[below] + share * (self._ms[above] - self._ms[below])

@@ -85,7 +85,8 @@ class Speculator:
             return
         modelled = []
         for request in decoding:
-            most = min(spare, max(1, (MOST_ROWS - base) // base), request.limit - len(request.tokens) - 1)
+            share = max(1, (min(MOST_ROWS, self.costs.reach) - base) // base)
+            most = min(spare, share, request.limit - len(request.tokens) - 1)
             if most <= 0:
                 continue
             guesses = self._guesses(request)

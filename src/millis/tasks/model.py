@@ -19,10 +19,10 @@ from millis.engine.draft import DraftModel
 from millis.engine.engine import Engine
 from millis.engine.native_runner import NativeRunner
 from millis.engine.packed import packed_weights
+from millis.engine.requantize import requantize
 from millis.engine.request import Request
 from millis.engine.speculate import Speculator
 from millis.models.load import Model, build_plan, load_model, read_checkpoint
-from millis.models.requantize import requantize
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer, load_tokenizer
 from millis.types import Completion, ModelError, RequestError, SamplingParams, Timings, TokenLogprob
