@@ -22,6 +22,7 @@ using namespace nb::literals;
 
 namespace millis {
 
+void bind_bench(nb::module_& m);
 void bind_sampler(nb::module_& m);
 
 namespace {
@@ -214,6 +215,7 @@ double read_bandwidth(int mib, int threads) {
 
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // a daemon thread that still waits at the end keeps its runtime, and that is no leak
+  bind_bench(m);
   bind_sampler(m);
   m.attr("PAGE_TOKENS") = kPageTokens;
   m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");

@@ -1,0 +1,107 @@
+"""The whole comparison: prepares every engine, loads it, measures in turns, and puts it all into one report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from millis import _native
+from millis.bench import forms
+from millis.bench.engine import OURS, Measured, measure, report
+from millis.bench.peers import INSTALL, LOADS, PEERS, WorkerEngine, interpreter, worker_engine
+from millis.bench.process import WorkerError
+from millis.models.checkpoint import Checkpoint
+from millis.types import ModelError, RequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What is measured, and how. Lengths in tokens."""
+
+    peers: Sequence[str]
+    threads: int
+    prompts: Sequence[int]
+    depths: Sequence[int]
+    new_tokens: int = 32
+    rounds: int = 5
+    loads: Sequence[str] = LOADS
+    timeout_s: float = 600.0  # of one load, or one run
+    installed: Path = Path("build/peers")  # a virtual environment a peer
+    kept: Path  # for models in other engines' forms
+
+    def context(self, checkpoint: Checkpoint) -> int:
+        """The longest sequence. RequestError where the model cannot hold it."""
+        longest = max(max(self.prompts, default=0) + 1, max(self.depths, default=0) + self.new_tokens)
+        if longest + 1 > checkpoint.config.context:
+            raise RequestError(
+                f"{longest} tokens are measured, and this model was made for {checkpoint.config.context}: "
+                "give shorter --prompts and --depths"
+            )
+        return min(longest + 64, checkpoint.config.context)
+
+
+def compare(
+    checkpoint: Checkpoint, settings: Settings, tell: Callable[[str], None], advance: Callable[[], None]
+) -> dict[str, Any]:
+    """The report. ModelError when Millis itself cannot be measured; a peer's failure stands in the report."""
+    failed: dict[str, str] = {}
+    engines: list[WorkerEngine] = []
+    try:
+        for name in (OURS, *settings.peers):
+            tell(f"preparing {name}")
+            try:
+                engines.append(engine := _prepared(name, checkpoint, settings))
+                engine.load(settings.loads, lambda kind, name=name: tell(f"loading {name} ({kind})"))  # type: ignore[misc]
+            except (WorkerError, ModelError) as error:
+                if name == OURS:
+                    raise ModelError(f"millis cannot be measured: {error}") from None
+                failed[name] = str(error)
+        ours = engines[0]
+        ready = [engine for engine in engines if engine.name not in failed]
+        weight_bytes = int(ours.facts["weight_bytes"])
+        tell("measuring the read bandwidth")
+        bandwidth = _native.read_bandwidth(max(64, weight_bytes >> 20), settings.threads)
+        tell("measuring")
+        measured = measure(
+            ready,
+            prompts=settings.prompts,
+            depths=settings.depths,
+            vocab=checkpoint.config.vocab,
+            new_tokens=settings.new_tokens,
+            rounds=settings.rounds,
+            advance=advance,
+        )
+        loads = [_loaded(engine) for engine in ready]
+    finally:
+        for engine in engines:
+            engine.close()
+    config = checkpoint.config
+    kv_bytes = config.layers * config.kv_heads * config.head_dim * 2 * 2  # keys and values of 16 bits
+    result = report(Measured(measured.rows, failed | measured.failed), weight_bytes, kv_bytes, bandwidth)
+    return {"threads": settings.threads, "isa": ours.facts["isa"], **result, "loads": loads}
+
+
+def _prepared(name: str, checkpoint: Checkpoint, settings: Settings) -> WorkerEngine:
+    """WorkerError: not installed, or no way to the form it reads."""
+    python, model = Path(sys.executable), checkpoint.path
+    if name in PEERS:
+        found = interpreter(name, settings.installed)
+        if found is None:
+            raise WorkerError(f"not installed; {INSTALL.format(name=name)}")
+        python, model = found, forms.prepare(PEERS[name].form, checkpoint, found, settings.kept)
+    spec = {"model": str(model), "threads": settings.threads, "context": settings.context(checkpoint)}
+    return worker_engine(name, python, spec, settings.timeout_s)
+
+
+def _loaded(engine: WorkerEngine) -> dict[str, Any]:
+    return {
+        "engine": engine.name,
+        "version": engine.version,
+        "import_ms": engine.import_ms,
+        "load_ms": engine.load_ms,
+        "kept_in_cache": engine.kept_in_cache,
+        **engine.memory_mb(),
+    }
