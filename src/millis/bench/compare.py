@@ -13,7 +13,8 @@ from millis.bench import forms
 from millis.bench.engine import OURS, Measured, measure, report
 from millis.bench.peers import INSTALL, LOADS, PEERS, WorkerEngine, interpreter, worker_engine
 from millis.bench.process import WorkerError
-from millis.models.checkpoint import Checkpoint
+from millis.models.config import ModelConfig
+from millis.models.load import read_checkpoint
 from millis.types import ModelError, RequestError
 
 
@@ -32,28 +33,28 @@ class Settings:
     installed: Path = Path("build/peers")  # a virtual environment a peer
     kept: Path  # for models in other engines' forms
 
-    def context(self, checkpoint: Checkpoint) -> int:
+    def context(self, config: ModelConfig) -> int:
         """The longest sequence. RequestError where the model cannot hold it."""
         longest = max(max(self.prompts, default=0) + 1, max(self.depths, default=0) + self.new_tokens)
-        if longest + 1 > checkpoint.config.context:
+        if longest + 1 > config.context:
             raise RequestError(
-                f"{longest} tokens are measured, and this model was made for {checkpoint.config.context}: "
+                f"{longest} tokens are measured, and this model was made for {config.context}: "
                 "give shorter --prompts and --depths"
             )
-        return min(longest + 64, checkpoint.config.context)
+        return min(longest + 64, config.context)
 
 
-def compare(
-    checkpoint: Checkpoint, settings: Settings, tell: Callable[[str], None], advance: Callable[[], None]
-) -> dict[str, Any]:
+def compare(path: Path, settings: Settings, tell: Callable[[str], None], advance: Callable[[], None]) -> dict[str, Any]:
     """The report. ModelError when Millis itself cannot be measured; a peer's failure stands in the report."""
+    config = read_checkpoint(path).config  # and the file let go: what is mapped stays cached
+    context = settings.context(config)
     failed: dict[str, str] = {}
     engines: list[WorkerEngine] = []
     try:
         for name in (OURS, *settings.peers):
             tell(f"preparing {name}")
             try:
-                engines.append(engine := _prepared(name, checkpoint, settings))
+                engines.append(engine := _prepared(name, path, context, settings))
                 engine.load(settings.loads, lambda kind, name=name: tell(f"loading {name} ({kind})"))  # type: ignore[misc]
             except (WorkerError, ModelError) as error:
                 if name == OURS:
@@ -69,7 +70,7 @@ def compare(
             ready,
             prompts=settings.prompts,
             depths=settings.depths,
-            vocab=checkpoint.config.vocab,
+            vocab=config.vocab,
             new_tokens=settings.new_tokens,
             rounds=settings.rounds,
             advance=advance,
@@ -78,21 +79,20 @@ def compare(
     finally:
         for engine in engines:
             engine.close()
-    config = checkpoint.config
     kv_bytes = config.layers * config.kv_heads * config.head_dim * 2 * 2  # keys and values of 16 bits
     result = report(Measured(measured.rows, failed | measured.failed), weight_bytes, kv_bytes, bandwidth)
     return {"threads": settings.threads, "isa": ours.facts["isa"], **result, "loads": loads}
 
 
-def _prepared(name: str, checkpoint: Checkpoint, settings: Settings) -> WorkerEngine:
+def _prepared(name: str, path: Path, context: int, settings: Settings) -> WorkerEngine:
     """WorkerError: not installed, or no way to the form it reads."""
-    python, model = Path(sys.executable), checkpoint.path
+    python, model = Path(sys.executable), path
     if name in PEERS:
         found = interpreter(name, settings.installed)
         if found is None:
             raise WorkerError(f"not installed; {INSTALL.format(name=name)}")
-        python, model = found, forms.prepare(PEERS[name].form, checkpoint, found, settings.kept)
-    spec = {"model": str(model), "threads": settings.threads, "context": settings.context(checkpoint)}
+        python, model = found, forms.prepare(PEERS[name].form, path, found, settings.kept)
+    spec = {"model": str(model), "threads": settings.threads, "context": context}
     return worker_engine(name, python, spec, settings.timeout_s)
 
 

@@ -85,22 +85,27 @@ def _take(row: Row, engine: Engine, ids: list[int], count: int, vocab: int) -> N
     """One run, believed only if it can be true."""
     begin = time.perf_counter()
     answer = engine.run(ids, count)
-    wall_ms = 1000 * (time.perf_counter() - begin)
-    tokens, ms = answer.get("tokens"), answer.get("ms")
-    if (
-        not isinstance(tokens, list)
-        or len(tokens) != count
-        or not all(type(t) is int and 0 <= t < vocab for t in tokens)
-    ):
-        raise WorkerError(f"was asked for {count} tokens of a vocabulary of {vocab} and gave {str(tokens)[:60]}")
-    if not isinstance(ms, list) or len(ms) != count or not all(isinstance(t, float) and math.isfinite(t) for t in ms):
-        raise WorkerError(f"gave no time for each token but {str(ms)[:60]}")
-    if not 0 < ms[0] or any(after < before for before, after in pairwise(ms)) or ms[-1] > wall_ms:
-        raise WorkerError(f"claims times that cannot be: {ms[0]:.3f} to {ms[-1]:.3f} ms in a call of {wall_ms:.3f} ms")
+    tokens, ms = _believed(answer, count, vocab, 1000 * (time.perf_counter() - begin))
     row.first_ms.append(ms[0])
     row.output.append(tokens)
     if count > 1:
         row.next_ms.append((ms[-1] - ms[0]) / (count - 1))
+
+
+def _believed(answer: dict[str, Any], count: int, vocab: int, wall_ms: float) -> tuple[list[int], list[float]]:
+    """(tokens, their times) of an answer that came after wall_ms. WorkerError for what was not asked or cannot be."""
+    tokens, ms = answer.get("tokens"), answer.get("ms")
+    if not isinstance(tokens, list) or len(tokens) != count or not all(_whole_below(token, vocab) for token in tokens):
+        raise WorkerError(f"was asked for {count} tokens of a vocabulary of {vocab} and gave {str(tokens)[:60]}")
+    if not isinstance(ms, list) or len(ms) != count or not all(type(at) is float and math.isfinite(at) for at in ms):
+        raise WorkerError(f"gave no time for each token but {str(ms)[:60]}")
+    if not 0 < ms[0] or any(after < before for before, after in pairwise(ms)) or ms[-1] > wall_ms:
+        raise WorkerError(f"claims times that cannot be: {ms[0]:.3f} to {ms[-1]:.3f} ms in a call of {wall_ms:.3f} ms")
+    return tokens, ms
+
+
+def _whole_below(value: Any, bound: int) -> bool:
+    return type(value) is int and 0 <= value < bound
 
 
 def report(measured: Measured, weight_bytes: int, kv_bytes: int, bandwidth: float) -> dict[str, Any]:

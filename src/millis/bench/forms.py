@@ -1,4 +1,4 @@
-"""A model in the form that another engine reads: the file itself, a Hugging Face folder, or what its converter makes of that.
+"""A model in the form that another engine reads: the file itself, a Hugging Face folder, or what a converter makes.
 
 Made once and kept in a folder named by the SHA-256 of the model's bytes.
 """
@@ -16,17 +16,17 @@ from millis.bench.process import WorkerError
 from millis.bench.reference import reference_model, torch_module
 from millis.bench.system import files_under
 from millis.models.checkpoint import Checkpoint
+from millis.models.load import read_checkpoint
 
 Form = Literal["gguf", "folder", "onnx", "ctranslate2"]
 CONVERT_TIMEOUT_S = 3600
 
 
-def prepare(form: Form, checkpoint: Checkpoint, python: Path, kept: Path) -> Path:
+def prepare(form: Form, source: Path, python: Path, kept: Path) -> Path:
     """The model's path in that form, converted with the peer's own tools under `python` if it is not in `kept` yet.
 
     WorkerError where it cannot be had; ModelError where the float32 reference cannot.
     """
-    source = checkpoint.path
     if form == "gguf":
         if source.is_dir():
             raise WorkerError("reads GGUF files, and this model is a folder")
@@ -37,12 +37,12 @@ def prepare(form: Form, checkpoint: Checkpoint, python: Path, kept: Path) -> Pat
     made = home / form
     if not made.exists():
         if form != "folder":
-            folder = prepare("folder", checkpoint, python, kept)
+            folder = prepare("folder", source, python, kept)
         temporary = home / f"{form}.part"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         if form == "folder":
-            export(checkpoint, temporary)
+            export(read_checkpoint(source), temporary)
         else:
             _convert(form, folder, temporary, python)
         temporary.rename(made)
@@ -57,7 +57,8 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     model.save_pretrained(folder)
     words = tokenizer_words(checkpoint)
     (folder / "tokenizer.json").write_text(_word_tokenizer(words), "utf-8")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": words[0], "eos_token": words[0]}
+    special = dict.fromkeys(("unk_token", "bos_token", "eos_token"), words[0])
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
 
 
@@ -85,31 +86,11 @@ def _convert(form: Form, folder: Path, out: Path, python: Path) -> None:
     """Runs the peer's converter; its last words become the error."""
     module: list[Any]
     if form == "onnx":
-        module = [
-            "onnxruntime_genai.models.builder",
-            "-i",
-            folder,
-            "-o",
-            out,
-            "-p",
-            "int4",
-            "-e",
-            "cpu",
-            "-c",
-            out / "cache",
-        ]
-        module += ["--extra_options", "int4_accuracy_level=4"]
+        module = ["onnxruntime_genai.models.builder", "-i", folder, "-o", out, "-p", "int4", "-e", "cpu"]
+        module += ["-c", out / "cache", "--extra_options", "int4_accuracy_level=4"]
     else:
-        module = [
-            "ctranslate2.converters.transformers",
-            "--model",
-            folder,
-            "--output_dir",
-            out,
-            "--quantization",
-            "int8",
-            "--force",
-        ]
+        module = ["ctranslate2.converters.transformers", "--model", folder, "--output_dir", out, "--force"]
+        module += ["--quantization", "int8"]
     command = [str(part) for part in [python, "-m", *module]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=CONVERT_TIMEOUT_S, cwd=out)
     if done.returncode:

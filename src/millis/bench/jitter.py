@@ -6,7 +6,6 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,7 @@ def decode_steps(
             at, counters = time.perf_counter(), counted
             if len(found) >= steps:
                 break
-        events.close()
+        lm.engine.cancel(request)
         warm = True
     return found
 

@@ -1,4 +1,4 @@
-"""Each kernel alone: a model's own matrices, by rows of activations and ISA, beside what memory and arithmetic allow."""
+"""Each kernel alone: a model's matrices, by rows of activations and ISA, beside what memory and arithmetic allow."""
 
 from __future__ import annotations
 

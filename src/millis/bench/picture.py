@@ -91,15 +91,8 @@ def _label(axes: Any, ends: Iterable[tuple[float, str, str]]) -> None:
     for height, name, colour in heights:
         at = max(height, at + LABEL_STEP)
         bold = "bold" if name == OURS else "normal"
-        axes.annotate(
-            name,
-            (1.01, at),
-            xycoords="axes fraction",
-            va="center",
-            color=colour,
-            fontweight=bold,
-            annotation_clip=False,
-        )
+        where: dict[str, Any] = {"xy": (1.01, at), "xycoords": "axes fraction", "va": "center"}
+        axes.annotate(name, color=colour, fontweight=bold, annotation_clip=False, **where)
 
 
 def jitter_picture(result: dict[str, Any], path: Path) -> None:
@@ -120,10 +113,8 @@ def jitter_picture(result: dict[str, Any], path: Path) -> None:
         low, high = edges[0], edges[-1]
         ticks = [v for v in _marks() if low <= v <= high] or [low, high]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_title(
-            f"{result['model']}: {result['steps']} decode steps on {result['threads']} threads ({result['isa']})",
-            fontsize=9,
-        )
+        title = f"{result['model']}: {result['steps']} decode steps on {result['threads']} threads ({result['isa']})"
+        axes.set_title(title, fontsize=9)
         _save(figure, path, plt)
 
 

@@ -1,12 +1,13 @@
 """One engine in a process of its own, for the bench: JSON lines in on standard input, out on standard output.
 
-`python worker.py ENGINE.py` loads the file's `class Engine` under the interpreter that has the engine's libraries. So this
-file imports the standard library only, and nothing of ours. An Engine has `version`, perhaps `facts` (a dict), and
+`python worker.py ENGINE.py` loads the file's `class Engine` under the interpreter that has the engine's libraries. So
+this file imports the standard library only, and nothing of ours. An Engine has `version`, perhaps `facts` (a dict), and
 
     __init__(spec)                   loads; spec: {"model": path, "threads": n, "context": tokens}
     run(prompt, new_tokens, emit)    greedy, past end-of-sequence; calls emit(token) as each token is known
 
-Requests: {"do": "load", "spec": {...}}, {"do": "run", "prompt": [ids], "new_tokens": n}. A reply is {"ok": {...}} or {"error": text}.
+Requests: {"do": "load", "spec": {...}}, {"do": "run", "prompt": [ids], "new_tokens": n}. A reply is {"ok": {...}} or
+{"error": text}.
 """
 
 from __future__ import annotations

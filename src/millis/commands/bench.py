@@ -43,7 +43,6 @@ def engine(
     from millis.bench.compare import Settings, compare
     from millis.bench.peers import LOADS, chosen
     from millis.config import EngineConfig
-    from millis.models.load import read_checkpoint
 
     pictures = _pictures(plot)
     settings = Settings(
@@ -58,13 +57,13 @@ def engine(
         installed=installed.absolute(),
         kept=hub.home() / "bench",
     )
-    checkpoint = read_checkpoint(common.resolve(model))
+    path = common.resolve(model)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         lengths = {*settings.prompts, *settings.depths}
         task = progress.add_task("", total=(1 + len(settings.peers)) * (rounds + 1) * len(lengths))
         result = {"model": model} | compare(
-            checkpoint,
+            path,
             settings,
             tell=lambda text: progress.update(task, description=text),
             advance=lambda: progress.advance(task),

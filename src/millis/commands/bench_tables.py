@@ -12,20 +12,21 @@ LEFT = ("engine", "version", "weights", "kernel")  # columns of words
 
 def show_engines(result: dict[str, Any]) -> None:
     """Of `millis bench engine`."""
+    weights, kv = result["bytes_per_token"] / 1e6, result["kv_bytes_per_position"] / 1e3
     print(
-        f"{result['model']}, {result['threads']} threads, {result['isa']}: a token reads {result['bytes_per_token'] / 1e6:.0f} MB "
-        f"of weights and {result['kv_bytes_per_position'] / 1e3:.1f} kB for every token before it; at the measured "
-        f"{result['read_gb_per_s']:.1f} GB/s no faster than {result['limit_next_ms']:.2f} ms"
+        f"{result['model']}, {result['threads']} threads, {result['isa']}: a token reads {weights:.0f} MB of weights "
+        f"and {kv:.1f} kB for every token before it; at the measured {result['read_gb_per_s']:.1f} GB/s "
+        f"no faster than {result['limit_next_ms']:.2f} ms"
     )
     lengths = sorted({row["tokens"] for row in result["rows"]})
     for length in lengths:
         rows = [row for row in result["rows"] if row["tokens"] == length]
         print(f"\n{length} tokens before" + (f"; limit {rows[0]['next_limit_ms']:.2f} ms" if rows[0]["next"] else ""))
-        titles = ("engine", "first ms", "min–max", "×", "next ms", "min–max", "×", "of limit", "same first")
+        titles = ["engine", "first ms", "min–max", "×", "next ms", "min–max", "×", "of limit", "same first"]
         _table(titles, [_engine_line(row) for row in rows])
     print("\n×: the engine's time over Millis's in the same run; same first: first tokens that are Millis's")
     print()
-    titles = ("engine", "version", "import ms", "load ms: first", "cold", "warm", "peak MB", "share MB")
+    titles = ["engine", "version", "import ms", "load ms: first", "cold", "warm", "peak MB", "share MB"]
     _table(titles, [_load_line(row) for row in result["loads"]])
     for row in result["loads"]:
         if row["kept_in_cache"] > 0.01:
@@ -39,16 +40,14 @@ def show_kernels(lines: Iterable[dict[str, Any]]) -> None:
     head = None
     for line in lines:
         if head is None:
-            print(
-                f"weights are read at {line['read_gb_per_s']:.1f} GB/s; roofline: that, or the byte dots of a plain loop"
-            )
-            head = f"{'weights':<8}{'shape':>14}{'rows':>6}  {'isa':<8}{'µs':>10}{'GB/s':>8}{'GFLOP/s':>10}{'roofline':>10}"
+            print(f"roofline: reading at {line['read_gb_per_s']:.1f} GB/s, or the byte dots of a plain loop")
+            head = f"{'weights':<8}{'shape':>14}{'rows':>6}  {'isa':<8}{'µs':>10}{'GB/s':>8}{'GFLOP/s':>10}{'share':>8}"
             print(head, flush=True)
         shape = f"{line['rows']}×{line['cols']}"
         share = "" if line["share_of_roofline"] is None else f"{100 * line['share_of_roofline']:.0f} %"
         print(
             f"{line['format']:<8}{shape:>14}{line['activations']:>6}  {line['isa']:<8}{line['us']:>10.1f}"
-            f"{line['gb_per_s']:>8.1f}{line['gflop_per_s']:>10.1f}{share:>10}",
+            f"{line['gb_per_s']:>8.1f}{line['gflop_per_s']:>10.1f}{share:>8}",
             flush=True,
         )
 
@@ -84,21 +83,15 @@ def _engine_line(row: dict[str, Any]) -> list[str]:
 
 def _load_line(row: dict[str, Any]) -> list[str]:
     loads = [_number(row["load_ms"].get(kind), "{:.0f}") for kind in ("first", "cold", "warm")]
-    return [
-        row["engine"],
-        row["version"],
-        f"{row['import_ms']:.0f}",
-        *loads,
-        f"{row['peak_rss_mb']:.0f}",
-        f"{row['pss_mb']:.0f}",
-    ]
+    memory = [f"{row['peak_rss_mb']:.0f}", f"{row['pss_mb']:.0f}"]
+    return [row["engine"], row["version"], f"{row['import_ms']:.0f}", *loads, *memory]
 
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def _table(titles: tuple[str, ...], lines: list[list[str]]) -> None:
+def _table(titles: list[str], lines: list[list[str]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

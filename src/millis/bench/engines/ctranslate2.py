@@ -16,9 +16,8 @@ class Engine:
     def __init__(self, spec: dict[str, Any]) -> None:
         folder = Path(spec["model"])
         self._words = json.loads((folder / "vocabulary.json").read_text("utf-8"))
-        self._generator = ctranslate2.Generator(
-            str(folder), device="cpu", compute_type="int8", intra_threads=spec["threads"]
-        )
+        threads = spec["threads"]
+        self._generator = ctranslate2.Generator(str(folder), compute_type="int8", intra_threads=threads)
         self.version = ctranslate2.__version__
 
     def run(self, prompt: list[int], new_tokens: int, emit: Callable[[int], None]) -> None:

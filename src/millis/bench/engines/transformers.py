@@ -14,7 +14,8 @@ class Engine:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         torch.set_num_threads(spec["threads"])
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.bfloat16).eval()
+        factory: Any = transformers.AutoModelForCausalLM
+        self._model = factory.from_pretrained(spec["model"], dtype=torch.bfloat16).eval()
         self.version = f"{transformers.__version__} torch {torch.__version__}"
 
     def run(self, prompt: list[int], new_tokens: int, emit: Callable[[int], None]) -> None:
