@@ -52,6 +52,9 @@ def prepare(form: Form, source: Path, python: Path, kept: Path) -> Path:
 def export(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes the dequantised weights in bfloat16, config.json and a tokenizer as a Hugging Face folder."""
     torch = torch_module()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     model = reference_model(checkpoint, threads=1).to(torch.bfloat16)
     model.generation_config.eos_token_id = model.config.eos_token_id
     model.save_pretrained(folder)
@@ -64,8 +67,7 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
 
 def tokenizer_words(checkpoint: Checkpoint) -> list[str]:
     """The vocabulary in order of ids, every entry once."""
-    words = [str(word) for word in checkpoint.metadata.get("tokenizer.ggml.tokens", [])]
-    words += [f"<unnamed {i}>" for i in range(len(words), checkpoint.config.vocab)]
+    words = [str(word) for word in checkpoint.metadata["tokenizer.ggml.tokens"]]
     seen: set[str] = set()
     for i, word in enumerate(words):
         words[i] = word if word not in seen else f"<again {i}>"

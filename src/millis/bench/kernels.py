@@ -11,7 +11,7 @@ from millis.models.checkpoint import Checkpoint
 from millis.models.tensor import Tensor
 
 SET_MIB = 96  # working set: past the caches near a core, about the size of a small model
-MOST_REPEATS = 200
+MOST_REPEATS, MOST_COPIES = 2000, 1000
 
 
 def matrices(checkpoint: Checkpoint) -> Iterator[Tensor]:
@@ -43,13 +43,14 @@ def measure(
 
 def _times(tensor: Tensor, count: int, isa: str, threads: int, seconds: float) -> tuple[list[float], int]:
     rows, cols = tensor.shape
-    copies = max(1, -(-(SET_MIB << 20) // tensor.nbytes))
+    copies = min(MOST_COPIES, -(-(SET_MIB << 20) // tensor.nbytes))
 
-    def run(repeats: int) -> tuple[list[float], int]:
+    def run(repeats: int, copies: int) -> tuple[list[float], int]:
         return _native.time_matmul(int(tensor.type), rows, cols, tensor.data, count, isa, threads, repeats, copies)
 
-    probe, _ = run(3)
-    return run(max(3, min(MOST_REPEATS, int(seconds / min(probe)))))
+    probe, _ = run(3, min(copies, 3))
+    repeats = max(3, min(MOST_REPEATS, int(seconds / min(probe))))
+    return run(repeats, min(copies, repeats))
 
 
 def line(

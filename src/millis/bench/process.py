@@ -30,6 +30,7 @@ class Worker:
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
         self._stderr = tempfile.TemporaryFile()
+        self._last_words = ""
         self._process = subprocess.Popen(
             command,
             env=dict(env),
@@ -46,6 +47,8 @@ class Worker:
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """The reply's "ok". WorkerError otherwise; after a death or a time-out the worker is gone."""
         assert self._process.stdin is not None
+        if self._process.returncode is not None:
+            raise WorkerError(f"{self._how_it_died()}{self._last_words}")
         self._signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps(request).encode() + b"\n")
@@ -53,10 +56,10 @@ class Worker:
             line = self._line(time.monotonic() + timeout_s)
         except TimeoutError:
             self.close()
-            raise WorkerError(f"gave no answer to {request['do']!r} in {timeout_s:g} s{self._last_words()}") from None
+            raise WorkerError(f"gave no answer to {request['do']!r} in {timeout_s:g} s{self._last_words}") from None
         except (EOFError, BrokenPipeError):
             self.close()
-            raise WorkerError(f"{self._how_it_died()}{self._last_words()}") from None
+            raise WorkerError(f"{self._how_it_died()}{self._last_words}") from None
         self._signal(signal.SIGSTOP)
         try:
             reply = json.loads(line)
@@ -80,6 +83,8 @@ class Worker:
 
     def close(self) -> None:
         """Ends the worker and what it started; harmless when it is gone."""
+        if self._stderr.closed:
+            return
         if self._process.poll() is None:
             self._signal(signal.SIGKILL)
         self._process.wait()
@@ -89,6 +94,11 @@ class Worker:
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
+        if lines:
+            self._last_words = "; it said: " + " | ".join(line[:200] for line in lines[-LAST_WORDS:])
+        self._stderr.close()
 
     def _line(self, end: float) -> bytes:
         assert self._process.stdout is not None
@@ -111,8 +121,3 @@ class Worker:
         if code is not None and code < 0:
             return f"died of {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
-
-    def _last_words(self) -> str:
-        self._stderr.seek(0)
-        lines = [line.strip() for line in self._stderr.read().decode(errors="replace").splitlines() if line.strip()]
-        return "; it said: " + " | ".join(line[:200] for line in lines[-LAST_WORDS:]) if lines else ""
