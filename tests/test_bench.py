@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gguf_files import HEAD_DIM, KV_HEADS, write_tiny
 from millis import _native
+from millis.bench.compare import cache_bytes
 from millis.bench.engine import Measured, Row, measure, report
 from millis.bench.peers import PEERS, chosen
 from millis.bench.process import WorkerError
+from millis.models.load import read_checkpoint
 from millis.types import RequestError
 
 
@@ -135,7 +140,7 @@ def test_report_states_the_limit_and_the_ratios() -> None:
         Row("other", 200, [20], [], [[7]]),
     ]
     failed = {"third": "not installed"}
-    result = report(Measured(rows, failed), weight_bytes=50_000_000, kv_bytes=10_000, bandwidth=25.0)
+    result = report(Measured(rows, failed), 50_000_000, lambda tokens: 10_000 * tokens, bandwidth=25.0)
     assert result["limit_next_ms"] == pytest.approx(2.0)
     assert result["failed"] == failed
     ours, other, alone = result["rows"]
@@ -147,6 +152,15 @@ def test_report_states_the_limit_and_the_ratios() -> None:
     assert other["next_share_of_limit"] == pytest.approx(2.04 / 8)
     assert other["same_first_token"] == pytest.approx(2 / 3)
     assert (alone["first_over_millis"], alone["next"], alone["next_over_millis"]) == (None, None, None)
+
+
+def test_windows_bound_what_attention_reads(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "tiny.gguf", "gemma3")
+    config = read_checkpoint(tmp_path / "tiny.gguf").config
+    each = KV_HEADS * HEAD_DIM * 2 * 2
+    assert cache_bytes(replace(config, windows=()), 20) == 40 * each
+    assert cache_bytes(replace(config, windows=(8, 0)), 20) == 28 * each
+    assert cache_bytes(replace(config, windows=(8, 0)), 5) == 10 * each
 
 
 def test_unknown_peers_are_named() -> None:

@@ -46,7 +46,7 @@ def test_engines_side_by_side_on_a_tiny_model(tiny: Path, tmp_path: Path) -> Non
     rows = {(row["engine"], row["tokens"]): row for row in result["rows"]}
     assert set(rows) == {(name, tokens) for name in ("millis", "transformers") for tokens in (4, 6, 9)}
     assert [bool(rows["millis", tokens]["next"]) for tokens in (4, 6, 9)] == [False, True, False]
-    assert result["kv_bytes_per_position"] == 2 * 2 * 16 * 2 * 2  # layers, KV heads, head_dim; keys and values of f16
+    assert result["cache_bytes_per_token"] == 2 * 2 * 16 * 2 * 2  # layers, KV heads, head_dim; keys and values of f16
     loads = {row["engine"]: row for row in result["loads"]}
     assert all(list(row["load_ms"]) == ["warm"] and row["load_ms"]["warm"] > 0 for row in loads.values())
     assert loads["transformers"]["peak_rss_mb"] > loads["millis"]["peak_rss_mb"] > 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -118,6 +119,22 @@ def test_close_ends_an_idle_worker_and_may_be_repeated(make: Make) -> None:
     assert ended(pids)
     with pytest.raises(WorkerError, match="not loaded"):
         engine.run([1], 1)
+
+
+def test_a_worker_does_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "engine.py").write_text(ENGINE.format(load="pass", run=COUNTS))
+    code = (
+        "import os, sys, time; from millis.bench.process import Worker\n"
+        "worker = Worker([sys.executable, *sys.argv[1:]], os.environ); worker.ask({'do': 'load', 'spec': {}}, 30)\n"
+        "print(*worker.pids(), flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(peers.HERE / "worker.py"), str(tmp_path / "engine.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        wait_for(lambda: [state(pid) for pid in pids] == ["T"])
+        parent.kill()
+    assert ended(pids)
 
 
 def test_an_idle_engine_takes_no_time(make: Make) -> None:

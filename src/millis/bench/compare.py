@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,19 @@ def compare(path: Path, settings: Settings, tell: Callable[[str], None], advance
     try:
         for name in (OURS, *settings.peers):
             tell(f"preparing {name}")
-            try:
+            with _reported(name, failed):
                 engines.append(engine := _prepared(name, path, context, settings))
-                engine.load(settings.loads, lambda kind, name=name: tell(f"loading {name} ({kind})"))  # type: ignore[misc]
-            except (WorkerError, ModelError) as error:
-                if name == OURS:
-                    raise ModelError(f"millis cannot be measured: {error}") from None
-                failed[name] = str(error)
+                engine.load(settings.loads[:-1], _telling(tell, name))
+                engine.close()  # what it has mapped would stay cached for the next one's cold load
+        for engine in engines:
+            if engine.name not in failed:
+                with _reported(engine.name, failed):
+                    engine.load(settings.loads[-1:], _telling(tell, engine.name))
         ours = engines[0]
         ready = [engine for engine in engines if engine.name not in failed]
         weight_bytes = int(ours.facts["weight_bytes"])
         tell("measuring the read bandwidth")
-        bandwidth = _native.read_bandwidth(max(64, weight_bytes >> 20), settings.threads)
+        bandwidth = _bandwidth(weight_bytes, settings.threads)
         tell("measuring")
         measured = measure(
             ready,
@@ -76,12 +78,40 @@ def compare(path: Path, settings: Settings, tell: Callable[[str], None], advance
             advance=advance,
         )
         loads = [_loaded(engine) for engine in ready]
+        bandwidth = max(bandwidth, _bandwidth(weight_bytes, settings.threads))
     finally:
         for engine in engines:
             engine.close()
-    kv_bytes = config.layers * config.kv_heads * config.head_dim * 2 * 2  # keys and values of 16 bits
-    result = report(Measured(measured.rows, failed | measured.failed), weight_bytes, kv_bytes, bandwidth)
+    everything = Measured(measured.rows, failed | measured.failed)
+    result = report(everything, weight_bytes, lambda tokens: cache_bytes(config, tokens), bandwidth)
     return {"threads": settings.threads, "isa": ours.facts["isa"], **result, "loads": loads}
+
+
+def cache_bytes(config: ModelConfig, tokens: int) -> int:
+    """What attention reads for one new token after `tokens` others: keys and values of 16 bits, inside the windows."""
+    windows = config.windows or (0,) * config.layers
+    positions = sum(min(tokens, window) if window else tokens for window in windows)
+    return positions * config.kv_heads * config.head_dim * 2 * 2
+
+
+@contextmanager
+def _reported(name: str, failed: dict[str, str]) -> Iterator[None]:
+    """A peer's failure becomes a line of the report; without Millis itself there is nothing to compare with."""
+    try:
+        yield
+    except (WorkerError, ModelError) as error:
+        if name == OURS:
+            raise ModelError(f"millis cannot be measured: {error}") from None
+        failed[name] = str(error)
+
+
+def _telling(tell: Callable[[str], None], name: str) -> Callable[[str], None]:
+    return lambda kind: tell(f"loading {name} ({kind})")
+
+
+def _bandwidth(weight_bytes: int, threads: int) -> float:
+    """GB/s of reading as much as the weights, the best of several tries."""
+    return max(_native.read_bandwidth(max(64, weight_bytes >> 20), threads) for _ in range(3))
 
 
 def _prepared(name: str, path: Path, context: int, settings: Settings) -> WorkerEngine:

@@ -108,16 +108,18 @@ def _whole_below(value: Any, bound: int) -> bool:
     return type(value) is int and 0 <= value < bound
 
 
-def report(measured: Measured, weight_bytes: int, kv_bytes: int, bandwidth: float) -> dict[str, Any]:
+def report(
+    measured: Measured, weight_bytes: int, cache_bytes: Callable[[int], int], bandwidth: float
+) -> dict[str, Any]:
     """What --json prints: the limit first, then the rows with their ratios to Millis's, then who failed and why.
 
-    weight_bytes: of the packed weights; kv_bytes: of one cached position in 16 bits; bandwidth: GB/s.
+    weight_bytes: of the packed weights; cache_bytes(tokens): what attention reads of so many; bandwidth: GB/s.
     """
     ours = {row.tokens: row for row in measured.rows if row.engine == OURS}
     rows = []
     for row in measured.rows:
         our = ours.get(row.tokens)
-        limit = 1000 * (weight_bytes + row.tokens * kv_bytes) / (bandwidth * 1e9)
+        limit = 1000 * (weight_bytes + cache_bytes(row.tokens)) / (bandwidth * 1e9)
         first, next_token = summary(row.first_ms), summary(row.next_ms) if row.next_ms else None
         rows.append(
             {
@@ -137,7 +139,7 @@ def report(measured: Measured, weight_bytes: int, kv_bytes: int, bandwidth: floa
     return {
         "read_gb_per_s": bandwidth,
         "bytes_per_token": weight_bytes,
-        "kv_bytes_per_position": kv_bytes,
+        "cache_bytes_per_token": cache_bytes(1),
         "limit_next_ms": 1000 * weight_bytes / (bandwidth * 1e9),
         "rows": rows,
         "failed": measured.failed,

@@ -54,7 +54,8 @@ def export(checkpoint: Checkpoint, folder: Path) -> None:
     torch = torch_module()
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    quiet: Any = logging
+    quiet.disable_progress_bar()
     model = reference_model(checkpoint, threads=1).to(torch.bfloat16)
     model.generation_config.eos_token_id = model.config.eos_token_id
     model.save_pretrained(folder)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from millis import _native
 from millis.models.checkpoint import Checkpoint
+from millis.models.load import read_checkpoint
 from millis.models.tensor import Tensor
 
 SET_MIB = 96  # working set: past the caches near a core, about the size of a small model
@@ -25,13 +27,14 @@ def matrices(checkpoint: Checkpoint) -> Iterator[Tensor]:
 
 
 def measure(
-    checkpoint: Checkpoint, *, counts: Sequence[int], isas: Sequence[str], threads: int, seconds: float
+    path: Path, *, counts: Sequence[int], isas: Sequence[str], threads: int, seconds: float
 ) -> Iterator[dict[str, Any]]:
     """A line for every matrix, count of activation rows and ISA, each measured for about `seconds`.
 
     share_of_roofline: the time that reading the weights at the measured bandwidth, or the byte products at the measured
     peak of a plain dot loop, would take at least (whichever is longer), over the time taken.
     """
+    checkpoint = read_checkpoint(path)
     bandwidth = _native.read_bandwidth(SET_MIB, threads)
     peaks = {isa: _native.dot_peak(isa, threads) for isa in isas}
     for tensor in matrices(checkpoint):

@@ -12,16 +12,22 @@ Requests: {"do": "load", "spec": {...}}, {"do": "run", "prompt": [ids], "new_tok
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import runpy
+import signal
 import sys
 import time
 from typing import Any
 
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
 
 def main(engine_file: str) -> None:
     sys.path.pop(0)  # this folder's modules must not shadow anybody's
+    if sys.platform == "linux":  # a worker is mostly stopped, and would outlive a parent that was killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no reply
     server = Server(engine_file)

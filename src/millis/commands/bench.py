@@ -62,7 +62,7 @@ def engine(
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         lengths = {*settings.prompts, *settings.depths}
         task = progress.add_task("", total=(1 + len(settings.peers)) * (rounds + 1) * len(lengths))
-        result = {"model": model} | compare(
+        result = {"model": Path(model).name} | compare(
             path,
             settings,
             tell=lambda text: progress.update(task, description=text),
@@ -91,7 +91,6 @@ def kernels(
     from millis import _native
     from millis.bench.kernels import measure
     from millis.config import EngineConfig
-    from millis.models.load import read_checkpoint
 
     supported = _native.supported_isas()
     chosen = supported if isas == "all" else [isa for isa in isas.split(",") if isa] or supported[-1:]
@@ -99,8 +98,8 @@ def kernels(
         if isa not in supported:
             raise typer.BadParameter(f"--isas: this machine has {', '.join(supported)}, not {isa!r}")
     threads = threads or EngineConfig().threads
-    checkpoint = read_checkpoint(common.resolve(model))
-    lines = measure(checkpoint, counts=_lengths("--counts", counts), isas=chosen, threads=threads, seconds=seconds)
+    path = common.resolve(model)
+    lines = measure(path, counts=_lengths("--counts", counts), isas=chosen, threads=threads, seconds=seconds)
     if json:
         common.print_json({"model": model, "threads": threads, "lines": list(lines)})
     else:

@@ -12,7 +12,7 @@ LEFT = ("engine", "version", "weights", "kernel")  # columns of words
 
 def show_engines(result: dict[str, Any]) -> None:
     """Of `millis bench engine`."""
-    weights, kv = result["bytes_per_token"] / 1e6, result["kv_bytes_per_position"] / 1e3
+    weights, kv = result["bytes_per_token"] / 1e6, result["cache_bytes_per_token"] / 1e3
     print(
         f"{result['model']}, {result['threads']} threads, {result['isa']}: a token reads {weights:.0f} MB of weights "
         f"and {kv:.1f} kB for every token before it; at the measured {result['read_gb_per_s']:.1f} GB/s "
