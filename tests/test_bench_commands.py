@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gguf_files import DROP, HIDDEN, write_tiny
-from millis.bench.picture import engines_picture, jitter_picture
+from millis.bench.picture import apart, engines_picture, jitter_picture
 from millis.types import ModelError
 from shell import error_line, millis
 from tokenizer_tiny import bpe
@@ -103,7 +103,14 @@ def engines_result() -> dict[str, Any]:
         for tokens in (16, 128):
             spread = {"median_ms": factor * tokens, "min_ms": factor * tokens * 0.9, "max_ms": factor * tokens * 1.2}
             rows.append({"engine": name, "tokens": tokens, "first": spread, "next": spread, "next_limit_ms": 2.0})
-    return {"model": "tiny", "threads": 1, "isa": "scalar", "rows": rows}
+    return {"model": "tiny", "threads": 1, "isa": "scalar", "prompts": [16, 128], "rows": rows}
+
+
+def test_names_beside_lines_are_moved_apart_and_stay_inside() -> None:
+    assert apart([], 0.1) == []
+    assert apart([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
+    assert apart([0.2, 0.2, 0.25], 0.1) == pytest.approx([0.2, 0.3, 0.4])
+    assert apart([0.5, 0.97, 0.98], 0.1) == pytest.approx([0.5, 0.9, 1.0])
 
 
 def jitter_result() -> dict[str, Any]:

@@ -84,7 +84,8 @@ def compare(path: Path, settings: Settings, tell: Callable[[str], None], advance
             engine.close()
     everything = Measured(measured.rows, failed | measured.failed)
     result = report(everything, weight_bytes, lambda tokens: cache_bytes(config, tokens), bandwidth)
-    return {"threads": settings.threads, "isa": ours.facts["isa"], **result, "loads": loads}
+    asked = {"threads": settings.threads, "prompts": list(settings.prompts), "depths": list(settings.depths)}
+    return {**asked, "rounds": settings.rounds, "isa": ours.facts["isa"], **result, "loads": loads}
 
 
 def cache_bytes(config: ModelConfig, tokens: int) -> int:

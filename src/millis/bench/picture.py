@@ -12,7 +12,7 @@ from millis.types import ModelError
 
 OUR_COLOUR, LIMIT_COLOUR = "#c2410c", "#111827"
 COLOURS = ("#2563eb", "#0d9488", "#7c3aed", "#a16207", "#64748b", "#be185d", "#4d7c0f", "#0891b2")
-LABEL_STEP = 0.075  # of a panel's height: the least distance of two labels
+LABEL_STEP = 0.06  # of a panel's height: the least distance of two labels
 STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "millis"}
 
 
@@ -33,7 +33,7 @@ def engines_picture(result: dict[str, Any], path: Path) -> None:
     plt = pyplot()
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.4), layout="constrained")
-        _lines(left, result["rows"], "first", [])
+        _lines(left, [row for row in result["rows"] if row["tokens"] in result["prompts"]], "first", [])
         limit = {row["tokens"]: row["next_limit_ms"] for row in result["rows"] if row["next"]}
         _lines(right, result["rows"], "next", sorted(limit.items()))
         left.set(title="Time to the first token", xlabel="prompt tokens", ylabel="milliseconds")
@@ -86,13 +86,22 @@ def _nice_ticks(axes: Any) -> Any:
 def _label(axes: Any, ends: Iterable[tuple[float, str, str]]) -> None:
     """Names at the lines' right ends, moved apart where they would touch."""
     low, high = (math.log(y) for y in axes.get_ylim())
-    heights = sorted(((math.log(y) - low) / (high - low), name, colour) for y, name, colour in ends)
-    at = -1.0
-    for height, name, colour in heights:
-        at = max(height, at + LABEL_STEP)
+    lines = sorted(((math.log(y) - low) / (high - low), name, colour) for y, name, colour in ends)
+    heights = apart([height for height, _, _ in lines], LABEL_STEP)
+    for height, (_, name, colour) in zip(heights, lines, strict=True):
         bold = "bold" if name == OURS else "normal"
-        where: dict[str, Any] = {"xy": (1.01, at), "xycoords": "axes fraction", "va": "center"}
+        where: dict[str, Any] = {"xy": (1.01, height), "xycoords": "axes fraction", "va": "center"}
         axes.annotate(name, color=colour, fontweight=bold, annotation_clip=False, **where)
+
+
+def apart(heights: Sequence[float], step: float) -> list[float]:
+    """Rising heights, moved to lie `step` apart and at most 1: up from the lowest, then down from the top."""
+    found: list[float] = []
+    for height in heights:
+        found.append(max(height, found[-1] + step) if found else height)
+    for i in reversed(range(len(found))):
+        found[i] = min(found[i], 1.0 if i == len(found) - 1 else found[i + 1] - step)
+    return found
 
 
 def jitter_picture(result: dict[str, Any], path: Path) -> None:
@@ -103,7 +112,7 @@ def jitter_picture(result: dict[str, Any], path: Path) -> None:
         edges, counts = result["histogram"]["edges_ms"], result["histogram"]["counts"]
         axes.stairs(counts, edges, fill=True, color=OUR_COLOUR, alpha=0.85)
         axes.set(xscale="log", yscale="log", xlabel="milliseconds a token", ylabel="steps")
-        axes.set_ylim(bottom=0.7)
+        axes.set_ylim(0.7, 30 * max(counts))  # room for the marks' names
         marks = (("p50", "p50_ms"), ("p99", "p99_ms"), ("p99.9", "p99_9_ms"), ("max", "max_ms"))
         for height, (name, key) in enumerate(marks):
             axes.axvline(result[key], color=LIMIT_COLOUR, linewidth=0.9, linestyle=(0, (4, 2)))
