@@ -59,7 +59,8 @@ class Breaks(Scripted):
 
 
 def run(engines: list[Any], prompts: list[int], depths: list[int], rounds: int = 3, **options: Any) -> Measured:
-    return measure(engines, prompts=prompts, depths=depths, vocab=50, new_tokens=3, rounds=rounds, **options)
+    read = iter(range(20, 999)).__next__
+    return measure(engines, prompts=prompts, depths=depths, vocab=50, new_tokens=3, rounds=rounds, read=read, **options)
 
 
 def pair(log: list[str]) -> list[Scripted]:
@@ -76,6 +77,7 @@ def test_rounds_are_interleaved_and_the_first_only_warms_up() -> None:
     ]
     assert result.rows[1].next_ms == pytest.approx([3, 1, 2])  # a tenth of the first, three rounds
     assert result.failed == {}
+    assert result.read_gb_per_s == [20, 21, 22]  # in every measured round
 
 
 def test_all_engines_see_the_same_ids_and_every_round_others() -> None:
@@ -140,7 +142,8 @@ def test_report_states_the_limit_and_the_ratios() -> None:
         Row("other", 200, [20], [], [[7]]),
     ]
     failed = {"third": "not installed"}
-    result = report(Measured(rows, failed), 50_000_000, lambda tokens: 10_000 * tokens, bandwidth=25.0)
+    result = report(Measured(rows, failed, [60, 25, 5]), 50_000_000, lambda tokens: 10_000 * tokens)
+    assert (result["read_gb_per_s"], result["read_spread_gb_per_s"]) == (25, [5, 60])
     assert result["limit_next_ms"] == pytest.approx(2.0)
     assert result["failed"] == failed
     ours, other, alone = result["rows"]

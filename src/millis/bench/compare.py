@@ -11,7 +11,7 @@ from typing import Any
 
 from millis import _native
 from millis.bench import forms
-from millis.bench.engine import OURS, Measured, measure, report
+from millis.bench.engine import OURS, measure, report
 from millis.bench.peers import INSTALL, LOADS, PEERS, WorkerEngine, interpreter, worker_engine
 from millis.bench.process import WorkerError
 from millis.models.config import ModelConfig
@@ -65,8 +65,6 @@ def compare(path: Path, settings: Settings, tell: Callable[[str], None], advance
         ours = engines[0]
         ready = [engine for engine in engines if engine.name not in failed]
         weight_bytes = int(ours.facts["weight_bytes"])
-        tell("measuring the read bandwidth")
-        bandwidth = _bandwidth(weight_bytes, settings.threads)
         tell("measuring")
         measured = measure(
             ready,
@@ -75,15 +73,15 @@ def compare(path: Path, settings: Settings, tell: Callable[[str], None], advance
             vocab=config.vocab,
             new_tokens=settings.new_tokens,
             rounds=settings.rounds,
+            read=lambda: _native.read_bandwidth(max(64, weight_bytes >> 20), settings.threads),
             advance=advance,
         )
         loads = [_loaded(engine) for engine in ready]
-        bandwidth = max(bandwidth, _bandwidth(weight_bytes, settings.threads))
     finally:
         for engine in engines:
             engine.close()
-    everything = Measured(measured.rows, failed | measured.failed)
-    result = report(everything, weight_bytes, lambda tokens: cache_bytes(config, tokens), bandwidth)
+    measured.failed |= failed
+    result = report(measured, weight_bytes, lambda tokens: cache_bytes(config, tokens))
     asked = {"threads": settings.threads, "prompts": list(settings.prompts), "depths": list(settings.depths)}
     return {**asked, "rounds": settings.rounds, "isa": ours.facts["isa"], **result, "loads": loads}
 
@@ -108,11 +106,6 @@ def _reported(name: str, failed: dict[str, str]) -> Iterator[None]:
 
 def _telling(tell: Callable[[str], None], name: str) -> Callable[[str], None]:
     return lambda kind: tell(f"loading {name} ({kind})")
-
-
-def _bandwidth(weight_bytes: int, threads: int) -> float:
-    """GB/s of reading as much as the weights, the best of several tries."""
-    return max(_native.read_bandwidth(max(64, weight_bytes >> 20), threads) for _ in range(3))
 
 
 def _prepared(name: str, path: Path, context: int, settings: Settings) -> WorkerEngine:

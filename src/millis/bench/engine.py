@@ -47,6 +47,7 @@ class Measured:
 
     rows: list[Row]
     failed: dict[str, str]
+    read_gb_per_s: list[float] = field(default_factory=list)  # one a round
 
 
 def measure(
@@ -57,11 +58,13 @@ def measure(
     vocab: int,
     new_tokens: int,
     rounds: int,
+    read: Callable[[], float],
     advance: Callable[[], None] = lambda: None,
 ) -> Measured:
     """First tokens after `prompts`, next tokens at `depths`, all in tokens.
 
-    Every round has its own random ids, the same for all engines: no prefix cache can help.
+    Every round has its own random ids, the same for all engines: no prefix cache can help. It begins with read(), the
+    machine's bandwidth in GB/s, which on a shared machine changes like everything else.
     """
     random = np.random.default_rng(0)
     result = Measured([], {})
@@ -69,6 +72,8 @@ def measure(
         count = new_tokens if length in depths else 1
         rows = [Row(engine.name, length) for engine in engines]
         for turn in range(-1, rounds):  # turn −1 warms up
+            if turn >= 0:
+                result.read_gb_per_s.append(read())
             ids = [int(token) for token in random.integers(0, vocab, length)]
             for engine, row in zip(engines, rows, strict=True):
                 if engine.name not in result.failed:
@@ -108,13 +113,12 @@ def _whole_below(value: Any, bound: int) -> bool:
     return type(value) is int and 0 <= value < bound
 
 
-def report(
-    measured: Measured, weight_bytes: int, cache_bytes: Callable[[int], int], bandwidth: float
-) -> dict[str, Any]:
+def report(measured: Measured, weight_bytes: int, cache_bytes: Callable[[int], int]) -> dict[str, Any]:
     """What --json prints: the limit first, then the rows with their ratios to Millis's, then who failed and why.
 
-    weight_bytes: of the packed weights; cache_bytes(tokens): what attention reads of so many; bandwidth: GB/s.
+    weight_bytes: of the packed weights; cache_bytes(tokens): what attention reads of so many.
     """
+    bandwidth = statistics.median(measured.read_gb_per_s)
     ours = {row.tokens: row for row in measured.rows if row.engine == OURS}
     rows = []
     for row in measured.rows:
@@ -138,6 +142,7 @@ def report(
         )
     return {
         "read_gb_per_s": bandwidth,
+        "read_spread_gb_per_s": [min(measured.read_gb_per_s), max(measured.read_gb_per_s)],
         "bytes_per_token": weight_bytes,
         "cache_bytes_per_token": cache_bytes(1),
         "limit_next_ms": 1000 * weight_bytes / (bandwidth * 1e9),

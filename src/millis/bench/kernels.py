@@ -12,8 +12,8 @@ from millis.models.checkpoint import Checkpoint
 from millis.models.load import read_checkpoint
 from millis.models.tensor import Tensor
 
-SET_MIB = 96  # working set: past the caches near a core, about the size of a small model
-MOST_REPEATS, MOST_COPIES = 2000, 1000
+SET_MIB = 256  # working set: several times the caches, so that a product reads its weights from memory
+MOST_REPEATS = MOST_COPIES = 4096
 
 
 def matrices(checkpoint: Checkpoint) -> Iterator[Tensor]:

@@ -12,11 +12,12 @@ LEFT = ("engine", "version", "weights", "kernel")  # columns of words
 
 def show_engines(result: dict[str, Any]) -> None:
     """Of `millis bench engine`."""
+    low, high = result["read_spread_gb_per_s"]
     weights, kv = result["bytes_per_token"] / 1e6, result["cache_bytes_per_token"] / 1e3
     print(
-        f"{result['model']}, {result['threads']} threads, {result['isa']}: a token reads {weights:.0f} MB of weights "
-        f"and {kv:.1f} kB for every token before it; at the measured {result['read_gb_per_s']:.1f} GB/s "
-        f"no faster than {result['limit_next_ms']:.2f} ms"
+        f"{result['model']}, {result['threads']} threads, {result['isa']}: reads {result['read_gb_per_s']:.1f} GB/s "
+        f"({low:.1f}–{high:.1f} in the rounds); a token reads {weights:.0f} MB of weights and {kv:.1f} kB for every "
+        f"token before it: no faster than {result['limit_next_ms']:.2f} ms"
     )
     lengths = sorted({row["tokens"] for row in result["rows"]})
     for length in lengths:
