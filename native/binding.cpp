@@ -6,10 +6,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <memory>
 #include <stdexcept>
 
@@ -25,6 +27,7 @@ using namespace nb::literals;
 
 namespace millis {
 
+void bind_bench(nb::module_& m);
 void bind_packed(nb::module_& m);
 void bind_sampler(nb::module_& m);
 void bind_strings(nb::module_& m);
@@ -287,18 +290,26 @@ nb::ndarray<nb::numpy, uint8_t> to_q4(int type, const Array<uint8_t>& data, int 
   return owned(std::move(out), {size});
 }
 
-// GB/s of `threads` reading their parts of `mib` MiB, the best of five passes.
+// GB/s of `threads` reading their parts of `mib` MiB, the best of five passes. The memory is like that of weights: huge
+// pages where the system has them.
 double read_bandwidth(int mib, int threads) {
   if (mib < 1 || mib > 65536 || threads < 1 || threads > 1024) throw std::invalid_argument("read_bandwidth: mib in [1, 65536], threads in [1, 1024]");
   const Unlocked unlocked;
   const Kernels& k = select_kernels("auto");
   const size_t bytes = static_cast<size_t>(mib) << 20, part = bytes / static_cast<size_t>(threads);
-  const std::vector<uint8_t> data(bytes + 64, 1);
+  constexpr size_t kHugePage = size_t{2} << 20;
+  const size_t rounded = (bytes + 64 + kHugePage - 1) / kHugePage * kHugePage;
+  const std::unique_ptr<uint8_t, void (*)(void*)> data(static_cast<uint8_t*>(std::aligned_alloc(kHugePage, rounded)), std::free);
+  if (!data) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  ::madvise(data.get(), rounded, MADV_HUGEPAGE);
+#endif
+  std::memset(data.get(), 1, rounded);
   Pool pool(threads);
   double best = 0;
   for (int i = 0; i < 5; ++i) {
     const auto begin = std::chrono::steady_clock::now();
-    pool.run([&](int thread) { k.read(data.data() + part * static_cast<size_t>(thread), part); });
+    pool.run([&](int thread) { k.read(data.get() + part * static_cast<size_t>(thread), part); });
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
     best = std::max(best, static_cast<double>(part) * threads / took.count() / 1e9);
   }
@@ -327,6 +338,7 @@ double barrier_ns(int threads) {
 
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // a daemon thread that still waits at the end keeps its runtime, and that is no leak
+  bind_bench(m);
   bind_sampler(m);
   bind_packed(m);
   bind_strings(m);

@@ -85,6 +85,24 @@ def strings(
 
 PAGE_TOKENS: int = 32
 
+def time_matmul(
+    type: int,
+    rows: int,
+    cols: int,
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    count: int,
+    isa: str,
+    threads: int,
+    repeats: int,
+    copies: int = 1,
+) -> tuple[list[float], int]:
+    """
+    (seconds of each product, packed bytes) of `count` rows of activations by one matrix.
+    """
+
+def dot_peak(isa: str, threads: int) -> float:
+    """10^9 byte operations a second of a plain dot loop; 0: none for this ISA."""
+
 def supported_isas() -> list[str]:
     """ISAs this machine can run, slowest first."""
 

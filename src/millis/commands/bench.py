@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from millis import _native
-from millis.commands import common
+from millis.commands import bench_tables, common
 
 EXAMPLE = "millis bench engine --peers transformers"
 
 app = typer.Typer(help="Numbers: speed on this machine, beside other engines.", epilog=f"Example: {EXAMPLE}")
+Plot = Annotated[list[Path] | None, typer.Option(help="Draw a picture there: .png or .svg; may be given twice.")]
 
 
 @app.callback()
@@ -22,86 +23,118 @@ def _group() -> None:
 @app.command(epilog=f"Example: {EXAMPLE}")
 def engine(
     model: common.Model = "smollm2",
-    peers: Annotated[
-        str, typer.Option(help="Others to measure beside: transformers, llama.cpp; comma-separated.")
-    ] = "",
-    prompts: Annotated[str, typer.Option(help="Prompt lengths in tokens.")] = "16,128,512",
-    new_tokens: Annotated[int, typer.Option(min=2, max=4096, help="Tokens decoded after each prompt.")] = 32,
+    peers: Annotated[str, typer.Option(help="Other engines, comma-separated, or all; docs/benchmarks.md.")] = "",
+    prompts: Annotated[str, typer.Option(help="Prompt lengths for the first token.")] = "16,128,512,2048",
+    depths: Annotated[str, typer.Option(help="Tokens in the cache for the next token.")] = "32,512,2048",
+    new_tokens: Annotated[int, typer.Option(min=2, max=4096, help="Tokens decoded at each depth.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Measured rounds; one more warms up.")] = 5,
+    loads: Annotated[bool, typer.Option(help="Load three times: first, cold file cache, warm.")] = True,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds a load or a run may take.")] = 600.0,
+    installed: Annotated[Path, typer.Option(help="Where tools/install_peers.sh put the peers.")] = Path("build/peers"),
     threads: common.Threads = None,
+    plot: Plot = None,
     json: common.Json = False,
 ) -> None:
     """Milliseconds to the first and the next token, one request at a time, beside the machine's limit."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from millis.bench.engine import Millis, measure, report
-    from millis.bench.peers import make
+    from millis import hub
+    from millis.bench.compare import Settings, compare
+    from millis.bench.peers import LOADS, chosen
+    from millis.config import EngineConfig
 
-    lengths = _lengths(prompts)
-    context = max(lengths) + new_tokens + 1
-    lm = common.load(model, threads=threads, context=context, speculation="off")  # random ids invite repetition
-    engines = [Millis(lm), *make([name.strip() for name in peers.split(",") if name.strip()], lm)]
-    weight_bytes = lm.runner.weight_bytes
-    bandwidth = _native.read_bandwidth(max(64, weight_bytes >> 20), lm.config.threads)
+    pictures = _pictures(plot)
+    settings = Settings(
+        peers=chosen(peers),
+        threads=threads or EngineConfig().threads,
+        prompts=_lengths("--prompts", prompts),
+        depths=_lengths("--depths", depths),
+        new_tokens=new_tokens,
+        rounds=rounds,
+        loads=LOADS if loads else LOADS[-1:],
+        timeout_s=timeout,
+        installed=installed.absolute(),
+        kept=hub.home() / "bench",
+    )
+    path = common.resolve(model)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("measuring", total=len(engines) * (rounds + 1) * len(lengths))
-        rows = measure(
-            engines,
-            lengths,
-            vocab=lm.runner.vocab,
-            new_tokens=new_tokens,
-            rounds=rounds,
+        lengths = {*settings.prompts, *settings.depths}
+        task = progress.add_task("", total=(1 + len(settings.peers)) * (rounds + 1) * len(lengths))
+        result = {"model": Path(model).name} | compare(
+            path,
+            settings,
+            tell=lambda text: progress.update(task, description=text),
             advance=lambda: progress.advance(task),
         )
+    if json:
+        common.print_json(result)
+    else:
+        bench_tables.show_engines(result)
+    for path in pictures:
+        from millis.bench.picture import engines_picture
+
+        engines_picture(result, path)
+
+
+@app.command(epilog="Example: millis bench kernels -m qwen2.5-0.5b --isas avx2,avx512")
+def kernels(
+    model: common.Model = "smollm2",
+    counts: Annotated[str, typer.Option(help="Rows of activations: tokens computed together.")] = "1,4,16,128",
+    isas: Annotated[str, typer.Option(help="Instruction sets, comma-separated, or all.")] = "",
+    seconds: Annotated[float, typer.Option(min=0.01, max=60, help="Time spent on each line.")] = 0.2,
+    threads: common.Threads = None,
+    json: common.Json = False,
+) -> None:
+    """Every matrix type and shape of a model: GB/s, GFLOP/s, and the share of what this machine allows."""
+    from millis import _native
+    from millis.bench.kernels import measure
+    from millis.config import EngineConfig
+
+    supported = _native.supported_isas()
+    chosen = supported if isas == "all" else [isa for isa in isas.split(",") if isa] or supported[-1:]
+    for isa in chosen:
+        if isa not in supported:
+            raise typer.BadParameter(f"--isas: this machine has {', '.join(supported)}, not {isa!r}")
+    threads = threads or EngineConfig().threads
+    path = common.resolve(model)
+    lines = measure(path, counts=_lengths("--counts", counts), isas=chosen, threads=threads, seconds=seconds)
+    if json:
+        common.print_json({"model": model, "threads": threads, "lines": list(lines)})
+    else:
+        bench_tables.show_kernels(lines)
+
+
+@app.command(epilog="Example: millis bench jitter --steps 10000 --plot jitter.svg")
+def jitter(
+    model: common.Model = "smollm2",
+    steps: Annotated[int, typer.Option(min=10, max=10_000_000, help="Decode steps measured.")] = 10_000,
+    depth: Annotated[int, typer.Option(min=32, max=1 << 20, help="Tokens in the cache when it starts anew.")] = 512,
+    threads: common.Threads = None,
+    plot: Plot = None,
+    json: common.Json = False,
+) -> None:
+    """How even decoding is: p50, p99, p99.9 and maximum of single steps, and what the slow ones coincide with."""
+    from millis.bench.jitter import decode_steps, report
+
+    pictures = _pictures(plot)
+    lm = common.load(model, threads=threads, context=depth)
     result = {
         "model": model,
         "threads": lm.config.threads,
         "isa": lm.runner.isa,
-        **report(rows, weight_bytes, bandwidth),
+        "depth": depth,
+        **report(decode_steps(lm, steps=steps, depth=depth)),
     }
     if json:
         common.print_json(result)
     else:
-        _print(result)
+        bench_tables.show_jitter(result)
+    for path in pictures:
+        from millis.bench.picture import jitter_picture
 
-
-def _lengths(text: str) -> list[int]:
-    try:
-        lengths = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"--prompts must be whole numbers with commas between, not {text!r}") from None
-    if not all(1 <= length <= 1 << 20 for length in lengths):
-        raise typer.BadParameter(f"--prompts must be positive, not {text!r}")
-    return lengths
-
-
-def _print(result: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    limit = result["limit_next_ms"]
-    print(
-        f"{result['model']}, {result['threads']} threads, {result['isa']}: a token reads "
-        f"{result['bytes_per_token'] / 1e6:.0f} MB; at {result['read_gb_per_s']:.1f} GB/s no faster than {limit:.2f} ms"
-    )
-    table = Table(box=None, pad_edge=False)
-    for title in ("prompt", "engine", "first ms", "min–max", "next ms", "min–max", "of limit", "first ×", "next ×"):
-        table.add_column(title, justify="left" if title == "engine" else "right")
-    for row in result["rows"]:
-        table.add_row(
-            str(row["prompt_tokens"]),
-            row["engine"],
-            f"{row['first_ms']:.1f}",
-            "{:.1f}–{:.1f}".format(*row["first_spread_ms"]),
-            f"{row['next_ms']:.2f}",
-            "{:.2f}–{:.2f}".format(*row["next_spread_ms"]),
-            f"{100 * limit / row['next_ms']:.0f} %",
-            f"{row['first_over_millis']:.2f}",
-            f"{row['next_over_millis']:.2f}",
-        )
-    common.print_table(table)
-    print("first × and next ×: the engine's time over Millis's in the same run")
+        jitter_picture(result, path)
 
 
 @app.command(epilog="Example: millis bench speculation -m qwen2.5-1.5b --draft qwen2.5-0.5b")
@@ -138,35 +171,28 @@ def speculation(
     if json:
         common.print_json({"model": model, "draft": draft, "summary": found, "rows": [asdict(row) for row in rows]})
     else:
-        _print_speculation(found)
+        bench_tables.show_speculation(found)
 
 
-def _print_speculation(found: dict[str, dict[str, float]]) -> None:
-    from rich.table import Table
+def _lengths(flag: str, text: str) -> list[int]:
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{flag} must be whole numbers with commas between, not {text!r}") from None
+    if not all(1 <= length <= 1 << 20 for length in lengths):
+        raise typer.BadParameter(f"{flag} must be positive, not {text!r}")
+    return lengths
 
-    table = Table(box=None, pad_edge=False)
-    for title in (
-        "prompts",
-        "",
-        "plain tokens/s",
-        "guessing",
-        "ratio",
-        "median",
-        "least",
-        "guesses right",
-        "same text",
-    ):
-        table.add_column(title, justify="left" if title == "prompts" else "right")
-    for kind, row in found.items():
-        table.add_row(
-            kind,
-            f"{row['prompts']:.0f}",
-            f"{row['plain_tokens_per_s']:.1f}",
-            f"{row['speculated_tokens_per_s']:.1f}",
-            f"{row['ratio']:.2f}",
-            f"{row['median_ratio']:.2f}",
-            f"{row['least_ratio']:.2f}",
-            f"{100 * row['right']:.0f} %",
-            f"{row['same']:.0f}",
-        )
-    common.print_table(table)
+
+def _pictures(paths: list[Path] | None) -> list[Path]:
+    """Checked before anything is measured."""
+    for path in paths or []:
+        if path.suffix not in (".png", ".svg"):
+            raise typer.BadParameter(f"--plot writes .png or .svg, not {str(path)!r}")
+        if not path.parent.is_dir():
+            raise typer.BadParameter(f"--plot: there is no folder {str(path.parent)!r}")
+    if paths:
+        from millis.bench.picture import pyplot
+
+        pyplot()
+    return paths or []

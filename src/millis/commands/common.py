@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,6 +66,15 @@ def load(name: str, **options: Any) -> LanguageModel:
 
     with Bar() as bar:
         return LanguageModel(name, progress=bar, agree=ask_terms, **options)
+
+
+def resolve(name: str) -> Path:
+    """Where the model lies, pulled with a progress bar if need be."""
+    from millis import hub
+    from millis.hub.bar import Bar
+
+    with Bar() as bar:
+        return hub.resolve(name, bar, ask_terms)
 
 
 def ask_terms(entry: Entry) -> bool:

@@ -1,0 +1,25 @@
+"""Millis itself, as a worker of the bench runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import millis
+from millis.types import SamplingParams
+
+
+class Engine:
+    """Through the engine's events, so that each token has its time."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        # Random ids invite repetition, and a guess would count as a step.
+        self._lm = millis.load(spec["model"], threads=spec["threads"], context=spec["context"], speculation="off")
+        self.version = f"{millis.__version__} {self._lm.runner.isa}"
+        self.facts = {"weight_bytes": self._lm.runner.weight_bytes, "isa": self._lm.runner.isa}
+
+    def run(self, prompt: list[int], new_tokens: int, emit: Callable[[int], None]) -> None:
+        request = self._lm.engine.submit(prompt, SamplingParams(max_tokens=new_tokens, temperature=0, ignore_eos=True))
+        for event in self._lm.engine.events(request):
+            if event.token is not None:
+                emit(event.token)

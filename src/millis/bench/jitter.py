@@ -1,0 +1,133 @@
+"""How even decoding is: thousands of single steps, the slow ones beside what the operating system did meanwhile."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis.tasks.model import LanguageModel
+from millis.types import SamplingParams
+
+OUTLIER = 1.5  # a step is slow that takes this many times the median
+CAUSES = ("preempted", "stolen", "page_fault")  # as far as the system can tell
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the system has counted since the process or the machine began."""
+
+    preempted: int  # involuntary context switches of this process, all threads
+    waited: int  # voluntary ones: a thread slept
+    minor: int  # page faults without I/O
+    major: int  # page faults with I/O
+    stolen: int  # clock ticks that the host gave to others; 0 where it does not say
+
+    @classmethod
+    def now(cls) -> Counters:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return cls(usage.ru_nivcsw, usage.ru_nvcsw, usage.ru_minflt, usage.ru_majflt, _stolen_ticks())
+
+    def minus(self, before: Counters) -> dict[str, int]:
+        return {field.name: getattr(self, field.name) - getattr(before, field.name) for field in fields(self)}
+
+
+@dataclass(slots=True)
+class Step:
+    """One decode step: one token."""
+
+    ms: float
+    depth: int  # tokens in the cache before it
+    counted: dict[str, int]
+
+    def causes(self) -> list[str]:
+        """What happened during the step, of what can hold it up; "unexplained" where nothing did."""
+        counted = self.counted
+        happened = (counted["preempted"], counted["stolen"], counted["minor"] + counted["major"])
+        return [cause for cause, count in zip(CAUSES, happened, strict=True) if count] or ["unexplained"]
+
+
+def decode_steps(
+    lm: LanguageModel, *, steps: int, depth: int, prompt_tokens: int = 16, advance: Callable[[], None] = lambda: None
+) -> list[Step]:
+    """`steps` decode steps of one sequence that starts anew whenever `depth` tokens are in the cache.
+
+    Steps that hold a prompt are not counted, nor is the first sequence: it warms up.
+    """
+    random = np.random.default_rng(0)
+    found: list[Step] = []
+    params = SamplingParams(max_tokens=depth - prompt_tokens, temperature=0, ignore_eos=True)
+    warm = False
+    while len(found) < steps:
+        ids = [int(token) for token in random.integers(0, lm.runner.vocab, prompt_tokens)]
+        request = lm.engine.submit(ids, params)
+        events = lm.engine.events(request)
+        next(events)  # the prompt
+        at, counters = time.perf_counter(), Counters.now()
+        length = prompt_tokens
+        for _ in events:
+            now, counted = time.perf_counter(), Counters.now()
+            if warm:
+                found.append(Step(1000 * (now - at), length, counted.minus(counters)))
+                advance()
+            length += 1
+            at, counters = time.perf_counter(), counted
+            if len(found) >= steps:
+                break
+        lm.engine.cancel(request)
+        warm = True
+    return found
+
+
+def report(steps: list[Step]) -> dict[str, Any]:
+    """Percentiles, the slow steps by cause, and the slowest one by one; milliseconds."""
+    ms = np.array([step.ms for step in steps])
+    median = float(np.median(ms))
+    slow = [step for step in steps if step.ms > OUTLIER * median]
+    by_cause: dict[str, int] = {}
+    for step in slow:
+        for cause in step.causes():
+            by_cause[cause] = by_cause.get(cause, 0) + 1
+    return {
+        "steps": len(steps),
+        "mean_ms": float(ms.mean()),
+        **{name: float(np.percentile(ms, share)) for name, share in PERCENTILES.items()},
+        "min_ms": float(ms.min()),
+        "max_ms": float(ms.max()),
+        "slow_over_ms": OUTLIER * median,
+        "slow_steps": len(slow),
+        "slow_by_cause": by_cause,
+        # how often the same happened at all: a cause that is as common among quick steps explains nothing
+        "all_by_cause": {cause: sum(cause in step.causes() for step in steps) for cause in CAUSES},
+        "slowest": [
+            {"ms": step.ms, "depth": step.depth, "causes": step.causes(), **step.counted}
+            for step in sorted(slow, key=lambda step: -step.ms)[:10]
+        ],
+        "histogram": _histogram(ms),
+    }
+
+
+PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
+
+
+def _histogram(ms: NDArray[np.float64]) -> dict[str, list[float]]:
+    """Counts between edges that grow by the same factor; the last edge is the maximum."""
+    low, high = float(ms.min()), float(ms.max())
+    edges = np.geomspace(low, max(high, low * 1.001), 61)
+    edges[0], edges[-1] = low, max(high, edges[-1])
+    counts, _ = np.histogram(ms, edges)
+    return {"edges_ms": edges.tolist(), "counts": counts.astype(float).tolist()}
+
+
+def _stolen_ticks() -> int:
+    """Of all processors, from the first line of /proc/stat."""
+    try:
+        with open("/proc/stat") as file:
+            return int(file.readline().split()[8])
+    except (OSError, IndexError, ValueError):
+        return 0
