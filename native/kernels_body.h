@@ -174,7 +174,9 @@ void quantize(const float* x, int n, ActBlock* out) {
     const float largest = max(max(abs(load(x)), abs(load(x + kLanes))));
     const float inverse = largest >= kLeast ? kLevels / largest : 0.0f;
     const F32 scale = set1(inverse), whole[2] = {round(mul(load(x), scale)), round(mul(load(x + kLanes), scale))};
-    const F32 high[2] = {round(mul(whole[0], set1(1.0f / 256.0f))), round(mul(whole[1], set1(1.0f / 256.0f)))};
+    // Half a unit up, so that no tie rounds down and leaves low at 128.
+    const F32 step = set1(1.0f / 256.0f), half_unit = set1(0.5f / 256.0f);
+    const F32 high[2] = {round(fma(whole[0], step, half_unit)), round(fma(whole[1], step, half_unit))};
     const float highs[2] = {sum(high[0]), sum(high[1])};
     const float all = highs[0] + highs[1];
     if (all != all) {  // x holds a NaN or an infinity: let the product be NaN
@@ -184,7 +186,7 @@ void quantize(const float* x, int n, ActBlock* out) {
     }
     out->d = largest / kLevels;
     for (int half = 0; half < 2; ++half) {
-      const F32 low = min(fnma(high[half], set1(256.0f), whole[half]), set1(127.0f));
+      const F32 low = fnma(high[half], set1(256.0f), whole[half]);
       store_i8(out->high + half * kLanes, high[half]);
       store_i8(out->low + half * kLanes, low);
       out->sum[half] = 256 * static_cast<int32_t>(highs[half]) + static_cast<int32_t>(sum(low));
