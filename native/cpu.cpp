@@ -3,47 +3,58 @@
 
 #include <stdexcept>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace millis {
 namespace {
 
-// libgcc's checks read CPUID and, for the vector state that the system must save, XCR0.
-bool has_avx2() {
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
-}
+struct Isa {
+  const char* name;
+  bool here;
+  const Kernels& (*kernels)();
+};
 
-bool has_avx512() {
+// Slowest first. One row an ISA.
+std::vector<Isa> isas() {
+  std::vector<Isa> rows = {{"scalar", true, scalar_kernels}};
 #if defined(__x86_64__)
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
+  // libgcc's checks read CPUID and, for the vector state that the system must save, XCR0.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  rows.push_back({"avx2", avx2, avx2_kernels});
+  rows.push_back({"avx512", avx512, avx512_kernels});
+#elif defined(__aarch64__)
+  // Bits of the auxiliary vector, from the kernel's "ARM64 ELF hwcaps"; older headers lack names for them.
+  unsigned long capabilities = 0, more = 0;
+#if defined(__linux__)
+  capabilities = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
 #endif
+  const bool dot = capabilities >> 20 & 1;         // HWCAP_ASIMDDP
+  const bool i8mm = dot && (more >> 13 & 1) != 0;  // HWCAP2_I8MM
+  rows.push_back({"neon", true, neon_kernels});    // every AArch64 has it, and converts half precision
+  rows.push_back({"neon-dot", dot, neon_dot_kernels});
+  rows.push_back({"neon-i8mm", i8mm, neon_i8mm_kernels});
+#endif
+  return rows;
 }
 
 }  // namespace
 
 std::vector<std::string> supported_isas() {
-  std::vector<std::string> names = {"scalar"};
-  if (has_avx2()) names.push_back("avx2");
-  if (has_avx512()) names.push_back("avx512");
+  std::vector<std::string> names;
+  for (const Isa& isa : isas())
+    if (isa.here) names.emplace_back(isa.name);
   return names;
 }
 
 const Kernels& select_kernels(const std::string& isa) {
   const auto names = supported_isas();
   const std::string wanted = isa == "auto" ? names.back() : isa;
-  for (const auto& name : names) {
-    if (name != wanted) continue;
-#if defined(__x86_64__)
-    if (name == "avx512") return avx512_kernels();
-    if (name == "avx2") return avx2_kernels();
-#endif
-    return scalar_kernels();
-  }
+  for (const Isa& row : isas())
+    if (row.here && row.name == wanted) return row.kernels();
   std::string list;
   for (const auto& name : names) list += (list.empty() ? "" : ", ") + name;
   throw std::invalid_argument("ISA " + wanted + " is not available here; this machine has " + list);

@@ -52,8 +52,12 @@ struct Kernels {
   uint64_t (*read)(const uint8_t* data, size_t bytes);  // streams the bytes; for measuring bandwidth
 };
 
+// Those of the architecture compiled for exist.
 const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& neon_kernels();
+const Kernels& neon_dot_kernels();
+const Kernels& neon_i8mm_kernels();
 
 }  // namespace millis
