@@ -1,4 +1,4 @@
-// The kernels compiled for NEON with dot products of mixed sign (FEAT_I8MM).
+// The kernels compiled for NEON with 8-bit matrix products (FEAT_I8MM).
 #include "vec_neon.h"
 
 #define MILLIS_VEC vec_neon_i8mm

@@ -1,5 +1,5 @@
 // The Vec vocabulary on AArch64: sixteen lanes are four registers. Compiled for plain NEON, with the dot products of
-// FEAT_DotProd (SDOT) and with those of FEAT_I8MM (USDOT), each in a namespace of its own: no two may share a symbol.
+// FEAT_DotProd and with the matrix products of FEAT_I8MM, each in a namespace of its own: no two may share a symbol.
 #pragma once
 
 #include <arm_neon.h>
@@ -105,41 +105,118 @@ inline U8 with_high_bits(U8 x, U8 plane) {
   return each<U8>([](auto p, auto q) { return with_high_bits<from, mask>(p, q); }, x, plane);
 }
 
-// Dot products. NEON before Armv8.6 multiplies signed bytes only. Bytes of up to 6 bits are signed ones as they stand; wider
-// ones become so by taking 128 off, and 128 * (x0 + x1 + x2 + x3), the same for every row, makes up for it.
-#if defined(__ARM_FEATURE_MATMUL_INT8)
-template <bool>
-inline int32x4_t dot4(int32x4_t acc, uint8x16_t w, int8x16_t x) {
-  return vusdotq_s32(acc, w, x);
+// Dot products. All three kinds multiply signed bytes: bytes of up to 6 bits are such as they stand, wider
+// ones become so by taking kWideOffset off, and the caller adds that times the sum of x. Sums are kept a register
+// of four rows at a time, so that those of eight activations stay in registers over all columns.
+constexpr int kParts = 4;
+constexpr int kWideOffset = 128;
+
+template <int i, class V>
+inline auto& part(V& x) {
+  if constexpr (i == 0) return x.a;
+  else if constexpr (i == 1) return x.b;
+  else if constexpr (i == 2) return x.c;
+  else return x.d;
 }
-#else
-#if defined(__ARM_FEATURE_DOTPROD)
-template <bool>
-inline int32x4_t signed_dot4(int32x4_t acc, int8x16_t w, int8x16_t x) {
-  return vdotq_s32(acc, w, x);
-}
-#else
-// The sum of two products of 7 and 8 bits fits 16 bits, that of two full signed bytes may not.
+
 template <bool wide>
-inline int32x4_t signed_dot4(int32x4_t acc, int8x16_t w, int8x16_t x) {
-  const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
+inline int8x16_t as_signed(uint8x16_t w) {
+  return vreinterpretq_s8_u8(wide ? veorq_u8(w, vdupq_n_u8(kWideOffset)) : w);
+}
+
+// acc[r] += sum of w[4r + c] * x[4 lane + c].
+template <bool wide, int lane>
+[[gnu::always_inline]] inline int32x4_t dot4(int32x4_t acc, int8x16_t w, int8x16_t x) {
+#if defined(__ARM_FEATURE_DOTPROD)
+  return vdotq_laneq_s32(acc, w, x, lane);
+#else
+  const int8x16_t four = vreinterpretq_s8_s32(vdupq_laneq_s32(vreinterpretq_s32_s8(x), lane));
+  const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(four)), high = vmull_high_s8(w, four);
+  // The sum of two products of 7 and 8 bits fits 16 bits, that of two full signed bytes may not.
   if constexpr (!wide) return vpadalq_s16(acc, vpaddq_s16(low, high));
   return vaddq_s32(acc, vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high)));
+#endif
+}
+
+// acc[r] += vectors [0, 4) of weights times 16 columns of x.
+template <bool wide>
+[[gnu::always_inline]] inline int32x4_t dot16(int32x4_t acc, const int8x16_t (&w)[4], const int8_t* columns) {
+  const int8x16_t x = vld1q_s8(columns);
+  acc = dot4<wide, 0>(acc, w[0], x), acc = dot4<wide, 1>(acc, w[1], x);
+  return dot4<wide, 3>(dot4<wide, 2>(acc, w[2], x), w[3], x);
+}
+
+// high[m], low[m] += `count` vectors of weights times columns of both bytes of M activations, for the rows of part i and on.
+// weights<i, j>() is part i of vector j.
+template <bool wide, int count, int M, int i, class Weights>
+[[gnu::always_inline]] inline void dot_rows(const Weights& weights, const int8_t* const (&x)[M], I32 (&high)[M], I32 (&low)[M]) {
+  int32x4_t h[M], l[M];
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) h[m] = part<i>(high[m]), l[m] = part<i>(low[m]);
+  const auto sixteen = [&]<int j>() __attribute__((always_inline)) {
+    const int8x16_t w[4] = {
+      as_signed<wide>(weights.template operator()<i, j>()),
+      as_signed<wide>(weights.template operator()<i, j + 1>()),
+      as_signed<wide>(weights.template operator()<i, j + 2>()),
+      as_signed<wide>(weights.template operator()<i, j + 3>())
+    };
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      h[m] = dot16<wide>(h[m], w, x[m] + 4 * j), l[m] = dot16<wide>(l[m], w, x[m] + kBlock + 4 * j);
+      asm volatile("" ::: "memory");  // keeps the next activation's loads, and so its registers, behind this one
+    }
+  };
+  sixteen.template operator()<0>();
+  if constexpr (count == 8) sixteen.template operator()<4>();
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) part<i>(high[m]) = h[m], part<i>(low[m]) = l[m];
+  asm volatile("" ::: "memory");  // keeps the next part's loads, and so its registers, behind this one
+  if constexpr (i + 1 < kParts) dot_rows<wide, count, M, i + 1>(weights, x, high, low);
+}
+
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+// The same with SMMLA, [2 x 8] times [8 x 2]: two rows of weights times the high and the low byte of one activation.
+template <bool wide, int count, int M, int i, class Weights>
+[[gnu::always_inline]] inline void multiply_rows(const Weights& weights, const int8x16_t (&x)[M][4], I32 (&high)[M], I32 (&low)[M]) {
+  int32x4_t upper[M], lower[M];  // [row 0 high, row 0 low, row 1 high, row 1 low], and of rows 2 and 3
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) upper[m] = lower[m] = vdupq_n_s32(0);
+  const auto eight = [&]<int j>(const auto& next) __attribute__((always_inline)) {
+    const int32x4_t left = vreinterpretq_s32_s8(as_signed<wide>(weights.template operator()<i, j>()));
+    const int32x4_t right = vreinterpretq_s32_s8(as_signed<wide>(weights.template operator()<i, j + 1>()));
+    const int8x16_t rows01 = vreinterpretq_s8_s32(vzip1q_s32(left, right)), rows23 = vreinterpretq_s8_s32(vzip2q_s32(left, right));
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) upper[m] = vmmlaq_s32(upper[m], rows01, x[m][j / 2]), lower[m] = vmmlaq_s32(lower[m], rows23, x[m][j / 2]);
+    if constexpr (j + 2 < count) next.template operator()<j + 2>(next);
+  };
+  eight.template operator()<0>(eight);
+#pragma GCC unroll 8
+  for (int m = 0; m < M; ++m) {
+    part<i>(high[m]) = vaddq_s32(part<i>(high[m]), vuzp1q_s32(upper[m], lower[m]));
+    part<i>(low[m]) = vaddq_s32(part<i>(low[m]), vuzp2q_s32(upper[m], lower[m]));
+  }
+  asm volatile("" ::: "memory");
+  if constexpr (i + 1 < kParts) multiply_rows<wide, count, M, i + 1>(weights, x, high, low);
 }
 #endif
-template <bool wide>
-inline int32x4_t dot4(int32x4_t acc, uint8x16_t w, int8x16_t x) {
-  if constexpr (!wide) return signed_dot4<false>(acc, vreinterpretq_s8_u8(w), x);
-  const int32x4_t offset = vshlq_n_s32(signed_dot4<false>(vdupq_n_s32(0), vdupq_n_s8(1), x), 7);
-  return signed_dot4<true>(vaddq_s32(acc, offset), vreinterpretq_s8_u8(veorq_u8(w, vdupq_n_u8(128))), x);
-}
+
+// high[m], low[m] += `count` vectors of weights (8 or 4) times the columns at x[m] of both bytes of M activations, the low ones
+// kBlock bytes behind the high ones.
+template <bool wide, int count, int M, class Weights>
+[[gnu::always_inline]] inline void dot_columns(const Weights& weights, const int8_t* const (&x)[M], I32 (&high)[M], I32 (&low)[M]) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  if constexpr (M > 1) {
+    int8x16_t both[M][4];  // eight high bytes, then eight low ones
+    for (int m = 0; m < M; ++m)
+      for (int c = 0; c < count / 4; ++c) {
+        const int64x2_t h = vreinterpretq_s64_s8(vld1q_s8(x[m] + 16 * c)), l = vreinterpretq_s64_s8(vld1q_s8(x[m] + kBlock + 16 * c));
+        both[m][2 * c] = vreinterpretq_s8_s64(vzip1q_s64(h, l)), both[m][2 * c + 1] = vreinterpretq_s8_s64(vzip2q_s64(h, l));
+      }
+    multiply_rows<wide, count, M, 0>(weights, both, high, low);
+    return;
+  }
 #endif
-template <bool wide>
-inline I32 dot4(I32 acc, U8 w, const int8_t* x) {
-  int32_t four;
-  __builtin_memcpy(&four, x, 4);
-  const int8x16_t broadcast = vreinterpretq_s8_s32(vdupq_n_s32(four));
-  return each<I32>([&](auto p, auto q) { return dot4<wide>(p, q, broadcast); }, acc, w);
+  dot_rows<wide, count, M, 0>(weights, x, high, low);
 }
 
 }  // namespace millis::MILLIS_NEON
