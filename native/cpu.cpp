@@ -25,6 +25,7 @@ std::vector<Isa> isas() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   rows.push_back({"avx2", avx2, avx2_kernels});
+  rows.push_back({"avxvnni", avx2 && __builtin_cpu_supports("avxvnni"), avxvnni_kernels});
   rows.push_back({"avx512", avx512, avx512_kernels});
 #elif defined(__aarch64__)
   // Bits of the auxiliary vector, from the kernel's "ARM64 ELF hwcaps"; older headers lack names for them.

@@ -55,6 +55,7 @@ struct Kernels {
 // Those of the architecture compiled for exist.
 const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
+const Kernels& avxvnni_kernels();
 const Kernels& avx512_kernels();
 const Kernels& neon_kernels();
 const Kernels& neon_dot_kernels();

@@ -10,7 +10,7 @@ from millis import _native
 from millis.models.tensor import GgmlType
 
 ISAS = _native.supported_isas()
-ALL_ISAS = ["scalar", "neon", "neon-dot", "neon-i8mm", "avx2", "avx512"]
+ALL_ISAS = ["scalar", "neon", "neon-dot", "neon-i8mm", "avx2", "avxvnni", "avx512"]
 FLOATS = [GgmlType.F32, GgmlType.F16, GgmlType.BF16]
 QUANTS = [t for t in GgmlType if t not in FLOATS]
 RNG = np.random.default_rng(7)
