@@ -7,13 +7,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := pyproject.toml CMakeLists.txt $(shell find native src -type f ! -name '*.pyc' ! -name '*.so' ! -name '*~')
 
-.PHONY: demo test lint types fmt bench docs fuzz clean
+.PHONY: demo test test-arm lint types fmt bench docs fuzz clean
 
 demo: $(VENV)/.built
 	@$(BIN)/millis run "Give me three tips for a good night's sleep." --max-tokens 120
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests
+
+# Needs a cross compiler and qemu, and says how to get them; unpacks arm64 packages under build/arm, installs nothing.
+test-arm: $(TOOLS)/.locked
+	$(TOOLS)/bin/python tools/arm.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests tools

@@ -111,11 +111,16 @@ struct Kernels {
   uint64_t (*read)(const uint8_t* data, size_t bytes);  // streams the bytes; for measuring bandwidth
 };
 
+// Those of the architecture compiled for exist.
 const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
+const Kernels& avxvnni_kernels();
 const Kernels& avx512_kernels();
 const Kernels& avx512bf16_kernels();
 const Kernels& amx_kernels();
 const Kernels& soft_amx_kernels();  // tiles in plain C++, to test the products of amx_kernels() anywhere; never chosen
+const Kernels& neon_kernels();
+const Kernels& neon_dot_kernels();
+const Kernels& neon_i8mm_kernels();
 
 }  // namespace millis

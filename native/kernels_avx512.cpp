@@ -3,7 +3,6 @@
 
 #define MILLIS_VEC vec_avx512
 #define MILLIS_WIDE_ROWS 16
-#define MILLIS_WIDE_LEAST (1 << 30)  // never: floats are slower than VNNI's two passes
 #include "kernels_body.h"
 
 namespace millis {

@@ -48,19 +48,30 @@ inline U8 quants(const uint8_t* p) {
 
 // Vectors [first, first + count) of a block times the same columns of M rows of activations.
 template <int bits, int first, int count, int M>
-inline void dot_vectors(const uint8_t* p, const ActBlock* x, size_t stride, I32 (&high)[M], I32 (&low)[M]) {
-  const U8 w = quants<bits, first>(p);
-  for (int m = 0; m < M; ++m) {
-    high[m] = dot4<bits == 8>(high[m], w, x[m * stride].high + 4 * first);
-    low[m] = dot4<bits == 8>(low[m], w, x[m * stride].low + 4 * first);
+[[gnu::always_inline]] inline void dot_vectors(const uint8_t* p, const ActBlock* x, size_t stride, I32 (&high)[M], I32 (&low)[M]) {
+  if constexpr (kParts > 1) {
+    const int8_t* columns[M];
+    for (int m = 0; m < M; ++m) columns[m] = x[m * stride].high + 4 * first;
+    const auto weights = [&]<int i, int j>() __attribute__((always_inline)) {
+      U8 w = quants<bits, first + j>(p);
+      return part<i>(w);
+    };
+    dot_columns<bits == 8, count>(weights, columns, high, low);
+  } else {
+    const U8 w = quants<bits, first>(p);
+    for (int m = 0; m < M; ++m) {
+      high[m] = dot4 < bits == 8 > (high[m], w, x[m * stride].high + 4 * first);
+      low[m] = dot4 < bits == 8 > (low[m], w, x[m * stride].low + 4 * first);
+    }
+    if constexpr (count > 1) dot_vectors<bits, first + 1, count - 1, M>(p, x, stride, high, low);
   }
-  if constexpr (count > 1) dot_vectors<bits, first + 1, count - 1, M>(p, x, stride, high, low);
 }
 
 template <const Format& f, int M>
 void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, float* tile) {
   constexpr int groups = f.groups(), vectors = 8 / groups;
   constexpr bool super = f.scales != Scales::Block32;
+  constexpr int offset = f.offset - (f.bits == 8 ? kWideOffset : 0);
   F32 total[M];
   for (int m = 0; m < M; ++m) total[m] = set1(0.0f);
   F32 d = set1(0.0f), dmin = d;
@@ -71,11 +82,11 @@ void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, fl
       p += f.super_header();
     }
     const uint8_t* q = p + f.block_header();
-    const auto group = [&]<int g>() {
+    const auto group = [&]<int g>() __attribute__((always_inline)) {
       I32 high[M], low[M];  // their sums stay below 2^28
       for (int m = 0; m < M; ++m) {
         const int32_t sum = groups == 1 ? x[m * stride].sum[0] + x[m * stride].sum[1] : x[m * stride].sum[g];
-        high[m] = set1_i32(0), low[m] = set1_i32(f.offset == 0 ? 0 : -f.offset * sum);
+        high[m] = set1_i32(0), low[m] = set1_i32(offset == 0 ? 0 : -offset * sum);
       }
       dot_vectors<f.bits, g * vectors, vectors, M>(q, x, stride, high, low);
       F32 scale = d, least = dmin;
@@ -182,7 +193,9 @@ void quantize(const float* x, int n, ActBlock* out) {
     const float largest = max(max(abs(load(x)), abs(load(x + kLanes))));
     const float inverse = largest >= kLeast ? kLevels / largest : 0.0f;
     const F32 scale = set1(inverse), whole[2] = {round(mul(load(x), scale)), round(mul(load(x + kLanes), scale))};
-    const F32 high[2] = {round(mul(whole[0], set1(1.0f / 256.0f))), round(mul(whole[1], set1(1.0f / 256.0f)))};
+    // Half a unit up, so that no tie rounds down and leaves low at 128.
+    const F32 step = set1(1.0f / 256.0f), half_unit = set1(0.5f / 256.0f);
+    const F32 high[2] = {round(fma(whole[0], step, half_unit)), round(fma(whole[1], step, half_unit))};
     const float highs[2] = {sum(high[0]), sum(high[1])};
     const float all = highs[0] + highs[1];
     if (all != all) {  // x holds a NaN or an infinity: let the product be NaN
@@ -192,7 +205,7 @@ void quantize(const float* x, int n, ActBlock* out) {
     }
     out->d = largest / kLevels;
     for (int half = 0; half < 2; ++half) {
-      const F32 low = min(fnma(high[half], set1(256.0f), whole[half]), set1(127.0f));
+      const F32 low = fnma(high[half], set1(256.0f), whole[half]);
       store_i8(out->high + half * kLanes, high[half]);
       store_i8(out->low + half * kLanes, low);
       out->sum[half] = 256 * static_cast<int32_t>(highs[half]) + static_cast<int32_t>(sum(low));

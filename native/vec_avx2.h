@@ -1,13 +1,22 @@
-// The Vec vocabulary on AVX2, FMA and F16C: sixteen lanes are two registers.
+// The Vec vocabulary on AVX2, FMA and F16C: sixteen lanes are two registers. Compiled without and with AVX-VNNI, each in a
+// namespace of its own: no two may share a symbol.
 #pragma once
 
 #include <immintrin.h>
 
 #include "format.h"
 
-namespace millis::vec_avx2 {
+#if defined(__AVXVNNI__)
+#define MILLIS_AVX2 vec_avxvnni
+#else
+#define MILLIS_AVX2 vec_avx2
+#endif
+
+namespace millis::MILLIS_AVX2 {
 
 constexpr int kLanes = 16;
+constexpr int kParts = 1;       // dot products take all lanes at once
+constexpr int kWideOffset = 0;  // and bytes of 8 bits as they are
 
 struct F32 {
   __m256 a, b;
@@ -110,6 +119,12 @@ template <int c>
 inline F32 one_plus(U8 x) {
   return {one_plus<c>(x.a), one_plus<c>(x.b)};
 }
+#if defined(__AVXVNNI__)
+template <bool>
+inline __m256i dot4(__m256i acc, __m256i w, __m256i x) {
+  return _mm256_dpbusd_avx_epi32(acc, w, x);
+}
+#else
 // VPMADDUBSW saturates at 16 bits, so bytes above 6 bits take their sign off and the offset of 128 back first.
 template <bool wide>
 inline __m256i dot4(__m256i acc, __m256i w, __m256i x) {
@@ -120,6 +135,7 @@ inline __m256i dot4(__m256i acc, __m256i w, __m256i x) {
   acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(low, x), ones));
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(top, x), _mm256_set1_epi16(128)));
 }
+#endif
 template <bool wide>
 inline I32 dot4(I32 acc, U8 w, const int8_t* x) {
   int32_t four;
@@ -128,4 +144,4 @@ inline I32 dot4(I32 acc, U8 w, const int8_t* x) {
   return {dot4<wide>(acc.a, w.a, broadcast), dot4<wide>(acc.b, w.b, broadcast)};
 }
 
-}  // namespace millis::vec_avx2
+}  // namespace millis::MILLIS_AVX2

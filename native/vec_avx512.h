@@ -8,6 +8,8 @@
 namespace millis::vec_avx512 {
 
 constexpr int kLanes = 16;
+constexpr int kParts = 1;       // dot products take all lanes at once
+constexpr int kWideOffset = 0;  // and bytes of 8 bits as they are
 
 struct F32 {
   __m512 v;

@@ -2,6 +2,13 @@
 // operands and stay in the cache while all rows pass over them. An operand is a dword: a float, or with MILLIS_PAIRS
 // two bfloat16 of neighbouring columns. Layouts are in kernels.h, at Wide.
 
+#ifndef MILLIS_WIDE_ROWS
+#define MILLIS_WIDE_ROWS 4
+#endif
+#ifndef MILLIS_WIDE_LEAST
+#define MILLIS_WIDE_LEAST (1 << 30)  // never: integer products of two passes are faster than floats
+#endif
+
 namespace millis {
 namespace {
 

@@ -10,7 +10,7 @@ from millis import _native
 from millis.models.tensor import GgmlType
 
 ISAS = _native.supported_isas()
-ALL_ISAS = ["scalar", "avx2", "avx512", "avx512bf16", "amx"]
+ALL_ISAS = ["scalar", "neon", "neon-dot", "neon-i8mm", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"]
 PAIRS = [isa for isa in ISAS if isa in ("avx512bf16", "amx")]  # wide products in pairs of bfloat16
 PAIRS += ["amx-in-software"] if "avx512bf16" in ISAS else []
 FLOATS = [GgmlType.F32, GgmlType.F16, GgmlType.BF16]
@@ -149,6 +149,17 @@ def test_wide_products_keep_what_is_unusable_unusable(isa: str) -> None:
     assert not np.isfinite(got[[3, 18]]).any()
     others = [r for r in range(20) if r not in (3, 18)]
     np.testing.assert_array_equal(got[others], clean[others])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_16_bit_activation_is_kept(isa: str) -> None:
+    """Rows of whole numbers, the largest 127 * 256, through an identity: both bytes of each come back."""
+    rest = np.arange(-127 * 256, 127 * 256)
+    x = np.full((len(rest) // 31 + 1, 32), 127 * 256, np.float32)
+    x[:, 1:] = np.resize(rest, (len(x), 31))
+    identity = np.concatenate([np.full((32, 1), 1, np.float16).view(np.int8), np.eye(32, dtype=np.int8)], axis=1)
+    data = np.ascontiguousarray(identity).view(np.uint8).reshape(-1)
+    np.testing.assert_array_equal(_native.matmul(x, int(GgmlType.Q8_0), 32, data, isa), x)
 
 
 @pytest.mark.parametrize("isa", ISAS)

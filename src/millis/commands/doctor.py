@@ -15,8 +15,12 @@ EXAMPLE = "millis doctor --json"
 BANDWIDTH_MIB = 256  # larger than any cache that models fit into
 WHY = {
     "avx512": "AVX-512 with VNNI: the widest integer products here",
-    "avx2": "AVX2 and FMA: no AVX-512 with VNNI here",
-    "scalar": "plain C++: no AVX2 here; expect slow answers",
+    "avxvnni": "AVX2 with AVX-VNNI: no AVX-512 with VNNI here",
+    "avx2": "AVX2 and FMA: no VNNI here",
+    "neon-i8mm": "NEON with 8-bit matrix products: the widest integer products here",
+    "neon-dot": "NEON with dot products: no FEAT_I8MM here",
+    "neon": "NEON: no dot products (FEAT_DotProd) here",
+    "scalar": "plain C++: no vector unit used; expect slow answers",
 }
 
 
