@@ -106,10 +106,10 @@ def test_step_samples_only_where_there_is_a_sampler(tiny: Callable[[str], Model]
     sampler = runner.sampler(SamplingParams(logprobs=2), tokens)
     out = runner.step(two, [None, sampler])
     logits = runner.logits(batch(tokens))[0].astype(np.float64)
-    assert out.tokens == [-1, int(logits.argmax())]
-    assert out.logprobs[0] is None and out.logprobs[1] is not None
+    assert out.tokens == [[], [int(logits.argmax())]]
+    assert out.logprobs[0] == [] and out.logprobs[1][0] is not None
     want = logits - logits.max() - np.log(np.exp(logits - logits.max()).sum())
-    assert out.logprobs[1].logprob == pytest.approx(want.max(), abs=1e-4)
+    assert out.logprobs[1][0].logprob == pytest.approx(want.max(), abs=1e-4)
     with pytest.raises(ValueError, match="one sampler serves one sequence"):
         runner.step(two, [sampler, sampler])
 
