@@ -121,8 +121,8 @@ double dot_peak(const std::string& isa, int threads) {
   double each = 0;  // operations a step
   if (name == "scalar") loop = dots_plain, each = 2;
 #if defined(__x86_64__)
-  if (name == "avx512") loop = dots_avx512, each = 2.0 * 64 * kChains;
-  if (name == "avx2") loop = dots_avx2, each = 2.0 * 32 * kChains;
+  if (name == "avx512" || name == "avx512bf16" || name == "amx") loop = dots_avx512, each = 2.0 * 64 * kChains;
+  if (name == "avx2" || name == "avxvnni") loop = dots_avx2, each = 2.0 * 32 * kChains;
 #endif
   if (!loop) return 0;
   constexpr int kSteps = 2'000'000;

@@ -41,7 +41,7 @@ Panels pack(const std::string& name, int type, int rows, int cols, const Array<u
 
 std::tuple<nb::bytes, std::vector<size_t>, size_t> layout(const nb::bytes& key, const nb::bytes& source, const std::vector<Named>& matrices) {
   std::vector<PackedEntry> entries;
-  for (const auto& [name, type, rows, cols] : matrices) entries.push_back({name, format_of(static_cast<GgmlType>(type)), rows, cols, 0});
+  for (const auto& [name, type, rows, cols] : matrices) entries.push_back({name, packed_format_of(static_cast<GgmlType>(type), rows), rows, cols, 0});
   const PackedLayout found = packed_layout(span_of(key), text_of(source), std::move(entries));
   std::vector<size_t> offsets;
   for (const PackedEntry& entry : found.entries) offsets.push_back(entry.offset);
@@ -75,7 +75,7 @@ void bind_packed(nb::module_& m) {
       .def(
           "has",
           [](const PackedFile& self, const std::string& name, int type, int rows, int cols) {
-            return self.find(name, format_of(static_cast<GgmlType>(type)), rows, cols) != nullptr;
+            return self.find(name, packed_format_of(static_cast<GgmlType>(type), rows), rows, cols) != nullptr;
           },
           "name"_a, "type"_a, "rows"_a, "cols"_a)
       .def_prop_ro("nbytes", &PackedFile::bytes);

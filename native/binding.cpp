@@ -117,13 +117,15 @@ std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& t
   if (held.samplers.size() != batch.lengths.size()) throw std::invalid_argument("batch: one sampler or None for each sequence");
   const Verified v(batch, held.samplers, copy_of(drafted));
   std::vector<Choice> choices(v.rows.size());
+  std::vector<float> margins;
+  for (const size_t s : v.sequence) margins.push_back(held.samplers[s]->margin());
   {
     const Unlocked unlocked;
     const auto vocab = static_cast<size_t>(runtime.config().vocab);
     runtime.run(batch, v.rows, [&](size_t i, float* logits) {
       const size_t s = v.sequence[i];
       held.samplers[s]->choose(std::span(logits, vocab), v.drafts[s].first(i - v.first[s]), choices[i]);
-    });
+    }, margins);
   }
   require_usable(choices);
   std::vector<std::vector<Sampled>> out(held.samplers.size());
@@ -355,11 +357,11 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Runtime* self, int threads, const std::string& isa, int max_tokens, int max_outputs, int pages, int layers, int kv_heads, int head_dim,
-             int vocab, int context, bool exact) {
-            new (self) Runtime(RuntimeConfig{threads, max_tokens, max_outputs, pages, layers, kv_heads, head_dim, vocab, context, exact, isa});
+             int vocab, int context, bool exact, bool screen) {
+            new (self) Runtime(RuntimeConfig{threads, max_tokens, max_outputs, pages, layers, kv_heads, head_dim, vocab, context, exact, isa, screen});
           },
           nb::kw_only(), "threads"_a, "isa"_a, "max_tokens"_a, "max_outputs"_a, "pages"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "vocab"_a,
-          "context"_a, "exact"_a)
+          "context"_a, "exact"_a, "screen"_a = true)
       .def(
           "use_packed", [](Runtime& self, std::shared_ptr<PackedFile> file) { self.use_packed(std::move(file)); }, "file"_a,
           "Takes the matrices added from here on out of `file` where it has them.")

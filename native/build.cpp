@@ -96,7 +96,7 @@ void Runtime::add_matrix(const std::string& name, int type, int rows, int cols, 
   require(!matrices_.contains(name), "matrix " + name + " is given twice");
   const auto ggml = static_cast<GgmlType>(type);
   std::unique_ptr<Matrix> packed;
-  const PackedEntry* found = packed_ && !config_.exact ? packed_->find(name, format_of(ggml), rows, cols) : nullptr;
+  const PackedEntry* found = packed_ && !config_.exact ? packed_->find(name, packed_format_of(ggml, rows), rows, cols) : nullptr;
   if (found) packed = std::make_unique<Matrix>(name, found->format, rows, cols, std::shared_ptr<const uint8_t>(packed_, packed_->panels(*found)));
   else packed = std::make_unique<Matrix>(name, ggml, rows, cols, data, config_.exact, pool_);
   weight_bytes_ += packed->bytes();
@@ -264,6 +264,12 @@ void Runtime::finish() {
       own.tile.resize(std::max(2 * static_cast<size_t>(kWideBlock) * kPanelRows, wide_attention_floats(config_.head_dim)));
     }
   }
+  for (const Op& op : ops_)
+    if (const auto* product = std::get_if<MatMulOp>(&op); product && product->out == logits && config_.screen) {
+      upper_.resize(kScreenedRows * static_cast<size_t>(config_.vocab / kPanelRows + 1));
+      lower_.resize(kScreenedRows * static_cast<size_t>(config_.threads));
+      for (auto& own : private_) own.tile.resize(std::max(own.tile.size(), kScreenedRows * (width / kBlock + 1)));
+    }
   partial_.resize(kMostShared * static_cast<size_t>(config_.threads) * kTileQueries * static_cast<size_t>(config_.head_dim + 2));
   const size_t element = config_.exact ? 4 : 2;
   page_stride_ = static_cast<size_t>(config_.kv_heads) * 2 * static_cast<size_t>(config_.head_dim) * kPageTokens * element;

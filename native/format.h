@@ -11,6 +11,8 @@
 // Quants are unsigned bytes q = value + offset in eight vectors of 64: byte 4r + c of vector j is row r, column 4j + c,
 // the operand order of VPDPBUSD. 4-bit planes: byte vector v holds vector v in its low and v + 4 in its high nibbles.
 // A fifth bit is one more vector whose bit j belongs to vector j; bits five and six are two more, vectors 0-3 and 4-7.
+// The output matrix of a vocabulary in Q8_0 is kept in two planes: a panel holds first, block after block, scales | the high
+// nibbles in the order of a 4-bit plane, and then the low nibbles of all blocks. The first plane alone screens (screen_body.h).
 // Every value stays that of the file.
 #pragma once
 
@@ -19,7 +21,7 @@
 
 namespace millis {
 
-constexpr uint32_t kPackVersion = 1;  // raise it with any change to what follows, or to what readers make of a file: it
+constexpr uint32_t kPackVersion = 2;  // raise it with any change to what follows, or to what readers make of a file: it
                                       // tells old packed files from new ones
 constexpr int kPanelRows = 16;
 constexpr int kBlock = 32;          // columns that share an activation scale
@@ -36,7 +38,7 @@ enum class GgmlType : int32_t {
 
 enum class Scales { None, Block32, Super32, Super16 };
 
-enum class FormatId : int { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Count };
+enum class FormatId : int { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0Planes, Count };
 constexpr int kFormats = static_cast<int>(FormatId::Count);
 
 struct Format {
@@ -79,8 +81,12 @@ constexpr Format kFormat[kFormats] = {
     {GgmlType::Q4_K, 256, 144, Scales::Super32, 4, 0, true},
     {GgmlType::Q5_K, 256, 176, Scales::Super32, 5, 0, true},
     {GgmlType::Q6_K, 256, 210, Scales::Super16, 6, 32, false},
+    {GgmlType::Q8_0, 32, 34, Scales::Block32, 8, 128, false},  // in two planes
 };
 // clang-format on
+
+constexpr int kVocabularyRows = 16384;  // a Q8_0 matrix of at least so many rows is kept in two planes
+constexpr size_t kPlaneBytes = kPanelRows * kBlock / 2;
 
 constexpr const Format& format(FormatId id) { return kFormat[static_cast<int>(id)]; }
 

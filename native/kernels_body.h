@@ -46,24 +46,34 @@ inline U8 quants(const uint8_t* p) {
   return four;
 }
 
+template <int bits>
+struct Block {
+  static constexpr bool wide = bits == 8;  // bytes of more than 6 bits
+  const uint8_t* p;
+  template <int j>
+  U8 vector() const {
+    return quants<bits, j>(p);
+  }
+};
+
 // Vectors [first, first + count) of a block times the same columns of M rows of activations.
-template <int bits, int first, int count, int M>
-[[gnu::always_inline]] inline void dot_vectors(const uint8_t* p, const ActBlock* x, size_t stride, I32 (&high)[M], I32 (&low)[M]) {
+template <int first, int count, int M, class Quants>
+[[gnu::always_inline]] inline void dot_vectors(const Quants& q, const ActBlock* x, size_t stride, I32 (&high)[M], I32 (&low)[M]) {
   if constexpr (kParts > 1) {
     const int8_t* columns[M];
     for (int m = 0; m < M; ++m) columns[m] = x[m * stride].high + 4 * first;
     const auto weights = [&]<int i, int j>() __attribute__((always_inline)) {
-      U8 w = quants<bits, first + j>(p);
+      U8 w = q.template vector<first + j>();
       return part<i>(w);
     };
-    dot_columns<bits == 8, count>(weights, columns, high, low);
+    dot_columns<Quants::wide, count>(weights, columns, high, low);
   } else {
-    const U8 w = quants<bits, first>(p);
+    const U8 w = q.template vector<first>();
     for (int m = 0; m < M; ++m) {
-      high[m] = dot4 < bits == 8 > (high[m], w, x[m * stride].high + 4 * first);
-      low[m] = dot4 < bits == 8 > (low[m], w, x[m * stride].low + 4 * first);
+      high[m] = dot4<Quants::wide>(high[m], w, x[m * stride].high + 4 * first);
+      low[m] = dot4<Quants::wide>(low[m], w, x[m * stride].low + 4 * first);
     }
-    if constexpr (count > 1) dot_vectors<bits, first + 1, count - 1, M>(p, x, stride, high, low);
+    if constexpr (count > 1) dot_vectors<first + 1, count - 1, M>(q, x, stride, high, low);
   }
 }
 
@@ -88,7 +98,7 @@ void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, fl
         const int32_t sum = groups == 1 ? x[m * stride].sum[0] + x[m * stride].sum[1] : x[m * stride].sum[g];
         high[m] = set1_i32(0), low[m] = set1_i32(offset == 0 ? 0 : -offset * sum);
       }
-      dot_vectors<f.bits, g * vectors, vectors, M>(q, x, stride, high, low);
+      dot_vectors<g * vectors, vectors, M>(Block<f.bits>{q}, x, stride, high, low);
       F32 scale = d, least = dmin;
       if constexpr (super) scale = mul(d, f.mins ? load_u8(p + 16 * g) : load_i8(p + 16 * g));
       if constexpr (super && f.mins) least = mul(dmin, load_u8(p + 16 * (groups + g)));
@@ -290,6 +300,7 @@ uint64_t read(const uint8_t* data, size_t bytes) {
 }  // namespace millis
 
 #include "attention_body.h"
+#include "screen_body.h"
 
 namespace millis {
 namespace {
@@ -299,6 +310,7 @@ Kernels make_table(const char* isa) {
   k.isa = isa;
   const auto fill = [&]<int id>(const auto& next) {
     if constexpr (kFormat[id].is_float()) k.float_panel[id] = float_panel<id>;
+    else if constexpr (static_cast<FormatId>(id) == FormatId::Q8_0Planes) k.quant_panel[id] = planes_panel;
     else k.quant_panel[id] = quant_panel<id>;
     if constexpr (id + 1 < kFormats) next.template operator()<id + 1>(next);
   };
@@ -306,6 +318,7 @@ Kernels make_table(const char* isa) {
   k.finish = finish, k.quantize = quantize, k.rms_norm = rms_norm, k.layer_norm = layer_norm, k.rotate = rotate;
   k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
   k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide;
+  k.screen = screen_panel;
   k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide();
   return k;
 }

@@ -95,6 +95,7 @@ void decode(FormatId id, const uint8_t* p, Decoded& out) {
     case FormatId::Q5_0: return split_nibbles(p + 6, out.q), add_fifth_bits(p + 2, out.q);
     case FormatId::Q5_1: return out.m = read_u16(p + 2), split_nibbles(p + 8, out.q), add_fifth_bits(p + 4, out.q);
     case FormatId::Q8_0:
+    case FormatId::Q8_0Planes:
       for (int i = 0; i < 32; ++i) out.q[i] = p[2 + i] ^ 0x80;
       return;
     case FormatId::Q2_K: return decode_q2_k(p, out);
@@ -153,6 +154,22 @@ void pack_row_block32(FormatId id, int r, int cols, const uint8_t* src, uint8_t*
   }
 }
 
+void pack_row_planes(int r, int cols, const uint8_t* src, uint8_t* panel) {
+  constexpr Format f = format(FormatId::Q8_0Planes);
+  const int blocks = cols / kBlock;
+  uint8_t* low = panel + static_cast<size_t>(blocks) * (f.block_header() + kPlaneBytes);
+  Decoded block;
+  for (int b = 0; b < blocks; ++b, src += f.file_bytes, low += kPlaneBytes) {
+    decode(FormatId::Q8_0Planes, src, block);
+    put_half(panel, r, block.d);
+    uint8_t high[kBlock];
+    for (int k = 0; k < kBlock; ++k) high[k] = block.q[k] >> 4, block.q[k] &= 15;
+    place_quants(4, r, high, panel + f.block_header());
+    place_quants(4, r, block.q, low);
+    panel += f.block_header() + kPlaneBytes;
+  }
+}
+
 void pack_row_super(FormatId id, int r, int cols, const uint8_t* src, uint8_t* panel) {
   const Format& f = format(id);
   const int groups = f.groups();
@@ -182,6 +199,7 @@ void pack_row_float(int r, int cols, const uint8_t* src, uint8_t* panel) {
 void pack_row(FormatId id, int r, int cols, const uint8_t* src, uint8_t* panel) {
   if (id == FormatId::F32) return pack_row_float<float>(r, cols, src, panel);
   if (format(id).is_float()) return pack_row_float<uint16_t>(r, cols, src, panel);
+  if (id == FormatId::Q8_0Planes) return pack_row_planes(r, cols, src, panel);
   if (format(id).scales == Scales::Block32) return pack_row_block32(id, r, cols, src, panel);
   pack_row_super(id, r, cols, src, panel);
 }
@@ -208,6 +226,10 @@ FormatId format_of(GgmlType type) {
   throw std::invalid_argument("GGML type " + std::to_string(static_cast<int>(type)) + " is not supported");
 }
 
+FormatId packed_format_of(GgmlType type, int rows) {
+  return type == GgmlType::Q8_0 && rows >= kVocabularyRows ? FormatId::Q8_0Planes : format_of(type);
+}
+
 void dequantize(FormatId id, const uint8_t* data, size_t count, float* out) {
   const Format& f = format(id);
   if (f.is_float()) {
@@ -225,7 +247,7 @@ void dequantize(FormatId id, const uint8_t* data, size_t count, float* out) {
 }
 
 Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<const uint8_t> data, bool as_f32, Pool& pool)
-    : name_(std::move(name)), format_(format_of(type)), rows_(rows), cols_(cols) {
+    : name_(std::move(name)), format_(packed_format_of(type, rows)), rows_(rows), cols_(cols) {
   const FormatId source = format_;
   const Format& from = format(source);
   if (rows < 1 || cols < 1 || rows > kMostSide || cols > kMostSide)
@@ -275,6 +297,17 @@ void Matrix::unpack_row(int row, float* out) const {
     return;
   }
   Decoded block;
+  if (format_ == FormatId::Q8_0Planes) {
+    const uint8_t* low = at + static_cast<size_t>(cols_ / kBlock) * (f.block_header() + kPlaneBytes);
+    for (int b = 0; b < cols_ / kBlock; ++b, at += f.block_header() + kPlaneBytes, low += kPlaneBytes) {
+      block.d = read_u16(at + 2 * r);
+      for (int k = 0; k < kBlock; ++k) {
+        block.q[k] = static_cast<uint8_t>(take_quant(4, r, k, at + f.block_header()) << 4 | take_quant(4, r, k, low));
+        out[b * kBlock + k] = decoded_value(f, block, k);
+      }
+    }
+    return;
+  }
   for (int b = 0; b < cols_ / kBlock; ++b) {
     if (f.scales == Scales::Block32 || b % 8 == 0) {
       block.d = read_u16(at + 2 * r);

@@ -42,6 +42,9 @@ class Matrix {
 // The format of a GGML type; throws std::invalid_argument for one we do not read.
 FormatId format_of(GgmlType type);
 
+// The format in which a matrix of this type is packed; throws as format_of does.
+FormatId packed_format_of(GgmlType type, int rows);
+
 // out: [count]; `count` must be a whole number of blocks. Dequantises as ggml does.
 void dequantize(FormatId format, const uint8_t* data, size_t count, float* out);
 

@@ -7,7 +7,6 @@
 namespace millis {
 namespace {
 
-constexpr int kPrivateRows = 4;  // up to here every thread prepares its own copy of a product's input
 constexpr int kRowBlock = 128;   // rows that pass over a thread's panels together
 
 void require(bool ok, const char* what) {
@@ -44,12 +43,12 @@ void Runtime::place(const Batch& batch) {
     for (int32_t i = 0; i < batch.lengths[s]; ++i) positions_.push_back(batch.starts[s] + i), sequences_.push_back(static_cast<int32_t>(s));
 }
 
-void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, VisitRow visit, const void* context) {
+void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, VisitRow visit, const void* context) {
   const auto lock = turn();
   place(batch);
   std::mutex failing;
   std::exception_ptr failure;
-  const Step step{batch, rows, 0, 0, visit, context, failing, failure};
+  const Step step{batch, rows, margins, 0, 0, visit, context, failing, failure};
   pool_.run([&](int thread) { run_ops(step, thread); });
   if (failure) std::rethrow_exception(failure);
 }
@@ -97,15 +96,11 @@ void Runtime::execute(const EmbedOp& op, Step& step, int thread) {
   }
 }
 
-namespace {
-
 void normalize_row(const Kernels& k, const NormOp& op, const float* x, float* out) {
   const int n = op.out->width;
   if (op.layer) k.layer_norm(x, op.weight->data(), op.bias ? op.bias->data() : nullptr, op.eps, n, out);
   else k.rms_norm(x, op.weight->data(), op.eps, n, out);
 }
-
-}  // namespace
 
 void Runtime::execute(const NormOp& op, Step& step, int thread) {
   std::vector<float>& scratch = private_[static_cast<size_t>(thread)].rows;
@@ -120,6 +115,7 @@ void Runtime::execute(const NormOp& op, Step& step, int thread) {
 
 void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
   if (wide(op, step.count)) return execute_wide(op, step, thread);
+  if (screened(op, step)) return execute_screened(op, step, thread);
   const int threads = pool_.threads(), rows = step.count, cols = op.x->width;
   const auto width = static_cast<size_t>(cols), blocks = width / kBlock, out_width = static_cast<size_t>(op.out->width);
   bool quantised = false;

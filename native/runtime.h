@@ -18,6 +18,7 @@
 
 namespace millis {
 
+constexpr size_t kScreenedRows = 4;  // of logits that are screened together
 constexpr size_t kMostShared = 256;  // units of queries in a step whose keys may be shared among threads
 
 struct RuntimeConfig {
@@ -25,6 +26,7 @@ struct RuntimeConfig {
   int layers, kv_heads, head_dim, vocab, context;
   bool exact;  // float32 weights and cache
   std::string isa;
+  bool screen = true;  // read of an output matrix in two planes only what may decide, where the caller allows it
 };
 
 // One step's work; see engine/runner.py.
@@ -104,11 +106,12 @@ class Runtime {
   // Throws std::invalid_argument where the batch, or the runtime, cannot be run.
   void check(const Batch& batch) const;
 
-  // Runs a checked batch. visit(i, logits) is called once for each of `rows`, from any thread; what it throws is thrown
+  // Runs a checked batch. `margins`, if given, one for each row: logits that lie further below the largest may be
+  // approximate; infinity: none may. visit(i, logits) is called once for each of `rows`, from any thread; what it throws is thrown
   // again here, once the step is over.
   template <class Visit>
-  void run(const Batch& batch, std::span<const int32_t> rows, const Visit& visit) {
-    run_rows(batch, rows, [](const void* v, size_t i, float* logits) { (*static_cast<const Visit*>(v))(i, logits); }, &visit);
+  void run(const Batch& batch, std::span<const int32_t> rows, const Visit& visit, std::span<const float> margins = {}) {
+    run_rows(batch, rows, margins, [](const void* v, size_t i, float* logits) { (*static_cast<const Visit*>(v))(i, logits); }, &visit);
   }
 
   const RuntimeConfig& config() const { return config_; }
@@ -125,7 +128,7 @@ class Runtime {
   const Matrix* matrix(const std::string& name) const;
   const Vector* vector(const std::string& name, size_t size) const;
   void place(const Batch& batch);
-  void run_rows(const Batch& batch, std::span<const int32_t> rows, VisitRow visit, const void* context);
+  void run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, VisitRow visit, const void* context);
   void run_ops(Step step, int thread);  // each thread walks on its own copy
   void fuse_norms();
   void touch_cache();
@@ -133,6 +136,8 @@ class Runtime {
   void execute(const EmbedOp& op, Step& step, int thread);
   void execute(const NormOp& op, Step& step, int thread);
   void execute(const MatMulOp& op, Step& step, int thread);
+  bool screened(const MatMulOp& op, const Step& step) const;
+  void execute_screened(const MatMulOp& op, Step& step, int thread);
   bool wide(const MatMulOp& op, int rows) const;
   void execute_wide(const MatMulOp& op, Step& step, int thread);
   void write_heads(const AttentionOp& op, Step& step, int thread);
@@ -164,6 +169,8 @@ class Runtime {
   };
   std::vector<Scratch> private_;  // one a thread
   Scratch shared_;
+  std::vector<float> upper_;    // of a screened output matrix: [rows][panels] bounds of a panel's largest logit
+  std::vector<float> lower_;    // [threads][rows] lower bounds of the largest logit
   std::vector<float> partial_;  // of attention whose keys are shared among threads
   Pool pool_;
 };

@@ -87,6 +87,12 @@ void Sampler::seen(std::span<const int32_t> tokens) {
   }
 }
 
+float Sampler::margin() const {
+  constexpr float kNever = 12.0f;  // nats: e^-12 = 6e-6
+  if (counts_used_ || !params_.bias.empty() || params_.logprobs >= 0) return INFINITY;
+  return kNever * params_.temperature;
+}
+
 void Sampler::commit(std::span<const int32_t> tokens) {
   const std::lock_guard lock(turn_);
   for (const int32_t token : tokens) {

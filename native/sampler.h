@@ -48,6 +48,10 @@ class Sampler {
   // Counts tokens of the output and moves the random stream behind them.
   void commit(std::span<const int32_t> tokens);
 
+  // How far below the largest logit a token may lie and still be chosen more often than once in 100,000 draws; infinity
+  // where the row is reported or changed before it is used.
+  float margin() const;
+
   int vocab() const { return vocab_; }
   int logprobs() const { return params_.logprobs; }
 

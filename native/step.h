@@ -9,7 +9,8 @@ namespace millis {
 
 struct Runtime::Step {
   const Batch& batch;
-  std::span<const int32_t> rows;  // all selected rows
+  std::span<const int32_t> rows;   // all selected rows
+  std::span<const float> margins;  // see Runtime::run
   size_t chunk = 0;               // first of the selected rows under way
   int count = 0;                  // rows the ops under way run on
   VisitRow visit;
@@ -27,6 +28,10 @@ inline Range share(int count, int thread, int threads) {
   return {at(thread), at(thread + 1)};
 }
 
+constexpr int kPrivateRows = 4;  // up to here every thread prepares its own copy of a product's input
+
 inline float* row(const Buffer& b, int r) { return const_cast<float*>(b.data.data()) + static_cast<size_t>(r) * static_cast<size_t>(b.width); }
+
+void normalize_row(const Kernels& k, const NormOp& op, const float* x, float* out);
 
 }  // namespace millis

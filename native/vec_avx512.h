@@ -41,6 +41,7 @@ inline F32 fma(F32 x, F32 y, F32 z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
 inline F32 fnma(F32 x, F32 y, F32 z) { return {_mm512_fnmadd_ps(x.v, y.v, z.v)}; }
 inline F32 max(F32 x, F32 y) { return {_mm512_max_ps(x.v, y.v)}; }
 inline F32 min(F32 x, F32 y) { return {_mm512_min_ps(x.v, y.v)}; }
+inline F32 sqrt(F32 x) { return {_mm512_sqrt_ps(x.v)}; }
 inline F32 abs(F32 x) { return {_mm512_abs_ps(x.v)}; }
 inline F32 round(F32 x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline F32 exp2_whole(F32 n) {

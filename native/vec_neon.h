@@ -66,6 +66,7 @@ inline F32 fma(F32 x, F32 y, F32 z) { return each<F32>([](auto p, auto q, auto r
 inline F32 fnma(F32 x, F32 y, F32 z) { return each<F32>([](auto p, auto q, auto r) { return vfmsq_f32(r, p, q); }, x, y, z); }
 inline F32 max(F32 x, F32 y) { return each<F32>([](auto p, auto q) { return vmaxq_f32(p, q); }, x, y); }
 inline F32 min(F32 x, F32 y) { return each<F32>([](auto p, auto q) { return vminq_f32(p, q); }, x, y); }
+inline F32 sqrt(F32 x) { return each<F32>([](auto p) { return vsqrtq_f32(p); }, x); }
 inline F32 abs(F32 x) { return each<F32>([](auto p) { return vabsq_f32(p); }, x); }
 inline F32 round(F32 x) { return each<F32>([](auto p) { return vrndnq_f32(p); }, x); }
 // clang-format on

@@ -48,6 +48,7 @@ inline F32 fma(F32 a, F32 b, F32 c) { return map([&](int i) { return a.v[i] * b.
 inline F32 fnma(F32 a, F32 b, F32 c) { return map([&](int i) { return c.v[i] - a.v[i] * b.v[i]; }); }
 inline F32 max(F32 a, F32 b) { return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; }); }
 inline F32 min(F32 a, F32 b) { return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; }); }
+inline F32 sqrt(F32 a) { return map([&](int i) { return std::sqrt(a.v[i]); }); }
 inline F32 abs(F32 a) { return map([&](int i) { return std::fabs(a.v[i]); }); }
 inline F32 round(F32 a) { return map([&](int i) { return std::nearbyint(a.v[i]); }); }
 // clang-format on

@@ -220,17 +220,16 @@ def test_models_and_doctor_for_people(home: Path, smollm2: Path) -> None:
 
 
 def test_bench_measures_and_compares_with_the_limit(smollm2: Path) -> None:
-    size = ("--prompts", "4,8", "--new-tokens", "3", "--rounds", "2", "--threads", "1")
+    size = ("--prompts", "4,8", "--depths", "8", "--new-tokens", "3", "--rounds", "2", "--threads", "1", "--no-loads")
     done = millis("bench", "engine", "-m", smollm2, *size, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
-    assert [row["prompt_tokens"] for row in result["rows"]] == [4, 8]
+    assert [row["tokens"] for row in result["rows"]] == [4, 8]
     limit = 1000 * result["bytes_per_token"] / (result["read_gb_per_s"] * 1e9)
     assert result["limit_next_ms"] == pytest.approx(limit)
-    for row in result["rows"]:
-        low, high = row["next_spread_ms"]
-        assert 0 < low <= row["next_ms"] <= high
-        assert row["first_over_millis"] == row["next_over_millis"] == 1
+    four, eight = result["rows"]
+    assert four["next"] is None and four["first_over_millis"] == eight["next_over_millis"] == 1
+    assert eight["next_share_of_limit"] == pytest.approx(eight["next_limit_ms"] / eight["next"]["median_ms"])
 
 
 # Ctrl-C

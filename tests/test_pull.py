@@ -235,5 +235,6 @@ def test_importing_the_hub_imports_no_client() -> None:
 
 
 def test_the_public_names() -> None:
-    names = ["CATALOGUE", "Entry", "Progress", "Stored", "entries", "find", "home", "pull", "resolve"]
+    names = ["CATALOGUE", "Entry", "Progress", "Silent", "Stored", "entries", "find", "home", "packed_path"]
+    names += ["pull", "resolve"]
     assert sorted(hub.__all__) == names and all(hasattr(hub, name) for name in names)

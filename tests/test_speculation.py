@@ -81,7 +81,7 @@ def test_answers_are_those_without(lm: millis.LanguageModel, messages: Any, para
 def test_the_text_and_the_model_are_used(lm: millis.LanguageModel) -> None:
     with plainly(lm, model=False):
         t = lm.chat(COPY, max_tokens=70).timings
-    assert t.accepted_tokens > 10 and t.steps < 60
+    assert t.accepted_tokens > 4 and t.steps < t.completion_tokens
     assert t.completion_tokens <= t.steps + t.accepted_tokens
     assert lm.engine.speculator is not None and lm.engine.speculator.model is not None
     drafts = lm.engine.speculator.model

@@ -109,6 +109,9 @@ def supported_isas() -> list[str]:
 def read_bandwidth(mib: int, threads: int) -> float:
     """GB/s of a plain read of `mib` MiB by `threads` threads."""
 
+def amx_state() -> str:
+    """Whether AMX tiles are used here, or why not."""
+
 def barrier_ns(threads: int) -> float:
     """Nanoseconds of one barrier among `threads` threads."""
 
@@ -127,6 +130,13 @@ def to_q4_0(
 ) -> NDArray[numpy.uint8]:
     """The values of `data`, blocks of a GGML type, as blocks of Q4_0."""
 
+def wide_matmul(
+    x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    type: int,
+    rows: int,
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    isa: str = "auto",
+) -> NDArray[numpy.float32]: ...
 def unpack(
     type: int,
     rows: int,
@@ -149,6 +159,7 @@ class Runtime:
         vocab: int,
         context: int,
         exact: bool,
+        screen: bool = True,
     ) -> None: ...
     def use_packed(self, file: PackedFile) -> None:
         """Takes the matrices added from here on out of `file` where it has them."""

@@ -34,6 +34,9 @@ class EngineConfig:
     """Instruction set of the kernels; unless given, the environment's MILLIS_ISA, otherwise "auto": the best here."""
     precision: Precision = "fast"
     """fast: int8 activations and an f16 cache; exact: float32 throughout, for checks."""
+    screen: bool = True
+    """Read of a large output matrix only what may decide. Greedy choices stay the same to six standard deviations of the
+    rounding; draws differ where a token of less than 6e-6 of the best one's probability is concerned."""
     context: int | None = None
     """Longest sequence in tokens; None: what the model was made for, at most 8,192."""
     max_sequences: int = 8
@@ -70,6 +73,8 @@ class EngineConfig:
             raise RequestError(
                 f"a draft model needs speculation='auto', not {self.speculation!r}; leave one of them out"
             )
+        if not isinstance(self.screen, bool):
+            raise RequestError(f"screen must be true or false, not {self.screen!r}")
         if not isinstance(self.isa, str):
             raise RequestError(f"isa must be a name such as 'auto' or 'scalar', not {self.isa!r}")
 

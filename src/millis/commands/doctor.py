@@ -14,7 +14,9 @@ from millis.config import EngineConfig
 EXAMPLE = "millis doctor --json"
 BANDWIDTH_MIB = 256  # larger than any cache that models fit into
 WHY = {
-    "avx512": "AVX-512 with VNNI: the widest integer products here",
+    "amx": "AMX tiles for prompts, AVX-512 with VNNI for single tokens: the widest products there are",
+    "avx512bf16": "AVX-512 with VNNI for single tokens, and with BF16 for prompts: no AMX here",
+    "avx512": "AVX-512 with VNNI: no AVX512-BF16 here",
     "avxvnni": "AVX2 with AVX-VNNI: no AVX-512 with VNNI here",
     "avx2": "AVX2 and FMA: no VNNI here",
     "neon-i8mm": "NEON with 8-bit matrix products: the widest integer products here",

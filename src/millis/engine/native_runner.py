@@ -51,6 +51,7 @@ class NativeRunner:
                 vocab=plan.vocab,
                 context=plan.context,
                 exact=config.precision == "exact",
+                screen=config.screen,
             )
             if packed is not None:
                 self._runtime.use_packed(packed)

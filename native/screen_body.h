@@ -1,0 +1,75 @@
+// The output matrix in two planes, part of kernels_body.h: all of it, or the high nibbles alone with a bound of what the
+// low ones may add.
+
+namespace millis {
+namespace {
+
+struct TwoPlanes {
+  static constexpr bool wide = true;
+  const uint8_t *high, *low;
+  template <int j>
+  U8 vector() const {
+    const U8 four = quants<4, j>(low);
+    return with_high_bits<j < 4 ? 0 : 4, 15>(four, load_bytes(high + 64 * (j % 4)));
+  }
+};
+
+template <int M>
+void planes_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, float* tile) {
+  constexpr Format f = format(FormatId::Q8_0Planes);
+  constexpr size_t first_plane = f.block_header() + kPlaneBytes;
+  const uint8_t* low_plane = p + static_cast<size_t>(cols / kBlock) * first_plane;
+  F32 total[M];
+  for (int m = 0; m < M; ++m) total[m] = set1(0.0f);
+  for (int b = 0; b < cols / kBlock; ++b, ++x, p += first_plane, low_plane += kPlaneBytes) {
+    const F32 d = load_half(reinterpret_cast<const uint16_t*>(p));
+    I32 high[M], low[M];
+    for (int m = 0; m < M; ++m)
+      high[m] = set1_i32(0), low[m] = set1_i32(-(f.offset - kWideOffset) * (x[m * stride].sum[0] + x[m * stride].sum[1]));
+    dot_vectors<0, 8, M>(TwoPlanes{p + f.block_header(), low_plane}, x, stride, high, low);
+    for (int m = 0; m < M; ++m) total[m] = fma(mul(d, set1(x[m * stride].d)), to_float(times_256_plus(high[m], low[m])), total[m]);
+  }
+  for (int m = 0; m < M; ++m) store(tile + m * kPanelRows, total[m]);
+}
+
+void planes_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile) {
+  in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) { planes_rows<M>(panel, cols, at, stride, to); });
+}
+
+// A quant is 16 high + low, and low is taken for 7.5. Its error is that of a uniform choice of 16, with a variance of 85/4
+// units, and those of a row's weights are taken for independent.
+template <int M>
+void screen_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, const float* squares, float* tile, Bounds* bounds) {
+  constexpr float kMiddle = 7.5f, kVariance = 21.25f, kDeviations = 6.0f;
+  F32 total[M], variance[M];
+  for (int m = 0; m < M; ++m) total[m] = variance[m] = set1(0.0f);
+  const size_t blocks = static_cast<size_t>(cols / kBlock);
+  for (size_t b = 0; b < blocks; ++b, ++x) {
+    const F32 d = load_half(reinterpret_cast<const uint16_t*>(p)), dd = mul(d, d);
+    I32 high[M], low[M];
+    for (int m = 0; m < M; ++m) high[m] = set1_i32(0), low[m] = set1_i32(-8 * (x[m * stride].sum[0] + x[m * stride].sum[1]));
+    dot_vectors<0, 8, M>(Block<4>{p + 32}, x, stride, high, low);
+    for (int m = 0; m < M; ++m) {
+      const ActBlock& a = x[m * stride];
+      total[m] = fma(mul(d, set1(16.0f * a.d)), to_float(times_256_plus(high[m], low[m])), total[m]);
+      total[m] = fma(d, set1(kMiddle * a.s), total[m]);
+      variance[m] = fma(dd, set1(squares[static_cast<size_t>(m) * blocks + b]), variance[m]);
+    }
+    p += 32 + kPlaneBytes;
+  }
+  for (int m = 0; m < M; ++m) {
+    const F32 off = mul(set1(kDeviations), sqrt(mul(set1(kVariance), variance[m])));
+    store(tile + m * kPanelRows, total[m]);
+    bounds[m] = {max(sub(total[m], off)), max(add(total[m], off))};
+  }
+}
+
+void screen_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const float* squares, int rows, float* tile, Bounds* bounds) {
+  in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) {
+    const auto done = (to - tile) / kPanelRows;
+    screen_rows<M>(panel, cols, at, stride, squares + done * (cols / kBlock), to, bounds + done);
+  });
+}
+
+}  // namespace
+}  // namespace millis
