@@ -268,7 +268,7 @@ void Runtime::finish() {
     if (const auto* product = std::get_if<MatMulOp>(&op); product && product->out == logits && config_.screen) {
       upper_.resize(kScreenedRows * static_cast<size_t>(config_.vocab / kPanelRows + 1));
       lower_.resize(kScreenedRows * static_cast<size_t>(config_.threads));
-      for (auto& own : private_) own.tile.resize(std::max(own.tile.size(), kScreenedRows * (width / kBlock + 1)));
+      for (auto& own : private_) own.screen.resize(kScreenedRows * blocks);
     }
   partial_.resize(kMostShared * static_cast<size_t>(config_.threads) * kTileQueries * static_cast<size_t>(config_.head_dim + 2));
   const size_t element = config_.exact ? 4 : 2;

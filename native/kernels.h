@@ -91,6 +91,11 @@ constexpr size_t wide_attention_floats(int head_dim) {
   return static_cast<size_t>(kWideQueries) * static_cast<size_t>(kWideKeys + head_dim) + static_cast<size_t>(head_dim);
 }
 
+// What screening needs of 32 activations: logits += d (scale * (high nibbles . high bytes) + offset), their variance d^2 variance.
+struct ScreenBlock {
+  float scale, offset, variance;
+};
+
 // Of the largest of a row's 16 logits in a panel: they are at least `lower`, and none lies above `upper`.
 struct Bounds {
   float lower, upper;
@@ -101,9 +106,8 @@ struct Kernels {
   // tile[m][16] = x[m] . panel, for m < rows. Strides count elements of x.
   void (*quant_panel[kFormats])(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile);
   void (*float_panel[kFormats])(const uint8_t* panel, int cols, const float* x, size_t stride, int rows, float* tile);
-  // The same from the first plane of Q8_0Planes alone, six standard deviations to either side. squares: [rows][blocks] sums
-  // of the squares of each block's activations.
-  void (*screen)(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const float* squares, int rows, float* tile, Bounds* bounds);
+  // The same from the first plane of Q8_0Planes alone, six standard deviations to either side. s: [rows][blocks].
+  void (*screen)(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const ScreenBlock* s, int rows, float* tile, Bounds* bounds);
   // out[m][n] for m < rows, n < columns (up to 16) from a tile.
   void (*finish)(const float* tile, const Epilogue& e, int rows, int columns, float* out, size_t stride);
   void (*quantize)(const float* x, int n, ActBlock* out);  // n: a multiple of 32

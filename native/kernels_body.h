@@ -77,6 +77,20 @@ template <int first, int count, int M, class Quants>
   }
 }
 
+// The same of the activations' high bytes alone.
+template <int first, int count, int M, class Quants>
+[[gnu::always_inline]] inline void dot_high(const Quants& q, const ActBlock* x, size_t stride, I32 (&high)[M]) {
+  if constexpr (kParts > 1) {
+    I32 low[M];
+    for (int m = 0; m < M; ++m) low[m] = set1_i32(0);
+    dot_vectors<first, count, M>(q, x, stride, high, low);
+  } else {
+    const U8 w = q.template vector<first>();
+    for (int m = 0; m < M; ++m) high[m] = dot4<Quants::wide>(high[m], w, x[m * stride].high + 4 * first);
+    if constexpr (count > 1) dot_high<first + 1, count - 1, M>(q, x, stride, high);
+  }
+}
+
 template <const Format& f, int M>
 void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, float* tile) {
   constexpr int groups = f.groups(), vectors = 8 / groups;

@@ -165,6 +165,7 @@ class Runtime {
   struct Scratch {
     std::vector<float> rows, attention, tile;
     std::vector<ActBlock> acts;
+    std::vector<ScreenBlock> screen;
     std::vector<uint32_t> wide;  // shared: a product's input; private: panels under way
   };
   std::vector<Scratch> private_;  // one a thread

@@ -36,38 +36,38 @@ void planes_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stri
   in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) { planes_rows<M>(panel, cols, at, stride, to); });
 }
 
-// A quant is 16 high + low, and low is taken for 7.5. Its error is that of a uniform choice of 16, with a variance of 85/4
-// units, and those of a row's weights are taken for independent.
+// A quant is 16 high + low, and low is taken for 7.5. Its error is that of a uniform choice of 16, and those of a row's
+// weights are taken for independent.
 template <int M>
-void screen_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, const float* squares, float* tile, Bounds* bounds) {
-  constexpr float kMiddle = 7.5f, kVariance = 21.25f, kDeviations = 6.0f;
+void screen_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, const ScreenBlock* s, float* tile, Bounds* bounds) {
+  constexpr float kDeviations = 6.0f;
   F32 total[M], variance[M];
   for (int m = 0; m < M; ++m) total[m] = variance[m] = set1(0.0f);
-  const size_t blocks = static_cast<size_t>(cols / kBlock);
-  for (size_t b = 0; b < blocks; ++b, ++x) {
+  const size_t blocks = static_cast<size_t>(cols / kBlock), panel = blocks * (32 + 2 * kPlaneBytes);
+  for (size_t b = 0; b < blocks; ++b, ++x, ++s) {
+    for (size_t line = 0; line < 32 + kPlaneBytes; line += 64) __builtin_prefetch(p + panel + line);  // the next panel, behind a gap
     const F32 d = load_half(reinterpret_cast<const uint16_t*>(p)), dd = mul(d, d);
-    I32 high[M], low[M];
-    for (int m = 0; m < M; ++m) high[m] = set1_i32(0), low[m] = set1_i32(-8 * (x[m * stride].sum[0] + x[m * stride].sum[1]));
-    dot_vectors<0, 8, M>(Block<4>{p + 32}, x, stride, high, low);
+    I32 high[M];
+    for (int m = 0; m < M; ++m) high[m] = set1_i32(0);
+    dot_high<0, 8, M>(Block<4>{p + 32}, x, stride, high);
     for (int m = 0; m < M; ++m) {
-      const ActBlock& a = x[m * stride];
-      total[m] = fma(mul(d, set1(16.0f * a.d)), to_float(times_256_plus(high[m], low[m])), total[m]);
-      total[m] = fma(d, set1(kMiddle * a.s), total[m]);
-      variance[m] = fma(dd, set1(squares[static_cast<size_t>(m) * blocks + b]), variance[m]);
+      const ScreenBlock& block = s[static_cast<size_t>(m) * blocks];
+      total[m] = fma(d, fma(set1(block.scale), to_float(high[m]), set1(block.offset)), total[m]);
+      variance[m] = fma(dd, set1(block.variance), variance[m]);
     }
     p += 32 + kPlaneBytes;
   }
   for (int m = 0; m < M; ++m) {
-    const F32 off = mul(set1(kDeviations), sqrt(mul(set1(kVariance), variance[m])));
+    const F32 off = mul(set1(kDeviations), sqrt(variance[m]));
     store(tile + m * kPanelRows, total[m]);
     bounds[m] = {max(sub(total[m], off)), max(add(total[m], off))};
   }
 }
 
-void screen_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const float* squares, int rows, float* tile, Bounds* bounds) {
+void screen_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const ScreenBlock* s, int rows, float* tile, Bounds* bounds) {
   in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) {
     const auto done = (to - tile) / kPanelRows;
-    screen_rows<M>(panel, cols, at, stride, squares + done * (cols / kBlock), to, bounds + done);
+    screen_rows<M>(panel, cols, at, stride, s + done * (cols / kBlock), to, bounds + done);
   });
 }
 
