@@ -37,7 +37,8 @@ bool tiles_compute() {
 
 std::string try_amx() {
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return "this processor has none";
+  if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16"))
+    return "this processor has none";
   if (::syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) return "the operating system refuses them";
   return tiles_compute() ? "used" : "not used: they computed wrongly in a test";
 }

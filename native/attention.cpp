@@ -93,7 +93,8 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
   };
   each_unit([&](size_t s, int h, int token, int first, int count, bool wide, int split, int unit) {
     if (split < 0 && unit % threads != thread) return;
-    const int low = positions_[static_cast<size_t>(token + first / group)], high = positions_[static_cast<size_t>(token + (first + count - 1) / group)];
+    const int low = positions_[static_cast<size_t>(token + first / group)],
+              high = positions_[static_cast<size_t>(token + (first + count - 1) / group)];
     const Keys keys = keys_of(op, step, s, h, low, high);
     const auto fill = [&](auto& a) {
       static_cast<Keys&>(a) = keys;

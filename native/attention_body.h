@@ -84,9 +84,7 @@ void attend_queries(const Attend& a) {
     largest[n] = kNoScore, total[n] = 0.0f;
     for (int d = 0; d < a.head_dim; ++d) q[n * a.head_dim + d] = a.q[n][d] * a.scale, sums[n * a.head_dim + d] = 0.0f;
   }
-  const auto page = [&](int at) {
-    return reinterpret_cast<const T*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride);
-  };
+  const auto page = [&](int at) { return reinterpret_cast<const T*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride); };
   for (int first = a.first; first < a.end; first += kPageTokens) {
     const T *keys = page(first), *next = first + kPageTokens < a.end ? page(first + kPageTokens) : keys;
     const T* values = keys + a.head_dim * kPageTokens;
@@ -154,7 +152,8 @@ inline float block_softmax(const AttendWide& a, int r, int first, int keys, floa
   F32 part = set1(0.0f);
   const F32 shift = set1(largest);
   for (int p = 0; p < keys / kPanelRows; p += 2) {
-    const F32 w0 = exp(sub(load(score + static_cast<size_t>(p) * panel), shift)), w1 = exp(sub(load(score + static_cast<size_t>(p + 1) * panel), shift));
+    const F32 w0 = exp(sub(load(score + static_cast<size_t>(p) * panel), shift)),
+              w1 = exp(sub(load(score + static_cast<size_t>(p + 1) * panel), shift));
     part = add(part, add(w0, w1));
 #ifdef MILLIS_PAIRS
     store_bfloats(reinterpret_cast<uint16_t*>(out), w0, w1);
@@ -192,7 +191,8 @@ void attend_wide(const AttendWide& a) {
       const int at = first + p * kPageTokens;
       const auto* page = reinterpret_cast<const uint16_t*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride);
       unpack_keys(a, page, keys + static_cast<size_t>(p) * (kPageTokens / kPanelRows) * key_panel);
-      unpack_values(a, page + a.head_dim * kPageTokens, a.end - at, value_panel, values + static_cast<size_t>(p) * (kPageTokens / kStepColumns) * step);
+      unpack_values(a, page + a.head_dim * kPageTokens, a.end - at, value_panel,
+                    values + static_cast<size_t>(p) * (kPageTokens / kStepColumns) * step);
     }
     a.product({keys, key_panel, count / kPanelRows, key_steps, q, key_panel, a.rows, scores, tile, false});
     for (int r = 0; r < a.rows; ++r) {

@@ -122,10 +122,13 @@ std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& t
   {
     const Unlocked unlocked;
     const auto vocab = static_cast<size_t>(runtime.config().vocab);
-    runtime.run(batch, v.rows, [&](size_t i, float* logits) {
-      const size_t s = v.sequence[i];
-      held.samplers[s]->choose(std::span(logits, vocab), v.drafts[s].first(i - v.first[s]), choices[i]);
-    }, margins);
+    runtime.run(
+        batch, v.rows,
+        [&](size_t i, float* logits) {
+          const size_t s = v.sequence[i];
+          held.samplers[s]->choose(std::span(logits, vocab), v.drafts[s].first(i - v.first[s]), choices[i]);
+        },
+        margins);
   }
   require_usable(choices);
   std::vector<std::vector<Sampled>> out(held.samplers.size());
@@ -358,7 +361,8 @@ NB_MODULE(_native, m) {
           "__init__",
           [](Runtime* self, int threads, const std::string& isa, int max_tokens, int max_outputs, int pages, int layers, int kv_heads, int head_dim,
              int vocab, int context, bool exact, bool screen) {
-            new (self) Runtime(RuntimeConfig{threads, max_tokens, max_outputs, pages, layers, kv_heads, head_dim, vocab, context, exact, isa, screen});
+            new (self)
+                Runtime(RuntimeConfig{threads, max_tokens, max_outputs, pages, layers, kv_heads, head_dim, vocab, context, exact, isa, screen});
           },
           nb::kw_only(), "threads"_a, "isa"_a, "max_tokens"_a, "max_outputs"_a, "pages"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "vocab"_a,
           "context"_a, "exact"_a, "screen"_a = true)

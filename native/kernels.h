@@ -19,10 +19,10 @@ struct Epilogue {
   const float* residual = nullptr;  // [rows][stride]
 };
 
-constexpr int kGroupRows = 16;      // activation rows that lie together in a wide product
-constexpr int kStepDwords = 16;     // dwords of a row that lie together
-constexpr int kWideBlock = 256;      // activation rows that pass over a panel together
-constexpr int kWideColumns = 512;   // columns of a panel unpacked at a time: all of its operands stay in the cache
+constexpr int kGroupRows = 16;     // activation rows that lie together in a wide product
+constexpr int kStepDwords = 16;    // dwords of a row that lie together
+constexpr int kWideBlock = 256;    // activation rows that pass over a panel together
+constexpr int kWideColumns = 512;  // columns of a panel unpacked at a time: all of its operands stay in the cache
 
 // `rows` rows of x times some unpacked panels. Sizes and strides in dwords, but for the tile's.
 //   weights: a panel [steps * 16 dwords][16 rows];  x: groups of 16 rows [steps of all columns][16 rows][16 dwords]
@@ -40,11 +40,11 @@ struct WideTask {
 
 // Products of many rows. Weights are unpacked to dwords: a float, or two bfloat16 of neighbouring columns.
 struct Wide {
-  int step_columns;                                                                   // columns in 16 dwords
-  int panels;                                                                         // that one product likes to take together
-  int least_rows;                                                                     // from here on it is faster than quant_panel
-  void (*unpack[kFormats])(const uint8_t* panel, int cols, uint32_t* out);            // null: not for this format
-  void (*pack_row)(const float* x, int cols, uint32_t* out);                          // a row of its group; zeros behind the last column
+  int step_columns;                                                         // columns in 16 dwords
+  int panels;                                                               // that one product likes to take together
+  int least_rows;                                                           // from here on it is faster than quant_panel
+  void (*unpack[kFormats])(const uint8_t* panel, int cols, uint32_t* out);  // null: not for this format
+  void (*pack_row)(const float* x, int cols, uint32_t* out);                // a row of its group; zeros behind the last column
   void (*product)(const WideTask& task);
 };
 

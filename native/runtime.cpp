@@ -7,7 +7,7 @@
 namespace millis {
 namespace {
 
-constexpr int kRowBlock = 128;   // rows that pass over a thread's panels together
+constexpr int kRowBlock = 128;  // rows that pass over a thread's panels together
 
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);

@@ -10,7 +10,7 @@ struct TwoPlanes {
   template <int j>
   U8 vector() const {
     const U8 four = quants<4, j>(low);
-    return with_high_bits<j < 4 ? 0 : 4, 15>(four, load_bytes(high + 64 * (j % 4)));
+    return with_high_bits < j<4 ? 0 : 4, 15>(four, load_bytes(high + 64 * (j % 4)));
   }
 };
 
@@ -24,8 +24,7 @@ void planes_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, f
   for (int b = 0; b < cols / kBlock; ++b, ++x, p += first_plane, low_plane += kPlaneBytes) {
     const F32 d = load_half(reinterpret_cast<const uint16_t*>(p));
     I32 high[M], low[M];
-    for (int m = 0; m < M; ++m)
-      high[m] = set1_i32(0), low[m] = set1_i32(-(f.offset - kWideOffset) * (x[m * stride].sum[0] + x[m * stride].sum[1]));
+    for (int m = 0; m < M; ++m) high[m] = set1_i32(0), low[m] = set1_i32(-(f.offset - kWideOffset) * (x[m * stride].sum[0] + x[m * stride].sum[1]));
     dot_vectors<0, 8, M>(TwoPlanes{p + f.block_header(), low_plane}, x, stride, high, low);
     for (int m = 0; m < M; ++m) total[m] = fma(mul(d, set1(x[m * stride].d)), to_float(times_256_plus(high[m], low[m])), total[m]);
   }

@@ -11,8 +11,8 @@ struct Runtime::Step {
   const Batch& batch;
   std::span<const int32_t> rows;   // all selected rows
   std::span<const float> margins;  // see Runtime::run
-  size_t chunk = 0;               // first of the selected rows under way
-  int count = 0;                  // rows the ops under way run on
+  size_t chunk = 0;                // first of the selected rows under way
+  int count = 0;                   // rows the ops under way run on
   VisitRow visit;
   const void* context;
   std::mutex& lock;

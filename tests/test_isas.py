@@ -66,8 +66,10 @@ def test_the_doctor_can_explain_every_isa() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_tiny_models_follow_the_oracle(architecture: str, isa: str, precision: str, tmp_path: Path) -> None:
-    """Fast: activations of 16 bits and an f16 cache, so within a thousandth of the largest logit; of a prompt in pairs of
-    bfloat16, which have 8 bits, within a two-hundredth."""
+    """Fast: activations of 16 bits and an f16 cache, so within a thousandth of the largest logit.
+
+    Of a prompt in pairs of bfloat16, which have 8 bits, within a two-hundredth.
+    """
     write_tiny(tmp_path / "tiny.gguf", architecture)
     model = load_model(tmp_path / "tiny.gguf")
     tokens = np.random.default_rng(1).integers(0, VOCAB, 30).astype(np.int32)

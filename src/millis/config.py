@@ -35,8 +35,8 @@ class EngineConfig:
     precision: Precision = "fast"
     """fast: int8 activations and an f16 cache; exact: float32 throughout, for checks."""
     screen: bool = True
-    """Read of a large output matrix only what may decide. Greedy choices stay the same to six standard deviations of the
-    rounding; draws differ where a token of less than 6e-6 of the best one's probability is concerned."""
+    """Read of a large output matrix only what may decide. Greedy choices stay the same, to six standard deviations of
+    what is left out; draws too, but for tokens of less than 6e-6 of the best one's probability."""
     context: int | None = None
     """Longest sequence in tokens; None: what the model was made for, at most 8,192."""
     max_sequences: int = 8

@@ -1,0 +1,110 @@
+"""A screened output matrix chooses what the whole one chooses: greedy, drawn, on every ISA, on real models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+import millis
+from millis import _native
+from prompts import CHINESE, CODE, ENGLISH
+from tiny_runtime import NONE, SHAPE, SIZES, Tiny, ints, stored
+
+ISAS = _native.supported_isas()
+Q8_0 = gguf.GGMLQuantizationType.Q8_0
+VOCAB, WIDTH = 16392, 96  # kept in two planes; the last panel is half empty
+RNG = np.random.default_rng(11)
+TEXTS = [*ENGLISH[:3], CHINESE[0], *CODE[:2]]
+
+
+def q8_0(values: np.ndarray) -> np.ndarray:
+    return gguf.quants.quantize(values.astype(np.float32), Q8_0).reshape(-1).view(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def weights() -> np.ndarray:
+    values = RNG.standard_normal((VOCAB, WIDTH)).astype(np.float32)
+    values[-3:] *= 2  # the largest logits are often in the panel that is not full
+    return values
+
+
+def runtime(table: np.ndarray, weights: np.ndarray, **config: Any) -> _native.Runtime:
+    """Token t makes row t of `table` the activations of the output matrix."""
+    native = _native.Runtime(vocab=VOCAB, **{**SIZES, **SHAPE, "exact": False, **config})
+    rows = np.zeros((VOCAB, WIDTH), np.float32)
+    rows[: len(table)] = table
+    native.add_matrix("table", 0, VOCAB, WIDTH, stored(rows))
+    native.add_matrix("output", int(Q8_0), VOCAB, WIDTH, q8_0(weights))
+    for name, width in (("x", WIDTH), ("s", WIDTH), ("logits", VOCAB)):
+        native.add_buffer(name, width)
+    native.embed("x", "table", 1.0, "")
+    native.select("s", "x")
+    native.matmul("logits", "s", ["output"], [], "", "", "")
+    native.finish()
+    return native
+
+
+def chosen(native: _native.Runtime, count: int, **params: Any) -> list[int]:
+    """What a fresh sampler chooses behind each of the tokens 0 to count, two sequences a step."""
+    out = []
+    for token in range(0, count, 2):
+        arrays = Tiny.arrays([token], [token + 1])
+        samplers = [_native.Sampler(VOCAB, **{"temperature": 0.0, "seed": token + i, **params}) for i in range(2)]
+        out += [choices[0][0] for choices in native.step(*arrays, samplers, NONE)]
+    return out
+
+
+def test_both_planes_hold_the_values_of_the_file(weights: np.ndarray) -> None:
+    data = q8_0(weights)
+    want = gguf.quants.dequantize(data.reshape(VOCAB, -1), Q8_0)
+    np.testing.assert_array_equal(_native.unpack(int(Q8_0), VOCAB, WIDTH, data), want)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_whole_product_of_two_planes(weights: np.ndarray, isa: str, count: int) -> None:
+    data = q8_0(weights)
+    x = RNG.standard_normal((count, WIDTH)).astype(np.float32)
+    want = x.astype(np.float64) @ gguf.quants.dequantize(data.reshape(VOCAB, -1), Q8_0).T.astype(np.float64)
+    np.testing.assert_allclose(_native.matmul(x, int(Q8_0), VOCAB, data, isa), want, atol=2e-3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_greedy_choices_are_those_of_the_whole_matrix(weights: np.ndarray, isa: str) -> None:
+    table = RNG.standard_normal((200, WIDTH)).astype(np.float32)
+    table[::7] *= 50  # and rows of other sizes
+    table[3] = 0
+    native = runtime(table, weights, isa=isa)
+    logits = table.astype(np.float64) @ gguf.quants.dequantize(q8_0(weights).reshape(VOCAB, -1), Q8_0).T
+    got = chosen(native, 200)
+    best = logits.max(-1)
+    assert (best - logits[np.arange(200), got] <= 1e-3 * np.abs(best) + 1e-6).all()
+    assert got == chosen(runtime(table, weights, isa=isa, screen=False), 200)
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0.4}, {"temperature": 1.0, "top_k": 20}, {"logprobs": 3}])
+def test_draws_are_those_of_the_whole_matrix(weights: np.ndarray, params: dict[str, Any]) -> None:
+    table = RNG.standard_normal((100, WIDTH)).astype(np.float32) * 0.7
+    screened, whole = (chosen(runtime(table, weights, screen=s), 100, **params) for s in (True, False))
+    assert screened == whole
+
+
+def test_an_unusable_row_stays_unusable(weights: np.ndarray) -> None:
+    native = runtime(np.full((1, WIDTH), np.nan, np.float32), weights)
+    with pytest.raises(RuntimeError, match="no usable logit"):
+        native.step(*Tiny.arrays([0]), [_native.Sampler(VOCAB)], ints([0]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_real_model_answers_the_same(
+    model_path: Callable[[str], Any], temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = []
+    for screen in (True, False):
+        lm = millis.load(model_path("smollm2"), screen=screen, context=1024)
+        texts.append([lm.generate(text, max_tokens=48, temperature=temperature, seed=4).text for text in TEXTS])
+    assert texts[0] == texts[1]
