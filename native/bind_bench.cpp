@@ -39,8 +39,34 @@ void multiply(const Kernels& k, const Matrix& w, const ActBlock* acts, const flo
       const int some = std::min(kTileRows, rows - m);
       const auto at = static_cast<size_t>(m);
       if (format(w.format_id()).is_float()) k.float_panel[id](w.panel(p), cols, x + at * width, width, some, tile);
-      else k.quant_panel[id](w.panel(p), cols, acts + at * blocks, blocks, some, tile);
+      else multiply_panel(k, w, p, acts + at * blocks, blocks, some, tile);
       k.finish(tile, Epilogue{}, some, kPanelRows, out + at * stride + static_cast<size_t>(p) * kPanelRows, stride);
+    }
+}
+
+// The same as a wide product, as the runtime takes it for many rows; x holds whole groups of packed rows.
+void multiply_wide(const Kernels& k, const Matrix& w, const uint32_t* x, int rows, int begin, int end, float* out) {
+  const Wide& wide = k.wide;
+  constexpr size_t step = size_t{kGroupRows} * kStepDwords, chunk = size_t{kWideColumns} * kPanelRows;
+  const int cols = w.cols(), steps = (cols + wide.step_columns - 1) / wide.step_columns;
+  const size_t group = static_cast<size_t>(steps) * step, stride = static_cast<size_t>(w.panels()) * kPanelRows;
+  std::vector<uint32_t> weights(2 * chunk);
+  std::vector<float> tiles(2 * size_t{kWideBlock} * kPanelRows);
+  for (int block = 0; block < rows; block += kWideBlock)
+    for (int p = begin; p < end; p += wide.panels) {
+      const int some = std::min(kWideBlock, rows - block), take = std::min(wide.panels, end - p);
+      constexpr size_t tile = size_t{kWideBlock} * kPanelRows;
+      for (int c = 0; c < cols; c += kWideColumns) {
+        const int part = std::min(kWideColumns, cols - c);
+        for (int i = 0; i < take; ++i)
+          wide.unpack[static_cast<int>(w.format_id())](w.panel(p + i) + format(w.format_id()).panel_bytes(c), part,
+                                                       weights.data() + static_cast<size_t>(i) * chunk);
+        const uint32_t* at = x + static_cast<size_t>(block / kGroupRows) * group + static_cast<size_t>(c / wide.step_columns) * step;
+        wide.product({weights.data(), chunk, take, (part + wide.step_columns - 1) / wide.step_columns, at, group, some, tiles.data(), tile, c > 0});
+      }
+      for (int i = 0; i < take; ++i)
+        k.finish(tiles.data() + static_cast<size_t>(i) * tile, Epilogue{}, some, kPanelRows,
+                 out + static_cast<size_t>(block) * stride + static_cast<size_t>(p + i) * kPanelRows, stride);
     }
 }
 
@@ -61,6 +87,12 @@ std::pair<std::vector<double>, size_t> time_matmul(int type, int rows, int cols,
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 17) / 8.0f - 1.0f;
   std::vector<ActBlock> acts(blocks * static_cast<size_t>(count) + 1);
   std::vector<float> out(static_cast<size_t>(count) * static_cast<size_t>(w.panels()) * kPanelRows);
+  const bool wide = count >= k.wide.least_rows && k.wide.unpack[static_cast<int>(w.format_id())];
+  const size_t steps = wide ? static_cast<size_t>((cols + k.wide.step_columns - 1) / k.wide.step_columns) : 0;
+  const size_t group = steps * kGroupRows * kStepDwords, groups = (static_cast<size_t>(count) + kGroupRows - 1) / kGroupRows;
+  std::vector<uint32_t> packed(groups * group);
+  for (size_t m = 0; wide && m < static_cast<size_t>(count); ++m)
+    k.wide.pack_row(x.data() + m * width, cols, packed.data() + m / kGroupRows * group + m % kGroupRows * kStepDwords);
   std::vector<double> times;
   const nb::gil_scoped_release unlocked;
   for (int m = 0; m < count && !format(w.format_id()).is_float(); ++m)
@@ -68,7 +100,11 @@ std::pair<std::vector<double>, size_t> time_matmul(int type, int rows, int cols,
   for (int i = 0; i < repeats; ++i) {
     const Matrix& turn = *all[static_cast<size_t>(i % copies)];
     const auto begin = Clock::now();
-    pool.run([&](int t) { multiply(k, turn, acts.data(), x.data(), count, w.panels() * t / threads, w.panels() * (t + 1) / threads, out.data()); });
+    pool.run([&](int t) {
+      const int first = w.panels() * t / threads, last = w.panels() * (t + 1) / threads;
+      if (wide) multiply_wide(k, turn, packed.data(), count, first, last, out.data());
+      else multiply(k, turn, acts.data(), x.data(), count, first, last, out.data());
+    });
     times.push_back(seconds_since(begin));
   }
   return {times, w.bytes()};

@@ -238,7 +238,7 @@ Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& 
       const int some = std::min(kTileRows, count - m);
       const auto at = static_cast<size_t>(m);
       if (format(w.format_id()).is_float()) k.float_panel[id](w.panel(p), cols, input.data() + at * width, width, some, tile);
-      else k.quant_panel[id](w.panel(p), cols, acts.data() + at * blocks, blocks, some, tile);
+      else multiply_panel(k, w, p, acts.data() + at * blocks, blocks, some, tile);
       k.finish(tile, Epilogue{}, some, std::min(kPanelRows, rows - p * kPanelRows), out.data() + at * stride + static_cast<size_t>(p) * kPanelRows,
                stride);
     }

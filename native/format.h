@@ -11,8 +11,8 @@
 // Quants are unsigned bytes q = value + offset in eight vectors of 64: byte 4r + c of vector j is row r, column 4j + c,
 // the operand order of VPDPBUSD. 4-bit planes: byte vector v holds vector v in its low and v + 4 in its high nibbles.
 // A fifth bit is one more vector whose bit j belongs to vector j; bits five and six are two more, vectors 0-3 and 4-7.
-// The output matrix of a vocabulary in Q8_0 is kept in two planes: a panel holds first, block after block, scales | the high
-// nibbles in the order of a 4-bit plane, and then the low nibbles of all blocks. The first plane alone screens (screen_body.h).
+// The output matrix of a vocabulary in Q8_0 is kept in two planes: first of all panels, block after block, scales |
+// the high nibbles in the order of a 4-bit plane, then of all panels the low nibbles. The first plane alone screens (screen_body.h).
 // Every value stays that of the file.
 #pragma once
 
@@ -21,7 +21,7 @@
 
 namespace millis {
 
-constexpr uint32_t kPackVersion = 2;  // raise it with any change to what follows, or to what readers make of a file: it
+constexpr uint32_t kPackVersion = 3;  // raise it with any change to what follows, or to what readers make of a file: it
                                       // tells old packed files from new ones
 constexpr int kPanelRows = 16;
 constexpr int kBlock = 32;          // columns that share an activation scale

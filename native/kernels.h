@@ -106,6 +106,7 @@ struct Kernels {
   // tile[m][16] = x[m] . panel, for m < rows. Strides count elements of x.
   void (*quant_panel[kFormats])(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile);
   void (*float_panel[kFormats])(const uint8_t* panel, int cols, const float* x, size_t stride, int rows, float* tile);
+  void (*planes_panel)(const uint8_t* high, const uint8_t* low, int cols, const ActBlock* x, size_t stride, int rows, float* tile);
   // The same from the first plane of Q8_0Planes alone, six standard deviations to either side. s: [rows][blocks].
   void (*screen)(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const ScreenBlock* s, int rows, float* tile, Bounds* bounds);
   // out[m][n] for m < rows, n < columns (up to 16) from a tile.

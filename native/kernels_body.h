@@ -324,15 +324,14 @@ Kernels make_table(const char* isa) {
   k.isa = isa;
   const auto fill = [&]<int id>(const auto& next) {
     if constexpr (kFormat[id].is_float()) k.float_panel[id] = float_panel<id>;
-    else if constexpr (static_cast<FormatId>(id) == FormatId::Q8_0Planes) k.quant_panel[id] = planes_panel;
-    else k.quant_panel[id] = quant_panel<id>;
+    else if constexpr (static_cast<FormatId>(id) != FormatId::Q8_0Planes) k.quant_panel[id] = quant_panel<id>;
     if constexpr (id + 1 < kFormats) next.template operator()<id + 1>(next);
   };
   fill.template operator()<0>(fill);
   k.finish = finish, k.quantize = quantize, k.rms_norm = rms_norm, k.layer_norm = layer_norm, k.rotate = rotate;
   k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
   k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide;
-  k.screen = screen_panel;
+  k.screen = screen_panel, k.planes_panel = planes_panel;
   k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide();
   return k;
 }

@@ -154,19 +154,18 @@ void pack_row_block32(FormatId id, int r, int cols, const uint8_t* src, uint8_t*
   }
 }
 
-void pack_row_planes(int r, int cols, const uint8_t* src, uint8_t* panel) {
+void pack_row_planes(int r, int cols, const uint8_t* src, uint8_t* high_plane, uint8_t* low_plane) {
   constexpr Format f = format(FormatId::Q8_0Planes);
-  const int blocks = cols / kBlock;
-  uint8_t* low = panel + static_cast<size_t>(blocks) * (f.block_header() + kPlaneBytes);
   Decoded block;
-  for (int b = 0; b < blocks; ++b, src += f.file_bytes, low += kPlaneBytes) {
+  for (int b = 0; b < cols / kBlock; ++b, src += f.file_bytes, low_plane += kPlaneBytes) {
     decode(FormatId::Q8_0Planes, src, block);
-    put_half(panel, r, block.d);
+    put_half(high_plane, r, block.d);
     uint8_t high[kBlock];
     for (int k = 0; k < kBlock; ++k) high[k] = block.q[k] >> 4, block.q[k] &= 15;
-    place_quants(4, r, high, panel + f.block_header());
-    place_quants(4, r, block.q, low);
-    panel += f.block_header() + kPlaneBytes;
+    high_plane += f.block_header();
+    place_quants(4, r, high, high_plane);
+    place_quants(4, r, block.q, low_plane);
+    high_plane += kPlaneBytes;
   }
 }
 
@@ -199,7 +198,6 @@ void pack_row_float(int r, int cols, const uint8_t* src, uint8_t* panel) {
 void pack_row(FormatId id, int r, int cols, const uint8_t* src, uint8_t* panel) {
   if (id == FormatId::F32) return pack_row_float<float>(r, cols, src, panel);
   if (format(id).is_float()) return pack_row_float<uint16_t>(r, cols, src, panel);
-  if (id == FormatId::Q8_0Planes) return pack_row_planes(r, cols, src, panel);
   if (format(id).scales == Scales::Block32) return pack_row_block32(id, r, cols, src, panel);
   pack_row_super(id, r, cols, src, panel);
 }
@@ -259,6 +257,7 @@ Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<co
     throw std::invalid_argument(name_ + ": " + std::to_string(data.size()) + " bytes do not fit its type and shape");
   if (as_f32) format_ = FormatId::F32;
   panel_bytes_ = format(format_).panel_bytes(cols);
+  set_strides();
   const std::shared_ptr<uint8_t> panels_data = allocate(bytes());
   data_ = panels_data;
   const auto threads = static_cast<size_t>(pool.threads()), width = static_cast<size_t>(cols);
@@ -273,8 +272,10 @@ Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<co
         dequantize(source, src, width, floats);
         src = reinterpret_cast<const uint8_t*>(floats);
       }
-      uint8_t* panel = panels_data.get() + panel_bytes_ * static_cast<size_t>(row / kPanelRows);
-      pack_row(format_, static_cast<int>(row % kPanelRows), cols, src, panel);
+      const auto p = static_cast<int>(row / kPanelRows), r = static_cast<int>(row % kPanelRows);
+      const auto at = [&](const uint8_t* place) { return panels_data.get() + (place - panels_data.get()); };
+      if (format_ == FormatId::Q8_0Planes) pack_row_planes(r, cols, src, at(panel(p)), at(low_plane(p)));
+      else pack_row(format_, r, cols, src, at(panel(p)));
     }
   });
 }
@@ -285,7 +286,19 @@ Matrix::Matrix(std::string name, FormatId format_id, int rows, int cols, std::sh
       rows_(rows),
       cols_(cols),
       panel_bytes_(format(format_id).panel_bytes(cols)),
-      data_(std::move(panels)) {}
+      data_(std::move(panels)) {
+  set_strides();
+}
+
+void Matrix::set_strides() {
+  const size_t low = format_ == FormatId::Q8_0Planes ? kPlaneBytes * static_cast<size_t>(cols_ / kBlock) : 0;
+  stride_ = panel_bytes_ - low;
+}
+
+void multiply_panel(const Kernels& k, const Matrix& w, int p, const ActBlock* x, size_t stride, int rows, float* tile) {
+  if (w.format_id() == FormatId::Q8_0Planes) k.planes_panel(w.panel(p), w.low_plane(p), w.cols(), x, stride, rows, tile);
+  else k.quant_panel[static_cast<int>(w.format_id())](w.panel(p), w.cols(), x, stride, rows, tile);
+}
 
 void Matrix::unpack_row(int row, float* out) const {
   const Format& f = format(format_);
@@ -298,7 +311,7 @@ void Matrix::unpack_row(int row, float* out) const {
   }
   Decoded block;
   if (format_ == FormatId::Q8_0Planes) {
-    const uint8_t* low = at + static_cast<size_t>(cols_ / kBlock) * (f.block_header() + kPlaneBytes);
+    const uint8_t* low = low_plane(row / kPanelRows);
     for (int b = 0; b < cols_ / kBlock; ++b, at += f.block_header() + kPlaneBytes, low += kPlaneBytes) {
       block.d = read_u16(at + 2 * r);
       for (int k = 0; k < kBlock; ++k) {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "format.h"
+#include "kernels.h"
 #include "pool.h"
 
 namespace millis {
@@ -26,18 +27,26 @@ class Matrix {
   int cols() const { return cols_; }
   int panels() const { return (rows_ + kPanelRows - 1) / kPanelRows; }
   size_t bytes() const { return panel_bytes_ * static_cast<size_t>(panels()); }
-  const uint8_t* panel(int p) const { return data_.get() + panel_bytes_ * static_cast<size_t>(p); }
+  const uint8_t* panel(int p) const { return data_.get() + stride_ * static_cast<size_t>(p); }
+  const uint8_t* low_plane(int p) const {  // of Q8_0Planes
+    return data_.get() + stride_ * static_cast<size_t>(panels()) + (panel_bytes_ - stride_) * static_cast<size_t>(p);
+  }
 
   // out: [cols], the values of one row.
   void unpack_row(int row, float* out) const;
 
  private:
+  void set_strides();
+
   std::string name_;
   FormatId format_;
   int rows_, cols_;
-  size_t panel_bytes_;
+  size_t panel_bytes_, stride_ = 0;  // of a whole panel; from one to the next
   std::shared_ptr<const uint8_t> data_;
 };
+
+// tile[m][16] = x[m] . panel p of a quantised matrix.
+void multiply_panel(const Kernels& k, const Matrix& w, int p, const ActBlock* x, size_t stride, int rows, float* tile);
 
 // The format of a GGML type; throws std::invalid_argument for one we do not read.
 FormatId format_of(GgmlType type);

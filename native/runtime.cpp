@@ -141,7 +141,7 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
     const auto id = static_cast<int>(w.format_id());
     if (format(w.format_id()).is_float())
       kernels_.float_panel[id](w.panel(panel), cols, floats + static_cast<size_t>(first) * width, width, count, tile);
-    else kernels_.quant_panel[id](w.panel(panel), cols, scratch.acts.data() + static_cast<size_t>(first) * blocks, blocks, count, tile);
+    else multiply_panel(kernels_, w, panel, scratch.acts.data() + static_cast<size_t>(first) * blocks, blocks, count, tile);
   };
   int panels = 0;
   for (const auto& s : op.segments) panels += s.weight->panels();

@@ -69,8 +69,7 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
     for (int p = mine.first; p < mine.last; ++p) {
       const float upper = upper_[static_cast<size_t>(r) * static_cast<size_t>(panels) + static_cast<size_t>(p)];
       if (p < whole && upper < least) continue;
-      kernels_.quant_panel[static_cast<int>(FormatId::Q8_0Planes)](w.panel(p), cols, own.acts.data() + static_cast<size_t>(r) * blocks, blocks, 1,
-                                                                   tile);
+      multiply_panel(kernels_, w, p, own.acts.data() + static_cast<size_t>(r) * blocks, blocks, 1, tile);
       keep(p, r, tile);
     }
   }

@@ -15,13 +15,11 @@ struct TwoPlanes {
 };
 
 template <int M>
-void planes_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, float* tile) {
+void planes_rows(const uint8_t* p, const uint8_t* low_plane, int cols, const ActBlock* x, size_t stride, float* tile) {
   constexpr Format f = format(FormatId::Q8_0Planes);
-  constexpr size_t first_plane = f.block_header() + kPlaneBytes;
-  const uint8_t* low_plane = p + static_cast<size_t>(cols / kBlock) * first_plane;
   F32 total[M];
   for (int m = 0; m < M; ++m) total[m] = set1(0.0f);
-  for (int b = 0; b < cols / kBlock; ++b, ++x, p += first_plane, low_plane += kPlaneBytes) {
+  for (int b = 0; b < cols / kBlock; ++b, ++x, p += f.block_header() + kPlaneBytes, low_plane += kPlaneBytes) {
     const F32 d = load_half(reinterpret_cast<const uint16_t*>(p));
     I32 high[M], low[M];
     for (int m = 0; m < M; ++m) high[m] = set1_i32(0), low[m] = set1_i32(-(f.offset - kWideOffset) * (x[m * stride].sum[0] + x[m * stride].sum[1]));
@@ -31,8 +29,8 @@ void planes_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, f
   for (int m = 0; m < M; ++m) store(tile + m * kPanelRows, total[m]);
 }
 
-void planes_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile) {
-  in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) { planes_rows<M>(panel, cols, at, stride, to); });
+void planes_panel(const uint8_t* high, const uint8_t* low, int cols, const ActBlock* x, size_t stride, int rows, float* tile) {
+  in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) { planes_rows<M>(high, low, cols, at, stride, to); });
 }
 
 // A quant is 16 high + low, and low is taken for 7.5. Its error is that of a uniform choice of 16, and those of a row's
@@ -42,9 +40,9 @@ void screen_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, c
   constexpr float kDeviations = 6.0f;
   F32 total[M], variance[M];
   for (int m = 0; m < M; ++m) total[m] = variance[m] = set1(0.0f);
-  const size_t blocks = static_cast<size_t>(cols / kBlock), panel = blocks * (32 + 2 * kPlaneBytes);
+  const size_t blocks = static_cast<size_t>(cols / kBlock), panel = blocks * (32 + kPlaneBytes);
   for (size_t b = 0; b < blocks; ++b, ++x, ++s) {
-    for (size_t line = 0; line < 32 + kPlaneBytes; line += 64) __builtin_prefetch(p + panel + line);  // the next panel, behind a gap
+    for (size_t line = 0; line < 32 + kPlaneBytes; line += 64) __builtin_prefetch(p + panel + line);  // the next panel
     const F32 d = load_half(reinterpret_cast<const uint16_t*>(p)), dd = mul(d, d);
     I32 high[M];
     for (int m = 0; m < M; ++m) high[m] = set1_i32(0);

@@ -129,7 +129,7 @@ Wide make_wide() {
   Wide w = {};
   w.step_columns = kStepColumns, w.panels = 1, w.least_rows = MILLIS_WIDE_LEAST;
   const auto fill = [&]<int id>(const auto& next) {
-    if constexpr (!kFormat[id].is_float()) w.unpack[id] = unpack_quants<id>;
+    if constexpr (!kFormat[id].is_float() && static_cast<FormatId>(id) != FormatId::Q8_0Planes) w.unpack[id] = unpack_quants<id>;
     if constexpr (id + 1 < kFormats) next.template operator()<id + 1>(next);
   };
   fill.template operator()<0>(fill);

