@@ -25,6 +25,7 @@ from pathlib import Path
 from unittest import mock
 
 from millis import hub
+from millis.hub import progress
 from millis.hub.catalogue import Entry, HubFile, Piece, Wheels
 from millis.types import PullError
 
@@ -236,7 +237,8 @@ def main() -> None:
     hold = Path(os.environ["HOLD_FILE"]) if "HOLD_FILE" in os.environ else None
     if limit := int(os.environ.get("LIMIT_BYTES", "0")):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    with catalogue_of(tiny_entry()):
+    # Counting at the ends of transfers only, in this thread: a watcher that is held could not be joined after Ctrl-C.
+    with catalogue_of(tiny_entry()), mock.patch("millis.hub.progress.POLL_S", 3600 if hold else progress.POLL_S):
         try:
             print("path", hub.pull(sys.argv[1], _Printing(hold)), flush=True)
         except PullError as error:

@@ -14,6 +14,7 @@ import pytest
 import millis
 from gguf_files import DROP, write_tiny
 from millis.bench.speculation import PROMPTS, Row, measure, summary
+from millis.engine.cost import StepCosts
 from millis.types import ModelError, RequestError
 from shell import millis as shell
 from tokenizer_tiny import bpe
@@ -23,11 +24,31 @@ COPY = [{"role": "user", "content": f"Repeat this text three times:\n\n{TEXT}"}]
 ASK = [{"role": "user", "content": "Name three colours of the rainbow."}]
 
 
+class FixedCosts(StepCosts):
+    """Rows that cost little, whatever is measured: what is guessed then does not depend on how busy the machine is."""
+
+    def add(self, rows: int, ms: float) -> None:
+        pass
+
+    def known(self, rows: int) -> bool:
+        return True
+
+    def ms(self, rows: int) -> float:
+        return 1 + 0.05 * rows
+
+    @property
+    def reach(self) -> int:
+        return 8
+
+
 @pytest.fixture(scope="module")
 def lm(model_path: Callable[[str], Path]) -> millis.LanguageModel:
     """A model that drafts for itself, in four bits: mostly right, not always."""
     path = model_path("smollm2")
-    return millis.load(path, threads=2, context=512, draft=str(path), max_sequences=4)
+    model = millis.load(path, threads=2, context=512, draft=str(path), max_sequences=4)
+    assert model.engine.speculator is not None
+    model.engine.speculator.costs = FixedCosts()
+    return model
 
 
 @contextmanager

@@ -5,6 +5,9 @@ MillisError
 │   ├── FormatError   malformed or unsupported bytes in a model file
 │   └── PullError     a model could not be fetched
 ├── RequestError      a request that cannot be run as asked (also a ValueError)
+│   └── GrammarError  a schema, pattern or grammar that is malformed or beyond the limits
+├── DeadlineError     a deadline that cannot be met, refused before any work
+├── OverloadError     too much work is waiting
 └── TemplateError     a chat template that is missing, hostile or fails
 """
 
@@ -16,6 +19,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]
+Priority = Literal["interactive", "standard", "batch"]
+OnDeadline = Literal["partial", "fallback", "error"]
+GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 
 
 class MillisError(Exception):
@@ -38,8 +44,38 @@ class RequestError(MillisError, ValueError):
     """A request whose parameters are invalid or do not fit the model."""
 
 
+class GrammarError(RequestError):
+    """A schema, pattern or grammar that is malformed or beyond the limits on size, depth or compile time."""
+
+
+class DeadlineError(MillisError):
+    """A deadline that cannot be met; the request was refused before any work was spent on it."""
+
+    def __init__(self, message: str, *, predicted_ms: float, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.predicted_ms = predicted_ms  # from arrival to the last byte of the shortest useful answer
+        self.retry_after_s = retry_after_s  # when the same request is thought to be in time
+
+
+class OverloadError(MillisError):
+    """Too much work is waiting for this request to be queued."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class TemplateError(MillisError):
     """A chat template that is missing, refuses its input, or breaks the sandbox's limits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must look like. `source`: a JSON schema, "" for any JSON object, a regular expression, a JSON list
+    of texts to choose from, or a Lark grammar."""
+
+    kind: GrammarKind
+    source: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +98,7 @@ class SamplingParams:
     seed: int | None = None  # None: a fresh seed for every request
     stop: Sequence[str] = ()  # the text ends before the first of these
     ignore_eos: bool = False  # go on past end-of-sequence tokens
+    grammar: Grammar | None = None  # only answers of this form
     logprobs: int | None = None  # None: off; n: the chosen token's log-probability and the n best beside it
 
     def __post_init__(self) -> None:
@@ -85,6 +122,8 @@ class SamplingParams:
             raise RequestError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
         if not isinstance(self.stop, Sequence) or any(not isinstance(text, str) or not text for text in self.stop):
             raise RequestError("stop must hold non-empty strings")
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise RequestError(f"grammar must be a Grammar, not {self.grammar!r}")
         if not isinstance(self.logit_bias, Mapping):
             raise RequestError(f"logit_bias must map token ids to numbers, not be {self.logit_bias!r}")
         for token, bias in self.logit_bias.items():
