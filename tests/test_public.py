@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "engine": {"_native", "config", "models"},
     "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub"},
     "bench": {"_native", "models", "tasks"},
+    "server": {"_native", "config", "models", "engine", "tasks", "tokenizer", "hub"},
     "commands": {"_native", "config", "hub", "tasks", "bench"},
     "cli": {"commands", "__version__"},
     "__main__": {"cli"},
