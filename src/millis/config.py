@@ -125,6 +125,8 @@ class ServerConfig:
     """Seconds that a client may read nothing while its answer waits; then it is cut off."""
     write_buffer_bytes: int = 256 << 10
     """Bytes of an answer that may wait for a slow reader."""
+    access_log: bool = False
+    """Write a line a request to standard error: id, path, status, milliseconds. Never anything of a prompt."""
     keep_alive_s: float = 75.0
     """Seconds that a connection may stay open without a request."""
 
@@ -163,6 +165,8 @@ class ServerConfig:
                 continue
             if not isinstance(value, str) or not value:
                 raise RequestError(f"{name} must be a text, not {value!r}")
+        if not isinstance(self.access_log, bool):
+            raise RequestError(f"access_log must be true or false, not {self.access_log!r}")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise RequestError("tls_cert and tls_key belong together; give both or neither")
 

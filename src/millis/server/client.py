@@ -15,7 +15,7 @@ import sys
 import time
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -45,6 +45,8 @@ BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 POISON_CRASHES = 2  # a request that was in flight in so many crashes is refused
 SUSPECTS = 4096  # requests remembered for that
 SUSPECT_S = 600.0
+MAX_DELIVERY_S = 0.05  # more than this is a pause of the machine, which no deadline can foresee
+DELIVERY_FADE = 0.99  # of the longest delivery is still counted on a step later
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +59,19 @@ class Lost:
     retryable: bool = True
 
 
-Reply = Answer | Lost
-
-
 class Mailbox:
-    """The replies to one request, in order, for the one coroutine that waits for them."""
+    """The replies to one request, Answer or Lost, and what else its owner puts in; for the one coroutine that waits."""
 
     def __init__(self) -> None:
-        self._items: deque[Reply] = deque()
+        self._items: deque[Any] = deque()
         self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, item: Reply) -> None:
+    def put(self, item: object) -> None:
         self._items.append(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def get(self) -> Reply:
+    async def get(self) -> Any:
         while not self._items:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -81,7 +80,7 @@ class Mailbox:
                 self._waiter = None
         return self._items.popleft()
 
-    def get_now(self) -> Reply | None:
+    def get_now(self) -> Any | None:
         """The next reply, if it is here."""
         return self._items.popleft() if self._items else None
 
@@ -104,14 +103,15 @@ class EngineClient:
     `info` and `stats` are those of the latest process; `restarts` counts crashes.
     """
 
-    def __init__(self, model: str, options: Mapping[str, Any], pins: tuple[Pin, ...] = ()) -> None:
+    def __init__(self, model: str, options: Mapping[str, Any]) -> None:
         self.info: EngineInfo | None = None
         self.stats = Stats(at_s=time.monotonic())
         self.restarts = 0
         self.closing = False
-        self.on_stats: list[Any] = []  # called with each Stats
+        self.delivery_s = 0.0  # from a step's end to this process: of late at most
+        self.on_stats: Callable[[Stats], None] = lambda stats: None
         self._start = Start(model, dict(options))
-        self.pins = pins
+        self._pins: list[Pin] = []
         self._numbers = itertools.count(1)
         self._flights: dict[int, _Flight] = {}
         self._suspects: OrderedDict[bytes, _Suspect] = OrderedDict()
@@ -137,7 +137,7 @@ class EngineClient:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> EngineInfo:
-        """Waits until the first process is ready. ModelError: it cannot load the model; its text says why."""
+        """Waits until the first process is ready; afterwards it is restarted whenever it ends. ModelError: it cannot load the model; its text says why."""
         self._first = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise())
         await self._first
@@ -158,9 +158,8 @@ class EngineClient:
         """A fresh id for a piece of work."""
         return next(self._numbers)
 
-    def submit(self, work: Work) -> Mailbox:
-        """Sends work off; its replies come to the mailbox, the last of them Tokens with a finish_reason or another kind."""
-        mailbox = Mailbox()
+    def submit(self, work: Work, mailbox: Mailbox) -> None:
+        """Sends work off. Its replies come to the mailbox; the last is Tokens with a finish_reason, or of another kind."""
         if self._suspects and self._poisoned(work):
             mailbox.put(Lost(work.id, "request_poisoned", POISONED, retryable=False))
         elif self._link is None or not self._ready.is_set():
@@ -168,7 +167,6 @@ class EngineClient:
         else:
             self._flights[work.id] = _Flight(work, mailbox)
             self._link.send(work)
-        return mailbox
 
     def cancel(self, number: int) -> None:
         """Tells the engine that nobody waits any more; no further reply comes. Does nothing to what has ended."""
@@ -179,6 +177,11 @@ class EngineClient:
         """As `cancel`, but the mailbox still gets the last message, with the timings."""
         if number in self._flights and self._link is not None:
             self._link.send(Cancel(number))
+
+    def pin(self, pin: Pin) -> None:
+        """Keeps a prefix in the cache of this process and of every later one."""
+        self._pins.append(pin)
+        self._send(pin)
 
     def fail_all(self, code: str, message: str) -> None:
         """Ends everything in flight."""
@@ -200,16 +203,16 @@ class EngineClient:
     def received(self, message: Any) -> None:
         """Takes one message of the engine process."""
         match message:
-            case Batch(items):
+            case Batch(items, at_s):
+                self.delivery_s = max(min(time.monotonic() - at_s, MAX_DELIVERY_S), DELIVERY_FADE * self.delivery_s)
                 for item in items:
                     self._deliver(item)
             case Stats():
                 self.stats = message
-                for callback in self.on_stats:
-                    callback(message)
+                self.on_stats(message)
             case Ready(info):
                 self.info = info
-                for pin in self.pins:
+                for pin in self._pins:
                     self._send(pin)
                 self._ready.set()
                 if self._first is not None and not self._first.done():

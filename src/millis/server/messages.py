@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import struct
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -186,7 +187,8 @@ class Stats:
 class Batch:
     """What one step brought forth."""
 
-    items: list[Tokens | Scores | Vectors | Refused | Failed] = field(default_factory=list)
+    items: list[Tokens | Scores | Vectors | Refused | Failed]
+    at_s: float = field(default_factory=time.monotonic)  # when the step had ended
 
 
 Work = Submit | Score | Embed

@@ -23,6 +23,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._model = model
         self._last = Stats(at_s=0.0)
+        self._restarts = 0
         self.first_token = self._histogram("time_to_first_token_seconds", "Arrival to first token sent", SECONDS)
         self.inter_token = self._histogram("inter_token_latency_seconds", "Between tokens of an answer", STEP_SECONDS)
         self.end_to_end = self._histogram("e2e_request_latency_seconds", "Arrival to last byte", SECONDS)
@@ -56,7 +57,8 @@ class Metrics:
         )  # fmt: skip
         self.running = self._gauge("num_requests_running", "Requests in steps")
         self.waiting = self._gauge("num_requests_waiting", "Requests waiting for their first step")
-        self.in_flight = self._gauge("num_requests_in_flight", "Requests the server has not answered yet")
+        self.in_flight = self._gauge("num_requests_in_flight", "Answers the engine owes the server")
+        self.active = self._gauge("num_requests_active", "Requests whose body has come and whose answer has not ended")
         self.connections = self._gauge("num_connections", "Open connections")
         self.kv_usage = self._gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1")
         self.predicted = self._gauge("step_predicted_seconds", "What the latest step was thought to take")
@@ -106,6 +108,11 @@ class Metrics:
         self.actual.set(stats.step_actual_ms / 1000)
         self.backlog.set(stats.backlog_ms / 1000)
         self._last = stats
+
+    def restarted(self, times: int) -> None:
+        """So often has the engine process been restarted since the start."""
+        self.engine_restarts.inc(times - self._restarts)
+        self._restarts = times
 
     def text(self) -> bytes:
         """The page that Prometheus reads."""

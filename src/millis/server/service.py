@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from millis import __version__
 from millis.config import ServerConfig
 from millis.server.api.errors import ApiError, from_error
 from millis.server.api.job import Job, Limits
-from millis.server.auth import Keys, Quotas
+from millis.server.auth import Key, Keys, Quotas
 from millis.server.client import EngineClient
 from millis.server.messages import Stats
 from millis.server.metrics import Metrics
@@ -45,9 +46,12 @@ class Service:
         self.draining = False
         self.active = 0  # requests in work
         self.created = int(time.time())
+        self.fingerprint = f"millis-{__version__}"
         self._prefix = secrets.token_hex(6)
         self._count = itertools.count()
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="prompts")
+        self._slow = ThreadPoolExecutor(1, thread_name_prefix="keys")
+        self.connections: Callable[[], int] = lambda: 0
         client.on_stats = self.metrics.observe
 
     @property
@@ -115,9 +119,33 @@ class Service:
             return None
         return arrival_s + job.deadline_ms / 1000 - self.client.delivery_s - DELIVERY_S
 
+    async def check_key(self, text: str) -> Key | None:
+        """The key that a client presented for the first time; in a thread where hashes are slow on purpose."""
+        assert self.keys is not None
+        if not self.keys.slow:
+            return self.keys.find(text)
+        return await asyncio.get_running_loop().run_in_executor(self._slow, self.keys.find, text)
+
+    def count_error(self, error: ApiError) -> None:
+        """Counts an answer that is an error: refusals by their reason."""
+        if error.status in (401, 403, 408, 413, 429, 503) and error.code not in ("engine_restarted", "deadline_exceeded"):
+            self.metrics.refuse(error.code or str(error.status))
+
+    def metrics_text(self) -> bytes:
+        """The figures now."""
+        metrics, client = self.metrics, self.client
+        metrics.engine_up.set(client.ready)
+        metrics.in_flight.set(client.in_flight)
+        metrics.active.set(self.active)
+        metrics.delivery.set(client.delivery_s)
+        metrics.restarted(client.restarts)
+        metrics.connections.set(self.connections())
+        return metrics.text()
+
     def close(self) -> None:
         """Ends the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._slow):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def predicted_ms(stats: Stats, now_s: float, arrival_s: float, body_bytes: int) -> float:

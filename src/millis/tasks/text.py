@@ -24,6 +24,7 @@ class TextStream:
     def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
         self.text = ""  # all that was handed out
         self.stopped = False
+        self.stopped_by: str | None = None  # the stop string that ended the text
         self._detokenizer = detokenizer
         self._stop = tuple(stop)
         self._held = ""
@@ -33,8 +34,8 @@ class TextStream:
         text = self._held + self._detokenizer.push(token)
         found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            keep = min(found)[1]
+            end, keep = min(found)
+            self.stopped, self.stopped_by = True, text[keep:end]
         else:
             keep = len(text) - self._overlap(text)
         self._held = "" if found else text[keep:]
