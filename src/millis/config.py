@@ -1,4 +1,4 @@
-"""EngineConfig and ServerConfig: everything that is chosen once, at the start. Flags of the command line derive from it."""
+"""EngineConfig and ServerConfig: all that is chosen once, at the start. The command line's flags derive from it."""
 
 from __future__ import annotations
 

@@ -39,9 +39,7 @@ def create_app(service: Service) -> ASGIApp:
     return Gate(app, service)
 
 
-def _add_generating(
-    app: FastAPI, service: Service, path: str, summary: str, endpoint: Endpoint, body: Any
-) -> None:
+def _add_generating(app: FastAPI, service: Service, path: str, summary: str, endpoint: Endpoint, body: Any) -> None:
     async def answer(request: Request) -> Response:
         return Exchange(service, endpoint)
 

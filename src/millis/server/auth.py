@@ -99,7 +99,9 @@ def _key(line: str, where: str) -> Key:
         if n < 2 or n & (n - 1) or not 1 <= r <= 32 or not 1 <= p <= 16 or 128 * n * r * p >= MAX_SCRYPT_BYTES:
             raise RequestError(f"{where}: scrypt's N must be a power of two, and 128·N·R·P below {MAX_SCRYPT_BYTES}")
         return Key(identity, bytes.fromhex(match[5]), bytes.fromhex(match[4]), (n, r, p))
-    raise RequestError(f"{where} is no key; write sha256:HEX or scrypt:N:R:P:SALT_HEX:HASH_HEX, then a name if you like")
+    raise RequestError(
+        f"{where} is no key; write sha256:HEX or scrypt:N:R:P:SALT_HEX:HASH_HEX, then a name if you like"
+    )
 
 
 def presented(headers: Mapping[bytes, bytes]) -> str | None:

@@ -163,7 +163,7 @@ class EngineClient:
         if self._suspects and self._poisoned(work):
             mailbox.put(Lost(work.id, "request_poisoned", POISONED, retryable=False))
         elif self._link is None or not self._ready.is_set():
-            mailbox.put(Lost(work.id, "engine_unavailable", "the engine is starting; try again in a second"))
+            mailbox.put(Lost(work.id, "engine_unavailable", STARTING))
         else:
             self._flights[work.id] = _Flight(work, mailbox)
             self._link.send(work)
@@ -253,7 +253,7 @@ class EngineClient:
             while len(self._suspects) > SUSPECTS:
                 self._suspects.popitem(last=False)
         for number, flight in flights.items():
-            flight.mailbox.put(Lost(number, "engine_restarted", "the engine ended unexpectedly; it restarts: try again"))
+            flight.mailbox.put(Lost(number, "engine_restarted", RESTARTED))
 
     def _poisoned(self, work: Work) -> bool:
         key = _content(work)
@@ -271,7 +271,9 @@ class EngineClient:
             if self.closing:
                 return
             if self._first is not None and not self._first.done():
-                self._first.set_exception(ModelError(f"the engine process ended while it loaded the model (exit {code})"))
+                self._first.set_exception(
+                    ModelError(f"the engine process ended while it loaded the model (exit {code})")
+                )
                 return
             if self._first is not None and self._first.exception() is not None:
                 return
@@ -303,6 +305,8 @@ class EngineClient:
         return code
 
 
+STARTING = "the engine is starting; try again in a second"
+RESTARTED = "the engine ended unexpectedly and starts again; try again"
 POISONED = "this request was in work in two crashes of the engine; it is refused for some minutes: change it"
 
 

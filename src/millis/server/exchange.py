@@ -13,19 +13,18 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from millis.server.api.errors import ApiError, deadline_exceeded, from_error, internal
+from millis.server.api.errors import ApiError, deadline_exceeded, from_error, internal, model_not_found
 from millis.server.api.job import Job, Limits, check_ids, choice_params, prompt_ids, with_deadline
 from millis.server.api.writer import Head, Writer
 from millis.server.client import Lost, Mailbox
 from millis.server.messages import Failed, Refused, Submit, Tokens
-from millis.server.protocol import Connection, connection_of
+from millis.server.protocol import connection_of
 from millis.server.service import DELIVERY_S, Service
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError, MillisError, OverloadError, Timings, TokenLogprob
 
 log = logging.getLogger("millis.server")
-SENTENCE_ENDS = frozenset(".!?…。！？\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ class _Answer:
             job = await service.run(len(body), endpoint.parse, body, service.limits)
             job = with_deadline(job, _headers(self.scope))
             if job.model is not None and job.model != service.model:
-                raise unknown_model(job.model)
+                raise model_not_found(job.model)
             service.refuse_early(job, len(body), arrival_s)
             tokenizer = await service.loaded(job, arrival_s)
             began = time.monotonic()
@@ -337,8 +336,8 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
-            message = f"the body exceeds {limit} bytes; send less"
-            raise ApiError(413, message, code="body_too_large", headers={"connection": "close"})
+            text = f"the body exceeds {limit} bytes; send less"
+            raise ApiError(413, text, code="body_too_large", headers={"connection": "close"})
         if not message.get("more_body"):
             return b"".join(parts)
 
@@ -350,15 +349,6 @@ def server_timing(timings: Sequence[Timings]) -> str:
     return ", ".join(f"{name};dur={value:.3f}" for name, value in longest.items())
 
 
-def unknown_model(name: str) -> ApiError:
-    from millis.server.api.errors import model_not_found
-
-    return model_not_found(name)
-
-
 def _headers(scope: Scope) -> dict[str, str]:
     wanted = (b"x-deadline-ms", b"x-request-timeout-seconds")
     return {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in wanted}
-
-
-__all__ = ["Connection", "Endpoint", "Exchange", "read_body"]

@@ -85,7 +85,11 @@ class Gate:
             challenge = 'Basic realm="Millis: any name, and a key as password", charset="UTF-8"' if page else "Bearer"
             message = "no valid API key; send Authorization: Bearer KEY" if text is None else "the API key is not valid"
             raise ApiError(
-                401, message, type="authentication_error", code="invalid_api_key", headers={"WWW-Authenticate": challenge}
+                401,
+                message,
+                type="authentication_error",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": challenge},
             )
         return key.id
 

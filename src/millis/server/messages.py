@@ -1,4 +1,4 @@
-"""What the server and its engine process say to each other: frames of 4 bytes of length and a pickle. Both ends are ours.
+"""What the server and its engine process say to each other: frames of 4 bytes of length and a pickle.
 
 Times are seconds of time.monotonic(), which both processes share.
 """

@@ -46,7 +46,10 @@ class Metrics:
         self.accepted = self._counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right")
         self.steps = self._counter("engine_steps", "Steps of the engine")
         self._finished = Counter(
-            "millis:request_success", "Answers, by how they ended", (*_LABELS, "finished_reason"), registry=self._registry
+            "millis:request_success",
+            "Answers, by how they ended",
+            (*_LABELS, "finished_reason"),
+            registry=self._registry,
         )
         self._refused = Counter(
             "millis:requests_refused", "Requests refused, by why", (*_LABELS, "reason"), registry=self._registry

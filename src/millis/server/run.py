@@ -70,7 +70,8 @@ async def _serve(path: Path, settings: Settings, announce: Callable[[dict[str, A
     try:
         began = loop.time()
         loading = asyncio.gather(client.start(), loop.run_in_executor(None, _tokenizer, path))
-        await asyncio.wait([loading, answering], return_when=asyncio.FIRST_COMPLETED)
+        waited: list[asyncio.Future[Any]] = [loading, answering]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             info, tokenizer = await loading
             if pin is not None:

@@ -1,4 +1,4 @@
-"""What all requests of a server share: the engine, the tokenizer, keys, figures, and the estimate that refuses early."""
+"""What all requests of a server share: engine, tokenizer, keys, figures, and the estimate that refuses early."""
 
 from __future__ import annotations
 
@@ -67,9 +67,13 @@ class Service:
     def turn(self, tenant: str) -> Iterator[None]:
         """Counts a request as long as it is in work. ApiError: too many of all, or of this key."""
         if self.draining:
-            raise ApiError(503, "the server is stopping; ask another", type="server_error", code="server_stopping", headers=AGAIN)
+            raise ApiError(
+                503, "the server is stopping; ask another", type="server_error", code="server_stopping", headers=AGAIN
+            )
         if self.active >= self.config.max_requests:
-            raise ApiError(503, "too many requests are in work; try again", type="server_error", code="overloaded", headers=AGAIN)
+            raise ApiError(
+                503, "too many requests are in work; try again", type="server_error", code="overloaded", headers=AGAIN
+            )
         wait_s = self.quotas.enter(tenant, time.monotonic())
         if wait_s is not None:
             message = "this key asks too often or too much at once; slow down"
@@ -89,7 +93,9 @@ class Service:
                 left_s = min(left_s, arrival_s + job.deadline_ms / 1000 - time.monotonic())
             if self.tokenizer is None or not await self.client.wait_ready(left_s):
                 message = "the engine is starting; try again in a second"
-                raise ApiError(503, message, type="server_error", code="engine_unavailable", headers={"Retry-After": "1"})
+                raise ApiError(
+                    503, message, type="server_error", code="engine_unavailable", headers={"Retry-After": "1"}
+                )
         return self.tokenizer
 
     def refuse_early(self, job: Job, body_bytes: int, arrival_s: float) -> None:
@@ -128,7 +134,10 @@ class Service:
 
     def count_error(self, error: ApiError) -> None:
         """Counts an answer that is an error: refusals by their reason."""
-        if error.status in (401, 403, 408, 413, 429, 503) and error.code not in ("engine_restarted", "deadline_exceeded"):
+        if error.status in (401, 403, 408, 413, 429, 503) and error.code not in (
+            "engine_restarted",
+            "deadline_exceeded",
+        ):
             self.metrics.refuse(error.code or str(error.status))
 
     def metrics_text(self) -> bytes:

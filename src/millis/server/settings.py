@@ -45,7 +45,10 @@ class Setting:
 def known() -> dict[str, Setting]:
     """Every setting by its name."""
     found = {}
-    parts: tuple[tuple[type[Any], Literal["server", "engine"]], ...] = ((ServerConfig, "server"), (EngineConfig, "engine"))
+    parts: tuple[tuple[type[Any], Literal["server", "engine"]], ...] = (
+        (ServerConfig, "server"),
+        (EngineConfig, "engine"),
+    )
     for cls, part in parts:
         hints, about = get_type_hints(cls), _docstrings(cls)
         for field in fields(cls):
@@ -54,7 +57,7 @@ def known() -> dict[str, Setting]:
 
 
 def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file: str | None = None) -> Settings:
-    """Brings all three together. `flags`: None stands for not given. RequestError names what is unknown or malformed."""
+    """Brings all three together. `flags`: None is not given. RequestError names what is unknown or malformed."""
     settings = known()
     environment = {name: value for name, value in environment.items() if name.startswith(PREFIX)}
     file = file or environment.pop(f"{PREFIX}CONFIG", None)

@@ -1,7 +1,7 @@
 """The engine process: loads a model, then runs steps while there is work. Started by the server with a socket.
 
-The receiver thread admits, refuses and cancels at once, also while a step runs in native code; the main thread steps and
-sends what each step brought, one frame a step. Ends when the socket closes; signals are the server's business.
+The receiver thread admits, refuses and cancels at once, also while a step runs in native code; the main thread steps
+and sends what each step brought, one frame a step. Ends when the socket closes; signals are the server's business.
 """
 
 from __future__ import annotations
