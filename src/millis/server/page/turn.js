@@ -1,0 +1,116 @@
+// One question and its answer, as the page shows them.
+
+import { element } from "./dom.js";
+import { render } from "./markdown.js";
+import { deadlineFor } from "./settings.js";
+import { counts, headline, waterfall } from "./waterfall.js";
+import { milliseconds, word } from "./words.js";
+
+const NOTES = { deadline: "landed", length: "cutOff", stopped: "stopped" };
+
+export class Turn {
+  /** `again` asks the question once more; it is given a place on the deadline slider, or null to leave it. */
+  constructor(question, model, again) {
+    this.question = question;
+    this.again = again;
+    this.text = "";
+    this.complete = false; // an answer that a later question may follow
+    this.body = element("div", { class: "text" });
+    this.foot = element("div", { class: "foot" });
+    this.answer = element("article", { class: "answer", "aria-busy": "true", "aria-label": model }, element("h3", {}, model), this.body, this.foot);
+    this.asked = element("article", { class: "question", "aria-label": word("you") }, element("p", {}, question));
+    this.node = element("div", { class: "turn" }, this.asked, this.answer);
+    this.drawing = 0;
+    this.body.append(element("span", { class: "waiting", "aria-hidden": "true" }));
+  }
+
+  /** The messages that a later question follows. */
+  messages() {
+    return this.complete ? [{ role: "user", content: this.question }, { role: "assistant", content: this.text }] : [];
+  }
+
+  /** More text. It is drawn once a frame. */
+  add(text) {
+    this.text += text;
+    this.drawing ||= requestAnimationFrame(() => this.draw());
+  }
+
+  draw() {
+    this.drawing = 0;
+    this.body.replaceChildren(...render(this.text));
+  }
+
+  /** The answer has ended. `reason`: finish_reason, or "stopped"; `seenMs`: when its first text was here, or null. */
+  finish(reason, timings, seenMs) {
+    this.settle();
+    this.complete = this.text !== "";
+    if (NOTES[reason]) this.foot.append(element("p", { class: `note ${reason}` }, word(NOTES[reason])));
+    if (timings) {
+      const details = element("details", { open: true }, element("summary", {}, headline(timings)), waterfall(timings), counts(timings, seenMs));
+      this.foot.append(details);
+    }
+    this.tools(this.complete);
+  }
+
+  /** There is no answer, or none to its end: a refusal with its forecast, or an error. */
+  fail(error, deadlineMs) {
+    this.settle();
+    const card = element("div", { class: error.refusal ? "refusal" : "failure", role: "alert" });
+    card.append(element("strong", {}, word(error.refusal ? "refused" : "failed")));
+    card.append(element("p", {}, error.status === 0 && !error.message ? word("unreachable") : error.message || word("httpStatus", error.status)));
+    if (error.code) card.append(element("code", {}, error.code));
+    if (error.predicted_ms !== null) card.append(...this.forecast(error.predicted_ms, deadlineMs));
+    this.body.after(card);
+    this.tools(false);
+  }
+
+  forecast(predictedMs, deadlineMs) {
+    const most = Math.max(predictedMs, deadlineMs ?? 0);
+    const row = (label, value, kind) =>
+      element("div", { class: "forecast" }, element("span", {}, label), element("meter", { class: kind, min: 0, max: most, value, "aria-label": label }));
+    const longer = deadlineFor(predictedMs);
+    const text = word("extend", longer.ms === null ? word("none") : milliseconds(longer.ms));
+    return [
+      row(word("predicted", milliseconds(predictedMs)), predictedMs, "predicted"),
+      deadlineMs === undefined ? "" : row(word("allowed", milliseconds(deadlineMs)), deadlineMs, "allowed"),
+      element("button", { type: "button", onclick: () => this.again(longer.value) }, text),
+    ];
+  }
+
+  settle() {
+    if (this.drawing) cancelAnimationFrame(this.drawing);
+    this.draw();
+    this.answer.setAttribute("aria-busy", "false");
+  }
+
+  tools(copying) {
+    const bar = element("div", { class: "tools" });
+    if (copying) {
+      const button = element("button", { type: "button", class: "quiet copy", onclick: () => copy(this.text, button) }, word("copy"));
+      bar.append(button);
+    }
+    bar.append(element("button", { type: "button", class: "quiet again", onclick: () => this.again(null) }, word(copying ? "again" : "tryAgain")));
+    this.foot.append(bar);
+  }
+
+  /** Closes what is open: another answer is the latest now. */
+  retire() {
+    this.node.querySelector("details")?.removeAttribute("open");
+    this.node.querySelector(".again")?.remove();
+    this.node.querySelector(".forecast ~ button")?.remove();
+  }
+}
+
+async function copy(text, button) {
+  if (navigator.clipboard) await navigator.clipboard.writeText(text);
+  else {
+    const area = element("textarea", { class: "unseen" }); // pages over plain HTTP have no clipboard of their own
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  button.textContent = word("copied");
+  setTimeout(() => { button.textContent = word("copy"); }, 1500);
+}
