@@ -107,7 +107,7 @@ class Generation(Answer):
         return work
 
     def _watch_deadline(self) -> None:
-        """Where the engine is held up, what there is goes out in time; JSON may be late, for cut short it would be none."""
+        """Where the engine is held up, what there is goes out in time. JSON may be late: cut short it would be none."""
         if self._job.deadline_ms is not None and self._job.params.grammar is None:
             at_s = self.arrival_s + self._job.deadline_ms / 1000 - DELIVERY_S
             loop = asyncio.get_running_loop()
