@@ -37,7 +37,8 @@ def command(**flags: Any) -> None:
 
 def _line(facts: dict[str, Any]) -> str:
     """http://127.0.0.1:8000 · smollm2 · 2 threads, avx512 · ready in 0.8 s."""
-    return f"{facts['url']} · {facts['model']} · {facts['threads']} threads, {facts['isa']} · ready in {facts['ready_s']:.1f} s"
+    machine = f"{facts['threads']} threads, {facts['isa']}"
+    return f"{facts['url']} · {facts['model']} · {machine} · ready in {facts['ready_s']:.1f} s"
 
 
 def _signature() -> inspect.Signature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,18 +12,26 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from millis import __version__
-from millis.server.api.chat import ChatRequest, ChatWriter, parse_chat
-from millis.server.api.completions import CompletionRequest, CompletionWriter, parse_completion
+from millis.server.answers import Exchange
+from millis.server.api.endpoints import ROUTES, Route
 from millis.server.api.errors import ApiError
+from millis.server.api.job import Endpoint
 from millis.server.api.models import Served, model_body, models_body
-from millis.server.exchange import Endpoint, Exchange
 from millis.server.limits import Gate
 from millis.server.metrics import CONTENT_TYPE
 from millis.server.service import Service
 
-GENERATING: dict[str, tuple[str, Endpoint, Any]] = {
-    "/v1/chat/completions": ("Answer a conversation", Endpoint(parse_chat, ChatWriter), ChatRequest),
-    "/v1/completions": ("Continue a text", Endpoint(parse_completion, CompletionWriter), CompletionRequest),
+SUMMARIES: Mapping[Endpoint, str] = {
+    "chat": "Answer a conversation",
+    "completions": "Continue a text",
+    "responses": "Answer a conversation, as OpenAI's Responses API",
+    "messages": "Answer a conversation, as Anthropic's Messages API",
+    "embeddings": "A vector of each text",
+    "classify": "Which of some labels fits a text",
+    "score": "How alike texts are",
+    "rerank": "Documents by how well they fit a query",
+    "tokenize": "The token ids of a text or a conversation",
+    "detokenize": "The text of token ids",
 }
 
 
@@ -32,26 +41,27 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
-    for path, (summary, endpoint, body) in GENERATING.items():
-        _add_generating(app, service, path, summary, endpoint, body)
+    for endpoint in ROUTES:
+        _add_endpoint(app, service, endpoint)
     _add_models(app, service)
     _add_life(app, service)
     return Gate(app, service)
 
 
-def _add_generating(app: FastAPI, service: Service, path: str, summary: str, endpoint: Endpoint, body: Any) -> None:
+def _add_endpoint(app: FastAPI, service: Service, endpoint: Endpoint) -> None:
+    route = ROUTES[endpoint]
+
     async def answer(request: Request) -> Response:
         return Exchange(service, endpoint)
 
-    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
     app.add_api_route(
-        path,
+        route.path,
         answer,
         methods=["POST"],
-        summary=summary,
+        name=endpoint,
+        summary=SUMMARIES[endpoint],
         response_class=Response,
-        name=body.__name__,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _schema(route)}}}},
     )
 
 
@@ -99,3 +109,8 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     found = ApiError(422, "a parameter of the path or query is not valid", code="invalid_value")
     return JSONResponse(found.body_for(request.url.path), 422)
+
+
+def _schema(route: Route) -> dict[str, Any]:
+    """The JSON schema of a body, its definitions inside it."""
+    return route.request.model_json_schema(by_alias=True)

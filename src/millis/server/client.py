@@ -137,7 +137,10 @@ class EngineClient:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> EngineInfo:
-        """Waits until the first process is ready; afterwards it is restarted whenever it ends. ModelError: it cannot load the model; its text says why."""
+        """Waits until the first process is ready; from then on it is restarted whenever it ends.
+
+        ModelError: it cannot load the model; its text says why.
+        """
         self._first = asyncio.get_running_loop().create_future()
         self._supervisor = asyncio.create_task(self._supervise())
         await self._first
@@ -159,7 +162,7 @@ class EngineClient:
         return next(self._numbers)
 
     def submit(self, work: Work, mailbox: Mailbox) -> None:
-        """Sends work off. Its replies come to the mailbox; the last is Tokens with a finish_reason, or of another kind."""
+        """Sends work off. Replies come to the mailbox; the last is Tokens with a finish_reason, or another kind."""
         if self._suspects and self._poisoned(work):
             mailbox.put(Lost(work.id, "request_poisoned", POISONED, retryable=False))
         elif self._link is None or not self._ready.is_set():

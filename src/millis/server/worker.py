@@ -20,6 +20,7 @@ from millis.engine.request import Request
 from millis.server.messages import (
     Batch,
     Cancel,
+    Embed,
     EngineInfo,
     Failed,
     Frames,
@@ -40,6 +41,7 @@ from millis.types import DeadlineError, MillisError, OverloadError, RequestError
 STATS_S = 0.1
 CRASHED = 70  # exit code after a failed step: EX_SOFTWARE
 WARM_TOKENS = 8
+NO_VECTORS = "the model served here gives no embeddings; serve an embedding model"
 
 
 class Worker:
@@ -175,6 +177,8 @@ class Worker:
             case Score():
                 with self._changed:
                     self._scores.append(message)
+            case Embed():
+                self._refuse(Refused(message.id, "invalid_request", NO_VECTORS))
             case Cancel(number):
                 with self._changed:
                     request = self._table.get(number)

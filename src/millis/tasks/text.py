@@ -24,7 +24,7 @@ class TextStream:
     def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
         self.text = ""  # all that was handed out
         self.stopped = False
-        self.stopped_by: str | None = None  # the stop string that ended the text
+        self.stopped_by: str | None = None  # the stop string that ended it
         self._detokenizer = detokenizer
         self._stop = tuple(stop)
         self._held = ""
@@ -32,10 +32,10 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that `token` makes visible, maybe none; sets `stopped` once a stop string is complete."""
         text = self._held + self._detokenizer.push(token)
-        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            end, keep = min(found)
-            self.stopped, self.stopped_by = True, text[keep:end]
+            self.stopped = True
+            _, keep, self.stopped_by = min(found)
         else:
             keep = len(text) - self._overlap(text)
         self._held = "" if found else text[keep:]

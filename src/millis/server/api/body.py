@@ -72,7 +72,7 @@ def _check_text(data: Any) -> None:
 
 def _explain(kind: type[Request], data: dict[str, Any], error: ValidationError) -> ApiError:
     """The error of the first field at fault; of the branches of a union, the one that got furthest."""
-    errors = error.errors(include_url=False, include_context=False)
+    errors = error.errors(include_url=False)
     refused = [name for name in data if name in kind.refused]
     for details in errors:
         if (name := details["loc"][0] if details["loc"] else None) in refused:
@@ -84,6 +84,11 @@ def _explain(kind: type[Request], data: dict[str, Any], error: ValidationError) 
         return invalid(f"unknown parameter {param!r:.100}", param, "unknown_parameter")
     if details["type"] == "missing":
         return invalid(f"{param} is missing", param, "missing_required_parameter")
+    if details["type"] == "union_tag_invalid":
+        context = details["ctx"]
+        field, tag = str(context["discriminator"]).strip("'"), context["tag"]
+        param = f"{param}.{'type' if field.endswith('()') else field}" if param else field
+        return invalid(f"{param} {tag!r:.60} is not supported; there are {context['expected_tags']}", param)
     given = details["input"]
     shown = f", not {given!r:.60}" if isinstance(given, (str, int, float)) else ""
     code = "invalid_type" if details["type"].endswith("_type") else "invalid_value"

@@ -55,7 +55,7 @@ def parse_completion(body: Body, limits: Limits) -> Job:
         endpoint="completions",
         kind="generate",
         model=request.model,
-        prompts=inputs(request.prompt, limits, "prompt"),
+        prompts=inputs(request.prompt, limits, "prompt", limits.prompts),
         params=sampling(
             request,
             limits,
@@ -70,13 +70,13 @@ def parse_completion(body: Body, limits: Limits) -> Job:
     )
 
 
-def inputs(given: TextOrTokens, limits: Limits, param: str) -> tuple[Prompt, ...]:
+def inputs(given: TextOrTokens, limits: Limits, param: str, most: int) -> tuple[Prompt, ...]:
     """The prompts of a field that takes a text, texts, token ids, or lists of these."""
     several: list[Any] = [given] if isinstance(given, str) or _is_tokens(given) else list(given)
     if not several or any(len(one) == 0 for one in several):
         raise invalid(f"{param} is empty", param)
-    if len(several) > limits.prompts:
-        raise invalid(f"{param} has {len(several)} entries; {limits.prompts} can be used", param)
+    if len(several) > most:
+        raise invalid(f"{param} has {len(several)} entries; {most} can be used", param)
     check_length(sum(map(len, several)), limits, param)
     return tuple(one if isinstance(one, str) else tuple(one) for one in several)
 

@@ -32,7 +32,8 @@ class Limits:
 
     prompt_chars: int = 1 << 20  # of all messages, or of all prompts, together
     messages: int = 2048
-    prompts: int = 128  # prompts of a completion; inputs of a batch
+    prompts: int = 128  # of a completion
+    inputs: int = 2048  # of embeddings and comparisons, which take a list
     stop: int = 4
     stop_chars: int = 256
     logit_bias: int = 1024

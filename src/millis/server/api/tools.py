@@ -18,6 +18,8 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALLS = 8  # in one answer that must be a call; small models would go on
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
+# As templates write calls: what is fixed need not be computed.
+_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # The words that Qwen 2.5 and Hermes models were trained on.
 _HEAD = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
@@ -66,6 +68,8 @@ def check_tools(tools: Iterable[Tool], choice: ToolChoice, limits: Limits) -> tu
     for i, tool in enumerate(found):
         if len(compact(tool.parameters)) > limits.schema_chars:
             raise invalid(f"the parameters of tools[{i}] are longer than {limits.schema_chars} characters", "tools")
+        if tool.parameters.get("type", "object") != "object":
+            raise invalid(f"the parameters of tools[{i}] must have the type object", "tools")
     if choice.mode == "required" and not found:
         raise invalid("tool_choice asks for a call, but there are no tools", "tool_choice")
     if choice.name is not None and choice.name not in names:
@@ -87,37 +91,31 @@ def parameters(schema: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
 
 def call_grammar(tools: Sequence[Tool], choice: ToolChoice, answer: Grammar | None) -> Grammar | None:
-    """The grammar of an answer that must be a call, or may be one where the rest has a form too.
+    """The grammar of an answer that must be a call, or may be one where calls or other answers must keep to a form.
 
     `answer` is the form of an answer that is no call. None: any text will do, and what looks like a call is one.
     """
     if not tools or choice.mode == "none":
         return answer
-    strict = any(tool.strict for tool in tools)
-    if choice.mode == "auto" and answer is None and not strict:
+    if choice.mode == "auto" and answer is None and not any(tool.strict for tool in tools):
         return None
     allowed = [tool for tool in tools if choice.name in (None, tool.name)]
     more = MAX_CALLS - 1 if choice.parallel and choice.name is None else 0
-    lines = [f'calls: call ("\\n" call){{0,{more}}}' if more else "calls: call"]
-    lines.append("call: " + " | ".join(f"tool_{i}" for i in range(len(allowed))))
+    further = f' ("\\n{OPEN}" call){{0,{more}}}' if more else ""
+    lines = [f'calls: "{OPEN}" call{further}', "call: " + " | ".join(f"tool_{i}" for i in range(len(allowed)))]
     for i, tool in enumerate(allowed):
-        begin = json.dumps(f'{OPEN}\n{{"name": "{tool.name}", "arguments": ')
+        begin = json.dumps(f'\n{{"name": "{tool.name}", "arguments": ')
         lines.append(f"tool_{i}: {begin} arguments_{i} {json.dumps('}' + chr(10) + CLOSE)}")
-        lines.append(f"arguments_{i}: %json {compact(_object(tool.parameters))}")
+        lines.append(f"arguments_{i}: %json {compact({**tool.parameters, 'type': 'object', 'x-guidance': _SPACING})}")
     if choice.mode == "required":
         lines.insert(0, "start: calls")
     elif answer is None:
-        lines.insert(0, "start: TEXT | calls")
-        lines.append("TEXT: /([^<](.|\\n)*)?/")
+        lines = [f"start: TEXT | before call{further}", *lines[1:]]
+        lines += ["TEXT: /(.|\\n)*/", f'before[suffix="{OPEN}"]: /(.|\\n)*/']
     else:
         lines.insert(0, "start: answer | calls")
         lines.append(f"answer: %json {answer.source or compact({'type': 'object'})}")
     return Grammar("lark", "\n".join(lines) + "\n")
-
-
-def _object(schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Arguments are an object whatever their schema leaves open."""
-    return schema if "type" in schema or "$ref" in schema else {"type": "object", **schema}
 
 
 def describe_tools(

@@ -66,10 +66,12 @@ class Writer:
         self.job, self.head = job, head
         names = [tool.name for tool in job.tools] if job.tool_choice.mode != "none" else []
         count = len(job.prompts) * job.n
+        self.prompt_tokens = 0  # until the timings say
         self.choices = [Choice(i, ToolParser(names) if names else None) for i in range(count)]
 
-    def begin(self) -> bytes:
-        """What a stream begins with, before any token is there."""
+    def begin(self, prompt_tokens: int = 0) -> bytes:
+        """What a stream begins with, before any token is there; the prompts have `prompt_tokens` in all."""
+        self.prompt_tokens = prompt_tokens
         return self._begin() if self.job.stream else b""
 
     def feed(self, index: int, text: str, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
