@@ -20,6 +20,7 @@ from millis.server.api.models import Served, model_body, models_body
 from millis.server.limits import Gate
 from millis.server.metrics import CONTENT_TYPE
 from millis.server.service import Service
+from millis.server.web import mount_page
 
 SUMMARIES: Mapping[Endpoint, str] = {
     "chat": "Answer a conversation",
@@ -45,6 +46,7 @@ def create_app(service: Service) -> ASGIApp:
         _add_endpoint(app, service, endpoint)
     _add_models(app, service)
     _add_life(app, service)
+    mount_page(app)
     return Gate(app, service)
 
 

@@ -50,7 +50,9 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", mark), *SECURE]
+                headers = [*message.get("headers", ()), (b"x-request-id", mark)]
+                said = {name for name, _ in headers}
+                headers += [header for header in SECURE if header[0] not in said]
                 if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
                     headers.append(POLICY)
                 message = {**message, "headers": headers}
