@@ -16,7 +16,7 @@ import time
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from millis.server.messages import (
@@ -300,7 +300,7 @@ class EngineClient:
         ours.setblocking(False)
         _, link = await asyncio.get_running_loop().create_unix_connection(lambda: _Link(self), sock=ours)
         self._link = link
-        link.send(self._start)
+        link.send(replace(self._start, again=self.restarts > 0))
         if self.closing:
             link.close()
         code = await self._process.wait()
