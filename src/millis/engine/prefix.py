@@ -36,6 +36,7 @@ class Node:
     children: dict[str | None, list[Node]] = field(default_factory=dict)
     uses: int = 1
     worth: float = 0.0
+    used: int = 0  # number of its latest use
     pinned: bool = False
 
 
@@ -64,7 +65,6 @@ class RadixCache:
         self.allocator = allocator
         self.page_tokens = page_tokens
         self.most_pinned = most_pinned
-        self.cached_pages = 0
         self.pinned_pages = 0
         self.queries = 0  # prompts looked up to be run
         self.queried_tokens = 0  # all of their tokens
@@ -72,9 +72,15 @@ class RadixCache:
         self.evictions = 0  # pages
         self._root = Node(None, (), -1, None, pinned=True)
         self._floor = 0.0
-        self._heap: list[tuple[float, int, Node]] = []  # leaves by worth; an entry of another worth is out of date
-        self._serial = 0  # decides between equals: the older entry first
+        self._uses = 0
+        self._nodes: dict[int, Node] = {}  # by number of their latest use
+        self._heap: list[tuple[float, int]] = []  # leaves: worth, number of the use; it may have been used since
         allocator.evict = self.evict
+
+    @property
+    def cached_pages(self) -> int:
+        """Pages in the tree, those pinned among them."""
+        return len(self._nodes)
 
     def match_length(self, tenant: str, tokens: Sequence[int]) -> int:
         """How many of a prompt's tokens are cached. Changes nothing."""
@@ -171,8 +177,8 @@ class RadixCache:
         held = []
         while pages > 0 and self._heap:
             entry = heappop(self._heap)
-            node = entry[2]
-            if node.parent is None or node.pinned or node.children or entry[0] != node.worth:
+            node = self._nodes.get(entry[1])
+            if node is None or node.pinned or node.children:
                 continue
             if not self.allocator.is_idle(node.page):
                 held.append(entry)
@@ -186,13 +192,14 @@ class RadixCache:
 
     def held(self) -> list[int]:
         """The pages that the tree holds, for PageAllocator.check_integrity."""
-        return [node.page for node in self._walk()]
+        return [node.page for node in self._nodes.values()]
 
     def check_integrity(self) -> None:
         """Asserts that the tree is what its nodes say, and that all that may be evicted can be found for it."""
         nodes = list(self._walk())
-        assert len(nodes) == self.cached_pages and sum(node.pinned for node in nodes) == self.pinned_pages
-        listed = {id(node) for worth, _, node in self._heap if worth == node.worth and node.parent is not None}
+        assert {id(node) for node in nodes} == {id(node) for node in self._nodes.values()}
+        assert sum(node.pinned for node in nodes) == self.pinned_pages
+        listed = set(self._heap)
         for node in nodes:
             parent = node.parent
             assert parent is not None and parent.tenant in (None, node.tenant), "a tenant's page below another's"
@@ -200,7 +207,7 @@ class RadixCache:
             assert not node.children or len(node.tokens) == self.page_tokens, "a page that is not full has children"
             assert parent.pinned or not node.pinned, "a pinned page may lose its beginning"
             assert node.tenant is not None or node.pinned, "a page for all is not pinned"
-            assert node.pinned or node.children or id(node) in listed, "a leaf that is never evicted"
+            assert node.pinned or node.children or (node.worth, node.used) in listed, "a leaf that is never evicted"
             idle = self.allocator.is_idle(node.page)
             assert parent.pinned or idle or not self.allocator.is_idle(parent.page), "a page is held, its parent not"
             for siblings in node.children.values():
@@ -222,7 +229,6 @@ class RadixCache:
             at -= 1
         node = Node(tenant, tokens, page, parent)
         siblings.insert(at, node)
-        self.cached_pages += 1
         self.allocator.keep(page)
         self._touch(node)
         return node
@@ -240,10 +246,14 @@ class RadixCache:
 
     def _forget(self, node: Node) -> None:
         node.parent = None
-        self.cached_pages -= 1
+        del self._nodes[node.used]
         self.allocator.drop(node.page)
 
     def _touch(self, node: Node) -> None:
+        self._nodes.pop(node.used, None)
+        self._uses += 1
+        node.used = self._uses
+        self._nodes[node.used] = node
         node.worth = self._floor + node.uses * len(node.tokens) / self.page_tokens
         if not node.children:
             self._list(node)
@@ -251,10 +261,9 @@ class RadixCache:
     def _list(self, leaf: Node) -> None:
         if leaf.pinned:
             return
-        self._serial += 1
-        heappush(self._heap, (leaf.worth, self._serial, leaf))
-        if len(self._heap) > 4 * self.cached_pages + 64:
-            self._heap = [entry for entry in self._heap if entry[0] == entry[2].worth and entry[2].parent is not None]
+        heappush(self._heap, (leaf.worth, leaf.used))
+        if len(self._heap) > 4 * len(self._nodes) + 64:
+            self._heap = [entry for entry in set(self._heap) if entry[1] in self._nodes]
             heapify(self._heap)
 
     def _walk(self) -> Iterator[Node]:
