@@ -55,6 +55,7 @@ def longest(known: Sequence[tuple[str | None, Sequence[int]]], tenant: str, toke
     return max((useful(agreeing(text, tokens[:-1])) for text in seen), default=0)
 
 
+@settings(deadline=None)
 @given(
     st.lists(texts, max_size=2),
     st.lists(st.tuples(st.sampled_from(TENANTS), texts), max_size=12),
