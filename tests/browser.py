@@ -128,7 +128,9 @@ class Page:
     def __init__(self, browser: Browser, session: str) -> None:
         self._browser, self._session = browser, session
         self.requests: list[str] = []
+        self.bodies: list[str] = []  # of the requests that had one
         self.problems: list[str] = []
+        self._canned: dict[str, Any] = {}
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         result = self._browser.call(method, self._session, **parameters)
@@ -139,6 +141,10 @@ class Page:
     def _note(self, method: str, told: dict[str, Any]) -> None:
         if method == "Network.requestWillBeSent":
             self.requests.append(told["request"]["url"])
+            if "postData" in told["request"]:
+                self.bodies.append(told["request"]["postData"])
+        elif method == "Fetch.requestPaused":
+            self.call("Fetch.fulfillRequest", requestId=told["requestId"], **self._canned)
         elif method == "Runtime.exceptionThrown":
             details = told["exceptionDetails"]
             self.problems.append(details.get("exception", {}).get("description", details["text"]))
@@ -150,7 +156,18 @@ class Page:
     def go(self, url: str) -> None:
         """Loads a page and waits until it has loaded."""
         self.call("Page.navigate", url=url)
-        self.wait(f"location.href !== 'about:blank' && document.readyState === 'complete'")
+        self.wait("location.href !== 'about:blank' && document.readyState === 'complete'")
+
+    def answer(self, path: str, status: int, headers: dict[str, str], body: bytes) -> None:
+        """From now on, requests for `path` get this answer instead of the server's."""
+        listed = [{"name": name, "value": value} for name, value in headers.items()]
+        text = base64.b64encode(body).decode()
+        self._canned = {"responseCode": status, "responseHeaders": listed, "body": text}
+        self.call("Fetch.enable", patterns=[{"urlPattern": f"*{path}"}])
+
+    def close(self) -> None:
+        """Ends the tab."""
+        self.call("Page.close")
 
     def run(self, script: str) -> Any:
         """The value of an expression, awaited. AssertionError: it throws."""

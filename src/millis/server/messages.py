@@ -20,10 +20,11 @@ MAX_FRAME_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The first message: which model, and the options of EngineConfig."""
+    """The first message: which model, the options of EngineConfig, and whether a process before this one has ended."""
 
     model: str
     options: dict[str, Any]
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError
 
 LONG_BYTES = 16 << 10  # more than this is parsed and tokenized in a thread
-READY_S = 5.0  # a request waits at most so long for an engine that restarts
+READY_S = 10.0  # a request waits at most so long for an engine that restarts
 BYTES_A_TOKEN = 8  # of a body, at most: so the early estimate refuses nothing that could be in time
 DELIVERY_S = 0.001  # from the last token in the server to the last byte on the wire
 

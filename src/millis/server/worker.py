@@ -6,6 +6,7 @@ and sends what each step brought, one frame a step. Ends when the socket closes;
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -62,11 +63,14 @@ class Worker:
         self._drafted = self._accepted = 0
         self._step_ms = 0.0
 
-    def warm_up(self) -> None:
-        """Runs one whole chunk and some decodes: memory is touched, and step times are known."""
+    def warm_up(self, *, again: bool) -> None:
+        """Runs one whole chunk and some decodes: memory is touched, and step times are known.
+
+        again: only the decodes; requests wait for this process to take the place of one that ended.
+        """
         runner = self.engine.runner
         length = max(1, min(runner.max_tokens, runner.context - WARM_TOKENS - 1))
-        for tokens in (length, 1):
+        for tokens in (1,) if again else (length, 1):
             params = SamplingParams(max_tokens=WARM_TOKENS, ignore_eos=True)
             request = self.engine.submit([0] * tokens, params)
             while request.finish_reason is None:
@@ -250,9 +254,10 @@ def main() -> None:
         lm = LanguageModel(start.model, progress=_Report(connection), **start.options)
         loaded = time.monotonic()
         worker = Worker(lm, connection)
-        worker.warm_up()
+        worker.warm_up(again=start.again)
     except (MillisError, MemoryError, OSError) as error:
-        connection.sendall(frame(Failed(0, str(error) or type(error).__name__)))
+        with contextlib.suppress(OSError):  # the server may have ended for the same reason
+            connection.sendall(frame(Failed(0, str(error) or type(error).__name__)))
         sys.exit(1)
     gc.collect()
     gc.freeze()  # what was loaded stays: no collection looks at it again

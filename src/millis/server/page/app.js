@@ -169,6 +169,7 @@ function translate(load) {
   examples();
   settings.show();
   load.relabel();
+  turns.forEach((turn) => turn.relabel());
   watch();
 }
 

@@ -76,7 +76,7 @@ function card() {
 function figures(readings) {
   const now = readings.at(-1), last = readings.at(-2), window = readings.at(-1 - WINDOW) ?? readings[0];
   const value = (name) => now.values.get(`millis:${name}`) ?? 0;
-  const time = (seconds) => (seconds === null ? "–" : milliseconds(1000 * seconds));
+  const time = (seconds) => (!seconds ? "–" : milliseconds(1000 * seconds));
   const share = (part, whole) => (whole > 0 ? `${((100 * part) / whole).toFixed(part === whole ? 0 : 1)} %` : "–");
   const past = readings.length > 1 ? window : null;
   const [first, first99] = [0.5, 0.99].map((q) => quantile(now, past, FIRST, q));

@@ -6,6 +6,7 @@ import { deadlineFor } from "./settings.js";
 import { counts, headline, waterfall } from "./waterfall.js";
 import { milliseconds, word } from "./words.js";
 
+const TITLES = { deadline_exceeded: "tooLate" };
 const NOTES = { deadline: "landed", length: "cutOff", stopped: "stopped" };
 
 export class Turn {
@@ -14,6 +15,7 @@ export class Turn {
     this.question = question;
     this.again = again;
     this.text = "";
+    this.latest = true;
     this.complete = false; // an answer that a later question may follow
     this.body = element("div", { class: "text" });
     this.foot = element("div", { class: "foot" });
@@ -42,26 +44,27 @@ export class Turn {
 
   /** The answer has ended. `reason`: finish_reason, or "stopped"; `seenMs`: when its first text was here, or null. */
   finish(reason, timings, seenMs) {
-    this.settle();
     this.complete = this.text !== "";
-    if (NOTES[reason]) this.foot.append(element("p", { class: `note ${reason}` }, word(NOTES[reason])));
-    if (timings) {
-      const details = element("details", { open: true }, element("summary", {}, headline(timings)), waterfall(timings), counts(timings, seenMs));
-      this.foot.append(details);
-    }
-    this.tools(this.complete);
+    this.settle(() => {
+      if (NOTES[reason]) this.foot.append(element("p", { class: `note ${reason}` }, word(NOTES[reason])));
+      if (timings) {
+        this.foot.append(element("details", { open: this.latest }, element("summary", {}, headline(timings)), waterfall(timings), counts(timings, seenMs)));
+      }
+      this.tools(this.complete);
+    });
   }
 
   /** There is no answer, or none to its end: a refusal with its forecast, or an error. */
   fail(error, deadlineMs) {
-    this.settle();
-    const card = element("div", { class: error.refusal ? "refusal" : "failure", role: "alert" });
-    card.append(element("strong", {}, word(error.refusal ? "refused" : "failed")));
-    card.append(element("p", {}, error.status === 0 && !error.message ? word("unreachable") : error.message || word("httpStatus", error.status)));
-    if (error.code) card.append(element("code", {}, error.code));
-    if (error.predicted_ms !== null) card.append(...this.forecast(error.predicted_ms, deadlineMs));
-    this.body.after(card);
-    this.tools(false);
+    const title = TITLES[error.code] ?? (error.refusal ? "refused" : "failed");
+    this.settle(() => {
+      const card = element("div", { class: error.refusal ? "refusal" : "failure", role: "alert" }, element("strong", {}, word(title)));
+      card.append(element("p", {}, error.message || word(error.status ? "httpStatus" : "unreachable", error.status)));
+      if (error.code) card.append(element("code", {}, error.code));
+      if (error.predicted_ms !== null) card.append(...this.forecast(error.predicted_ms, deadlineMs));
+      this.foot.append(card);
+      this.tools(false);
+    });
   }
 
   forecast(predictedMs, deadlineMs) {
@@ -73,14 +76,24 @@ export class Turn {
     return [
       row(word("predicted", milliseconds(predictedMs)), predictedMs, "predicted"),
       deadlineMs === undefined ? "" : row(word("allowed", milliseconds(deadlineMs)), deadlineMs, "allowed"),
-      element("button", { type: "button", onclick: () => this.again(longer.value) }, text),
+      this.latest ? element("button", { type: "button", onclick: () => this.again(longer.value) }, text) : "",
     ];
   }
 
-  settle() {
+  /** The text is whole; `ending` draws what stands below it, now and after a change of language. */
+  settle(ending) {
     if (this.drawing) cancelAnimationFrame(this.drawing);
     this.draw();
+    this.ending = ending;
+    this.relabel();
     this.answer.setAttribute("aria-busy", "false");
+  }
+
+  /** After a change of language. */
+  relabel() {
+    this.asked.setAttribute("aria-label", word("you"));
+    this.foot.replaceChildren();
+    this.ending?.();
   }
 
   tools(copying) {
@@ -89,15 +102,14 @@ export class Turn {
       const button = element("button", { type: "button", class: "quiet copy", onclick: () => copy(this.text, button) }, word("copy"));
       bar.append(button);
     }
-    bar.append(element("button", { type: "button", class: "quiet again", onclick: () => this.again(null) }, word(copying ? "again" : "tryAgain")));
+    if (this.latest) bar.append(element("button", { type: "button", class: "quiet again", onclick: () => this.again(null) }, word(copying ? "again" : "tryAgain")));
     this.foot.append(bar);
   }
 
-  /** Closes what is open: another answer is the latest now. */
+  /** Another answer is the latest now: this one takes less room, and is asked no more. */
   retire() {
-    this.node.querySelector("details")?.removeAttribute("open");
-    this.node.querySelector(".again")?.remove();
-    this.node.querySelector(".forecast ~ button")?.remove();
+    this.latest = false;
+    this.relabel();
   }
 }
 
