@@ -1,4 +1,4 @@
-"""Chromium without a window, driven over a pipe by the DevTools protocol: what a person at the page would do and see."""
+"""Chromium without a window, driven over a pipe by the DevTools protocol: what a person at a page does and sees."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "ArrowLeft": (37, ""), "End": (35, ""), "Home": (36, "")}
+KEYS = {
+    "Enter": (13, "\r"),
+    "Escape": (27, ""),
+    "Tab": (9, ""),
+    "ArrowLeft": (37, ""),
+    "End": (35, ""),
+    "Home": (36, ""),
+}
 
 
 def find_chromium() -> str | None:
@@ -68,7 +75,9 @@ class Browser:
             self._process.wait()
         os.close(self._events)
 
-    def page(self, url: str, *, width: int = 1280, height: int = 860, language: str = "en-US", scheme: str = "light") -> Page:
+    def page(
+        self, url: str, *, width: int = 1280, height: int = 860, language: str = "en-US", scheme: str = "light"
+    ) -> Page:
         """A tab with cookies and storage of its own that has loaded `url`."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
@@ -171,7 +180,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of an expression, awaited. AssertionError: it throws."""
-        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        result = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         assert "exceptionDetails" not in result, result["exceptionDetails"].get("exception", result["exceptionDetails"])
         return result["result"].get("value")
 
@@ -192,7 +203,8 @@ class Page:
     def click(self, selector: str) -> None:
         """Presses the mouse in the middle of an element, wherever that is; what lies above it gets the click."""
         spot = self.run(
-            f"(() => {{ const one = document.querySelector({json.dumps(selector)}); one.scrollIntoView({{block: 'nearest'}});"
+            f"(() => {{ const one = document.querySelector({json.dumps(selector)});"
+            "one.scrollIntoView({block: 'nearest'});"
             "const box = one.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]; })()"
         )
         for kind in ("mousePressed", "mouseReleased"):

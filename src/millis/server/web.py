@@ -28,7 +28,7 @@ def mount_page(app: FastAPI) -> None:
 
 
 def _giving(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    """Answers with the file, or with 304 where the browser has it already. It asks each time: a new version shows at once."""
+    """Answers with the file, or with 304 where the browser has it. It asks each time: a new version shows at once."""
     tag = f'"{hashlib.sha256(content).hexdigest()[:20]}"'
     headers = {"etag": tag, "cache-control": "no-cache"}
 
