@@ -72,6 +72,21 @@ def test_senders_that_take_their_time_are_cut_off(server: Server) -> None:
     assert server.ask("/health")[0] == 200
 
 
+def test_a_key_sees_nothing_of_another_keys_cache(server: Server) -> None:
+    body = chat("The quick brown fox jumps over the lazy dog, again and again. " * 8, max_tokens=1)
+    other = {"authorization": f"Bearer {SLOW_KEY}"}
+
+    def cached(headers: dict[str, str] | None = None) -> int:
+        status, answer = server.json(CHAT, body, headers)
+        assert status == 200, answer
+        return int(answer["timings"]["cached_tokens"])
+
+    assert cached() == 0
+    assert cached() > 0
+    assert cached(other) == 0
+    assert cached(other) > 0
+
+
 def test_a_key_may_ask_so_often_and_no_more(server: Server) -> None:
     """30 at once and, at 0.001 a second, none after them. Last here: the key is used up."""
     found = [server.ask("/tokenize", {"prompt": "a"}) for _ in range(32)]
@@ -121,7 +136,7 @@ def test_a_flag_counts_before_a_variable_before_a_file_before_the_default(tmp_pa
     environment = {"MILLIS_SERVE_PORT": "2", "MILLIS_SERVE_DRAIN_S": "2.5", "MILLIS_SERVE_SCREEN": "false", "HOME": "x"}
     found = read_settings({"port": 3, "max_body_bytes": None}, environment, str(file))
     assert found.server == ServerConfig(port=3, drain_s=2.5, max_n=2)
-    assert found.engine == {"threads": 3, "screen": False} and found.model == "a"
+    assert found.engine == {"threads": 3, "screen": False, "prefix_cache": True} and found.model == "a"
     assert read_settings({}, {"MILLIS_SERVE_CONFIG": str(file)}).server.port == 1
     assert all(setting.about for setting in known().values())
 
