@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,3 +103,18 @@ def test_the_verb_explains_itself() -> None:
     )
     for flag in ("--port", "--api-key-file", "--drain-s", "--max-sequences", "--config", "Example: millis serve"):
         assert flag in done.stdout
+
+
+def test_answers_come_over_tls(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command, *names], check=True, capture_output=True)
+    files = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    with Server(model_path("smollm2"), *files) as server:
+        assert server.facts["url"].startswith("https://127.0.0.1:")
+        trust = ssl.create_default_context(cafile=str(certificate))
+        with urllib.request.urlopen(server.facts["url"] + "/ready", timeout=LIMIT_S, context=trust) as answer:
+            assert answer.status == 200
+    line = error_line(millis("serve", "-m", model_path("smollm2"), "--tls-cert", key, "--tls-key", certificate))
+    assert "PEM" in line

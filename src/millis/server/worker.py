@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import os
 import signal
 import socket
@@ -52,7 +53,8 @@ class Worker:
     def __init__(self, lm: LanguageModel, connection: socket.socket) -> None:
         self.engine = lm.engine
         self.engine.clock = time.monotonic
-        self._lm = lm
+        known = inspect.signature(self.engine.submit).parameters
+        self._scheduling = [name for name in ("priority", "on_deadline", "minimum_tokens") if name in known]
         self._socket = connection
         self._sending = threading.Lock()
         self._wake = threading.Event()
@@ -217,7 +219,12 @@ class Worker:
         try:
             with self._changed:
                 self._table[job.id] = self.engine.submit(
-                    job.prompt, job.params, arrival_s=job.arrival_s, deadline_s=job.deadline_s, tenant=job.tenant
+                    job.prompt,
+                    job.params,
+                    arrival_s=job.arrival_s,
+                    deadline_s=job.deadline_s,
+                    tenant=job.tenant,
+                    **{name: getattr(job, name) for name in self._scheduling},
                 )
         except DeadlineError as error:
             self._refuse(Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, error.retry_after_s))
