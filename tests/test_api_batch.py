@@ -129,7 +129,7 @@ def test_models() -> None:
         ("score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1"),
         ("score", {"text_2": []}, "text_2"),
         ("rerank", {"documents": []}, "documents"),
-        ("rerank", {"documents": [{"image": "x"}]}, "documents[0].image"),
+        ("rerank", {"documents": [{"text": "b", "image": "x"}]}, "documents[0].image"),
         ("rerank", {"top_n": 0}, "top_n"),
         ("tokenize", {"messages": [USER]}, "prompt"),
         ("tokenize", {"add_generation_prompt": True}, "add_generation_prompt"),

@@ -1,4 +1,4 @@
-"""Bodies that are wrong: whatever is sent ends in a job or an error that says what is at fault, in the client's shape."""
+"""Bodies that are wrong: whatever is sent ends in a job, or in an error that names the fault in the client's shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api_support import LEAST, job
@@ -25,6 +25,7 @@ from millis.types import (
 )
 
 ENDPOINTS = list(ROUTES)
+QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
@@ -44,6 +45,7 @@ def outcome(endpoint: Any, body: bytes) -> Job | ApiError:
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
+@QUIET
 @given(data=st.data())
 def test_random_values_in_known_fields_never_break_out(endpoint: Any, data: st.DataObject) -> None:
     kind = ROUTES[endpoint].request
@@ -97,12 +99,14 @@ RICH: dict[Any, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("endpoint", RICH)
+@QUIET
 @given(data=st.data())
 def test_right_bodies_with_something_changed_never_break_out(endpoint: Any, data: st.DataObject) -> None:
     assert job(endpoint, **RICH[endpoint])
     outcome(endpoint, json.dumps(mutated({**LEAST[endpoint], **RICH[endpoint]}, data)).encode())
 
 
+@QUIET
 @given(st.binary(max_size=40))
 def test_random_bytes_never_break_out(body: bytes) -> None:
     outcome("chat", body)

@@ -9,7 +9,7 @@ from typing import Any
 
 import llguidance
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
@@ -20,6 +20,7 @@ from millis.server.api.tool_parser import Call, Piece, ToolParser
 from millis.tokenizer import Tokenizer, load_tokenizer
 
 OSLO = Call("weather", '{"city": "Oslo"}')
+NAMELESS = '<tool_call>{"name": [], "arguments": {}}</tool_call>'
 OTHER = '<tool_call>{"name": "other", "arguments": {}}</tool_call>'
 
 
@@ -51,7 +52,7 @@ def pieces(*texts: str) -> list[Piece]:
         (f"{OTHER}{CALL}", [OTHER, OSLO]),
         ('<tool_call>{"name": "weather"', ['<tool_call>{"name": "weather"']),
         ("<tool_call>[1]</tool_call>", ["<tool_call>[1]</tool_call>"]),
-        ('<tool_call>{"name": [], "arguments": {}}</tool_call>', ['<tool_call>{"name": [], "arguments": {}}</tool_call>']),
+        (NAMELESS, [NAMELESS]),
         ("<tool_call>" + "[" * 100_000 + "</tool_call>", ["<tool_call>" + "[" * 100_000 + "</tool_call>"]),
         ("</tool_call>", ["</tool_call>"]),
     ],
@@ -60,6 +61,7 @@ def test_calls_are_found_and_all_else_is_text(text: str, expected: list[Piece]) 
     assert pieces(text) == expected
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_it_does_not_matter_where_the_text_is_cut(data: st.DataObject) -> None:
     parts = st.sampled_from(
@@ -137,15 +139,14 @@ def test_grammars_take_right_calls_only(
     assert [accepts(guide, asked, text) for text in bad] == [False] * len(bad)
 
 
-def test_what_a_grammar_forces_is_what_the_parser_finds(guide: LLTokenizer) -> None:
-    """The shortest way through a grammar, taken greedily, is a call."""
+def test_what_is_fixed_in_a_call_is_forced(guide: LLTokenizer) -> None:
     named = {"type": "function", "function": {"name": "now"}}
     grammar = job("chat", tools=[NOW], tool_choice=named).params.grammar
     assert grammar is not None
     matcher = LLMatcher(guide, llguidance.LLMatcher.grammar_from_lark(grammar.source))
     written = guide.decode_bytes(matcher.compute_ff_tokens()).decode()
-    assert written.startswith('<tool_call>\n{"name": "now", "arguments": {')
-    assert ToolParser(["now"]).feed(CALL_NOW) == [Call("now", "{}")]
+    assert written.startswith('<tool_call>\n{"name": "now", "arguments":')
+    assert CALL_NOW.startswith(written)
 
 
 MESSAGES: list[dict[str, Any]] = [

@@ -74,7 +74,7 @@ class ChatRequest(Sampling):
     }
 
     model: str
-    messages: list[Message]
+    messages: list[Message] = Field(fail_fast=True)
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
