@@ -23,10 +23,15 @@ OSLO = Call("weather", '{"city": "Oslo"}')
 NAMELESS = '<tool_call>{"name": [], "arguments": {}}</tool_call>'
 OTHER = '<tool_call>{"name": "other", "arguments": {}}</tool_call>'
 
+BARE = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+FENCED = '```json\n{\n  "name": "weather",\n  "arguments": {\n    "city": "Oslo"\n  }\n}\n```'
+BRACE = '{"name": "weather", "arguments": {"city": "}{"}}'
+UNKNOWN = '{"name": "Joke", "arguments": {}}'
 
-def pieces(*texts: str) -> list[Piece]:
+
+def pieces(*texts: str, bare: bool = False) -> list[Piece]:
     """What a parser makes of `texts`, with neighbouring texts joined."""
-    parser = ToolParser(["weather"])
+    parser = ToolParser(["weather"], bare=bare)
     found: list[Piece] = []
     for piece in [p for text in texts for p in parser.feed(text)] + parser.finish():
         assert piece != ""
@@ -65,12 +70,65 @@ def test_calls_are_found_and_all_else_is_text(text: str, expected: list[Piece]) 
 @given(st.data())
 def test_it_does_not_matter_where_the_text_is_cut(data: st.DataObject) -> None:
     parts = st.sampled_from(
-        [CALL, OTHER, "<tool_call>", "</tool_call>", "<", "tool", "\n", " ", "Hi", "{", '{"name": "weather"}']
+        [
+            CALL,
+            OTHER,
+            "<tool_call>",
+            "</tool_call>",
+            "<",
+            "tool",
+            "\n",
+            " ",
+            "Hi",
+            "{",
+            '{"name": "weather"}',
+            BARE,
+            FENCED,
+            BRACE,
+            UNKNOWN,
+            "```",
+            "}",
+        ]
     )
     text = "".join(data.draw(st.lists(parts, max_size=8)))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     ends = [0, *cuts, len(text)]
-    assert pieces(*(text[i:j] for i, j in zip(ends, ends[1:], strict=False))) == pieces(text)
+    bare = data.draw(st.booleans())
+    assert pieces(*(text[i:j] for i, j in zip(ends, ends[1:], strict=False)), bare=bare) == pieces(text, bare=bare)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (BARE, [OSLO]),
+        (f" {BARE}\n", [OSLO]),
+        (FENCED, [OSLO]),
+        (f"{BARE}\n{FENCED}\n\nDone.", [OSLO, OSLO, "Done."]),
+        (FENCED.removesuffix("```"), [OSLO]),
+        (BRACE, [Call("weather", '{"city": "}{"}')]),
+        (f"{BARE} {CALL}", [OSLO, OSLO]),
+        (CALL, [OSLO]),
+        (f"So: {BARE}", [f"So: {BARE}"]),
+        (UNKNOWN, [UNKNOWN]),
+        (BARE[:-1], [BARE[:-1]]),
+        ('{"name": }\n' + CALL, ['{"name": }', OSLO]),
+        ('```python\n{"name": 1}\n```', ['```python\n{"name": 1}\n```']),
+        ("", []),
+        (" ", [" "]),
+    ],
+)  # fmt: skip
+def test_a_model_that_forgets_the_tags_is_understood_where_its_answer_begins(text: str, expected: list[Piece]) -> None:
+    assert pieces(text, bare=True) == expected
+    assert pieces(*text, bare=True) == expected
+    if CALL not in text:
+        assert pieces(text) == ([text] if text else [])
+
+
+def test_json_that_is_no_call_is_not_held_back() -> None:
+    parser = ToolParser(["weather"], bare=True)
+    assert parser.feed('{"n') == []
+    assert parser.feed('umber": [') == ['{"number": [']
+    assert parser.feed("1") == ["1"]
 
 
 def test_text_that_is_sure_is_not_held_back() -> None:

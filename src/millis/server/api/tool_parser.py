@@ -1,4 +1,8 @@
-"""Finds tool calls in an answer as it is written. What may become a call is held back until it is one or is not."""
+"""Finds tool calls in an answer as it is written. What may become a call is held back until it is one or is not.
+
+A call is `<tool_call>{"name": …, "arguments": {…}}</tool_call>` of a known tool. Small models forget the tags: where no
+grammar forces them, an answer that begins with such an object, bare or in a ```json block, begins with a call too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from millis.server.api.tools import CLOSE, OPEN
+
+_FENCE = "```"
+_BEGINNINGS = ('{"name":', _FENCE + 'json{"name":', _FENCE + '{"name":')  # without white space
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +30,56 @@ Piece = str | Call
 
 
 class ToolParser:
-    """Text in as it comes, pieces out: text and whole calls in their order.
+    """Text in as it comes, pieces out: text and whole calls in their order, without the white space around calls.
 
-    A call is `<tool_call>{"name": …, "arguments": {…}}</tool_call>` of a known tool; anything else stays text. White
-    space around calls is dropped.
+    `bare`: calls without tags may stand where the answer begins.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], *, bare: bool = False) -> None:
         self._names = frozenset(names)
+        self._bare = bare  # a call without tags may stand here
         self._held = ""
-        self._inside = False
+        self._inside = False  # behind an opening tag
         self._after_call = False
 
     def feed(self, text: str) -> list[Piece]:
         """What `text` makes sure of."""
         self._held += text
+        pieces = self._bare_calls(done=False)
+        return pieces if self._bare else pieces + self._tagged_calls()
+
+    def finish(self) -> list[Piece]:
+        """What was held back, when no more text comes. A call that was cut short stays text."""
+        pieces = self._bare_calls(done=True)
+        self._bare = False
+        pieces += self._tagged_calls()
+        held = OPEN + self._held if self._inside else self._held
+        self._held, self._inside = "", False
+        if not (self._after_call and not held.strip()):
+            _append(pieces, held)
+        return pieces
+
+    def _bare_calls(self, done: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        while self._bare:
+            text = self._held.lstrip()
+            begun = "".join(text[:64].split())
+            if not any(form.startswith(begun) or begun.startswith(form) for form in _BEGINNINGS):
+                self._bare = False
+                break
+            found = _object(text, done)
+            if found is None:
+                break
+            value, rest = found
+            call = self._checked(value)
+            if call is None:
+                self._bare = False
+                break
+            pieces.append(call)
+            self._held, self._after_call = rest.lstrip(), True
+        return pieces
+
+    def _tagged_calls(self) -> list[Piece]:
         pieces: list[Piece] = []
         while self._inside or OPEN in self._held:
             if not self._inside:
@@ -62,17 +105,14 @@ class ToolParser:
         self._held = self._held[keep:]
         return pieces
 
-    def finish(self) -> list[Piece]:
-        """What was held back, when no more text comes. A call that was cut short stays text."""
-        held = OPEN + self._held if self._inside else self._held
-        self._held, self._inside = "", False
-        return [held] if held and not (self._after_call and not held.strip()) else []
-
     def _call(self, body: str) -> Call | None:
         try:
-            found = json.loads(body)
+            return self._checked(json.loads(body))
         except (ValueError, RecursionError):
             return None
+
+    def _checked(self, found: Any) -> Call | None:
+        """`found` as a call of a known tool; arguments may be JSON in a text, as some models write them."""
         if not isinstance(found, dict) or set(found) != {"name", "arguments"}:
             return None
         if not isinstance(found["name"], str) or found["name"] not in self._names:
@@ -86,6 +126,29 @@ class ToolParser:
         if not isinstance(arguments, dict):
             return None
         return Call(found["name"], json.dumps(arguments, ensure_ascii=False))
+
+
+def _object(text: str, done: bool) -> tuple[Any, str] | None:
+    """The JSON at the beginning of `text`, bare or fenced, and what follows it; None while more of it may come.
+
+    What can be no JSON any more is (None, text).
+    """
+    at = text.find("{")
+    if at < 0 or (not done and text.count("{") > text.count("}")):
+        return (None, text) if done else None
+    try:
+        value, end = _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError) as error:
+        cut = isinstance(error, json.JSONDecodeError) and (
+            error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip())
+        )
+        return None if cut and not done else (None, text)
+    rest = text[end:]
+    if not text.startswith(_FENCE):
+        return value, rest
+    if not done and _FENCE.startswith(rest.strip()) and rest.strip() != _FENCE:
+        return None
+    return value, rest.lstrip().removeprefix(_FENCE)
 
 
 def _append(pieces: list[Piece], text: str) -> None:
