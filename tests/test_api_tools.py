@@ -54,6 +54,8 @@ def pieces(*texts: str, bare: bool = False) -> list[Piece]:
         (f"{CALL} Done. ", [OSLO, "Done. "]),
         ('<tool_call>{"name": "weather", "arguments": "{\\"city\\": \\"Oslo\\"}"}</tool_call>', [OSLO]),
         (OTHER, [OTHER]),
+        (f"So \n{OTHER}", [f"So \n{OTHER}"]),
+        (f"{CALL}\n</tool_call>{CALL}", [OSLO, "</tool_call>", OSLO]),
         (f"{OTHER}{CALL}", [OTHER, OSLO]),
         ('<tool_call>{"name": "weather"', ['<tool_call>{"name": "weather"']),
         ("<tool_call>[1]</tool_call>", ["<tool_call>[1]</tool_call>"]),

@@ -40,6 +40,7 @@ class ToolParser:
         self._bare = bare  # a call without tags may stand here
         self._held = ""
         self._inside = False  # behind an opening tag
+        self._space = ""  # what stood before it
         self._after_call = False
 
     def feed(self, text: str) -> list[Piece]:
@@ -53,10 +54,8 @@ class ToolParser:
         pieces = self._bare_calls(done=True)
         self._bare = False
         pieces += self._tagged_calls()
-        held = OPEN + self._held if self._inside else self._held
+        self._say(pieces, self._space + OPEN + self._held if self._inside else self._held)
         self._held, self._inside = "", False
-        if not (self._after_call and not held.strip()):
-            _append(pieces, held)
         return pieces
 
     def _bare_calls(self, done: bool) -> list[Piece]:
@@ -84,7 +83,8 @@ class ToolParser:
         while self._inside or OPEN in self._held:
             if not self._inside:
                 before, _, self._held = self._held.partition(OPEN)
-                _append(pieces, before.rstrip())
+                self._say(pieces, before.rstrip())
+                self._space = before[len(before.rstrip()) :]
                 self._inside = True
             if CLOSE not in self._held:
                 return pieces
@@ -92,18 +92,22 @@ class ToolParser:
             call = self._call(body)
             self._inside, self._held = False, rest
             if call is None:
-                _append(pieces, OPEN + body + CLOSE)
+                self._say(pieces, self._space + OPEN + body + CLOSE)
             else:
                 pieces.append(call)
                 self._after_call = True
-        if self._after_call:
-            self._held = self._held.lstrip()
         keep = _unsure(self._held)
-        if keep:
-            self._after_call = False
-        _append(pieces, self._held[:keep])
+        self._say(pieces, self._held[:keep])
         self._held = self._held[keep:]
         return pieces
+
+    def _say(self, pieces: list[Piece], text: str) -> None:
+        """Hands out text, without the white space that follows a call."""
+        if self._after_call:
+            text = text.lstrip()
+        if text:
+            self._after_call = False
+            pieces.append(text)
 
     def _call(self, body: str) -> Call | None:
         try:
@@ -149,15 +153,6 @@ def _object(text: str, done: bool) -> tuple[Any, str] | None:
     if not done and _FENCE.startswith(rest.strip()) and rest.strip() != _FENCE:
         return None
     return value, rest.lstrip().removeprefix(_FENCE)
-
-
-def _append(pieces: list[Piece], text: str) -> None:
-    if not text:
-        return
-    if pieces and isinstance(pieces[-1], str):
-        pieces[-1] += text
-    else:
-        pieces.append(text)
 
 
 def _unsure(text: str) -> int:
