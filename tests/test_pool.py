@@ -184,7 +184,7 @@ def test_a_runtime_is_let_go_while_its_threads_spin() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads are kept apart on Linux only")
 def test_threads_that_slept_keep_the_cpus_they_may_use() -> None:
-    """A thread that leaves another's CPU is confined for one job; all the process may use is its own again behind it."""
+    """A thread that leaves another's CPU is confined for one job; behind it, it may use all that the process may."""
     code, out, error = script("""
 def masks():
     names = [f"/proc/self/task/{task}/status" for task in os.listdir("/proc/self/task")]
