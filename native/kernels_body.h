@@ -179,8 +179,11 @@ void float_rows(const uint8_t* p, int cols, const float* x, size_t stride, float
 template <class X, class Rows>
 inline void in_row_groups(const X* x, size_t stride, int rows, float* tile, const Rows& call) {
   while (rows > 0) {
-    const int m = rows >= 8 ? 8 : rows >= 4 ? 4 : rows;
+    const int m = rows >= 8 ? 8 : rows;
     if (m == 8) call.template operator()<8>(x, tile);
+    else if (m == 7) call.template operator()<7>(x, tile);
+    else if (m == 6) call.template operator()<6>(x, tile);
+    else if (m == 5) call.template operator()<5>(x, tile);
     else if (m == 4) call.template operator()<4>(x, tile);
     else if (m == 3) call.template operator()<3>(x, tile);
     else if (m == 2) call.template operator()<2>(x, tile);
