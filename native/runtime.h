@@ -114,6 +114,9 @@ class Runtime {
     run_rows(batch, rows, margins, [](const void* v, size_t i, float* logits) { (*static_cast<const Visit*>(v))(i, logits); }, &visit);
   }
 
+  // Copies one page of every layer's keys and values over another. Throws std::invalid_argument where there is no such page.
+  void copy_page(int from, int to);
+
   const RuntimeConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   size_t weight_bytes() const { return weight_bytes_; }
