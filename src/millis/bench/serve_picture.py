@@ -11,6 +11,7 @@ from millis.bench.picture import COLOURS, LIMIT_COLOUR, OUR_COLOUR, STYLE, pyplo
 
 GRID = "#e5e7eb"
 DASH = (0, (4, 2))
+BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.85}  # behind numbers
 
 
 def load_picture(result: dict[str, Any], path: Path) -> None:
@@ -55,7 +56,9 @@ def _over_load(axes: Any, runs: list[dict[str, Any]], value: Any, name: str, col
         axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, linewidth=1.8, label=name)
         for x, y in points if value is _in_time else []:
             if y < 99.995:
-                axes.annotate(f"{y:.3g}", (x, y), (0, 5), textcoords="offset points", ha="center", color=colour)
+                axes.annotate(
+                    f"{y:.3g}", (x, y), (0, 5), textcoords="offset points", ha="center", color=colour, bbox=BOX
+                )
 
 
 def _first_tokens(axes: Any, runs: list[dict[str, Any]], colour: str) -> None:
@@ -71,9 +74,14 @@ def _first_tokens(axes: Any, runs: list[dict[str, Any]], colour: str) -> None:
         if len(runs) > 1:
             height = 30 + 50 * i / (len(runs) - 1)
             at = ttfts[min(int(height / 100 * len(ttfts)), len(ttfts) - 1)]
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.85}
             axes.annotate(
-                f"{_load(run):.3g}", (at, height), color=colour, fontsize=7, ha="center", va="center", bbox=box
+                f"{run['request_rate'] or _load(run):.3g}",
+                (at, height),
+                color=colour,
+                fontsize=7,
+                ha="center",
+                va="center",
+                bbox=BOX,
             )
 
 

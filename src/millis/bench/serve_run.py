@@ -47,6 +47,7 @@ class Run:
         self.ended = self.told = 0
         self.seconds = 0.0
         self._exchanges: dict[Exchange, Answer] = {}
+        self._under_way: set[Exchange] = set()
         self._unread: list[Exchange] = []
         self._kept = 0
         self._start_s = 0.0
@@ -74,16 +75,18 @@ class Run:
     def read(self) -> list[Answer]:
         """The answers, in the order of arrival. Requests that were interrupted are left out."""
         self._read_all()
-        return [answer for exchange, answer in self._exchanges.items() if exchange.end_s is not None]
+        return [answer for exchange, answer in self._exchanges.items() if exchange not in self._under_way]
 
     def _send(self, scheduled_s: float) -> None:
         i = len(self._exchanges)
         exchange = Exchange(self.requests[i], scheduled_s)
         self._exchanges[exchange] = Answer(deadline_ms=self._planned[i].deadline_ms)
+        self._under_way.add(exchange)
         self._client.send(exchange)
 
     def _on_end(self, exchange: Exchange) -> None:
         self.ended += 1
+        self._under_way.remove(exchange)
         self._unread.append(exchange)
         self._kept += exchange.size
         if self._kept > KEPT_LIMIT:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from millis.commands import common
-
 DETAIL = frozenset(
     "input_lens output_lens ttfts itls latencies start_times queue_times generated_texts errors deadlines_ms statuses "
     "finish_reasons_each".split()
@@ -20,13 +18,14 @@ def brief(result: dict[str, Any]) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """One line for every load and server."""
+    from rich.console import Console
     from rich.table import Table
 
     runs = result["runs"]
     table = Table(box=None, pad_edge=False, header_style="bold")
     columns = [column for column in COLUMNS if any(column[1](run) for run in runs)]
     for title, _ in columns:
-        table.add_column(title, justify="left" if title == "server" else "right", no_wrap=title != "server")
+        table.add_column(title, justify="left" if title == "server" else "right", no_wrap=True)
     last = None
     for run in runs:
         if last is not None and last != _load(run) and len(result["servers"]) > 1:
@@ -34,7 +33,9 @@ def show(result: dict[str, Any]) -> None:
         last = _load(run)
         table.add_row(*(cell(run) for _, cell in columns))
     print(_heading(result))
-    common.print_table(table)
+    console = Console()
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)  # where the terminal is too narrow, its lines wrap, and nothing is cut off
     for line in _remarks(result):
         print(line)
 
