@@ -244,7 +244,8 @@ class _Measurement:
     async def _load(
         self, target: _Target, level: Level, planned: Sequence[Planned], prompts: Sequence[str], before_s: float
     ) -> None:
-        run = Run(target.client, level, planned, before_s, self._settings.duration_s, self._finish)
+        duration_s = self._settings.duration_s / self._settings.rounds
+        run = Run(target.client, level, planned, before_s, duration_s, self._finish)
         run.requests = [
             self._request(target, prompt, request.output_tokens, request.deadline_ms)
             for prompt, request in zip(prompts, planned, strict=True)

@@ -19,7 +19,6 @@ LINE_END = re.compile(rb"\r\n|\n|\r")
 class Answer:
     """One request as its client saw it. Seconds; latencies count from when it was to be sent."""
 
-    prompt_words: int = 0
     deadline_ms: float | None = None
     start_s: float = 0.0  # the clock when it was to be sent
     lateness_s: float = 0.0  # of the load generator: sent later than that

@@ -31,8 +31,8 @@ class Client:
         self.waited = 0  # requests that found no connection free
         self.on_end: Callable[[Exchange], None] = lambda exchange: None
         self._timers: dict[Exchange, asyncio.TimerHandle] = {}
-        self._idle: list[_Connection] = []  # the warmest last
-        self._busy: dict[Exchange, _Connection] = {}
+        self._idle: list[Connection] = []  # the warmest last
+        self._busy: dict[Exchange, Connection] = {}
         self._waiting: deque[Exchange] = deque()
         self._connecting: dict[Exchange, asyncio.Task[None]] = {}
         self._drained = asyncio.Event()
@@ -86,7 +86,7 @@ class Client:
         if not self.pending:
             self._drained.set()
 
-    def lost(self, connection: _Connection) -> None:
+    def lost(self, connection: Connection) -> None:
         """Of the connections: the server closed this one, or its bytes were no HTTP."""
         if connection in self._idle:
             self._idle.remove(connection)
@@ -111,7 +111,7 @@ class Client:
             if exchange in self.pending:
                 self._place(exchange)
 
-    def _start(self, connection: _Connection, exchange: Exchange) -> None:
+    def _start(self, connection: Connection, exchange: Exchange) -> None:
         self._busy[exchange] = connection
         connection.start(exchange)
 
@@ -119,7 +119,7 @@ class Client:
         server = self.server
         try:
             _, connection = await self.loop.create_connection(
-                lambda: _Connection(self), server.host, server.port, ssl=True if server.tls else None
+                lambda: Connection(self), server.host, server.port, ssl=True if server.tls else None
             )
         except ConnectionRefusedError:
             self._connecting.pop(exchange, None)
@@ -142,7 +142,7 @@ def _word(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or type(error).__name__)
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection, one request at a time. Also the callbacks of httptools' parser."""
 
     def __init__(self, client: Client) -> None:

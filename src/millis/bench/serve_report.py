@@ -64,6 +64,8 @@ def figures(
         "request_goodput": n_good * per_s if judged else None,
         "output_throughput": outputs * per_s,
         "total_token_throughput": (inputs + outputs) * per_s,
+        "mean_input_tokens": inputs / len(done) if done else None,
+        "mean_output_tokens": outputs / len(done) if done else None,
         "max_output_tokens_per_s": _peak_tokens(done),
         "max_concurrent_requests": _peak_requests(answers),
         "offered_s": offered_s,

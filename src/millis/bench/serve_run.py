@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from millis.bench.serve_answer import Answer, read
@@ -40,9 +40,10 @@ class Run:
         before_s: float,
         duration_s: float,
         finish: Callable[[Answer], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._client, self._level, self._planned, self._before_s = client, level, planned, before_s
-        self._duration_s, self._finish = duration_s, finish
+        self._duration_s, self._finish, self._sleep = duration_s, finish, sleep
         self.requests: list[bytes] = []
         self.ended = self.told = 0
         self.seconds = 0.0
@@ -64,8 +65,9 @@ class Run:
             else:
                 for planned in self._planned:
                     due = self._start_s + planned.arrival_s - self._before_s
+                    await self._sleep(max(0.0, due - clock()))  # late or not, the loop has a turn
                     while (wait := due - clock()) > 0:
-                        await asyncio.sleep(wait)
+                        await self._sleep(wait)
                     self._send(due)
             await self._client.drained()
         finally:

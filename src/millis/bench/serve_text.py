@@ -117,8 +117,9 @@ class Text:
         """Exactly `words` words. `number` stands at the beginning, so that no two prompts have a prefix in common;
         None: it does not."""
         rng = random.Random(f"{seed} {number}")
+        first = 1000 * random.Random(seed).randrange(10_000, 90_000)
         size = len(self._sentences)
-        parts = [] if number is None else [self._opening.format(number * 7919 + 100_003)]
+        parts = [] if number is None else [self._opening.format(first + number)]
         found = sum(len(WORD.findall(part)) for part in parts)
         at = rng.randrange(size)
         stride = next(step for step in iter(lambda: rng.randint(1, size), 0) if math.gcd(step, size) == 1)

@@ -78,6 +78,8 @@ def read_azure(path: Path) -> list[Row]:
                 rows.append(Row((when - first).total_seconds(), int(line[1]), int(line[2])))
                 if rows[-1].input_tokens < 1 or rows[-1].output_tokens < 1:
                     raise ValueError
+        except RequestError:  # a ValueError, too
+            raise
         except (ValueError, IndexError, TypeError, csv.Error):
             where = f"{path}, line {reader.line_num}"
             raise RequestError(f"{where}: a time and two positive counts must stand there") from None
