@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -152,6 +153,10 @@ def test_life_is_told(server: Server) -> None:
     assert server.ask("/v1/models/other")[0] == 404
     schema = server.json("/openapi.json")[1]
     assert {CHAT, "/v1/completions", "/v1/messages", "/v1/responses", "/tokenize"} <= set(schema["paths"])
+    status, headers, page = server.ask("/docs")
+    assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
+    assert all(path in page.decode() for path in schema["paths"]) and b"deadline_ms" in page
+    assert not re.search(rb"(src|href)=.?(https?:|//)", page)
 
 
 def test_figures_count_what_was_answered(server: Server) -> None:

@@ -16,6 +16,7 @@ from millis.server.settings import known, read_settings
 from millis.types import RequestError
 from serving import CHAT, Server, chat
 
+PINNED = "You answer questions about the opening hours of the city's libraries. " * 6
 KEY, SLOW_KEY = "sk-test-0123456789", "hunter2 with salt"
 
 
@@ -31,11 +32,23 @@ def key_lines() -> str:
 def server(model_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("trust")
     (folder / "keys").write_text(key_lines())
+    (folder / "pinned").write_text(PINNED)
     settings = folder / "serve.toml"
     settings.write_text(
         f'api_key_file = "{folder / "keys"}"\nheader_timeout_s = 0.5\nbody_timeout_s = 0.5\nkey_burst = 9\n'
     )
-    flags = ("--config", str(settings), "--key-burst", "30")
+    flags = (
+        "--threads",
+        "1",
+        "--max-batch-tokens",
+        "64",
+        "--config",
+        str(settings),
+        "--key-burst",
+        "30",
+        "--pin",
+        str(folder / "pinned"),
+    )
     with Server(model_path("smollm2"), *flags, key=KEY, MILLIS_SERVE_KEY_RATE="0.001") as running:
         yield running
 
@@ -70,6 +83,27 @@ def test_senders_that_take_their_time_are_cut_off(server: Server) -> None:
         assert b" 408 " in half.recv(1000)
         assert b" 408 " in headed.recv(1000)
     assert server.ask("/health")[0] == 200
+
+
+def test_a_key_sees_nothing_of_another_keys_cache(server: Server) -> None:
+    body = chat("The quick brown fox jumps over the lazy dog, again and again. " * 8, max_tokens=1)
+    other = {"authorization": f"Bearer {SLOW_KEY}"}
+
+    def cached(headers: dict[str, str] | None = None) -> int:
+        status, answer = server.json(CHAT, body, headers)
+        assert status == 200, answer
+        return int(answer["timings"]["cached_tokens"])
+
+    shared = cached()  # the template's first tokens, which the pinned prompt has, too
+    assert shared < 20 and cached() > 50
+    assert cached(other) == shared and cached(other) > 50
+
+
+def test_a_pinned_system_prompt_is_cached_before_it_is_asked(server: Server) -> None:
+    messages = [{"role": "system", "content": PINNED.strip()}, {"role": "user", "content": "When?"}]
+    status, answer = server.json(CHAT, {"model": "m", "messages": messages, "max_tokens": 1})
+    assert status == 200
+    assert answer["timings"]["cached_tokens"] >= len(PINNED.split())
 
 
 def test_a_key_may_ask_so_often_and_no_more(server: Server) -> None:
@@ -121,7 +155,7 @@ def test_a_flag_counts_before_a_variable_before_a_file_before_the_default(tmp_pa
     environment = {"MILLIS_SERVE_PORT": "2", "MILLIS_SERVE_DRAIN_S": "2.5", "MILLIS_SERVE_SCREEN": "false", "HOME": "x"}
     found = read_settings({"port": 3, "max_body_bytes": None}, environment, str(file))
     assert found.server == ServerConfig(port=3, drain_s=2.5, max_n=2)
-    assert found.engine == {"threads": 3, "screen": False} and found.model == "a"
+    assert found.engine == {"threads": 3, "screen": False, "prefix_cache": True} and found.model == "a"
     assert read_settings({}, {"MILLIS_SERVE_CONFIG": str(file)}).server.port == 1
     assert all(setting.about for setting in known().values())
 

@@ -7,16 +7,19 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from millis import __version__
 from millis.server.answers import Exchange
-from millis.server.api.endpoints import ROUTES, Route
+from millis.server.api.endpoints import ROUTES
 from millis.server.api.errors import ApiError
 from millis.server.api.job import Endpoint
 from millis.server.api.models import Served, model_body, models_body
+from millis.server.docs import STYLE, docs_page
 from millis.server.limits import Gate
 from millis.server.metrics import CONTENT_TYPE
 from millis.server.service import Service
@@ -45,7 +48,9 @@ def create_app(service: Service) -> ASGIApp:
     for endpoint in ROUTES:
         _add_endpoint(app, endpoint, direct[ROUTES[endpoint].path])
     _add_models(app, service)
+    _add_docs(app)
     _add_life(app, service)
+    app.openapi = lambda: app.openapi_schema or _describe(app, service.model)  # type: ignore[method-assign]
     return Gate(app, direct, service)
 
 
@@ -63,7 +68,6 @@ def _add_endpoint(app: FastAPI, endpoint: Endpoint, exchange: Exchange) -> None:
         name=endpoint,
         summary=SUMMARIES[endpoint],
         response_class=Response,
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": _schema(route)}}}},
     )
 
 
@@ -79,6 +83,16 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str) -> Response:
         return JSONResponse(model_body(served(), name))
+
+
+def _add_docs(app: FastAPI) -> None:
+    @app.get("/docs", summary="This page", response_class=HTMLResponse)
+    async def docs() -> Response:
+        return HTMLResponse(docs_page(app.openapi()))
+
+    @app.get("/docs/style.css", include_in_schema=False)
+    async def style() -> Response:
+        return Response(STYLE, media_type="text/css")
 
 
 def _add_life(app: FastAPI, service: Service) -> None:
@@ -113,6 +127,51 @@ async def _invalid(request: Request, error: Exception) -> Response:
     return JSONResponse(found.body_for(request.url.path), 422)
 
 
-def _schema(route: Route) -> dict[str, Any]:
-    """The JSON schema of a body, its definitions inside it."""
-    return route.request.model_json_schema(by_alias=True)
+def _describe(app: FastAPI, model: str) -> dict[str, Any]:
+    """The OpenAPI document: what the framework knows of the routes, the bodies of the endpoints, and errors."""
+    found = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    models, definitions = models_json_schema(
+        [(route.request, "validation") for route in ROUTES.values()], ref_template="#/components/schemas/{model}"
+    )
+    schemas = found.setdefault("components", {}).setdefault("schemas", {})
+    schemas |= definitions["$defs"] | {"Error": ERROR}
+    for path, methods in found["paths"].items():
+        for operation in methods.values():
+            operation["responses"] = {
+                "200": {"description": "the answer", "content": {kind: {} for kind in KINDS.get(path, (JSON,))}},
+                "default": {
+                    "description": "an error, by its code",
+                    "content": {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
+                },
+            }
+    for route in ROUTES.values():
+        named = schemas[route.request.__name__]["properties"]
+        if "model" in named:
+            named["model"] = {"type": "string", "enum": [model]}
+        content = {JSON: {"schema": models[(route.request, "validation")]}}
+        found["paths"][route.path]["post"]["requestBody"] = {"required": True, "content": content}
+        if route.writer is not None:
+            found["paths"][route.path]["post"]["responses"]["200"]["content"]["text/event-stream"] = {}
+    app.openapi_schema = found
+    return found
+
+
+JSON = "application/json"
+KINDS = {"/metrics": ("text/plain",), "/docs": ("text/html",)}
+ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "code": {"type": ["string", "null"]},
+                "param": {"type": ["string", "null"]},
+                "predicted_ms": {"type": "number", "description": "what the answer would have taken"},
+            },
+        }
+    },
+}

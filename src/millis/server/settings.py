@@ -69,6 +69,7 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file
     model = values.pop("model", DEFAULT_MODEL)
     if not isinstance(model, str) or not model:
         raise RequestError(f"model must be a model's name, not {model!r}")
+    values.setdefault("prefix_cache", True)  # many requests begin alike; see EngineConfig
     engine = {name: value for name, value in values.items() if settings[name].part == "engine"}
     EngineConfig(**engine)  # refuses what is out of range before anything is started
     server = ServerConfig(**{name: value for name, value in values.items() if settings[name].part == "server"})

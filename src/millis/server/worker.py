@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from millis.server.messages import (
     EngineInfo,
     Failed,
     Frames,
+    Pin,
     Progress,
     Ready,
     Refused,
@@ -51,17 +53,20 @@ class Worker:
     def __init__(self, lm: LanguageModel, connection: socket.socket) -> None:
         self.engine = lm.engine
         self.engine.clock = time.monotonic
-        self._lm = lm
+        known = inspect.signature(self.engine.submit).parameters
+        self._scheduling = [name for name in ("priority", "on_deadline", "minimum_tokens") if name in known]
         self._socket = connection
         self._sending = threading.Lock()
         self._wake = threading.Event()
         self._table: dict[int, Request] = {}  # those whose last event was not sent yet
         self._scores: list[Score] = []
-        self._changed = threading.Lock()  # guards the two above
+        self._pins: list[Pin] = []
+        self._changed = threading.Lock()  # guards the three above
         self._stats_s = 0.0
         self._steps = 0
         self._drafted = self._accepted = 0
         self._step_ms = 0.0
+        self._least_step_ms = self._prefill_token_ms = 0.0  # as the warm-up found them: nobody else was here
 
     def warm_up(self, *, again: bool) -> None:
         """Runs one whole chunk and some decodes: memory is touched, and step times are known.
@@ -74,7 +79,11 @@ class Worker:
             params = SamplingParams(max_tokens=WARM_TOKENS, ignore_eos=True)
             request = self.engine.submit([0] * tokens, params)
             while request.finish_reason is None:
+                begin = time.monotonic()
                 self.engine.step()
+                self._least_step_ms = 1000 * (time.monotonic() - begin)
+            if tokens > 1:
+                self._prefill_token_ms = request.timings.prefill_ms / tokens
 
     def run(self, frames: Frames) -> None:
         """Steps until the process is ended."""
@@ -85,7 +94,7 @@ class Worker:
                 self._send_stats()
                 self._wake.wait()
                 continue
-            self._run_scores()
+            self._run_alone()
             begin = time.monotonic()
             self.engine.step()
             self._steps += 1
@@ -95,7 +104,7 @@ class Worker:
 
     def _has_work(self) -> bool:
         scheduler = self.engine.scheduler
-        return bool(self._scores or scheduler.running or scheduler.waiting)
+        return bool(self._pins or self._scores or scheduler.running or scheduler.waiting)
 
     def _hand_out(self) -> None:
         items: list[Any] = []
@@ -121,13 +130,21 @@ class Worker:
         if items:
             self.send(Batch(items))
 
-    def _run_scores(self) -> None:
+    def _run_alone(self) -> None:
+        """What the engine computes between steps: prefixes to pin, labels to score."""
         with self._changed:
             jobs, self._scores = self._scores, []
+            pins, self._pins = self._pins, []
+        for pin in pins:
+            try:
+                count = self.engine.pin(pin.tokens, pin.tenant)
+                self.send(Progress(f"pinned {count} tokens of {len(pin.tokens)}"))
+            except RequestError as error:
+                self.send(Progress(f"cannot pin: {error}"))
         for job in jobs:
             begin = time.monotonic()
             try:
-                values = self.engine.score(job.prompt, job.continuations)
+                values = self.engine.score(job.prompt, job.continuations, tenant=job.tenant)
             except RequestError as error:
                 self.send(Batch([Refused(job.id, "invalid_request", str(error))]))
                 continue
@@ -159,6 +176,8 @@ class Worker:
                 accepted=self._accepted,
                 steps=self._steps,
                 step_actual_ms=self._step_ms,
+                step_ms=self._least_step_ms,
+                prefill_token_ms=self._prefill_token_ms,
             )
         )
 
@@ -181,6 +200,9 @@ class Worker:
             case Score():
                 with self._changed:
                     self._scores.append(message)
+            case Pin():
+                with self._changed:
+                    self._pins.append(message)
             case Embed():
                 self._refuse(Refused(message.id, "invalid_request", NO_VECTORS))
             case Cancel(number):
@@ -197,7 +219,12 @@ class Worker:
         try:
             with self._changed:
                 self._table[job.id] = self.engine.submit(
-                    job.prompt, job.params, arrival_s=job.arrival_s, deadline_s=job.deadline_s
+                    job.prompt,
+                    job.params,
+                    arrival_s=job.arrival_s,
+                    deadline_s=job.deadline_s,
+                    tenant=job.tenant,
+                    **{name: getattr(job, name) for name in self._scheduling},
                 )
         except DeadlineError as error:
             self._refuse(Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, error.retry_after_s))
