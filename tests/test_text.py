@@ -94,4 +94,7 @@ def test_the_text_does_not_depend_on_where_tokens_end(text: str, stop: list[str]
     cuts = [0, *sorted(min(border, len(data)) for border in borders), len(data)]
     out, stream = pieces([data[a:b] for a, b in zip(cuts, cuts[1:], strict=False)], stop)
     assert ("".join(out), stream.stopped) == plain(text, stop)
+    assert stream.stopped == (stream.stopped_by is not None)
+    if stream.stopped_by is not None:
+        assert text.startswith(stream.text + stream.stopped_by) and stream.stopped_by in stop
     assert stream.text == "".join(out)

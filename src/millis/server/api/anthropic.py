@@ -121,7 +121,7 @@ class MessagesRequest(Deadline):
 
     model: str
     max_tokens: Annotated[int, Field(ge=1)]
-    messages: list[Turn]
+    messages: list[Turn] = Field(fail_fast=True)
     system: str | list[TextBlock] | None = None
     stop_sequences: list[Stop] | None = None
     stream: bool | None = None

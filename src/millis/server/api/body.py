@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -10,7 +11,7 @@ from pydantic_core import ErrorDetails, from_json
 
 from millis.server.api.errors import ApiError, invalid, unsupported
 
-MAX_DEPTH = 64
+_MAX_ERRORS = 1000  # explaining a million faults would take seconds
 Body = bytes | Mapping[str, Any]
 _Model = TypeVar("_Model", bound="Request")
 
@@ -32,11 +33,14 @@ class Request(Wire):
 
 def read(kind: type[_Model], body: Body) -> _Model:
     """`body` as `kind`. ApiError 400: not JSON, an unknown or refused field, a wrong type or range."""
-    data = _decode(body) if isinstance(body, (bytes, bytearray)) else dict(body)
+    data = _decode(bytes(body) if isinstance(body, (bytes, bytearray)) else json.dumps(body).encode())
     if not isinstance(data, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
-    _check_text(data)
     data = {key: value for key, value in data.items() if value is not None or key not in kind.refused}
+    known = {field.alias or name for name, field in kind.model_fields.items()}
+    for name in data:
+        if name not in known:
+            raise unsupported(name, kind.refused[name]) if name in kind.refused else _unknown(name)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -44,55 +48,56 @@ def read(kind: type[_Model], body: Body) -> _Model:
 
 
 def _decode(body: bytes) -> Any:
+    """Bytes that are no UTF-8, lone surrogates, infinities and deep nesting are no JSON here."""
     try:
-        return from_json(bytes(body), allow_inf_nan=False, cache_strings="keys")
+        return from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
 
 
-def _check_text(data: Any) -> None:
-    """Depth, and Unicode that can be encoded; a loop, for what is nested may be nested deep."""
-    todo = [(data, 0)]
-    while todo:
-        value, depth = todo.pop()
-        if depth > MAX_DEPTH:
-            raise ApiError(400, f"the body is nested more than {MAX_DEPTH} deep", code="invalid_json")
-        if isinstance(value, str) and not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                raise ApiError(
-                    400, "the body holds a lone surrogate; send valid Unicode", code="invalid_json"
-                ) from None
-        elif isinstance(value, dict):
-            todo += [(item, depth + 1) for pair in value.items() for item in pair]
-        elif isinstance(value, list):
-            todo += [(item, depth + 1) for item in value]
+def _unknown(param: str) -> ApiError:
+    return invalid(f"unknown parameter {param!r:.100}", param[:100], "unknown_parameter")
 
 
 def _explain(kind: type[Request], data: dict[str, Any], error: ValidationError) -> ApiError:
     """The error of the first field at fault; of the branches of a union, the one that got furthest."""
+    if error.error_count() > _MAX_ERRORS:
+        return invalid(f"more than {_MAX_ERRORS} fields of the body are at fault", None)
     errors = error.errors(include_url=False)
-    refused = [name for name in data if name in kind.refused]
     for details in errors:
-        if (name := details["loc"][0] if details["loc"] else None) in refused:
+        if (name := details["loc"][0]) in kind.refused:
             return unsupported(str(name), kind.refused[str(name)])
-    first = errors[0]["loc"][:1]
-    details = max((e for e in errors if e["loc"][:1] == first), key=lambda e: len(_path(data, e)))
-    param = _text(_path(data, details)) or None
+    details, path = _furthest(data, [details for details in errors if details["loc"][0] == errors[0]["loc"][0]])
+    param = _text(path)
     if details["type"] == "extra_forbidden":
-        return invalid(f"unknown parameter {param!r:.100}", param, "unknown_parameter")
+        return _unknown(param)
     if details["type"] == "missing":
         return invalid(f"{param} is missing", param, "missing_required_parameter")
     if details["type"] == "union_tag_invalid":
         context = details["ctx"]
-        field, tag = str(context["discriminator"]).strip("'"), context["tag"]
-        param = f"{param}.{'type' if field.endswith('()') else field}" if param else field
-        return invalid(f"{param} {tag!r:.60} is not supported; there are {context['expected_tags']}", param)
+        field = str(context["discriminator"]).strip("'")
+        param += ".type" if field.endswith("()") else f".{field}"
+        return invalid(f"{param} {context['tag']!r:.60} is not supported; there are {context['expected_tags']}", param)
     given = details["input"]
     shown = f", not {given!r:.60}" if isinstance(given, (str, int, float)) else ""
     code = "invalid_type" if details["type"].endswith("_type") else "invalid_value"
     return invalid(f"{param}: {details['msg'][:1].lower()}{details['msg'][1:]}{shown}", param, code)
+
+
+def _furthest(data: Any, errors: list[ErrorDetails]) -> tuple[ErrorDetails, list[str | int]]:
+    """The first error of each branch of a union, and of these the deepest and last in the body."""
+    firsts: dict[Any, tuple[ErrorDetails, list[str | int]]] = {}
+    for details in errors:
+        path = _path(data, details)
+        branch = tuple(step for step in details["loc"] if step not in path)
+        firsts.setdefault(branch, (details, path))
+
+    def reach(found: tuple[ErrorDetails, list[str | int]]) -> tuple[int, int, bool]:
+        details, path = found
+        at = path[-1] if path and isinstance(path[-1], int) else 0
+        return len(path), at, not details["type"].endswith("_type")
+
+    return max(firsts.values(), key=reach)
 
 
 def _path(data: Any, details: ErrorDetails) -> list[str | int]:

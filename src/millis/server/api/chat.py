@@ -74,7 +74,7 @@ class ChatRequest(Sampling):
     }
 
     model: str
-    messages: list[Message]
+    messages: list[Message] = Field(fail_fast=True)
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
@@ -111,7 +111,7 @@ def parse_chat(body: Body, limits: Limits) -> Job:
         choice,
         limits,
     )
-    if request.structured_outputs is not None and choice.mode != "none":
+    if request.structured_outputs is not None and tools and choice.mode != "none":
         raise unsupported("structured_outputs", "not together with tools; use response_format or tool_choice=none")
     answer = answer_grammar(request.response_format, limits)
     messages = conversation(request.messages, limits)

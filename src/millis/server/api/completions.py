@@ -20,7 +20,10 @@ from millis.types import TokenLogprob
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TextOrTokens = str | list[str] | list[Token] | list[list[Token]]
+Tokens = Annotated[list[Token], Field(fail_fast=True)]
+TextOrTokens = (
+    str | Annotated[list[str], Field(fail_fast=True)] | Tokens | Annotated[list[Tokens], Field(fail_fast=True)]
+)
 
 
 class CompletionRequest(Sampling):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from millis.server.api.body import Wire
 from millis.server.api.errors import invalid
-from millis.server.api.job import Conversation, Limits
+from millis.server.api.job import Limits
 from millis.server.api.tools import Name
 
 
@@ -89,10 +89,6 @@ def check_length(characters: int, limits: Limits, param: str) -> None:
         raise invalid(
             f"{param} has {characters} characters; {limits.prompt_chars} can be used", param, "string_above_max_length"
         )
-
-
-def told(messages: tuple[dict[str, Any], ...], tools: Sequence[dict[str, Any]]) -> Conversation:
-    return Conversation(messages, tuple(tools))
 
 
 def text_of(content: Content | None) -> str:

@@ -188,7 +188,9 @@ def _biases(given: Mapping[str, float] | None, limits: Limits) -> dict[int, floa
         return {}
     if len(given) > limits.logit_bias:
         raise invalid(f"logit_bias has {len(given)} entries; {limits.logit_bias} can be used", "logit_bias")
-    wrong = next((key for key in given if not (key.isascii() and key.isdigit() and len(key) <= 10)), None)
+    wrong = next(
+        (key for key in given if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < 2**31)), None
+    )
     if wrong is not None:
         raise invalid(f"logit_bias must have token ids as keys, not {wrong!r:.40}", "logit_bias")
     return {int(key): float(value) for key, value in given.items()}

@@ -166,7 +166,7 @@ def parse_response(body: Body, limits: Limits) -> Job:
         choice,
         limits,
     )
-    if request.structured_outputs is not None and choice.mode != "none":
+    if request.structured_outputs is not None and tools and choice.mode != "none":
         raise unsupported("structured_outputs", "not together with tools; use text.format or tool_choice=none")
     if request.top_logprobs is not None and not request.include:
         raise invalid(f"top_logprobs needs include=[{_LOGPROBS!r}]", "top_logprobs")

@@ -48,7 +48,7 @@ class RerankRequest(Scheduling):
 
     model: str
     query: str
-    documents: list[str | Document]
+    documents: list[str | Document] = Field(fail_fast=True)
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool | None = None
     user: str | None = None

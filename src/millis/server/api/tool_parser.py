@@ -1,4 +1,8 @@
-"""Finds tool calls in an answer as it is written. What may become a call is held back until it is one or is not."""
+"""Finds tool calls in an answer as it is written. What may become a call is held back until it is one or is not.
+
+A call is `<tool_call>{"name": …, "arguments": {…}}</tool_call>` of a known tool. Small models forget the tags: where no
+grammar forces them, an answer that begins with such an object, bare or in a ```json block, begins with a call too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from millis.server.api.tools import CLOSE, OPEN
+
+_FENCE = "```"
+_BEGINNINGS = ('{"name":', _FENCE + 'json{"name":', _FENCE + '{"name":')  # without white space
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +30,61 @@ Piece = str | Call
 
 
 class ToolParser:
-    """Text in as it comes, pieces out: text and whole calls in their order.
+    """Text in as it comes, pieces out: text and whole calls in their order, without the white space around calls.
 
-    A call is `<tool_call>{"name": …, "arguments": {…}}</tool_call>` of a known tool; anything else stays text. White
-    space around calls is dropped.
+    `bare`: calls without tags may stand where the answer begins.
     """
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], *, bare: bool = False) -> None:
         self._names = frozenset(names)
+        self._bare = bare  # a call without tags may stand here
         self._held = ""
-        self._inside = False
+        self._inside = False  # behind an opening tag
+        self._space = ""  # what stood before it
         self._after_call = False
 
     def feed(self, text: str) -> list[Piece]:
         """What `text` makes sure of."""
         self._held += text
+        pieces = self._bare_calls(done=False)
+        return pieces if self._bare else pieces + self._tagged_calls()
+
+    def finish(self) -> list[Piece]:
+        """What was held back, when no more text comes. A call that was cut short stays text."""
+        pieces = self._bare_calls(done=True)
+        self._bare = False
+        pieces += self._tagged_calls()
+        self._say(pieces, self._space + OPEN + self._held if self._inside else self._held)
+        self._held, self._inside = "", False
+        return pieces
+
+    def _bare_calls(self, done: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        while self._bare:
+            text = self._held.lstrip()
+            begun = "".join(text[:64].split())
+            if not any(form.startswith(begun) or begun.startswith(form) for form in _BEGINNINGS):
+                self._bare = False
+                break
+            found = _object(text, done)
+            if found is None:
+                break
+            value, rest = found
+            call = self._checked(value)
+            if call is None:
+                self._bare = False
+                break
+            pieces.append(call)
+            self._held, self._after_call = rest.lstrip(), True
+        return pieces
+
+    def _tagged_calls(self) -> list[Piece]:
         pieces: list[Piece] = []
         while self._inside or OPEN in self._held:
             if not self._inside:
                 before, _, self._held = self._held.partition(OPEN)
-                _append(pieces, before.rstrip())
+                self._say(pieces, before.rstrip())
+                self._space = before[len(before.rstrip()) :]
                 self._inside = True
             if CLOSE not in self._held:
                 return pieces
@@ -49,30 +92,31 @@ class ToolParser:
             call = self._call(body)
             self._inside, self._held = False, rest
             if call is None:
-                _append(pieces, OPEN + body + CLOSE)
+                self._say(pieces, self._space + OPEN + body + CLOSE)
             else:
                 pieces.append(call)
                 self._after_call = True
-        if self._after_call:
-            self._held = self._held.lstrip()
         keep = _unsure(self._held)
-        if keep:
-            self._after_call = False
-        _append(pieces, self._held[:keep])
+        self._say(pieces, self._held[:keep])
         self._held = self._held[keep:]
         return pieces
 
-    def finish(self) -> list[Piece]:
-        """What was held back, when no more text comes. A call that was cut short stays text."""
-        held = OPEN + self._held if self._inside else self._held
-        self._held, self._inside = "", False
-        return [held] if held and not (self._after_call and not held.strip()) else []
+    def _say(self, pieces: list[Piece], text: str) -> None:
+        """Hands out text, without the white space that follows a call."""
+        if self._after_call:
+            text = text.lstrip()
+        if text:
+            self._after_call = False
+            pieces.append(text)
 
     def _call(self, body: str) -> Call | None:
         try:
-            found = json.loads(body)
+            return self._checked(json.loads(body))
         except (ValueError, RecursionError):
             return None
+
+    def _checked(self, found: Any) -> Call | None:
+        """`found` as a call of a known tool; arguments may be JSON in a text, as some models write them."""
         if not isinstance(found, dict) or set(found) != {"name", "arguments"}:
             return None
         if not isinstance(found["name"], str) or found["name"] not in self._names:
@@ -88,13 +132,27 @@ class ToolParser:
         return Call(found["name"], json.dumps(arguments, ensure_ascii=False))
 
 
-def _append(pieces: list[Piece], text: str) -> None:
-    if not text:
-        return
-    if pieces and isinstance(pieces[-1], str):
-        pieces[-1] += text
-    else:
-        pieces.append(text)
+def _object(text: str, done: bool) -> tuple[Any, str] | None:
+    """The JSON at the beginning of `text`, bare or fenced, and what follows it; None while more of it may come.
+
+    What can be no JSON any more is (None, text).
+    """
+    at = text.find("{")
+    if at < 0 or (not done and text.count("{") > text.count("}")):
+        return (None, text) if done else None
+    try:
+        value, end = _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError) as error:
+        cut = isinstance(error, json.JSONDecodeError) and (
+            error.msg.startswith("Unterminated") or error.pos >= len(text.rstrip())
+        )
+        return None if cut and not done else (None, text)
+    rest = text[end:]
+    if not text.startswith(_FENCE):
+        return value, rest
+    if not done and _FENCE.startswith(rest.strip()) and rest.strip() != _FENCE:
+        return None
+    return value, rest.lstrip().removeprefix(_FENCE)
 
 
 def _unsure(text: str) -> int:

@@ -68,12 +68,17 @@ def check_tools(tools: Iterable[Tool], choice: ToolChoice, limits: Limits) -> tu
     for i, tool in enumerate(found):
         if len(compact(tool.parameters)) > limits.schema_chars:
             raise invalid(f"the parameters of tools[{i}] are longer than {limits.schema_chars} characters", "tools")
+        if len(tool.description or "") > limits.schema_chars:
+            raise invalid(f"the description of tools[{i}] is longer than {limits.schema_chars} characters", "tools")
         if tool.parameters.get("type", "object") != "object":
             raise invalid(f"the parameters of tools[{i}] must have the type object", "tools")
     if choice.mode == "required" and not found:
         raise invalid("tool_choice asks for a call, but there are no tools", "tool_choice")
     if choice.name is not None and choice.name not in names:
         raise invalid(f"tool_choice names {choice.name!r}, which is not among tools", "tool_choice")
+    length = sum(len(compact(openai_tool(tool))) for tool in found)
+    if length > limits.prompt_chars:
+        raise invalid(f"tools has {length} characters; {limits.prompt_chars} can be used", "tools")
     return found
 
 

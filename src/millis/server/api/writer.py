@@ -67,7 +67,8 @@ class Writer:
         names = [tool.name for tool in job.tools] if job.tool_choice.mode != "none" else []
         count = len(job.prompts) * job.n
         self.prompt_tokens = 0  # until the timings say
-        self.choices = [Choice(i, ToolParser(names) if names else None) for i in range(count)]
+        bare = job.params.grammar is None
+        self.choices = [Choice(i, ToolParser(names, bare=bare) if names else None) for i in range(count)]
 
     def begin(self, prompt_tokens: int = 0) -> bytes:
         """What a stream begins with, before any token is there; the prompts have `prompt_tokens` in all."""

@@ -1,0 +1,96 @@
+"""From jobs to what the engine is given: token ids, sampling parameters, deadlines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api_support import job
+from millis.models.gguf import read_gguf
+from millis.server.api.errors import ApiError
+from millis.server.api.job import Job, check_ids, choice_params, continuation_ids, prompt_ids, with_deadline
+from millis.tokenizer import Tokenizer, load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def smollm(model_path: Callable[[str], Path]) -> Tokenizer:
+    return load_tokenizer(read_gguf(model_path("smollm2")))
+
+
+@pytest.fixture(scope="module")
+def gemma(model_path: Callable[[str], Path]) -> Tokenizer:
+    """A base model: BOS before a text, no chat template."""
+    return load_tokenizer(read_gguf(model_path("gemma3-270m")))
+
+
+def error(call: Callable[[], Any]) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        call()
+    return caught.value
+
+
+def test_each_kind_of_prompt_becomes_ids(smollm: Tokenizer, gemma: Tokenizer) -> None:
+    assert prompt_ids(job("chat"), smollm) == [smollm.encode_chat([{"role": "user", "content": "Hi"}])]
+    assert prompt_ids(job("completions", prompt=["Hi", "Ho"]), gemma) == [gemma.encode("Hi"), gemma.encode("Ho")]
+    assert prompt_ids(job("completions", prompt=[5, 6]), smollm) == [[5, 6]]
+    assert prompt_ids(job("tokenize"), gemma) == [gemma.encode("Hi")]
+    assert prompt_ids(job("tokenize", add_special_tokens=False), gemma) == [gemma.encode("Hi", add_special=False)]
+    assert prompt_ids(job("tokenize", prompt=""), smollm) == [[]]
+    chat = {"prompt": None, "messages": [{"role": "user", "content": "Hi"}], "add_generation_prompt": False}
+    whole = prompt_ids(job("tokenize", **{**chat, "add_generation_prompt": True}), smollm)[0]
+    begun = prompt_ids(job("tokenize", **chat), smollm)[0]
+    assert whole[: len(begun)] == begun and len(whole) > len(begun)
+
+
+def test_an_instruction_needs_no_chat_template(smollm: Tokenizer, gemma: Tokenizer) -> None:
+    asked = job("classify", template="Mood of {text}?", labels=["good", "bad"])
+    assert prompt_ids(asked, gemma) == [gemma.encode("Mood of Hi?")]
+    assert prompt_ids(asked, smollm) == [smollm.encode_chat([{"role": "user", "content": "Mood of Hi?"}])]
+    assert continuation_ids(asked, gemma) == [gemma.encode(label, add_special=False) for label in ("good", "bad")]
+
+
+def test_a_base_model_cannot_chat(gemma: Tokenizer) -> None:
+    found = error(lambda: prompt_ids(job("chat"), gemma))
+    assert (found.status, found.code, found.param) == (400, "chat_template_error", "messages")
+
+
+def test_ids_beyond_the_vocabulary_are_refused() -> None:
+    check_ids([0, 99], 100)
+    found = error(lambda: check_ids([0, 100], 100))
+    assert (found.status, found.param) == (400, "prompt")
+
+
+def test_an_answer_fits_into_the_context() -> None:
+    open_ended = job("chat", seed=5)
+    assert choice_params(open_ended, 0, 90, 100).max_tokens == 10
+    assert [choice_params(open_ended, i, 90, 100).seed for i in (0, 1)] == [5, 6]
+    fixed = job("chat", max_tokens=20, seed=-1)
+    assert choice_params(fixed, 1, 80, 100).max_tokens == 20
+    assert choice_params(fixed, 1, 80, 100).seed == 0
+    for asked, prompt in ((fixed, 81), (open_ended, 100)):
+        found = error(lambda asked=asked, prompt=prompt: choice_params(asked, 0, prompt, 100))  # type: ignore[misc]
+        assert (found.status, found.code) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("body_ms", "headers", "expected"),
+    [
+        (None, {}, None),
+        (200.0, {}, 200),
+        (None, {"x-deadline-ms": "250.5"}, 250.5),
+        (None, {"x-request-timeout-seconds": "2"}, 2000),
+        (200.0, {"x-deadline-ms": "250", "x-request-timeout-seconds": "2"}, 200),
+        (None, {"x-deadline-ms": "1e30"}, 86_400_000),
+    ],
+)
+def test_the_earliest_deadline_counts(body_ms: float | None, headers: dict[str, str], expected: float | None) -> None:
+    assert with_deadline(job("chat", deadline_ms=body_ms), headers).deadline_ms == expected
+
+
+@pytest.mark.parametrize("value", ["", "soon", "0", "-1", "nan", "inf", "1" * 40])
+def test_a_deadline_that_is_none_is_refused(value: str) -> None:
+    asked: Job = job("chat")
+    assert error(lambda: with_deadline(asked, {"x-deadline-ms": value})).param == "x-deadline-ms"
