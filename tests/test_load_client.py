@@ -164,7 +164,7 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_no_error() -> None:
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * (HEAD_LIMIT // 5), "answer too long"),
         (HEAD + chunk(b":" * (BODY_LIMIT + 1)), "answer too long"),
         (HEAD + LAST, "answer without an end"),
-        (stream(delta("", role="assistant"), delta("", "stop")), "answer without a token"),
+        (stream(delta("", role="assistant"), delta("", "stop")), "answer without a token: stop"),
         (stream(delta("One"), {"error": {"code": "engine_restarted"}}), "error in the stream: engine_restarted"),
         (HEAD + chunk(b"data: {\n\n") + LAST, "malformed answer"),
         (HEAD + chunk(b"data: [1]\n\n") + LAST, "malformed answer"),
