@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from load_server import HEAD, LAST, LoadServer, Request, answer, chunk, delta, event, good, stream, usage, whole
@@ -214,6 +214,25 @@ def test_a_port_that_nobody_listens_at() -> None:
     asyncio.run(run())
 
 
+def test_tls_where_there_is_none() -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(whole(b"", "400 Bad Request"))
+        await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(plain, "127.0.0.1", 0)
+        client = Client(Server("a", "127.0.0.1", server.sockets[0].getsockname()[1], tls=True))
+        found = await client.ask(Exchange(client.server.request("/v1/models"), client.clock()))
+        assert found.error is not None and found.error.startswith("cannot connect")
+        await client.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(run())
+
+
 def test_answers_that_end_with_the_connection_or_come_after_a_continue() -> None:
     body = event(delta("One", "stop")) + event(b"[DONE]")
 
@@ -261,6 +280,7 @@ class Nowhere(asyncio.Transport):
 TEXTS = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(texts=TEXTS, data=st.data())
 def test_any_split_of_the_bytes_gives_the_same_answer(texts: list[str], data: st.DataObject) -> None:
     """Chunks of HTTP end inside events, and reads inside chunks; a token came with the last byte of its event."""

@@ -163,6 +163,21 @@ def test_ctrl_c_reports_what_there_is() -> None:
     assert (found["runs"][0]["num_prompts"], found["runs"][0]["completed"]) == (10, 10)  # two warmed up
 
 
+def test_ctrl_c_before_anything_was_measured() -> None:
+    asked = threading.Event()
+
+    async def script(request: Request, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    with running(script) as (server,):
+        process = started("bench", "serve", server.url, "--timeout", "3000")
+        assert asked.wait(LIMIT_S)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, out, err) == (130, "", "interrupted before anything was measured\n")
+
+
 def test_errors_of_a_server_that_is_not_there_or_not_ready() -> None:
     async def script(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(whole(b'{"error": {"code": "invalid_api_key"}}', "401 Unauthorized"))

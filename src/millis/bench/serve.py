@@ -197,7 +197,7 @@ class _Measurement:
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         headers = self._headers() | {"Accept": "text/event-stream"}
         if deadline_ms is not None:
-            headers["X-Deadline-Ms"] = f"{deadline_ms:g}"
+            headers["X-Deadline-Ms"] = f"{deadline_ms:.10g}"  # 1000000, not 1e+06
         return target.server.request(PATHS[s.endpoint], json.dumps(body, ensure_ascii=False).encode(), headers)
 
     def _headers(self) -> dict[str, str]:

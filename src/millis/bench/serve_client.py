@@ -57,9 +57,9 @@ class Client:
 
     async def close(self) -> None:
         """Ends every connection; requests under way end with the error `cancelled`."""
+        tasks = list(self._connecting.values())
         for exchange in list(self.pending):
             self.end(exchange, "cancelled")
-        tasks = list(self._connecting.values())
         for connection in list(self._idle):
             connection.abort()
         self._idle.clear()

@@ -128,7 +128,7 @@ def _load_words(result: dict[str, Any]) -> str:
 
 
 def _title(result: dict[str, Any]) -> str:
-    parts = [f"{result['trace']} arrivals"]
+    parts = ["closed loop" if result["trace"] == "closed" else f"{result['trace']} arrivals"]
     if result["output_tokens"]:
         size = f"{result['prompt_tokens']} tokens" if result["prompt_tokens"] else f"{result['prompt_words']} words"
         parts.append(f"{size} in, {result['output_tokens']} tokens out")

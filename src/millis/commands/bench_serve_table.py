@@ -43,7 +43,8 @@ def show(result: dict[str, Any]) -> None:
 def _heading(result: dict[str, Any]) -> str:
     size = f"{result['prompt_tokens']} tokens" if result["prompt_tokens"] else f"{result['prompt_words']} words"
     asked = f"{size} in, {result['output_tokens']} tokens out" if result["output_tokens"] else "lengths of the trace"
-    parts = [f"{result['trace']} arrivals", asked, result["endpoint"]]
+    arrivals = "closed loop" if result["trace"] == "closed" else f"{result['trace']} arrivals"
+    parts = [arrivals, asked, result["endpoint"]]
     if result["shared_prefix_tokens"]:
         parts.append(f"shared prefix of {result['shared_prefix_tokens']} tokens")
     if result["deadline_ms"]:
