@@ -214,6 +214,25 @@ def test_a_port_that_nobody_listens_at() -> None:
     asyncio.run(run())
 
 
+def test_a_connection_that_is_closed_as_soon_as_it_is_open() -> None:
+    async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async def run() -> None:
+        server = await asyncio.start_server(closing, "127.0.0.1", 0)
+        client = Client(Server("a", "127.0.0.1", server.sockets[0].getsockname()[1]))
+        exchanges = [Exchange(client.server.request("/v1/models"), client.clock()) for _ in range(50)]
+        for exchange in exchanges:
+            client.send(exchange)
+        await client.drained()
+        assert {exchange.error for exchange in exchanges} == {"disconnected"}
+        await client.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(run())
+
+
 def test_tls_where_there_is_none() -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

@@ -68,7 +68,7 @@ def test_servers_take_turns_and_get_the_same_requests() -> None:
     for run in found["runs"]:
         assert (run["num_prompts"], run["completed"], run["total_output_tokens"]) == (9, 9, 27)
         assert run["total_input_tokens"] == 9 * run["mean_input_tokens"] and "ttfts" not in run
-        assert run["request_rate"] == 2000 and run["finish_reasons"] == {"stop": 9}
+        assert run["request_rate"] == 2000 and run["client_waited"] == 0 and run["finish_reasons"] == {"stop": 9}
 
 
 def test_a_table_for_people() -> None:

@@ -129,7 +129,9 @@ class Client:
             self.end(exchange, f"cannot connect: {_word(error)}")
         else:
             self._connecting.pop(exchange, None)
-            if exchange in self.pending:
+            if not connection.reusable:  # closed as soon as it was open
+                self.end(exchange, "disconnected")
+            elif exchange in self.pending:
                 self._start(connection, exchange)
             else:
                 connection.abort()

@@ -67,6 +67,8 @@ def _remarks(result: dict[str, Any]) -> list[str]:
             lines.append(f"{where}: errors: {kinds}")
         if run["without_usage"]:
             lines.append(f"{where}: {run['without_usage']} answers gave no usage; their pieces are counted as tokens")
+        if run["client_waited"]:
+            lines.append(f"{where}: {run['client_waited']} requests waited for a connection; --connections allows more")
         if (late := run["p99_lateness_ms"]) and late > LATE_MS:
             lines.append(
                 f"{where}: the load generator was late by p99 {late:.1f} ms, at most {run['max_lateness_ms']:.1f} ms; "
