@@ -20,6 +20,20 @@ def usable_cores() -> int:
     return max(1, min(len(cores), _quota() or len(cores)))
 
 
+def available_memory_bytes() -> int | None:
+    """Memory this process may still take: the machine's that is available, within its cgroup's limit. None: unknown."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        machine = 1024 * int(fields["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):
+        return None
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        return machine if limit == "max" else max(0, min(machine, int(limit) - int(used)))
+    except (OSError, ValueError):
+        return machine
+
+
 def _environment_isa() -> str:
     return os.environ.get("MILLIS_ISA") or "auto"
 
@@ -44,7 +58,12 @@ class EngineConfig:
     max_batch_tokens: int = 512
     """Tokens computed in one step: the size of a prefill chunk."""
     cache_tokens: int | None = None
-    """Positions the KV cache holds for all sequences together; None: one full context."""
+    """Positions the KV cache holds for all sequences together; None: one full context or, with a prefix cache, one for
+    each of max_sequences where a quarter of the available memory suffices."""
+    prefix_cache: bool = False
+    """Keep the KV cache of earlier prompts and answers, and compute of a prompt only what is new. A text may then
+    differ where two tokens were nearly as likely: cached keys come from steps of another shape, which round otherwise.
+    So it is off here, where a seed gives the same text every time, and on in a server, whose steps mix requests."""
     speculation: Speculation = "auto"
     """auto: guess tokens from the text so far, and with a draft model where one is given; ngram: from the text; off."""
     draft: str | None = None
@@ -73,8 +92,9 @@ class EngineConfig:
             raise RequestError(
                 f"a draft model needs speculation='auto', not {self.speculation!r}; leave one of them out"
             )
-        if not isinstance(self.screen, bool):
-            raise RequestError(f"screen must be true or false, not {self.screen!r}")
+        for name in ("screen", "prefix_cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if not isinstance(self.isa, str):
             raise RequestError(f"isa must be a name such as 'auto' or 'scalar', not {self.isa!r}")
 

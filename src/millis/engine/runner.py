@@ -62,6 +62,10 @@ class Runner(Protocol):
         """[T] log-probability (nats) of targets[t] as the token after tokens[t]; 0 where the target is −1."""
         ...
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Copies the keys and values of page `source` into page `target`."""
+        ...
+
 
 class DraftRunner(Protocol):
     """Runs a draft model. Samplers are those of the model that is drafted for."""

@@ -142,7 +142,7 @@ ANSWERS: Mapping[Endpoint, type[Answer]] = {
 
 
 class Exchange(Response):
-    """The response object of an endpoint: all happens when the framework sends it."""
+    """An endpoint as an ASGI application, and as the response that a route of the framework returns."""
 
     def __init__(self, service: Service, endpoint: Endpoint) -> None:
         self.background = None

@@ -45,6 +45,8 @@ BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 POISON_CRASHES = 2  # a request that was in flight in so many crashes is refused
 SUSPECTS = 4096  # requests remembered for that
 SUSPECT_S = 600.0
+HUNG_S = 60.0  # a step takes far less
+WATCH_S = 2.0
 MAX_DELIVERY_S = 0.05  # more than this is a pause of the machine, which no deadline can foresee
 DELIVERY_FADE = 0.99  # of the longest delivery is still counted on a step later
 
@@ -120,6 +122,7 @@ class EngineClient:
         self._ready = asyncio.Event()
         self._first: asyncio.Future[None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        self._heard_s = 0.0  # when the process last said something, or had work given
 
     @property
     def ready(self) -> bool:
@@ -168,6 +171,8 @@ class EngineClient:
         elif self._link is None or not self._ready.is_set():
             mailbox.put(Lost(work.id, "engine_unavailable", STARTING))
         else:
+            if not self._flights:
+                self._heard_s = time.monotonic()
             self._flights[work.id] = _Flight(work, mailbox)
             self._link.send(work)
 
@@ -205,6 +210,7 @@ class EngineClient:
 
     def received(self, message: Any) -> None:
         """Takes one message of the engine process."""
+        self._heard_s = time.monotonic()
         match message:
             case Batch(items, at_s):
                 self.delivery_s = max(min(time.monotonic() - at_s, MAX_DELIVERY_S), DELIVERY_FADE * self.delivery_s)
@@ -303,9 +309,20 @@ class EngineClient:
         link.send(replace(self._start, again=self.restarts > 0))
         if self.closing:
             link.close()
+        watching = asyncio.create_task(self._watch(self._process))
         code = await self._process.wait()
+        watching.cancel()
         link.close()
         return code
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kills a process that has work and says nothing for long: it hangs."""
+        silent = 0
+        while silent < 2:  # seen twice: this process may have been the one that stood still
+            await asyncio.sleep(WATCH_S)
+            silent = silent + 1 if self._flights and time.monotonic() - self._heard_s > HUNG_S else 0
+        log.error("the engine process hangs: silent for %.0f s with work to do; it is ended", HUNG_S)
+        process.kill()
 
 
 STARTING = "the engine is starting; try again in a second"

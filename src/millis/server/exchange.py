@@ -164,7 +164,7 @@ async def read_body(receive: Receive, limit: int) -> bytes:
         size += len(parts[-1])
         if size > limit:
             text = f"the body exceeds {limit} bytes; send less"
-            raise ApiError(413, text, code="body_too_large", headers={"connection": "close"})
+            raise ApiError(413, text, code="body_too_large")  # the rest is read and dropped, up to the body's timeout
         if not message.get("more_body"):
             return b"".join(parts)
 

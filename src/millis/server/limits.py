@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,8 +34,9 @@ POLICY = (
 class Gate:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, direct: Mapping[str, ASGIApp], service: Service) -> None:
         self._app = app
+        self._direct = direct  # what is posted to these paths needs no router
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,10 +51,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", mark), *SECURE]
-                if any(name == b"content-type" and value.startswith(b"text/html") for name, value in headers):
-                    headers.append(POLICY)
-                message = {**message, "headers": headers}
+                message = {**message, "headers": _secured(message.get("headers", ()), mark)}
             await send(message)
 
         try:
@@ -62,10 +60,12 @@ class Gate:
             self._service.count_error(error)
             await refuse(secured, error, scope["path"])
         else:
-            await self._app(scope, receive, secured)
+            direct = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
+            await (direct or self._app)(scope, receive, secured)
         if self._service.config.access_log:
             ms = 1000 * (time.monotonic() - connection_of(scope).arrival_s)
-            log.info("%s %s %s %d %.1f ms", request_id, scope["method"], _known(scope), status, ms)
+            path = scope["path"] if scope["path"] in self._direct else _known(scope)
+            log.info("%s %s %s %d %.1f ms", request_id, scope["method"], path, status, ms)
 
     async def _tenant(self, scope: Scope) -> str:
         """Whose request this is. ApiError: nobody's who may ask."""
@@ -101,6 +101,16 @@ async def refuse(send: Send, error: ApiError, path: str) -> None:
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
+
+
+def _secured(headers: Iterable[tuple[bytes, bytes]], mark: bytes) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer, and those that every answer has; what a route says of caching stands."""
+    given = dict(headers)
+    found = [*given.items(), (b"x-request-id", mark)]
+    found += [(name, value) for name, value in SECURE if name not in given]
+    if given.get(b"content-type", b"").startswith(b"text/html"):
+        found.append(POLICY)
+    return found
 
 
 def _known(scope: MutableMapping[str, Any]) -> str:

@@ -129,8 +129,8 @@ class Protocol(HttpToolsProtocol):
         self._timer = None
         if self._closing:
             return
-        started = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-        if started or (self._in_headers and not self._header_bytes):
+        answered = not self._in_headers and self.cycle is not None and self.cycle.response_started
+        if answered or (self._in_headers and not self._header_bytes):
             self._cut()
         else:
             self._refuse("408 Request Timeout", "request_timeout", "the request did not arrive in time; send it faster")

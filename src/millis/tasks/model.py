@@ -146,7 +146,9 @@ class LanguageModel:
             self.runner = NativeRunner(self.model, self.config, packed)
         draft = None if self.config.draft is None else self._draft_model(self.config.draft, progress, agree)
         speculator = None if self.config.speculation == "off" else Speculator(time.perf_counter, draft)
-        self.engine = Engine(self.runner, self.tokenizer.eos, speculator=speculator)
+        self.engine = Engine(
+            self.runner, self.tokenizer.eos, speculator=speculator, prefix_cache=self.config.prefix_cache
+        )
 
     def _draft_model(
         self, name: str, progress: hub.Progress | None, agree: Callable[[hub.Entry], bool] | None
