@@ -115,6 +115,10 @@ class NativeRunner:
         targets = np.asarray(targets, np.int32)
         return self._runtime.score(batch.tokens, batch.starts, batch.lengths, batch.tables, targets)
 
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """[T, width] the final, normed hidden states: what the output matrix reads behind every token."""
+        return self._runtime.hidden(batch.tokens, batch.starts, batch.lengths, batch.tables)
+
     def logits(self, batch: Batch, *, every: bool = False) -> NDArray[np.float32]:
         """[S, vocab] logits after each sequence's last token, or [T, vocab] after every token."""
         return self._runtime.logits(batch.tokens, batch.starts, batch.lengths, batch.tables, all=every)
