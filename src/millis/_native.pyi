@@ -31,8 +31,7 @@ class Sampler:
 
     def set_mask(
         self,
-        mask: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)]
-        | None,
+        mask: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)] | None,
     ) -> None:
         """
         [ceil(vocab / 32)] From here on only tokens whose bit is set are chosen, bit t % 32 of word t // 32; None allows all.
