@@ -40,8 +40,8 @@ void bind_sampler(nb::module_& m) {
             self.set_mask(mask ? copy_of(*mask) : std::vector<uint32_t>{});
           },
           "mask"_a.noconvert().none(),
-          "[ceil(vocab / 32)] From here on only tokens whose bit is set are chosen, bit t % 32 of word t // 32; None allows all.\n\n"
-          "Reported log-probabilities stay the model's own. ValueError: a mask of another size, or one that allows no token.")
+          "[ceil(vocab / 32)] Only tokens whose bit, t % 32 of word t // 32, is set are chosen from here on; None allows all.\n\n"
+          "Reported log-probabilities stay the model's own. ValueError: a mask of another size, or one without any token.")
       .def("expect_mask", &Sampler::expect_mask, "A mask is being computed: the next choice waits for set_mask, half a minute at most.")
       .def(
           "commit", [](Sampler& self, const Array<int32_t>& tokens) { self.commit(copy_of(tokens)); }, "tokens"_a.noconvert(),

@@ -34,9 +34,9 @@ class Sampler:
         mask: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)] | None,
     ) -> None:
         """
-        [ceil(vocab / 32)] From here on only tokens whose bit is set are chosen, bit t % 32 of word t // 32; None allows all.
+        [ceil(vocab / 32)] Only tokens whose bit, t % 32 of word t // 32, is set are chosen from here on; None allows all.
 
-        Reported log-probabilities stay the model's own. ValueError: a mask of another size, or one that allows no token.
+        Reported log-probabilities stay the model's own. ValueError: a mask of another size, or one without any token.
         """
 
     def expect_mask(self) -> None:

@@ -1,7 +1,7 @@
-"""Brings an answer to an end that its grammar accepts, without the model: by the shortest way that a bounded search finds.
+"""Brings an answer to an end that its grammar accepts, without the model: by a short way that a bounded search finds.
 
-In JSON most of it is plain: a string, list or object that may end, ends. Where none may, a beam search over single bytes
-looks for the next place where one may. States that allow the same tokens after equally many steps count as one.
+In JSON most of it is plain: a string, list or object that may end, ends. Where none may, a beam search over single
+bytes looks for the next place where one may. States that allow the same tokens after equally many steps count as one.
 """
 
 from __future__ import annotations

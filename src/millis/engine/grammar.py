@@ -1,7 +1,7 @@
-"""Grammars: which tokens may come next so that an answer is JSON of a schema, matches a pattern, or is of a list of texts.
+"""Grammars: which tokens may come next so that an answer is JSON of a schema, matches a pattern, or is one of several.
 
-The parsing is llguidance's; which schemas are taken is schema.py's; how an answer is brought to an end without the model
-is closing.py's.
+The parsing is llguidance's; which schemas are taken is schema.py's; how an answer is brought to an end without the
+model is closing.py's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from millis.types import Grammar, GrammarError
 
 CACHED = 32  # compiled grammars
 HINTS = 16  # patterns of a schema for which a matching text is looked for
-# As json.dumps writes, so as models have read it most often; no other whitespace, in which small models lose themselves.
+# As json.dumps writes, so as models have read it most often. No other whitespace: small models lose themselves in it.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 LIMITS = {
     "max_items_in_row": 2_000,
@@ -72,7 +72,7 @@ class Matcher:
             return self.ended or bool(self._native.is_accepting())
 
     def mask(self) -> NDArray[np.uint32]:
-        """[ceil(vocab / 32)] the tokens that may follow, bit t % 32 of word t // 32. GrammarError: a limit was reached."""
+        """[ceil(vocab / 32)] the tokens that may follow: bit t % 32 of word t // 32. GrammarError: a limit."""
         with self._turn:
             return mask_of(self._native, self._vocab)
 
@@ -118,7 +118,7 @@ def mask_of(native: Any, vocab: int) -> NDArray[np.uint32]:
 
 
 class GrammarCompiler:
-    """Makes matchers. The vocabulary is read at the first use, or by `prepare`, once; grammars are kept for the next."""
+    """Makes matchers. The vocabulary is read once, by `prepare` or at the first use; grammars are kept."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary

@@ -62,6 +62,10 @@ class Runner(Protocol):
         """[T] log-probability (nats) of targets[t] as the token after tokens[t]; 0 where the target is −1."""
         ...
 
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """[T, width] the final, normed hidden state behind every token; drafts and samplers play no part."""
+        ...
+
 
 class DraftRunner(Protocol):
     """Runs a draft model. Samplers are those of the model that is drafted for."""

@@ -1,6 +1,6 @@
-"""What may be asked of a schema or a pattern, checked before anything is compiled. Pure: text in, a checked schema out.
+"""What may be asked of a schema or a pattern, checked before it is compiled. Pure: text in, a checked schema out.
 
-A keyword that would not be enforced is refused by its name; sizes that would take long to compile are refused by theirs.
+A keyword that would not be enforced is refused by its name; what would take long to compile, by the limit it exceeds.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def read_json(source: str, what: str) -> Any:
 
 
 def check_schema(source: str) -> dict[str, Any]:
-    """The schema, once everything in it is known to be enforced and of bearable size. GrammarError names what is not."""
+    """The schema, where everything in it can be enforced and has a bearable size. GrammarError names what has not."""
     schema = read_json(source, "schema")
     if schema is True:
         return {}
@@ -127,7 +127,7 @@ def check_lark(source: str) -> None:
         _limit("a repetition of the grammar", most, MAX_EXPANDED, "times")
 
 
-# Texts, patterns and comments of a Lark grammar. Each alternative takes what is unfinished, too, so that none is tried twice.
+# Texts, patterns and comments of a Lark grammar. Each takes what is unfinished, too, so that nothing is tried twice.
 _LARK = re.compile(r'"(?:[^"\\\n]|\\.)*"?|(?://|#)[^\n]*|/(?P<pattern>(?:[^/\\\n]|\\.)+)/?')
 
 
