@@ -40,7 +40,7 @@ void bind_sampler(nb::module_& m) {
             self.set_mask(mask ? copy_of(*mask) : std::vector<uint32_t>{});
           },
           "mask"_a.noconvert().none(),
-          "[ceil(vocab / 32)] Only tokens whose bit, t % 32 of word t // 32, is set are chosen from here on; None allows all.\n\n"
+          "[ceil(vocab / 32)] Only tokens whose bit, t % 32 of word t // 32, is set are chosen from now on; None frees all.\n\n"
           "Reported log-probabilities stay the model's own. ValueError: a mask of another size, or one without any token.")
       .def("expect_mask", &Sampler::expect_mask, "A mask is being computed: the next choice waits for set_mask, half a minute at most.")
       .def(

@@ -34,7 +34,7 @@ class Sampler:
         mask: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)] | None,
     ) -> None:
         """
-        [ceil(vocab / 32)] Only tokens whose bit, t % 32 of word t // 32, is set are chosen from here on; None allows all.
+        [ceil(vocab / 32)] Only tokens whose bit, t % 32 of word t // 32, is set are chosen from now on; None frees all.
 
         Reported log-probabilities stay the model's own. ValueError: a mask of another size, or one without any token.
         """

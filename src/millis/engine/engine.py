@@ -259,7 +259,15 @@ class Engine:
             if request.abandoned:
                 self._finish(request, "cancelled", None)
             elif request.deadline_s is not None and due > request.deadline_s:
-                self._finish(request, "deadline", None)
+                self._land(request)
+
+    def _land(self, request: Request) -> None:
+        """Ends a request whose time is up; an answer of a grammar is made whole, without the model."""
+        closing = None if request.constraint is None else request.constraint.closing()
+        for token in closing or ():
+            request.tokens.append(token)
+            request.inbox.append(Event(token))
+        self._finish(request, "deadline", None)
 
     def _emit(self, chunks: list[Chunk], sampled: Sampled, now: float) -> None:
         for chunk, tokens, logprobs in zip(chunks, sampled.tokens, sampled.logprobs, strict=True):
