@@ -1,14 +1,18 @@
 // Python's view of a request's sampler: made once a request, handed to Runtime.step.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <span>
+#include <stdexcept>
 #include <tuple>
 
 #include "arrays.h"
 #include "sampler.h"
+#include "unlocked.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -30,11 +34,27 @@ void bind_sampler(nb::module_& m) {
           "seen", [](Sampler& self, const Array<int32_t>& tokens) { self.seen(copy_of(tokens)); }, "tokens"_a.noconvert(),
           "Counts prompt tokens for the repetition penalty.")
       .def(
+          "set_mask",
+          [](Sampler& self, const std::optional<Array<uint32_t>>& mask) {
+            if (mask && mask->size() == 0) throw std::invalid_argument("sampler: a mask of another vocabulary");
+            self.set_mask(mask ? copy_of(*mask) : std::vector<uint32_t>{});
+          },
+          "mask"_a.noconvert().none(),
+          "[ceil(vocab / 32)] Only tokens whose bit, t % 32 of word t // 32, is set are chosen from now on; None frees all.\n\n"
+          "Reported log-probabilities stay the model's own. ValueError: a mask of another size, or one without any token.")
+      .def("expect_mask", &Sampler::expect_mask, "A mask is being computed: the next choice waits for set_mask, half a minute at most.")
+      .def(
+          "commit", [](Sampler& self, const Array<int32_t>& tokens) { self.commit(copy_of(tokens)); }, "tokens"_a.noconvert(),
+          "Counts tokens of the output that were not chosen here, and moves the random stream behind them.")
+      .def(
           "sample",
           [](Sampler& self, const Array<float>& logits) {
             std::vector<float> copy = copy_of(logits);
             Choice choice;
-            self.choose(copy, {}, choice);
+            {
+              const Unlocked unlocked;  // another thread may have to set the mask
+              self.choose(copy, {}, choice);
+            }
             if (choice.token >= 0) self.commit(std::span(&choice.token, 1));
             return std::tuple(choice.token, choice.logprob, std::move(choice.top));
           },

@@ -95,6 +95,7 @@ struct Verified {
       const int32_t count = drafted[s];
       if (count < 0 || count >= batch.lengths[s] || (count > 0 && !samplers[s]))
         throw std::invalid_argument("batch: drafts follow a token of their sequence, which has a sampler");
+      if (count > 0 && samplers[s]->masked()) throw std::invalid_argument("batch: drafts behind a mask, which speaks of the next token only");
       end += batch.lengths[s];
       for (int32_t row = end - 1 - count; samplers[s] && row < end; ++row) rows.push_back(row), sequence.push_back(s);
       first.push_back(rows.size());
@@ -194,6 +195,21 @@ Floats logits(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_
     runtime.run(batch, rows, [&](size_t i, float* row) { std::copy(row, row + vocab, out.data() + i * vocab); });
   }
   return owned(std::move(out), {rows.size(), vocab});
+}
+
+// [tokens, width]: what the output matrix reads behind each token.
+Floats hidden(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
+              const Array2<int32_t>& tables) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
+  std::vector<int32_t> rows(batch.tokens.size());
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int32_t>(i);
+  const size_t width = runtime.hidden_width();
+  std::vector<float> out(rows.size() * width);
+  {
+    const Unlocked unlocked;
+    runtime.run_hidden(batch, rows, [&](size_t i, float* row) { std::copy(row, row + width, out.data() + i * width); });
+  }
+  return owned(std::move(out), {rows.size(), width});
 }
 
 // [tokens]: the log-probability of each token's target, 0 where that is -1.
@@ -393,6 +409,7 @@ NB_MODULE(_native, m) {
       .def("propose", &propose, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
            "ahead"_a)
       .def("logits", &logits, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "all"_a = false)
+      .def("hidden", &hidden, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert())
       .def("score", &score, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "targets"_a.noconvert())
       .def(
           "copy_page",

@@ -54,12 +54,13 @@ void Runtime::copy_page(int from, int to) {
   }
 }
 
-void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, VisitRow visit, const void* context) {
+void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, size_t last, VisitRow visit,
+                       const void* context) {
   const auto lock = turn();
   place(batch);
   std::mutex failing;
   std::exception_ptr failure;
-  const Step step{batch, rows, margins, 0, 0, visit, context, failing, failure};
+  const Step step{batch, rows, margins, last, 0, 0, visit, context, failing, failure};
   pool_.run([&](int thread) { run_ops(step, thread); });
   if (failure) std::rethrow_exception(failure);
 }
@@ -77,14 +78,14 @@ void Runtime::run_ops(Step step, int thread) {
   };
   step.count = static_cast<int>(step.batch.tokens.size());
   run(0, first_selected_);
-  const Buffer& logits = buffers_.at("logits");
+  const Buffer& visited = step.last == ops_.size() ? buffers_.at("logits") : *std::get<MatMulOp>(ops_.back()).x;
   const auto most = static_cast<size_t>(config_.max_outputs);
   for (; step.chunk < step.rows.size(); step.chunk += most) {
     step.count = static_cast<int>(std::min(most, step.rows.size() - step.chunk));
-    run(first_selected_, ops_.size());
+    run(first_selected_, step.last);
     for (int r = thread; r < step.count; r += pool_.threads()) {
       try {
-        step.visit(step.context, step.chunk + static_cast<size_t>(r), row(logits, r));
+        step.visit(step.context, step.chunk + static_cast<size_t>(r), row(visited, r));
       } catch (...) {
         const std::lock_guard lock(step.lock);
         if (!step.failure) step.failure = std::current_exception();
@@ -92,6 +93,11 @@ void Runtime::run_ops(Step step, int thread) {
     }
     pool_.barrier(thread);
   }
+}
+
+size_t Runtime::hidden_width() const {
+  require(std::holds_alternative<MatMulOp>(ops_.back()), "the last op is no product: there are no hidden states");
+  return static_cast<size_t>(std::get<MatMulOp>(ops_.back()).x->width);
 }
 
 void Runtime::execute(const EmbedOp& op, Step& step, int thread) {

@@ -111,18 +111,29 @@ class Runtime {
   // again here, once the step is over.
   template <class Visit>
   void run(const Batch& batch, std::span<const int32_t> rows, const Visit& visit, std::span<const float> margins = {}) {
-    run_rows(batch, rows, margins, [](const void* v, size_t i, float* logits) { (*static_cast<const Visit*>(v))(i, logits); }, &visit);
+    run_rows(batch, rows, margins, ops_.size(), visit_row<Visit>, &visit);
   }
 
   // Copies one page of every layer's keys and values over another. Throws std::invalid_argument where there is no such page.
   void copy_page(int from, int to);
+
+  // The same without the output matrix: visit(i, hidden) is handed what it would have read, [hidden_width()].
+  template <class Visit>
+  void run_hidden(const Batch& batch, std::span<const int32_t> rows, const Visit& visit) {
+    run_rows(batch, rows, {}, ops_.size() - 1, visit_row<Visit>, &visit);
+  }
+  size_t hidden_width() const;  // throws std::invalid_argument where the last op is no product
 
   const RuntimeConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   size_t weight_bytes() const { return weight_bytes_; }
 
  private:
-  using VisitRow = void (*)(const void* visit, size_t index, float* logits);
+  using VisitRow = void (*)(const void* visit, size_t index, float* row);
+  template <class Visit>
+  static void visit_row(const void* visit, size_t index, float* row) {
+    (*static_cast<const Visit*>(visit))(index, row);
+  }
   struct Step;
 
   std::unique_lock<std::mutex> turn();
@@ -131,7 +142,7 @@ class Runtime {
   const Matrix* matrix(const std::string& name) const;
   const Vector* vector(const std::string& name, size_t size) const;
   void place(const Batch& batch);
-  void run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, VisitRow visit, const void* context);
+  void run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, size_t last, VisitRow visit, const void* context);
   void run_ops(Step step, int thread);  // each thread walks on its own copy
   void fuse_norms();
   void touch_cache();

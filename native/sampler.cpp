@@ -2,6 +2,7 @@
 #include "sampler.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <mutex>
@@ -11,6 +12,7 @@ namespace millis {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr std::chrono::seconds kMaskPatience{30};
 
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
@@ -87,9 +89,34 @@ void Sampler::seen(std::span<const int32_t> tokens) {
   }
 }
 
+void Sampler::set_mask(std::vector<uint32_t> mask) {
+  if (!mask.empty()) {
+    require(mask.size() == (static_cast<size_t>(vocab_) + 31) / 32, "sampler: a mask of another vocabulary");
+    if (vocab_ % 32) mask.back() &= (uint32_t{1} << (vocab_ % 32)) - 1;
+    require(std::any_of(mask.begin(), mask.end(), [](uint32_t word) { return word != 0; }), "sampler: the mask allows no token");
+  }
+  {
+    const std::lock_guard lock(turn_);
+    mask_ = std::move(mask);
+    expected_ = false;
+  }
+  arrived_.notify_all();
+}
+
+void Sampler::expect_mask() {
+  const std::lock_guard lock(turn_);
+  expected_ = true;
+}
+
+bool Sampler::masked() const {
+  const std::shared_lock lock(turn_);
+  return expected_ || !mask_.empty();
+}
+
 float Sampler::margin() const {
+  const std::shared_lock lock(turn_);
   constexpr float kNever = 12.0f;  // nats: e^-12 = 6e-6
-  if (counts_used_ || !params_.bias.empty() || params_.logprobs >= 0) return INFINITY;
+  if (counts_used_ || !params_.bias.empty() || params_.logprobs >= 0 || expected_ || !mask_.empty()) return INFINITY;
   return kNever * params_.temperature;
 }
 
@@ -130,6 +157,15 @@ void Sampler::penalize(std::span<float> logits, std::span<const int32_t> ahead) 
     if (uses_[static_cast<size_t>(*it)] < 0 && std::find(ahead.begin(), it, *it) == it) punish(*it);
 }
 
+void Sampler::forbid(std::span<float> logits) const {
+  for (size_t w = 0; w < mask_.size(); ++w) {
+    const size_t first = 32 * w, count = std::min<size_t>(32, logits.size() - first);
+    if (mask_[w] == ~uint32_t{0}) continue;
+    for (size_t i = 0; i < count; ++i)
+      if (!(mask_[w] >> i & 1)) logits[first + i] = kNever;
+  }
+}
+
 void Sampler::report(std::span<const float> logits, Choice& out) const {
   const int32_t best = argmax(logits);
   if (best < 0) return;
@@ -147,12 +183,20 @@ void Sampler::report(std::span<const float> logits, Choice& out) const {
 }
 
 void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const {
-  const std::shared_lock lock(turn_);
+  std::shared_lock lock(turn_);
+  if (!arrived_.wait_for(lock, kMaskPatience, [this] { return !expected_; })) throw std::runtime_error("sampler: the mask it waits for did not come");
   out = Choice{};
   require(logits.size() == static_cast<size_t>(vocab_), "sampler: logits of another vocabulary");
   if (params_.logprobs >= 0) report(logits, out);
+  require(mask_.empty() || ahead.empty(), "sampler: drafts behind a mask");
   penalize(logits, ahead);
-  const int32_t best = argmax(logits);
+  forbid(logits);
+  int32_t best = argmax(logits);
+  if (best < 0 && !mask_.empty()) {
+    for (auto it = scratch.raw.rbegin(); it != scratch.raw.rend(); ++it) logits[static_cast<size_t>(it->first)] = it->second;
+    forbid(logits);
+    best = argmax(logits);
+  }
   if (best < 0) return;
   out.token = params_.temperature == 0.0f ? best : draw(logits, best, drawn_ + ahead.size());
   out.logit = logits[static_cast<size_t>(out.token)];

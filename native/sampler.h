@@ -7,6 +7,7 @@
 // 2024, "Coupling without Communication and Drafter-Invariant Speculative Decoding").
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <shared_mutex>
 #include <span>
@@ -40,9 +41,17 @@ class Sampler {
   // Counts prompt tokens for the repetition penalty.
   void seen(std::span<const int32_t> tokens);
 
+  // From here on only tokens whose bit is set may be chosen, bit t % 32 of word t / 32; an empty mask allows all. Throws
+  // std::invalid_argument where the mask is of another size or allows no token.
+  void set_mask(std::vector<uint32_t> mask);
+
+  // The mask is still being computed: choose waits for set_mask, half a minute at most, then throws std::runtime_error.
+  void expect_mask();
+
   // The choice for a row that stands behind `ahead`, tokens not yet committed: applies bias, repetition penalty (prompt and
-  // output), presence and frequency penalties (output), then temperature, min-p, top-k, top-p, and draws. Uses `logits`
-  // as scratch. Rows of one sequence may be chosen side by side.
+  // output), presence and frequency penalties (output), the mask, then temperature, min-p, top-k, top-p, and draws. Uses
+  // `logits` as scratch. Rows of one sequence may be chosen side by side. Where a bias forbids all that the mask allows,
+  // the mask decides alone. A mask speaks of the next token only: `ahead` must be empty.
   void choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const;
 
   // Counts tokens of the output and moves the random stream behind them.
@@ -54,20 +63,25 @@ class Sampler {
 
   int vocab() const { return vocab_; }
   int logprobs() const { return params_.logprobs; }
+  bool masked() const;
 
  private:
   void report(std::span<const float> logits, Choice& out) const;
   void penalize(std::span<float> logits, std::span<const int32_t> ahead) const;
+  void forbid(std::span<float> logits) const;
   int32_t draw(std::span<const float> logits, int32_t best, uint64_t index) const;
   void count(int32_t token, int32_t uses);
 
   mutable std::shared_mutex turn_;  // choosing reads, counting writes
+  mutable std::condition_variable_any arrived_;
+  bool expected_ = false;  // a mask that is not there yet
   int vocab_;
   SamplerParams params_;
   bool counts_used_;
   uint64_t drawn_ = 0;             // tokens committed
   std::vector<int32_t> uses_;      // [vocab] in the output; -1: never seen, 0: in the prompt only
   std::vector<int32_t> distinct_;  // tokens with uses >= 0
+  std::vector<uint32_t> mask_;     // [vocab / 32, rounded up], or empty
 };
 
 }  // namespace millis

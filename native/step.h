@@ -11,6 +11,7 @@ struct Runtime::Step {
   const Batch& batch;
   std::span<const int32_t> rows;   // all selected rows
   std::span<const float> margins;  // see Runtime::run
+  size_t last;                     // op to stop before
   size_t chunk = 0;                // first of the selected rows under way
   int count = 0;                   // rows the ops under way run on
   VisitRow visit;

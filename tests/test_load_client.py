@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from load_server import HEAD, LAST, LoadServer, Request, answer, chunk, delta, event, good, stream, usage, whole
@@ -164,7 +164,7 @@ def test_a_kept_connection_that_was_closed_meanwhile_is_no_error() -> None:
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * (HEAD_LIMIT // 5), "answer too long"),
         (HEAD + chunk(b":" * (BODY_LIMIT + 1)), "answer too long"),
         (HEAD + LAST, "answer without an end"),
-        (stream(delta("", role="assistant"), delta("", "stop")), "answer without a token"),
+        (stream(delta("", role="assistant"), delta("", "stop")), "answer without a token: stop"),
         (stream(delta("One"), {"error": {"code": "engine_restarted"}}), "error in the stream: engine_restarted"),
         (HEAD + chunk(b"data: {\n\n") + LAST, "malformed answer"),
         (HEAD + chunk(b"data: [1]\n\n") + LAST, "malformed answer"),
@@ -210,6 +210,44 @@ def test_a_port_that_nobody_listens_at() -> None:
         client = Client(target)
         assert (await client.ask(Exchange(target.request("/v1/models"), client.clock()))).error == "connection refused"
         await client.close()
+
+    asyncio.run(run())
+
+
+def test_a_connection_that_is_closed_as_soon_as_it_is_open() -> None:
+    async def closing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    async def run() -> None:
+        server = await asyncio.start_server(closing, "127.0.0.1", 0)
+        client = Client(Server("a", "127.0.0.1", server.sockets[0].getsockname()[1]))
+        exchanges = [Exchange(client.server.request("/v1/models"), client.clock()) for _ in range(50)]
+        for exchange in exchanges:
+            client.send(exchange)
+        await client.drained()
+        assert {exchange.error for exchange in exchanges} == {"disconnected"}
+        await client.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(run())
+
+
+def test_tls_where_there_is_none() -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(whole(b"", "400 Bad Request"))
+        await writer.drain()
+        writer.close()
+
+    async def run() -> None:
+        server = await asyncio.start_server(plain, "127.0.0.1", 0)
+        client = Client(Server("a", "127.0.0.1", server.sockets[0].getsockname()[1], tls=True))
+        found = await client.ask(Exchange(client.server.request("/v1/models"), client.clock()))
+        assert found.error is not None and found.error.startswith("cannot connect")
+        await client.close()
+        server.close()
+        await server.wait_closed()
 
     asyncio.run(run())
 
@@ -261,6 +299,7 @@ class Nowhere(asyncio.Transport):
 TEXTS = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=6)
 
 
+@settings(deadline=None)
 @given(texts=TEXTS, data=st.data())
 def test_any_split_of_the_bytes_gives_the_same_answer(texts: list[str], data: st.DataObject) -> None:
     """Chunks of HTTP end inside events, and reads inside chunks; a token came with the last byte of its event."""

@@ -68,7 +68,7 @@ def test_servers_take_turns_and_get_the_same_requests() -> None:
     for run in found["runs"]:
         assert (run["num_prompts"], run["completed"], run["total_output_tokens"]) == (9, 9, 27)
         assert run["total_input_tokens"] == 9 * run["mean_input_tokens"] and "ttfts" not in run
-        assert run["request_rate"] == 2000 and run["finish_reasons"] == {"stop": 9}
+        assert run["request_rate"] == 2000 and run["client_waited"] == 0 and run["finish_reasons"] == {"stop": 9}
 
 
 def test_a_table_for_people() -> None:
@@ -161,6 +161,21 @@ def test_ctrl_c_reports_what_there_is() -> None:
     assert process.returncode == 130 and err == ""
     assert found["interrupted"] is True
     assert (found["runs"][0]["num_prompts"], found["runs"][0]["completed"]) == (10, 10)  # two warmed up
+
+
+def test_ctrl_c_before_anything_was_measured() -> None:
+    asked = threading.Event()
+
+    async def script(request: Request, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    with running(script) as (server,):
+        process = started("bench", "serve", server.url, "--timeout", "3000")
+        assert asked.wait(LIMIT_S)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, out, err) == (130, "", "interrupted before anything was measured\n")
 
 
 def test_errors_of_a_server_that_is_not_there_or_not_ready() -> None:

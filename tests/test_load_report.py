@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from load_server import delta, event, stream, usage
@@ -169,6 +169,7 @@ DATA = st.binary(max_size=12).filter(lambda data: not set(data) & set(b"\r\n"))
 LINE_ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(DATA, min_size=1, max_size=3), max_size=5), LINE_ENDS, st.data())
 def test_events_are_the_same_at_any_split(written: list[list[bytes]], end: bytes, data: st.DataObject) -> None:
     body = b"\xef\xbb\xbf: hello" + end + end + b"id: 7" + end + end

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from millis import _native
 from millis.config import EngineConfig
@@ -211,3 +212,39 @@ def test_pages_that_are_none_are_not_copied(tiny: Callable[[str], Model]) -> Non
             threads=1, isa="auto", max_tokens=1, max_outputs=1, pages=1, layers=1, kv_heads=1, head_dim=16, vocab=1,
             context=1, exact=True,
         ).copy_page(0, 0)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_hidden_states_equal_those_of_transformers(name: str, tiny: Callable[[str], Model]) -> None:
+    model = tiny(name)
+    tokens = tokens_of(model, 45)
+    with torch.inference_mode():
+        want = tiny_model(name).base_model(torch.tensor([tokens])).last_hidden_state[0].numpy()
+    runner = NativeRunner(model, EngineConfig(threads=2, precision="exact"))
+    got = runner.hidden(batch(tokens))
+    assert got.shape == want.shape and got.dtype == np.float32
+    np.testing.assert_allclose(got, want, atol=2e-4)
+    part = runner.hidden(batch(tokens[:20])), runner.hidden(batch(tokens[20:], 20, [0, 1]))
+    np.testing.assert_allclose(np.concatenate(part), want, atol=2e-4)
+
+
+def test_drafts_behind_a_mask_are_refused(tiny: Callable[[str], Model]) -> None:
+    model = tiny("llama")
+    runner = NativeRunner(model, EngineConfig(threads=2))
+    sampler = runner.sampler(SamplingParams(), [1])
+    sampler.set_mask(np.full(3, 0xFFFFFFFF, np.uint32))
+    drafted = replace(batch([1, 2]), drafted=ints([1]))
+    with pytest.raises(ValueError, match="drafts behind a mask"):
+        runner.step(drafted, [sampler])
+
+
+def test_a_mask_decides_what_a_step_chooses(tiny: Callable[[str], Model]) -> None:
+    model = tiny("llama")
+    runner = NativeRunner(model, EngineConfig(threads=2))
+    logits = runner.logits(batch([1, 2, 3]))[0]
+    allowed = np.argsort(logits)[:5]
+    mask = np.zeros(model.plan.vocab, np.uint8)
+    mask[allowed] = 1
+    sampler = runner.sampler(SamplingParams(), [1, 2, 3])
+    sampler.set_mask(np.packbits(mask, bitorder="little").view(np.uint32))
+    assert runner.step(batch([1, 2, 3]), [sampler]).tokens == [[int(allowed[-1])]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -147,3 +149,86 @@ def test_bad_arrays() -> None:
         Sampler(6, repetition=2.0).seen(np.array([6], np.int32))
     with pytest.raises(TypeError):
         Sampler(6).sample(LOGITS.astype(np.float64).reshape(2, 3))
+
+
+def bits(allowed: Iterable[int], vocab: int) -> np.ndarray:
+    mask = np.zeros(-(-vocab // 32), np.uint32)
+    for token in allowed:
+        mask[token // 32] |= np.uint32(1 << token % 32)
+    return mask
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {}, {"temperature": 1.0}, {"temperature": 3.0, "top_k": 5}, {"temperature": 2.0, "top_p": 0.8},
+        {"temperature": 1.5, "min_p": 0.2}, {"repetition": 3.0, "temperature": 1.0},
+        {"presence": 2.0, "frequency": 2.0, "temperature": 0.7}, {"bias": [(t, 50.0) for t in range(0, 70, 2)]},
+        {"bias": [(3, 1e4), (64, float("inf"))], "temperature": 1.0}, {"logprobs": 3, "temperature": 1.0},
+    ],
+)  # fmt: skip
+def test_only_what_the_mask_allows_is_chosen(params: dict[str, Any]) -> None:
+    random = np.random.default_rng(7)
+    sampler = Sampler(70, seed=3, **params)
+    for _ in range(300):
+        allowed = set(random.choice(70, random.integers(1, 12), replace=False).tolist())
+        sampler.set_mask(bits(allowed, 70))
+        assert sampler.sample(random.normal(0, 4, 70).astype(np.float32))[0] in allowed
+
+
+def test_a_masked_draw_follows_the_allowed_tokens_alone() -> None:
+    sampler = Sampler(6, temperature=1.3, seed=5)
+    sampler.set_mask(bits([0, 2, 3], 6))
+    counts = Counter(sampler.sample(LOGITS)[0] for _ in range(DRAWS))
+    kept = np.where([True, False, True, True, False, False], LOGITS / 1.3, -np.inf).astype(np.float32)
+    close(np.array([counts[i] for i in range(6)]) / DRAWS, softmax(kept))
+
+
+def test_a_mask_leaves_reported_log_probabilities_alone_and_can_be_taken_away() -> None:
+    sampler = Sampler(6, logprobs=2)
+    sampler.set_mask(bits([3], 6))
+    token, logprob, top = sampler.sample(LOGITS)
+    assert token == 3 and logprob == pytest.approx(np.log(softmax(LOGITS))[3], abs=1e-5)
+    assert [t for t, _ in top] == [1, 4]
+    sampler.set_mask(None)
+    assert sampler.sample(LOGITS)[0] == 1
+
+
+def test_where_a_bias_forbids_all_that_is_allowed_the_mask_decides() -> None:
+    for temperature in (0.0, 1.0):
+        sampler = Sampler(6, temperature=temperature, bias=[(3, float("-inf")), (5, float("-inf")), (1, 9.0)])
+        sampler.set_mask(bits([3, 5], 6))
+        assert {sampler.sample(LOGITS)[0] for _ in range(20)} <= {3, 5}
+    sampler.set_mask(bits([0], 6))
+    assert sampler.sample(np.full(6, np.nan, np.float32))[0] == -1
+
+
+def test_bad_masks_are_refused_and_the_last_good_one_stays() -> None:
+    sampler = Sampler(70)
+    sampler.set_mask(bits([69], 70))
+    for wrong in (np.zeros(3, np.uint32), np.ones(2, np.uint32), np.ones(4, np.uint32), np.zeros(0, np.uint32)):
+        with pytest.raises(ValueError, match="mask"):
+            sampler.set_mask(wrong)
+    with pytest.raises(ValueError, match="no token"):
+        sampler.set_mask(np.array([0, 0, 1 << 6], np.uint32))  # bit 70 is beyond the vocabulary
+    with pytest.raises(TypeError):
+        sampler.set_mask(np.ones(3, np.int64))
+    assert sampler.sample(np.arange(70, 0, -1).astype(np.float32))[0] == 69
+
+
+def test_a_choice_waits_for_the_mask_that_is_announced() -> None:
+    sampler = Sampler(6)
+    sampler.expect_mask()
+    with ThreadPoolExecutor(1) as pool:
+        choice = pool.submit(sampler.sample, LOGITS)
+        assert not wait([choice], 0.05).done
+        sampler.set_mask(bits([5], 6))
+        assert choice.result()[0] == 5
+
+
+def test_committed_tokens_count_as_drawn() -> None:
+    drawn = Sampler(6, temperature=1.0, seed=3, frequency=0.5)
+    first = [drawn.sample(LOGITS)[0] for _ in range(10)]
+    told = Sampler(6, temperature=1.0, seed=3, frequency=0.5)
+    told.commit(np.array(first[:6], np.int32))
+    assert [told.sample(LOGITS)[0] for _ in range(4)] == first[6:]

@@ -17,9 +17,11 @@ from typing import Any
 from serving import CHAT, LIMIT_S, Server, chat, until
 from shell import error_line, millis
 
+QUICK = ("--threads", "1", "--max-batch-tokens", "64")  # a short warm-up
+
 
 def test_a_killed_engine_fails_what_it_had_and_comes_back(model_path: Callable[[str], Path]) -> None:
-    with Server(model_path("smollm2")) as server:
+    with Server(model_path("smollm2"), *QUICK) as server:
         poison = chat("Write a story about a crash.", max_tokens=4000, ignore_eos=True, stream=True)
         for crash in (1, 2):
             stream = server.stream(poison)
@@ -40,7 +42,7 @@ def test_a_killed_engine_fails_what_it_had_and_comes_back(model_path: Callable[[
 
 
 def test_sigterm_lets_answers_end_and_takes_no_new_ones(model_path: Callable[[str], Path]) -> None:
-    with Server(model_path("smollm2")) as server:
+    with Server(model_path("smollm2"), *QUICK) as server:
         answers: list[tuple[int, Any]] = []
         ask = lambda: answers.append(server.chat("Write a story.", max_tokens=60, ignore_eos=True))  # noqa: E731
         threads = [threading.Thread(target=ask) for _ in range(4)]
@@ -56,7 +58,7 @@ def test_sigterm_lets_answers_end_and_takes_no_new_ones(model_path: Callable[[st
 
 
 def test_the_drain_has_an_end(model_path: Callable[[str], Path]) -> None:
-    with Server(model_path("smollm2"), "--drain-s", "0.2") as server:
+    with Server(model_path("smollm2"), *QUICK, "--drain-s", "0.2") as server:
         stream = server.stream(chat("Write a story.", max_tokens=6000, ignore_eos=True, stream=True))
         next(stream)
         server.process.send_signal(signal.SIGINT)
@@ -65,7 +67,7 @@ def test_the_drain_has_an_end(model_path: Callable[[str], Path]) -> None:
 
 
 def test_the_engine_ends_with_a_server_that_is_killed(model_path: Callable[[str], Path]) -> None:
-    with Server(model_path("smollm2")) as server:
+    with Server(model_path("smollm2"), *QUICK) as server:
         (worker,) = server.workers()
         server.process.kill()
         server.process.wait(LIMIT_S)
@@ -111,7 +113,7 @@ def test_answers_come_over_tls(model_path: Callable[[str], Path], tmp_path: Path
     names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
     subprocess.run([*command, *names], check=True, capture_output=True)
     files = ("--tls-cert", str(certificate), "--tls-key", str(key))
-    with Server(model_path("smollm2"), *files) as server:
+    with Server(model_path("smollm2"), *QUICK, *files) as server:
         assert server.facts["url"].startswith("https://127.0.0.1:")
         trust = ssl.create_default_context(cafile=str(certificate))
         with urllib.request.urlopen(server.facts["url"] + "/ready", timeout=LIMIT_S, context=trust) as answer:

@@ -37,7 +37,18 @@ def server(model_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     settings.write_text(
         f'api_key_file = "{folder / "keys"}"\nheader_timeout_s = 0.5\nbody_timeout_s = 0.5\nkey_burst = 9\n'
     )
-    flags = ("--config", str(settings), "--key-burst", "30", "--pin", str(folder / "pinned"))
+    flags = (
+        "--threads",
+        "1",
+        "--max-batch-tokens",
+        "64",
+        "--config",
+        str(settings),
+        "--key-burst",
+        "30",
+        "--pin",
+        str(folder / "pinned"),
+    )
     with Server(model_path("smollm2"), *flags, key=KEY, MILLIS_SERVE_KEY_RATE="0.001") as running:
         yield running
 

@@ -29,6 +29,28 @@ class Sampler:
     ) -> None:
         """Counts prompt tokens for the repetition penalty."""
 
+    def set_mask(
+        self,
+        mask: Annotated[NDArray[numpy.uint32], dict(shape=(None,), order="C", device="cpu", writable=False)] | None,
+    ) -> None:
+        """
+        [ceil(vocab / 32)] Only tokens whose bit, t % 32 of word t // 32, is set are chosen from now on; None frees all.
+
+        Reported log-probabilities stay the model's own. ValueError: a mask of another size, or one without any token.
+        """
+
+    def expect_mask(self) -> None:
+        """
+        A mask is being computed: the next choice waits for set_mask, half a minute at most.
+        """
+
+    def commit(
+        self, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)]
+    ) -> None:
+        """
+        Counts tokens of the output that were not chosen here, and moves the random stream behind them.
+        """
+
     def sample(
         self, logits: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)]
     ) -> tuple[int, float, list[tuple[int, float]]]:
@@ -224,6 +246,13 @@ class Runtime:
         lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
         all: bool = False,
+    ) -> NDArray[numpy.float32]: ...
+    def hidden(
+        self,
+        tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        starts: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
     ) -> NDArray[numpy.float32]: ...
     def score(
         self,

@@ -124,6 +124,8 @@ class SamplingParams:
             raise RequestError("stop must hold non-empty strings")
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             raise RequestError(f"grammar must be a Grammar, not {self.grammar!r}")
+        if self.grammar is not None and self.ignore_eos:
+            raise RequestError("ignore_eos and a grammar exclude each other: where a grammar ends, the answer ends")
         if not isinstance(self.logit_bias, Mapping):
             raise RequestError(f"logit_bias must map token ids to numbers, not be {self.logit_bias!r}")
         for token, bias in self.logit_bias.items():

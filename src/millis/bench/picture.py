@@ -69,17 +69,16 @@ def _lines(axes: Any, rows: Sequence[dict[str, Any]], what: str, limit: list[tup
     lengths = sorted({row["tokens"] for row in rows if row[what]})
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
-    axes.yaxis.set_major_locator(_nice_ticks(axes))
+    axes.yaxis.set_major_locator(nice_ticks(*axes.get_ylim()))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.6)
     _label(axes, ends)
 
 
-def _nice_ticks(axes: Any) -> Any:
+def nice_ticks(low: float, high: float) -> Any:
     """1, 2, 5 of each decade, or fewer over many decades."""
     from matplotlib.ticker import LogLocator
 
-    low, high = axes.get_ylim()
     return LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,))
 
 

@@ -72,6 +72,7 @@ class _Target:
     model: str
     answers: dict[Level, list[Answer]] = field(default_factory=dict)
     seconds: dict[Level, float] = field(default_factory=dict)  # from first arrival to last byte, over the rounds
+    waited: dict[Level, int] = field(default_factory=dict)  # requests that found no connection free
     cpu: dict[Level, float] = field(default_factory=dict)  # the load generator's own
 
 
@@ -197,7 +198,7 @@ class _Measurement:
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         headers = self._headers() | {"Accept": "text/event-stream"}
         if deadline_ms is not None:
-            headers["X-Deadline-Ms"] = f"{deadline_ms:g}"
+            headers["X-Deadline-Ms"] = f"{deadline_ms:.10g}"  # 1000000, not 1e+06
         return target.server.request(PATHS[s.endpoint], json.dumps(body, ensure_ascii=False).encode(), headers)
 
     def _headers(self) -> dict[str, str]:
@@ -251,7 +252,7 @@ class _Measurement:
             for prompt, request in zip(prompts, planned, strict=True)
         ]
         progress = asyncio.ensure_future(self._progress(run))
-        cpu = time.process_time()
+        cpu, waited = time.process_time(), target.client.waited
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -263,6 +264,7 @@ class _Measurement:
             progress.cancel()
             await target.client.close()
             target.cpu[level] = target.cpu.get(level, 0.0) + time.process_time() - cpu
+            target.waited[level] = target.waited.get(level, 0) + target.client.waited - waited
             target.seconds[level] = target.seconds.get(level, 0.0) + run.seconds
             target.answers.setdefault(level, []).extend(run.read())
             self._advance(run.ended - run.told)
@@ -296,7 +298,12 @@ class _Measurement:
                 head |= {"request_rate": level.rate, "max_concurrency": level.concurrency}
                 offered = len(answers) / window if window else None
                 share = target.cpu[level] / seconds if seconds > 0 else 0.0
-                runs.append(head | {"offered_rate": offered} | found | {"client_cpu_share": share})
+                runs.append(
+                    head
+                    | {"offered_rate": offered}
+                    | found
+                    | {"client_cpu_share": share, "client_waited": target.waited[level]}
+                )
         return {
             "servers": [target.server.name for target in self._targets],
             "trace": s.trace,

@@ -131,7 +131,8 @@ def _read_chunks(exchange: Exchange, answer: Answer) -> None:
     if not (done or answer.finish_reason):
         answer.error = answer.error or "answer without an end"
     if not times:
-        answer.error = answer.error or "answer without a token"
+        reason = f": {answer.finish_reason}" if answer.finish_reason else ""
+        answer.error = answer.error or f"answer without a token{reason}"
 
 
 def _chunks(exchange: Exchange) -> Iterator[tuple[float, dict[str, Any] | None]]:

@@ -57,9 +57,9 @@ class Client:
 
     async def close(self) -> None:
         """Ends every connection; requests under way end with the error `cancelled`."""
+        tasks = list(self._connecting.values())
         for exchange in list(self.pending):
             self.end(exchange, "cancelled")
-        tasks = list(self._connecting.values())
         for connection in list(self._idle):
             connection.abort()
         self._idle.clear()
@@ -129,7 +129,9 @@ class Client:
             self.end(exchange, f"cannot connect: {_word(error)}")
         else:
             self._connecting.pop(exchange, None)
-            if exchange in self.pending:
+            if not connection.reusable:  # closed as soon as it was open
+                self.end(exchange, "disconnected")
+            elif exchange in self.pending:
                 self._start(connection, exchange)
             else:
                 connection.abort()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from millis.bench.picture import COLOURS, LIMIT_COLOUR, OUR_COLOUR, STYLE, pyplot, save
+from millis.bench.picture import COLOURS, LIMIT_COLOUR, OUR_COLOUR, STYLE, nice_ticks, pyplot, save
 
 GRID = "#e5e7eb"
 DASH = (0, (4, 2))
@@ -27,7 +27,7 @@ def load_picture(result: dict[str, Any], path: Path) -> None:
             _first_tokens(right, runs, colour)
         _dress_goodput(left, result)
         _dress_shares(middle, result)
-        _dress_first_tokens(right)
+        _dress_first_tokens(right, result)
         if len(result["servers"]) > 1:
             figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=8)
         figure.suptitle(_title(result), fontsize=9)
@@ -90,13 +90,16 @@ def _dress_goodput(axes: Any, result: dict[str, Any]) -> None:
     judged = any(run["goodput"] is not None for run in runs)
     axes.set(title="Good answers a second" if judged else "Answers a second", xlabel=_load_words(result))
     axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.1 * max([_served(run) for run in runs] + [1e-9]))
+    highest = 1.1 * max([_served(run) for run in runs] + [1e-9])
+    axes.set_ylim(0, highest)
     if not any(run["max_concurrency"] for run in runs):
         top = max(_load(run) for run in runs)
         axes.plot((0, top), (0, top), color=LIMIT_COLOUR, linewidth=0.9, linestyle=DASH, zorder=1)
-        axes.annotate(
-            "as many as asked", (0.02, 0.97), xycoords="axes fraction", color=LIMIT_COLOUR, va="top", fontsize=8
-        )
+        end = min(top, highest)
+        right = end < 0.6 * top
+        offset = (5 if right else -5, -4)
+        where: dict[str, Any] = {"textcoords": "offset points", "ha": "left" if right else "right", "va": "top"}
+        axes.annotate("all that came", (end, end), offset, color=LIMIT_COLOUR, fontsize=8, bbox=BOX, **where)
     axes.grid(axis="y", color=GRID, linewidth=0.6)
 
 
@@ -109,10 +112,14 @@ def _dress_shares(axes: Any, result: dict[str, Any]) -> None:
     axes.grid(axis="y", color=GRID, linewidth=0.6)
 
 
-def _dress_first_tokens(axes: Any) -> None:
-    axes.set(title="First token within (% of answers)", xlabel="milliseconds", xscale="log")
+def _dress_first_tokens(axes: Any, result: dict[str, Any]) -> None:
+    many = len({_load(run) for run in result["runs"]}) > 1
+    words = f"milliseconds; on the lines: {_load_words(result)}" if many else "milliseconds"
+    axes.set(title="First token within (% of answers)", xlabel=words, xscale="log")
     axes.set_ylim(0, 103)
+    axes.xaxis.set_major_locator(nice_ticks(*axes.get_xlim()))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.grid(color=GRID, linewidth=0.6)
 
 
@@ -121,7 +128,7 @@ def _load_words(result: dict[str, Any]) -> str:
 
 
 def _title(result: dict[str, Any]) -> str:
-    parts = [f"{result['trace']} arrivals"]
+    parts = ["closed loop" if result["trace"] == "closed" else f"{result['trace']} arrivals"]
     if result["output_tokens"]:
         size = f"{result['prompt_tokens']} tokens" if result["prompt_tokens"] else f"{result['prompt_words']} words"
         parts.append(f"{size} in, {result['output_tokens']} tokens out")

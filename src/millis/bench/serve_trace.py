@@ -15,7 +15,6 @@ from millis.types import RequestError
 
 Trace = Literal["poisson", "closed", "burst", "azure"]
 TRACES: tuple[str, ...] = get_args(Trace)
-MAX_REQUESTS = 1_000_000
 MAX_RATE = 100_000.0  # requests a second
 ROW_LIMIT = 2_000_000  # of a trace file
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")

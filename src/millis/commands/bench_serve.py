@@ -30,7 +30,7 @@ def command(
     capacity: Annotated[float | None, typer.Option(min=0.001, help="Requests a second that 1x stands for.")] = None,
     concurrency: Annotated[str, typer.Option(help="Requests at once, of closed: 1,4,16.")] = "1",
     burst: Annotated[int, typer.Option(min=1, max=10_000, help="Requests that come together, of burst.")] = 16,
-    requests: Annotated[int, typer.Option(min=1, max=1_000_000, help="At each rate, at most.")] = 200,
+    requests: Annotated[int, typer.Option(min=1, max=100_000, help="At each rate, at most.")] = 200,
     duration: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds at each rate, at most.")] = 300.0,
     prompt_words: Annotated[int, typer.Option(min=1, max=100_000, help="Words of a prompt.")] = 60,
     prompt_tokens: Annotated[
@@ -156,6 +156,9 @@ def command(
             tell=lambda words: bar.update(task, description=words, refresh=True),
             advance=lambda count: bar.update(task, advance=count, refresh=True),
         )
+    if result["interrupted"] and not result["runs"]:
+        common.say("interrupted before anything was measured")
+        raise typer.Exit(INTERRUPTED)
     for path in pictures:
         from millis.bench.serve_picture import load_picture
 

@@ -43,7 +43,8 @@ def show(result: dict[str, Any]) -> None:
 def _heading(result: dict[str, Any]) -> str:
     size = f"{result['prompt_tokens']} tokens" if result["prompt_tokens"] else f"{result['prompt_words']} words"
     asked = f"{size} in, {result['output_tokens']} tokens out" if result["output_tokens"] else "lengths of the trace"
-    parts = [f"{result['trace']} arrivals", asked, result["endpoint"]]
+    arrivals = "closed loop" if result["trace"] == "closed" else f"{result['trace']} arrivals"
+    parts = [arrivals, asked, result["endpoint"]]
     if result["shared_prefix_tokens"]:
         parts.append(f"shared prefix of {result['shared_prefix_tokens']} tokens")
     if result["deadline_ms"]:
@@ -66,6 +67,8 @@ def _remarks(result: dict[str, Any]) -> list[str]:
             lines.append(f"{where}: errors: {kinds}")
         if run["without_usage"]:
             lines.append(f"{where}: {run['without_usage']} answers gave no usage; their pieces are counted as tokens")
+        if run["client_waited"]:
+            lines.append(f"{where}: {run['client_waited']} requests waited for a connection; --connections allows more")
         if (late := run["p99_lateness_ms"]) and late > LATE_MS:
             lines.append(
                 f"{where}: the load generator was late by p99 {late:.1f} ms, at most {run['max_lateness_ms']:.1f} ms; "

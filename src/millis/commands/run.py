@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +30,9 @@ def command(
     repetition_penalty: common.Penalty = 1.0,
     seed: common.Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    schema: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A file with a JSON schema: answer as JSON of it.")
+    ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of the answer.")] = False,
     deadline_ms: common.DeadlineMs = None,
     threads: common.Threads = None,
@@ -51,8 +55,9 @@ def command(
         ignore_eos=ignore_eos,
     )
     text = _prompt(prompt)
+    form = None if schema is None else _schema(schema)
     lm = common.load(model, threads=threads, context=context, precision=precision, speculation=speculation, draft=draft)
-    stream = _stream(lm, text, system, raw, {**sampling, "deadline_ms": deadline_ms})
+    stream = _stream(lm, text, system, raw, {**sampling, "deadline_ms": deadline_ms, "schema": form})
     if json:
         with common.stopped_by_interrupt(stream):
             out = stream.result()
@@ -72,6 +77,13 @@ def _prompt(prompt: str) -> str:
     if not text.strip():
         raise RequestError("the prompt is empty; give a text, or - and a text on standard input")
     return text
+
+
+def _schema(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path} cannot be read as a schema: {error}") from None
 
 
 def _stream(lm: LanguageModel, text: str, system: str | None, raw: bool, options: dict[str, Any]) -> Stream:

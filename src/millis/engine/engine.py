@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from millis.engine.constraint import Constraint, Matcher
+from millis.engine.pooling import groups, mean_hidden
 from millis.engine.prefix import Match, RadixCache
 from millis.engine.request import Event, Request
 from millis.engine.runner import Batch, Runner, Sampled
 from millis.engine.scheduler import Chunk, Scheduler
 from millis.engine.speculate import Speculator
-from millis.types import FinishReason, RequestError, SamplingParams, TokenLogprob
+from millis.types import FinishReason, Grammar, GrammarError, RequestError, SamplingParams, TokenLogprob
 
 
 class Engine:
@@ -30,6 +32,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
         speculator: Speculator | None = None,
         prefix_cache: bool = False,
+        grammars: Callable[[Grammar], Matcher] | None = None,
     ) -> None:
         self.runner = runner
         self.eos = eos
@@ -45,9 +48,15 @@ class Engine:
             most_pinned = max(0, min(runner.pages // 2, runner.pages - longest))  # the longest request still fits
             self.scheduler.prefix = RadixCache(self.scheduler.allocator, runner.page_tokens, most_pinned)
         self.speculator = speculator
+        self.grammars = grammars
         self._turn = threading.Condition(threading.Lock())
         self._stepping = False
         self._step_s = 0.0  # how long the latest step of decodes took
+
+    @property
+    def room(self) -> int:
+        """Tokens of the longest sequence: what the context and the KV cache hold."""
+        return min(self.runner.context, self.runner.pages * self.runner.page_tokens)
 
     def submit(
         self,
@@ -60,10 +69,11 @@ class Engine:
     ) -> Request:
         """Queues a prompt; it may use what is cached of the same tenant's.
 
-        RequestError: it is empty, holds an unknown token, or does not fit the context.
+        RequestError: it is empty, holds an unknown token, or does not fit the context. GrammarError: its grammar is
+        malformed, not supported, or beyond a limit.
         """
         tokens = self._checked(prompt)
-        room = min(self.runner.context, self.runner.pages * self.runner.page_tokens)
+        room = self.room
         if len(tokens) >= room:
             raise RequestError(f"the prompt has {len(tokens)} tokens; the context holds {room}, the answer included")
         request = Request(
@@ -77,9 +87,21 @@ class Engine:
             tenant=tenant,
         )
         request.timings.prompt_tokens = len(tokens)
+        forced = self._constrain(request)
         with self._turn:
             self.scheduler.add(request)
+            self._follow(request, forced)
         return request
+
+    def _constrain(self, request: Request) -> list[int]:
+        """Makes a request's constraint, where it has a grammar; returns what every answer begins with."""
+        params = request.params
+        if params.grammar is None:
+            return []
+        if self.grammars is None:
+            raise GrammarError("this engine was made without grammars")
+        request.constraint = Constraint(self.grammars(params.grammar), request.sampler, jump=params.logprobs is None)
+        return request.constraint.begin()
 
     def events(self, request: Request) -> Iterator[Event]:
         """The request's events, up to and including its last; closing the iterator early cancels the request."""
@@ -229,6 +251,29 @@ class Engine:
         """Computes tokens[start:] into `pages`."""
         self._score_run(pages, start, tokens[start:], [-1] * (len(tokens) - start))
 
+    def embed(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """[N, width] the mean of each prompt's final hidden states. RequestError: one does not fit.
+
+        Other requests may take steps between two groups of prompts that run together.
+        """
+        checked = [self._checked(prompt) for prompt in prompts]
+        longest = max(len(prompt) for prompt in checked)
+        if longest > self.room:
+            raise RequestError(f"a prompt has {longest} tokens; the context holds {self.room}")
+        means = []
+        for group in groups(checked, self.runner, self.runner.pages // 2):
+            with self._turn:
+                while self._stepping:
+                    self._turn.wait()
+                pages = self._pages_for(
+                    sum(-(-len(p) // self.runner.page_tokens) for p in group) * self.runner.page_tokens
+                )
+                try:
+                    means.append(mean_hidden(self.runner, group, pages))
+                finally:
+                    self.scheduler.allocator.give(pages)
+        return np.concatenate(means)
+
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         ids = [int(token) for token in tokens]
         if not ids:
@@ -282,7 +327,15 @@ class Engine:
             if request.abandoned:
                 self._finish(request, "cancelled", None)
             elif request.deadline_s is not None and due > request.deadline_s:
-                self._finish(request, "deadline", None)
+                self._land(request)
+
+    def _land(self, request: Request) -> None:
+        """Ends a request whose time is up; an answer of a grammar is made whole, without the model."""
+        closing = None if request.constraint is None else request.constraint.closing()
+        for token in closing or ():
+            request.tokens.append(token)
+            request.inbox.append(Event(token))
+        self._finish(request, "deadline", None)
 
     def _emit(self, chunks: list[Chunk], sampled: Sampled, now: float) -> None:
         for chunk, tokens, logprobs in zip(chunks, sampled.tokens, sampled.logprobs, strict=True):
@@ -306,8 +359,29 @@ class Engine:
         if token in self.eos and not request.params.ignore_eos:
             self._finish(request, "stop", None)
             return
+        forced: list[int] = []
+        if request.constraint is not None:
+            try:
+                forced = request.constraint.advance(token)
+            except GrammarError as error:
+                request.error = error
+                self._finish(request, "cancelled", None)
+                return
+        self._append(request, token, logprob, whole=not forced)
+        self._follow(request, forced)
+
+    def _follow(self, request: Request, forced: Sequence[int]) -> None:
+        """Emits what a grammar forces: tokens that the model need not choose, computed with the next step."""
+        for i, token in enumerate(forced):
+            if request.finish_reason is None:
+                self._append(request, token, None, whole=i == len(forced) - 1)
+
+    def _append(self, request: Request, token: int, logprob: TokenLogprob | None, *, whole: bool) -> None:
+        """Emits one more token, the last where the limit is reached or a grammar has come to its end."""
         request.tokens.append(token)
-        if len(request.tokens) >= request.limit:
+        if whole and request.constraint is not None and request.constraint.stopped:
+            self._finish(request, "stop", token, logprob)
+        elif len(request.tokens) >= request.limit:
             self._finish(request, "length", token, logprob)
         else:
             request.inbox.append(Event(token, logprob))

@@ -120,6 +120,10 @@ class NativeRunner:
     def copy_page(self, source: int, target: int) -> None:
         self._runtime.copy_page(source, target)
 
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """[T, width] the final, normed hidden states: what the output matrix reads behind every token."""
+        return self._runtime.hidden(batch.tokens, batch.starts, batch.lengths, batch.tables)
+
     def logits(self, batch: Batch, *, every: bool = False) -> NDArray[np.float32]:
         """[S, vocab] logits after each sequence's last token, or [T, vocab] after every token."""
         return self._runtime.logits(batch.tokens, batch.starts, batch.lengths, batch.tables, all=every)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from millis.types import FinishReason, SamplingParams, Timings, TokenLogprob
+
+if TYPE_CHECKING:
+    from millis.engine.constraint import Constraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Request:
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
     abandoned: bool = False  # its reader asks for the end; any thread may set it
+    constraint: Constraint | None = None  # where only answers of a grammar are wanted
     drafts: list[int] = field(default_factory=list)  # guesses of the tokens behind `tokens`, for the next step only
     guesses: Any = None  # what speculation remembers of this request
     timings: Timings = field(default_factory=Timings)

@@ -66,6 +66,10 @@ class Runner(Protocol):
         """Copies the keys and values of page `source` into page `target`."""
         ...
 
+    def hidden(self, batch: Batch) -> NDArray[np.float32]:
+        """[T, width] the final, normed hidden state behind every token; drafts and samplers play no part."""
+        ...
+
 
 class DraftRunner(Protocol):
     """Runs a draft model. Samplers are those of the model that is drafted for."""

@@ -87,7 +87,7 @@ class Speculator:
         for request in decoding:
             share = max(1, (min(MOST_ROWS, self.costs.reach) - base) // base)
             most = min(spare, share, request.limit - len(request.tokens) - 1)
-            if most <= 0:
+            if most <= 0 or request.constraint is not None:  # a mask speaks of one token only
                 continue
             guesses = self._guesses(request)
             rate = self._from_text(request, guesses, base, most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import math
 import operator
 import time
@@ -13,22 +14,37 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from millis import _native, hub
 from millis.config import EngineConfig, Precision
 from millis.engine.draft import DraftModel
 from millis.engine.engine import Engine
+from millis.engine.grammar import GrammarCompiler
 from millis.engine.native_runner import NativeRunner
 from millis.engine.packed import packed_weights
 from millis.engine.requantize import requantize
 from millis.engine.request import Request
 from millis.engine.speculate import Speculator
 from millis.models.load import Model, build_plan, load_model, read_checkpoint
+from millis.tasks.embed import embed
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer, load_tokenizer
-from millis.types import Completion, ModelError, RequestError, SamplingParams, Timings, TokenLogprob
+from millis.types import (
+    Completion,
+    Grammar,
+    GrammarError,
+    ModelError,
+    RequestError,
+    SamplingParams,
+    Timings,
+    TokenLogprob,
+)
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
 Prompt = str | Sequence[int]
+Schema = Mapping[str, Any] | bool | str  # JSON schema, as Python has it or as text
 
 
 class Stream:
@@ -146,8 +162,13 @@ class LanguageModel:
             self.runner = NativeRunner(self.model, self.config, packed)
         draft = None if self.config.draft is None else self._draft_model(self.config.draft, progress, agree)
         speculator = None if self.config.speculation == "off" else Speculator(time.perf_counter, draft)
+        grammars = GrammarCompiler(self.tokenizer)
         self.engine = Engine(
-            self.runner, self.tokenizer.eos, speculator=speculator, prefix_cache=self.config.prefix_cache
+            self.runner,
+            self.tokenizer.eos,
+            speculator=speculator,
+            prefix_cache=self.config.prefix_cache,
+            grammars=grammars.compile,
         )
 
     def _draft_model(
@@ -165,23 +186,45 @@ class LanguageModel:
         context = min(checkpoint.config.context, self.model.plan.context)
         return DraftModel(NativeRunner(Model(checkpoint, build_plan(checkpoint, context)), self.config))
 
-    def generate(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
-        """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams."""
-        return self.stream(prompt, deadline_ms=deadline_ms, **sampling).result()
+    def generate(
+        self, prompt: Prompt, *, deadline_ms: float | None = None, schema: Schema | None = None, **sampling: Any
+    ) -> Completion:
+        """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams.
 
-    def stream(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Stream:
+        schema: a JSON schema; the answer is then JSON of it. GrammarError names what of it is not supported.
+        """
+        return self.stream(prompt, deadline_ms=deadline_ms, schema=schema, **sampling).result()
+
+    def stream(
+        self, prompt: Prompt, *, deadline_ms: float | None = None, schema: Schema | None = None, **sampling: Any
+    ) -> Stream:
         """As `generate`, but hands out the text as it is written."""
         begin = time.perf_counter()
-        return self._start(self._ids(prompt), begin, deadline_ms, sampling, continues=True)
+        return self._start(self._ids(prompt), begin, deadline_ms, with_schema(sampling, schema), continues=True)
 
-    def chat(self, messages: Sequence[Message], *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
-        """Answers a conversation through the model's own chat template."""
-        return self.chat_stream(messages, deadline_ms=deadline_ms, **sampling).result()
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        deadline_ms: float | None = None,
+        schema: Schema | None = None,
+        **sampling: Any,
+    ) -> Completion:
+        """Answers a conversation through the model's own chat template; `schema` as in `generate`."""
+        return self.chat_stream(messages, deadline_ms=deadline_ms, schema=schema, **sampling).result()
 
-    def chat_stream(self, messages: Sequence[Message], *, deadline_ms: float | None = None, **sampling: Any) -> Stream:
+    def chat_stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        deadline_ms: float | None = None,
+        schema: Schema | None = None,
+        **sampling: Any,
+    ) -> Stream:
         """As `chat`, but hands out the text as it is written."""
         begin = time.perf_counter()
-        return self._start(self.tokenizer.encode_chat(messages), begin, deadline_ms, sampling, continues=False)
+        ids = self.tokenizer.encode_chat(messages)
+        return self._start(ids, begin, deadline_ms, with_schema(sampling, schema), continues=False)
 
     def score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[float]:
         """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
@@ -191,6 +234,14 @@ class LanguageModel:
         if [] in ids:
             raise RequestError(f"continuation {ids.index([])} is empty; give at least one token")
         return self.engine.score(self._ids(prompt), ids)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """[N, D] float32, one vector of unit length a text: the mean of its tokens' final hidden states.
+
+        A model that was made to write tells texts apart less well than one that was trained for embeddings.
+        RequestError names the text that is empty or longer than the context.
+        """
+        return embed(self.engine, self.tokenizer.encode, texts)
 
     def _ids(self, prompt: Prompt, add_special: bool = True) -> list[int]:
         if isinstance(prompt, str):
@@ -250,6 +301,19 @@ def _check_names(given: Mapping[str, Any], kind: type[EngineConfig] | type[Sampl
     for name in given:
         if name not in known:
             raise RequestError(f"unknown {what} {name!r}; there are {', '.join(known)}")
+
+
+def with_schema(sampling: dict[str, Any], schema: Schema | None) -> dict[str, Any]:
+    """The sampling parameters with a schema's grammar among them."""
+    if schema is None:
+        return sampling
+    if sampling.get("grammar") is not None:
+        raise RequestError("schema and grammar exclude each other; give one of them")
+    try:
+        source = schema if isinstance(schema, str) else json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GrammarError(f"the schema cannot be written as JSON: {error}") from None
+    return {**sampling, "grammar": Grammar("json_schema", source)}
 
 
 def _check_isa(isa: str) -> None:

@@ -102,6 +102,11 @@ class Tokenizer:
         """Ids are valid in [0, vocab_size)."""
         return self._spelling.size
 
+    @property
+    def control(self) -> frozenset[int]:
+        """Ids that are no text: those that `decode` leaves out."""
+        return frozenset(token for token in range(self.vocab_size) if token in self._spelling.control)
+
     def same_ids(self, other: Tokenizer) -> bool:
         """Whether every id stands for the same token in both."""
         ours, theirs = self._spelling, other._spelling

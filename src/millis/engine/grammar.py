@@ -1,0 +1,251 @@
+"""Grammars: which tokens may come next so that an answer is JSON of a schema, matches a pattern, or is one of several.
+
+The parsing is llguidance's; which schemas are taken is schema.py's; how an answer is brought to an end without the
+model is closing.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis.engine.closing import Closer
+from millis.engine.schema import check_choice, check_lark, check_pattern, check_schema, check_size, patterns_of
+from millis.types import Grammar, GrammarError
+
+CACHED = 32  # compiled grammars
+HINTS = 16  # patterns of a schema for which a matching text is looked for
+# As json.dumps writes, so as models have read it most often. No other whitespace: small models lose themselves in it.
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+LIMITS = {
+    "max_items_in_row": 2_000,
+    "initial_lexer_fuel": 500_000,
+    "step_lexer_fuel": 100_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 10_000,  # up to 2 kB each
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,  # errors must not quote the answer
+}
+
+
+class Vocabulary(Protocol):
+    """What a grammar needs to know of a tokenizer; see millis.tokenizer."""
+
+    eos: frozenset[int]
+    bos: int | None
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def control(self) -> frozenset[int]: ...
+    def token_bytes(self, token: int) -> bytes: ...
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]: ...
+
+
+class Matcher:
+    """How far an answer has come in its grammar. Safe to use from several threads."""
+
+    def __init__(self, native: Any, closer: Closer, vocab: int, hints: Sequence[Sequence[int]] | None) -> None:
+        self._native, self._closer, self._vocab = native, closer, vocab
+        self._hints = hints  # None where the answer is no JSON
+        self._text = bytearray()  # of the answer so far
+        self._turn = threading.Lock()
+        self.ended = False  # an end token was accepted
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the answer is whole and nothing more may follow it."""
+        with self._turn:
+            return self.ended or bool(self._native.is_stopped())
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the answer is whole, though it may go on."""
+        with self._turn:
+            return self.ended or bool(self._native.is_accepting())
+
+    def mask(self) -> NDArray[np.uint32]:
+        """[ceil(vocab / 32)] the tokens that may follow: bit t % 32 of word t // 32. GrammarError: a limit."""
+        with self._turn:
+            return mask_of(self._native, self._vocab)
+
+    def accept(self, token: int) -> None:
+        """Moves behind a token; GrammarError where the grammar does not allow it."""
+        with self._turn:
+            if token in self._closer.ends:
+                self.ended = True
+            if not self._native.consume_token(token):
+                raise _failure(self._native)
+            self._text += self._closer.spelling(token)
+
+    def forced(self) -> list[int]:
+        """The tokens that must follow, as the tokenizer writes them; none where the grammar leaves a choice."""
+        with self._turn:
+            return [] if self.ended else list(self._native.compute_ff_tokens())
+
+    def closing(self) -> list[int] | None:
+        """A short completion of the answer, found without the model; None where the search for one was given up.
+
+        Empty where the answer is whole. Accepting these tokens leaves an answer that the grammar accepts.
+        """
+        with self._turn:
+            if self.ended:
+                return []
+            native, text = self._native.deep_copy(), bytes(self._text)
+        return self._closer.close(native, None if self._hints is None else text, self._hints or ())
+
+    def copy(self) -> Matcher:
+        """An independent matcher at the same place."""
+        with self._turn:
+            twin = Matcher(self._native.deep_copy(), self._closer, self._vocab, self._hints)
+            twin._text, twin.ended = bytearray(self._text), self.ended
+            return twin
+
+
+def mask_of(native: Any, vocab: int) -> NDArray[np.uint32]:
+    """The tokens that may follow; GrammarError where there are none."""
+    mask = np.frombuffer(native.compute_bitmask(), np.uint32)[: -(-vocab // 32)]
+    if native.is_error():
+        raise _failure(native)
+    return mask
+
+
+class GrammarCompiler:
+    """Makes matchers. The vocabulary is read once, by `prepare` or at the first use; grammars are kept."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._tokenizer: Any = None
+        self._closer: Closer | None = None
+        self._cache: OrderedDict[Grammar, tuple[Any, list[list[int]] | None]] = OrderedDict()
+        self._turn = threading.Lock()
+
+    def prepare(self) -> None:
+        """Reads the vocabulary, which takes up to a second. GrammarError: llguidance is not installed."""
+        with self._turn:
+            if self._tokenizer is None:
+                library = _library()
+                words = _Words(self._vocabulary)
+                self._closer = Closer(words.tokens, self._vocabulary.eos, self._vocabulary.control)
+                self._tokenizer = library.LLTokenizer(
+                    words,
+                    n_vocab=self._vocabulary.vocab_size,
+                    eos_token=sorted(self._vocabulary.eos),
+                    slices=library.LLTokenizer.json_slices(),
+                )
+
+    def compile(self, grammar: Grammar) -> Matcher:
+        """A matcher at the grammar's beginning. GrammarError: it is malformed, not supported, or beyond a limit."""
+        check_size(grammar.source, "grammar")
+        self.prepare()
+        assert self._closer is not None
+        with self._turn:
+            found = self._cache.get(grammar)
+        if found is None:
+            native = self._native(grammar)
+            found = native, self._hints(grammar)
+        with self._turn:
+            self._cache[grammar] = found
+            self._cache.move_to_end(grammar)
+            if len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
+            native, hints = found
+            return Matcher(native.deep_copy(), self._closer, self._vocabulary.vocab_size, hints)
+
+    def _native(self, grammar: Grammar) -> Any:
+        library = _library()
+        try:
+            source = _source(grammar, library.LLMatcher)
+        except ValueError as error:
+            raise error if isinstance(error, GrammarError) else GrammarError(_first_line(error)) from None
+        limits = library.LLParserLimits(**LIMITS)
+        native = library.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
+        if native.is_error():
+            raise _failure(native)
+        if not mask_of(native, self._vocabulary.vocab_size).any():  # some limits are met here only
+            raise GrammarError("the grammar allows no answer at all")
+        return native
+
+    def _hints(self, grammar: Grammar) -> list[list[int]] | None:
+        """Texts that match a schema's unanchored patterns: what a string may need before it can end. None: no JSON."""
+        if grammar.kind not in ("json_schema", "json_object"):
+            return None
+        assert self._closer is not None
+        hints = []
+        patterns = patterns_of(json.loads(grammar.source)) if grammar.source else []
+        for pattern in [pattern for pattern in patterns if not pattern.startswith("^")][:HINTS]:
+            try:
+                tokens = self._closer.close(self._native(Grammar("regex", pattern)), None)
+            except GrammarError:  # a pattern of its own may be beyond what it is inside its schema
+                continue
+            text = b"".join(map(self._closer.spelling, tokens or [])).decode(errors="ignore")
+            hints.append(self._closer.spelled(json.dumps(text, ensure_ascii=False)[1:-1].encode()))
+        return hints
+
+
+class _Words:
+    """The vocabulary as llguidance asks for it."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        control = vocabulary.control
+        self.eos_token_id = min(vocabulary.eos)
+        self.bos_token_id = vocabulary.bos
+        self.tokens = [vocabulary.token_bytes(token) for token in range(vocabulary.vocab_size)]
+        self.special_token_ids = sorted(control | vocabulary.eos)
+        self._encode = vocabulary.encode
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        text = text.decode(errors="replace") if isinstance(text, bytes) else text
+        return self._encode(text, add_special=False)
+
+
+def _library() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise GrammarError("answers of a given form need llguidance; pip install 'millis[serve]'") from None
+    return llguidance
+
+
+def _source(grammar: Grammar, native: Any) -> str:
+    """The grammar in llguidance's own words."""
+    match grammar.kind:
+        case "json_schema":
+            schema = json.dumps(check_schema(grammar.source))
+            return str(native.grammar_from_json_schema(schema, overrides=JSON_STYLE))
+        case "json_object":
+            if grammar.source:
+                raise GrammarError("json_object takes no source; use json_schema for a schema")
+            return str(native.grammar_from_json_schema('{"type": "object"}', overrides=JSON_STYLE))
+        case "regex":
+            check_size(grammar.source, "pattern")
+            check_pattern(grammar.source, "the pattern")
+            return str(native.grammar_from_regex(grammar.source))
+        case "choice":
+            return str(native.grammar_from_regex(_any_of(check_choice(grammar.source))))
+        case "lark":
+            check_lark(grammar.source)
+            return str(native.grammar_from_lark(grammar.source))
+        case _:
+            raise GrammarError(f"there is no grammar of kind {grammar.kind!r:.40}")
+
+
+def _any_of(texts: Sequence[str]) -> str:
+    return "|".join(re.sub(r"[\\.+*?()|\[\]{}^$/&~#-]", r"\\\g<0>", text) for text in texts)
+
+
+def _failure(native: Any) -> GrammarError:
+    return GrammarError(f"the grammar cannot be used: {_first_line(native.get_error() or native.stop_reason())}")
+
+
+def _first_line(error: object) -> str:
+    return f"{str(error).strip().splitlines()[0] if str(error).strip() else 'unknown error':.200}"

@@ -1,0 +1,237 @@
+"""What may be asked of a schema or a pattern, checked before it is compiled. Pure: text in, a checked schema out.
+
+A keyword that would not be enforced is refused by its name; what would take long to compile, by the limit it exceeds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from millis.types import GrammarError
+
+MAX_BYTES = 131_072  # of any grammar's source
+MAX_DEPTH = 64  # of nested objects and lists in a schema's text
+MAX_PATTERN = 2_048  # characters of a regular expression
+MAX_EXPANDED = 2_000  # characters of a regular expression once its repetitions are written out
+MAX_PROPERTIES = 1_000  # of all objects of a schema together
+MAX_VALUES = 2_000  # of all enums of a schema together, or of a choice
+MAX_COUNT = 1_000_000  # of characters, items or properties that a schema may name
+MAX_MULTIPLE = 10_000  # the least common multiple of a schema's multipleOf, in units of its last decimal
+MAX_BOUND = 10**18  # of a number's minimum and maximum
+
+ANNOTATIONS = frozenset(
+    ("title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly")
+)
+_ONE = frozenset(("items", "additionalProperties"))  # keywords that hold a schema
+_MANY = frozenset(("anyOf", "oneOf", "allOf", "prefixItems"))  # a list of schemas
+_NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # schemas by name
+_COUNTS = frozenset(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"))
+_BOUNDS = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
+_PLAIN = frozenset(("type", "const", "required", "format", "$ref"))  # checked where they are compiled
+
+
+@dataclass(slots=True)
+class _Sums:
+    properties: int = 0
+    values: int = 0
+    multiples: list[Decimal] = field(default_factory=list)
+
+
+def check_size(source: str, what: str) -> None:
+    """GrammarError where the source is not text, not valid Unicode, or too long."""
+    if not isinstance(source, str):
+        raise GrammarError(f"the {what} must be a text, not {type(source).__name__}")
+    try:
+        size = len(source.encode())
+    except UnicodeEncodeError:
+        raise GrammarError(f"the {what} holds a lone surrogate; send valid Unicode") from None
+    _limit(f"the {what}", size, MAX_BYTES, "bytes")
+
+
+def read_json(source: str, what: str) -> Any:
+    """The value of a JSON text; GrammarError where it is malformed, says a name twice, or is nested too deeply."""
+    check_size(source, what)
+    try:
+        value = json.loads(source, object_pairs_hook=_once, parse_constant=_no_constant)
+    except RecursionError:
+        raise GrammarError(f"the {what} is nested more than {MAX_DEPTH} levels deep; make it flatter") from None
+    except ValueError as error:
+        if isinstance(error, GrammarError):
+            raise
+        raise GrammarError(f"the {what} is not JSON: {error}") from None
+    if _depth(value) > MAX_DEPTH:
+        raise GrammarError(f"the {what} is nested more than {MAX_DEPTH} levels deep; make it flatter")
+    return value
+
+
+def check_schema(source: str) -> dict[str, Any]:
+    """The schema, where everything in it can be enforced and has a bearable size. GrammarError names what has not."""
+    schema = read_json(source, "schema")
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        raise GrammarError(f"a schema must be a JSON object, not {json.dumps(schema):.40}")
+    sums = _Sums()
+    _walk(schema, "schema", sums)
+    _limit("the schema", sums.properties, MAX_PROPERTIES, "properties")
+    _limit("the schema", sums.values, MAX_VALUES, "enum values")
+    _check_multiples(sums.multiples)
+    return schema
+
+
+def patterns_of(schema: Any) -> list[str]:
+    """The patterns of strings anywhere in a checked schema, each once."""
+    if not isinstance(schema, (dict, list)):
+        return []
+    found = [schema["pattern"]] if isinstance(schema, dict) and isinstance(schema.get("pattern"), str) else []
+    for item in schema.values() if isinstance(schema, dict) else schema:
+        found += patterns_of(item)
+    return list(dict.fromkeys(found))
+
+
+def check_choice(source: str) -> list[str]:
+    """The texts of a choice."""
+    texts = read_json(source, "choice")
+    if not isinstance(texts, list) or not texts or any(not isinstance(text, str) or not text for text in texts):
+        raise GrammarError("a choice must be a JSON list of texts, none of them empty")
+    _limit("the choice", len(texts), MAX_VALUES, "texts")
+    return texts
+
+
+def check_pattern(pattern: str, where: str) -> None:
+    """GrammarError where a regular expression is too long, or would be with its repetitions written out."""
+    if not isinstance(pattern, str):
+        raise GrammarError(f"{where} must be a text, not {json.dumps(pattern):.40}")
+    _limit(where, len(pattern), MAX_PATTERN, "characters")
+    _limit(where, expanded(pattern), MAX_EXPANDED, "characters with its repetitions written out")
+
+
+def check_lark(source: str) -> None:
+    """GrammarError where a Lark grammar is too large, or asks for what the engine would not do."""
+    check_size(source, "grammar")
+    for pattern in (part["pattern"] for part in _LARK.finditer(source) if part["pattern"]):
+        check_pattern(pattern, "a pattern of the grammar")
+    rules = _LARK.sub('""', source)
+    for word in ("%json", "%llguidance", "%regex"):
+        if word in rules:
+            raise GrammarError(f"{word} is not supported in a Lark grammar; use rules and terminals only")
+    if found := re.search(r"\[[^\[\]\n]*\]\s*:|<[^<>\n]{1,80}>", rules):
+        raise GrammarError(f"{found[0]:.40} is not supported: a Lark grammar here has no attributes and special tokens")
+    for bounds in re.findall(r"\{\s*(\d+)(?:\s*,\s*(\d+))?\s*\}|~\s*(\d+)(?:\s*\.\.\s*(\d+))?", rules):
+        most = max(int(number[:9]) for number in bounds if number)
+        _limit("a repetition of the grammar", most, MAX_EXPANDED, "times")
+
+
+# Texts, patterns and comments of a Lark grammar. Each takes what is unfinished, too, so that nothing is tried twice.
+_LARK = re.compile(r'"(?:[^"\\\n]|\\.)*"?|(?://|#)[^\n]*|/(?P<pattern>(?:[^/\\\n]|\\.)+)/?')
+
+
+def expanded(pattern: str) -> int:
+    """About how many characters a regular expression has once x{n,m} is written as m times x."""
+    open_groups: list[int] = []  # characters before each group that is open
+    total, last = 0, 0  # up to the last atom; the last atom
+    for part in _PARTS.finditer(pattern):
+        text = part.group()
+        if text == "(":
+            open_groups.append(total + last)
+            total, last = 0, 0
+        elif text == ")" and open_groups:
+            total, last = open_groups.pop(), total + last
+        elif part["low"]:
+            last *= max(1, int(part["low"][:9]), int((part["high"] or "0")[:9]))
+        else:
+            total, last = total + last, 1
+    return sum(open_groups) + total + last
+
+
+_PARTS = re.compile(r"\{(?P<low>\d+)(?:,(?P<high>\d*))?\}|\\[pP]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+
+
+def _walk(schema: Any, path: str, sums: _Sums) -> None:
+    if isinstance(schema, bool):
+        return
+    if not isinstance(schema, dict):
+        raise GrammarError(f"{path} must be a schema (an object, true or false), not {json.dumps(schema):.40}")
+    for key, value in schema.items():
+        where = f"{path}.{key:.40}"
+        if key in _ONE:
+            _walk(value, where, sums)
+        elif key in _MANY:
+            for i, item in enumerate(_typed(value, list, where)):
+                _walk(item, f"{where}[{i}]", sums)
+        elif key in _NAMED:
+            for name, item in _typed(value, dict, where).items():
+                if key == "patternProperties":
+                    check_pattern(name, f"{where}: a name")
+                sums.properties += key in ("properties", "patternProperties")
+                _walk(item, f"{where}.{name:.40}", sums)
+        elif key not in ANNOTATIONS:
+            _leaf(key, value, where, sums)
+
+
+def _leaf(key: str, value: Any, where: str, sums: _Sums) -> None:
+    if key == "enum":
+        sums.values += len(_typed(value, list, where))
+    elif key == "pattern":
+        check_pattern(value, where)
+    elif key in _COUNTS:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COUNT:
+            raise GrammarError(f"{where} must be a whole number in [0, {MAX_COUNT}], not {json.dumps(value):.40}")
+    elif key in _BOUNDS:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_BOUND:
+            raise GrammarError(f"{where} must be a number in [-1e18, 1e18], not {json.dumps(value):.40}")
+    elif key == "multipleOf":
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MAX_BOUND:
+            raise GrammarError(f"{where} must be a number above 0, not {json.dumps(value):.40}")
+        sums.multiples.append(Decimal(str(value)))
+    elif key not in _PLAIN:
+        raise GrammarError(f"{where}: the keyword is not supported and would be ignored; leave it out")
+
+
+def _check_multiples(multiples: list[Decimal]) -> None:
+    """Each becomes an automaton of that many states; two of them that meet, one of as many as their common multiple."""
+    if not multiples:
+        return
+    unit = min(int(one.as_tuple().exponent) for one in multiples)
+    if unit < -12:
+        raise GrammarError("multipleOf has more than 12 decimals; take a coarser one")
+    common = math.lcm(*(int(one.scaleb(-min(0, unit))) for one in multiples))
+    _limit("multipleOf", common, MAX_MULTIPLE, "units of the last decimal, all of the schema taken together")
+
+
+def _typed(value: Any, kind: type[list[Any]] | type[dict[str, Any]], where: str) -> Any:
+    if not isinstance(value, kind):
+        name = "a list" if kind is list else "an object"
+        raise GrammarError(f"{where} must be {name}, not {json.dumps(value):.40}")
+    return value
+
+
+def _limit(what: str, count: int, most: int, unit: str) -> None:
+    if count > most:
+        raise GrammarError(f"{what} has {count} {unit}; the limit is {most}")
+
+
+def _depth(value: Any) -> int:
+    level, deepest = [value], 0
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        deepest += 1
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
+    return deepest
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise GrammarError(f"the name {twice!r:.40} stands twice in one object; each may stand once")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise GrammarError(f"{name} is not JSON; leave it out")

@@ -1,0 +1,34 @@
+"""Embeddings: texts as vectors of unit length, by the mean of the model's final hidden states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis.engine.engine import Engine
+from millis.types import RequestError
+
+
+def embed(engine: Engine, encode: Callable[[str], list[int]], texts: Sequence[str]) -> NDArray[np.float32]:
+    """[N, D] float32, one vector of unit length a text. RequestError names the text that is empty or too long."""
+    if isinstance(texts, str):
+        raise RequestError("texts must be a list; give [text] for a single one")
+    prompts = []
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise RequestError(f"text {i} must be a str, not {type(text).__name__}")
+        if not text.strip():
+            raise RequestError(f"text {i} is empty; give at least one word")
+        prompts.append(encode(text))
+        if len(prompts[-1]) > engine.room:
+            raise RequestError(
+                f"text {i} has {len(prompts[-1])} tokens; the context holds {engine.room}: cut it into parts"
+            )
+    if not prompts:
+        raise RequestError("there is no text; give at least one")
+    vectors = engine.embed(prompts)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-12))
+    return unit

@@ -1,0 +1,79 @@
+"""Parts of the server alone: frames, the early estimate, figures over restarts, mailboxes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from millis.server.client import EngineClient, Lost, Mailbox
+from millis.server.messages import LENGTH, MAX_FRAME_BYTES, Batch, Cancel, Frames, Stats, Submit, Tokens, frame
+from millis.server.metrics import Metrics
+from millis.server.service import predicted_ms
+from millis.types import SamplingParams, Timings
+
+
+def test_messages_arrive_whole_however_the_bytes_are_cut() -> None:
+    messages = [Cancel(1), Batch([Tokens(2, (3, 4), None, "stop", Timings(total_ms=5.0))], 6.0), Cancel(7)]
+    data = b"".join(map(frame, messages))
+    for size in (1, 3, 7, 64, len(data)):
+        frames = Frames()
+        found = [one for at in range(0, len(data), size) for one in frames.feed(data[at : at + size])]
+        assert found == messages
+    with pytest.raises(ValueError, match="a frame of"):
+        Frames().feed(LENGTH.pack(MAX_FRAME_BYTES + 1))
+
+
+def test_the_early_estimate_grows_with_what_is_in_the_way() -> None:
+    stats = Stats(at_s=10.0, backlog_ms=50.0, prefill_token_ms=0.5, step_ms=4.0)
+    assert predicted_ms(stats, 10.0, 10.0, 0) == 54.0
+    assert predicted_ms(stats, 10.02, 10.0, 0) == pytest.approx(20 + 30 + 4)  # the backlog has shrunk meanwhile
+    assert predicted_ms(stats, 11.0, 11.0, 800) == 0.5 * 100 + 4  # and is gone
+
+
+def test_figures_go_on_where_a_new_engine_begins_at_nought() -> None:
+    metrics = Metrics("m")
+    for steps in (10, 25, 5, 6):
+        metrics.observe(Stats(at_s=0.0, steps=steps, kv_used=1, kv_total=4))
+    metrics.restarted(1)
+    metrics.finish(Timings(prompt_tokens=7, cached_tokens=3, completion_tokens=2), "deadline", 0.2, -0.1)
+    metrics.refuse("overloaded")
+    lines = metrics.text().decode().splitlines()
+    for line in (
+        'millis:engine_steps_total{model_name="m"} 31.0',
+        'millis:engine_restarts_total{model_name="m"} 1.0',
+        'millis:kv_cache_usage_perc{model_name="m"} 0.25',
+        'millis:prefix_cache_queries_total{model_name="m"} 7.0',
+        'millis:prefix_cache_hits_total{model_name="m"} 3.0',
+        'millis:deadlines_missed_total{model_name="m"} 1.0',
+        'millis:deadlines_landed_total{model_name="m"} 1.0',
+        'millis:request_success_total{finished_reason="deadline",model_name="m"} 1.0',
+        'millis:requests_refused_total{model_name="m",reason="overloaded"} 1.0',
+        'millis:slack_at_finish_seconds_bucket{le="-0.03",model_name="m"} 1.0',
+    ):
+        assert line in lines, line
+
+
+def test_a_mailbox_wakes_whoever_waits_and_keeps_the_order() -> None:
+    async def run() -> list[object]:
+        box = Mailbox()
+        waiting = asyncio.create_task(box.get())
+        await asyncio.sleep(0)
+        box.put(1)
+        box.put(2)
+        found = [await waiting, box.get_now(), box.get_now()]
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(box.get(), 0.01)
+        box.put(3)  # nobody waits any more: it stays for the next
+        return [*found, await box.get()]
+
+    assert asyncio.run(run()) == [1, 2, None, 3]
+
+
+def test_without_an_engine_work_fails_at_once() -> None:
+    client, box = EngineClient("model", {}), Mailbox()
+    client.submit(Submit(id=1, prompt=(1,), params=SamplingParams(), arrival_s=0.0), box)
+    lost = box.get_now()
+    assert isinstance(lost, Lost) and lost.code == "engine_unavailable" and lost.retryable
+    client.cancel(1)
+    assert client.in_flight == 0 and not client.ready
