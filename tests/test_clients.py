@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -12,16 +13,26 @@ from typing import Any
 
 import anthropic
 import httpx
+import jsonschema
 import openai
 import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_openai import ChatOpenAI
 from openai.types.chat import ChatCompletion
-from pydantic import SecretStr
+from pydantic import BaseModel, ConfigDict, SecretStr
 
 from serving import Server
 
 SAY = [{"role": "user", "content": "What is the capital of France?"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 20},
+        "people": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["city", "people"],
+    "additionalProperties": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +89,25 @@ def test_openai_parameters(client: openai.OpenAI) -> None:
     assert [choice.message.content for choice in again.choices] == [choice.message.content for choice in two.choices]
     legacy = client.completions.create(model="m", prompt="One, two, three,", max_tokens=6, temperature=0, stop=["\n"])
     assert "four" in legacy.choices[0].text
+
+
+class Place(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    city: str
+    capital: bool
+
+
+def test_openai_json_schema(client: openai.OpenAI) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, "strict": True}}
+    answer = client.chat.completions.create(model="m", messages=SAY, temperature=0, max_tokens=64, response_format=form)
+    jsonschema.validate(json.loads(answer.choices[0].message.content or ""), SCHEMA)
+    parsed = client.chat.completions.parse(model="m", messages=SAY, temperature=0, max_tokens=64, response_format=Place)
+    assert isinstance(parsed.choices[0].message.parsed, Place)
+    loose = client.chat.completions.create(
+        model="m", messages=SAY, temperature=0, max_tokens=200, response_format={"type": "json_object"}
+    )
+    if loose.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(loose.choices[0].message.content or ""), dict)
 
 
 def test_openai_responses(client: openai.OpenAI) -> None:
@@ -180,6 +210,11 @@ def test_langchain_invoke_and_stream(langchain: ChatOpenAI) -> None:
     assert "Paris" in whole.text and whole.usage_metadata is not None and whole.usage_metadata["output_tokens"] > 0
     pieces = [piece.text for piece in langchain.stream(messages)]
     assert len(pieces) > 2 and "".join(pieces) == whole.text
+
+
+def test_langchain_structured_output(langchain: ChatOpenAI) -> None:
+    structured = langchain.with_structured_output(Place, method="json_schema")
+    assert isinstance(structured.invoke("What is the capital of France?"), Place)
 
 
 # schemathesis
