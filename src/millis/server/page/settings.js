@@ -1,6 +1,6 @@
 // What the visitor chose: the fields of a request, and where each is kept. Nothing outlives the tab but language and theme.
 
-import { milliseconds, word } from "./words.js";
+import { roundMilliseconds, word } from "./words.js";
 
 const DEADLINES = [50, 100, 150, 200, 300, 400, 500, 750, 1000, 1500, 2000, 3000, 5000, 10000, 20000, 60000, null];
 const KEPT = ["deadline", "on-deadline", "priority", "fallback", "system", "temperature", "max-tokens", "key"];
@@ -23,7 +23,7 @@ export function begin() {
 /** The sliders' values as text, and the fallback's field where it is wanted. */
 export function show() {
   const deadline = DEADLINES[field("deadline").value];
-  const text = deadline === null ? word("none") : milliseconds(deadline).replace(/\.0+ /, " ");
+  const text = deadline === null ? word("none") : roundMilliseconds(deadline);
   field("deadline-text").textContent = text;
   field("deadline").setAttribute("aria-valuetext", text);
   field("temperature-text").textContent = Number(field("temperature").value).toFixed(1);

@@ -4,7 +4,7 @@ import { element } from "./dom.js";
 import { render } from "./markdown.js";
 import { deadlineFor } from "./settings.js";
 import { counts, headline, waterfall } from "./waterfall.js";
-import { milliseconds, word } from "./words.js";
+import { milliseconds, roundMilliseconds, word } from "./words.js";
 
 const TITLES = { deadline_exceeded: "tooLate" };
 const NOTES = { deadline: "landed", length: "cutOff", stopped: "stopped" };
@@ -72,10 +72,10 @@ export class Turn {
     const row = (label, value, kind) =>
       element("div", { class: "forecast" }, element("span", {}, label), element("meter", { class: kind, min: 0, max: most, value, "aria-label": label }));
     const longer = deadlineFor(predictedMs);
-    const text = word("extend", longer.ms === null ? word("none") : milliseconds(longer.ms));
+    const text = word("extend", longer.ms === null ? word("none") : roundMilliseconds(longer.ms));
     return [
       row(word("predicted", milliseconds(predictedMs)), predictedMs, "predicted"),
-      deadlineMs === undefined ? "" : row(word("allowed", milliseconds(deadlineMs)), deadlineMs, "allowed"),
+      deadlineMs === undefined ? "" : row(word("allowed", roundMilliseconds(deadlineMs)), deadlineMs, "allowed"),
       this.latest ? element("button", { type: "button", onclick: () => this.again(longer.value) }, text) : "",
     ];
   }

@@ -1,7 +1,7 @@
 // Where an answer's milliseconds went, drawn: one row a stage on a common scale, and what was left until the deadline.
 
 import { element, shape } from "./dom.js";
-import { milliseconds, word } from "./words.js";
+import { milliseconds, roundMilliseconds, word } from "./words.js";
 
 const WIDTH = 640, LEFT = 84, RIGHT = 72, ROW = 20, BAR = 10;
 
@@ -30,7 +30,7 @@ export function waterfall(timings) {
   for (const tick of ticks(end)) {
     picture.append(
       shape("line", { x1: x(tick), x2: x(tick), y1: 0, y2: height - 18, class: "grid" }),
-      shape("text", { x: x(tick), y: height - 4, class: "tick", "text-anchor": "middle" }, milliseconds(tick).replace(".0 ", " ")),
+      shape("text", { x: x(tick), y: height - 4, class: "tick", "text-anchor": "middle" }, roundMilliseconds(tick)),
     );
   }
   rows.forEach((row, i) => picture.append(...bar(row, i * ROW, x)));

@@ -94,3 +94,6 @@ export function milliseconds(ms) {
   if (size >= 1000) return `${(ms / 1000).toFixed(size < 10000 ? 2 : 1)} s`;
   return `${ms.toFixed(size < 10 ? 1 : 0)} ms`;
 }
+
+/** The same without needless zeros: 3 s, 1.5 s. */
+export const roundMilliseconds = (ms) => milliseconds(ms).replace(/\.?0+ s$/, " s").replace(".0 ms", " ms");
