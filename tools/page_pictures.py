@@ -1,4 +1,4 @@
-"""Pictures of the web page for the docs, from a real server and a real model. Needs Chromium, and Pillow to make them small."""
+"""Pictures of the web page for the docs, from a real server and a real model. Needs Chromium and Pillow."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from browser import Browser, Page, find_chromium  # noqa: E402
 from PIL import Image  # noqa: E402
-from serving import Server  # noqa: E402
 
+from browser import Browser, Page, find_chromium  # noqa: E402
 from millis import hub  # noqa: E402
+from serving import Server  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 LONG = "Explain to a new colleague, in detail and with examples, how a bakery plans its day. " * 9
