@@ -18,7 +18,7 @@
 
 namespace millis {
 
-constexpr size_t kScreenedRows = 4;  // of logits that are screened together
+constexpr int kPrivateRows = 8;      // up to here every thread prepares its own copy of a product's input, and logits are screened
 constexpr size_t kMostShared = 256;  // units of queries in a step whose keys may be shared among threads
 
 struct RuntimeConfig {

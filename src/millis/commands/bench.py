@@ -119,7 +119,7 @@ def jitter(
     from millis.bench.jitter import decode_steps, report
 
     pictures = _pictures(plot)
-    lm = common.load(model, threads=threads, context=depth)
+    lm = common.load(model, threads=threads, context=depth, speculation="off")  # a step, a token
     result = {
         "model": model,
         "threads": lm.config.threads,
