@@ -24,7 +24,7 @@ class Bench:
     def __init__(self, runner: Runner, clock: Callable[[], float], pages: list[int], budget_s: float) -> None:
         self._runner, self._clock, self._pages = runner, clock, pages
         self._end_s = clock() + budget_s
-        self._sampler = runner.sampler(SamplingParams(), [0])
+        self._samplers = [runner.sampler(SamplingParams(), [0]) for _ in range(runner.max_sequences)]
 
     @property
     def room(self) -> int:
@@ -38,7 +38,8 @@ class Bench:
             begin = self._clock()
             if begin + (took[-1] if took else 0.0) > self._end_s:
                 break
-            self._runner.step(self._batch(starts, lengths), [self._sampler if samples else None] * len(lengths))
+            samplers = self._samplers[: len(lengths)] if samples else [None] * len(lengths)
+            self._runner.step(self._batch(starts, lengths), samplers)
             took.append(self._clock() - begin)
         return 1000 * statistics.median(took) if took else None
 
