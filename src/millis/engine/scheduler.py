@@ -49,6 +49,7 @@ class Limits:
 
     hard_ms: float  # beyond, an answer misses its deadline
     soft_ms: float  # beyond, gaps between tokens become longer than wished
+    rows: int  # of prompts; beyond, answers with a deadline become shorter for nothing
 
 
 class Scheduler:
@@ -133,7 +134,8 @@ class Scheduler:
             running = request in self.running
             if request.pending < 1 or (running and request.decoding) or (short and not running):
                 continue
-            room = self._room(request, left, limits, spare_ms, first=all(c.length == 1 for c in chunks))
+            prompts = sum(chunk.length for chunk in chunks if not chunk.request.decoding)
+            room = self._room(request, min(left, limits.rows - prompts), limits, spare_ms, first=not prompts)
             if not room:
                 break
             if running:
@@ -229,7 +231,7 @@ class Scheduler:
 
     def _limits(self, now_s: float) -> Limits:
         """What the running decodes allow. Of the time until its deadline each token that is owed gets an equal part."""
-        limits = Limits(math.inf, self._max_step_ms)
+        limits = Limits(math.inf, self._max_step_ms, self._max_tokens)
         if not self.costs.known:
             return limits
         margin_ms = self.costs.margin_ms
@@ -241,11 +243,14 @@ class Scheduler:
                 left = 1000 * (request.due_s - now_s)
                 left -= self.promises.caution.hand_ms(max(0.0, left), margin_ms)
                 limits.hard_ms = min(limits.hard_ms, left / max(1, request.owed))
+                limits.rows = self.costs.chunk
         return limits
 
     def _room(self, request: Request, left: int, limits: Limits, spare_ms: float, *, first: bool) -> int:
         """Rows of a request's prompt that this step may take, 0 for none; `first` of those that take any."""
-        most = min(request.pending, left)
+        most = min(request.pending, max(0, left))
+        if not most:
+            return 0
         if not self.costs.known or (math.isinf(limits.hard_ms) and math.isinf(limits.soft_ms) and math.isinf(spare_ms)):
             return most
         hard_ms = limits.hard_ms
