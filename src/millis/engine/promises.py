@@ -78,7 +78,7 @@ class Promises:
     def _debt(self, request: Request) -> Debt:
         assert request.due_s is not None
         if request.decoding and request.pages:
-            return Debt(request.due_s, 0.0, request.owed, True)
+            return Debt(request.due_s, 0.0, request.owed, request.left, True)
         computed, plain_ms = request.plain_ms
         score = request.score
         if computed != request.computed or score is not None:
@@ -89,7 +89,7 @@ class Promises:
                     for rest in score.continuations[len(score.values) :]
                 )
             request.plain_ms = (request.computed, plain_ms)
-        return Debt(request.due_s, plain_ms * self._costs.factor(self._chunk), request.owed, False)
+        return Debt(request.due_s, plain_ms * self._costs.factor(self._chunk), request.owed, request.left, False)
 
     def _pace(self, running: Sequence[Request]) -> Pace:
         decoding = [request for request in running if request.decoding]
@@ -104,6 +104,7 @@ class Promises:
             chunk_ms=self._costs.prefill_ms(self._chunk, self._chunk),
             slots=self._slots,
             decoding=len(decoding),
+            most=sum(request.left for request in decoding),
             margin_ms=self._costs.margin_ms,
         )
 

@@ -230,19 +230,19 @@ class Scheduler:
         return rank
 
     def _limits(self, now_s: float) -> Limits:
-        """What the running decodes allow. Of the time until its deadline each token that is owed gets an equal part."""
+        """What the running decodes allow: all that is left to them but for the tokens that are owed."""
         limits = Limits(math.inf, self._max_step_ms, self._max_tokens)
         if not self.costs.known:
             return limits
-        margin_ms = self.costs.margin_ms
-        for request in self.running:
-            if not request.decoding:
-                continue
+        margin_ms, decoding = self.costs.margin_ms, self.decoding()
+        context = sum(len(request.tokens) for request in decoding) // max(1, len(decoding))
+        token_ms = self.costs.decode_ms(min(self._max_sequences, len(decoding)), context)
+        for request in decoding:
             limits.soft_ms = min(limits.soft_ms, self._max_gap_ms * GAPS[request.priority])
             if request.due_s is not None:
                 left = 1000 * (request.due_s - now_s)
                 left -= self.promises.caution.hand_ms(max(0.0, left), margin_ms)
-                limits.hard_ms = min(limits.hard_ms, left / max(1, request.owed))
+                limits.hard_ms = min(limits.hard_ms, left - token_ms * max(0, request.owed - 1))
                 limits.rows = self.costs.chunk
         return limits
 
