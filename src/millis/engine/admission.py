@@ -1,12 +1,13 @@
 """Whether a deadline can be kept: all that is due by then must fit (earliest deadline first; Liu and Layland, 1973).
 
 Work is a prompt to compute and tokens to decode. Prompts are computed one behind the other in order of their deadlines.
-Decodes run beside each other: a step costs `base_ms` and `row_ms` for each of its sequences. Pure: no clock inside.
+Decodes run beside each other: a step costs `base_ms` and `row_ms` for each of its sequences, and `chunk_ms` where it
+computes a part of a prompt, too. Pure: no clock inside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 RELATIVE = 0.03  # of the time until a deadline is kept in hand
@@ -22,6 +23,7 @@ class Debt:
     due_s: float
     prefill_ms: float
     tokens: int
+    most: int  # tokens that it may yet decode
     decoding: bool
 
 
@@ -31,8 +33,10 @@ class Pace:
 
     base_ms: float
     row_ms: float
+    chunk_ms: float  # what a prompt's chunk adds
     slots: int  # sequences in a step
     decoding: int  # sequences that decode, with or without a deadline
+    most: int  # tokens that these may yet decode
     margin_ms: float  # that a step may take longer than predicted
 
 
@@ -55,23 +59,25 @@ class Caution:
         return self.factor * min(margin_ms, MOST_MARGIN * whole_ms)
 
 
-def slacks(debts: Iterable[Debt], start_s: float, pace: Pace, caution: Caution) -> Iterator[tuple[float, float]]:
+def slacks(debts: Sequence[Debt], start_s: float, pace: Pace, caution: Caution) -> Iterator[tuple[float, float]]:
     """For each of the debts, in the order they are paid in: (milliseconds to spare, milliseconds until it is paid).
 
-    By then all prompts before it and its own are computed, and every sequence has taken its rows: behind its prompt its
-    tokens take a step each, or more where the slots do not suffice. Whoever decodes, decodes along.
+    By then all prompts before it and its own are computed. Behind its prompt its tokens take a step each, or more where
+    the slots do not suffice; as long as other prompts are behind it, each of these steps takes a chunk of them along.
+    Whoever decodes takes a row of every step until its answer is as long as it may be.
     """
-    prefill = rows = 0.0
-    behind = paid = 0
+    later = sum(debt.prefill_ms for debt in debts)
+    prefill = owed = queued = 0.0
+    behind = 0
     for debt in debts:
         prefill += debt.prefill_ms
-        rows += debt.tokens
-        if debt.decoding:
-            paid += 1
-        else:
+        later -= debt.prefill_ms
+        owed += debt.tokens
+        if not debt.decoding:
             behind += 1
-        steps = max(debt.tokens, rows / pace.slots)
-        riders = min(pace.decoding - paid, pace.slots)
-        ms = prefill + rows * pace.row_ms + steps * pace.base_ms + riders * pace.row_ms * (steps + behind)
+            queued += debt.most
+        steps = max(debt.tokens, owed / pace.slots)
+        rows = min(pace.most, pace.decoding * (steps + behind)) + min(queued, behind * (steps + behind / 2))
+        ms = prefill + min(later, steps * pace.chunk_ms) + steps * pace.base_ms + rows * pace.row_ms
         left = 1000 * (debt.due_s - start_s)
         yield left - caution.hand_ms(max(0.0, left), pace.margin_ms) - ms, ms

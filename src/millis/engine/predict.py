@@ -19,6 +19,7 @@ PRIOR_HEAD = {1: 0.25, 8: 0.6, 16: 1.2}
 MOST = 1.5  # a step counts as at most so many times what was predicted: pauses of the machine are not its own
 MOST_FIRST = 4.0  # likewise the first step of a regime, of which less is known
 GLOBAL, LOCAL = 0.06, 0.1  # weight of a new measurement in the machine's factor and in the regime's
+FRUGAL = 1.25  # a chunk may cost so much more a row than the best of them
 REMEMBERED = 2048  # steps whose error is kept
 TAIL = 0.999  # share of the steps that may not exceed the margin
 REFRESH = 32  # steps between two looks at the tail
@@ -72,6 +73,7 @@ class StepModel:
         self.steps = 0  # observed
         self._body, self._head = Table(PRIOR_BODY), Table(PRIOR_HEAD)
         self._read_ms = self._pair_ms = 0.0
+        self.chunk = self._frugal()  # rows of a prompt that a step had better take: more of them save little
         self._factor = 0.0  # logarithm of what all predictions are multiplied by
         self._regime = [0.0] * (len(REGIMES) + 1)
         self._seen = [0] * (len(REGIMES) + 1)
@@ -86,6 +88,7 @@ class StepModel:
     def calibrate(self, body: dict[int, float], head: dict[int, float], read_ms: float, pair_ms: float) -> None:
         """Takes measured tables: rows without logits → ms, rows of logits → ms, and ms a position that is read."""
         self._body, self._head = Table(_rising(body)), Table(_rising(head))
+        self.chunk = self._frugal()
         self._read_ms, self._pair_ms = max(0.0, read_ms), max(0.0, pair_ms)
         self._factor, self._regime = 0.0, [0.0] * len(self._regime)
         self._seen = [0] * len(self._seen)
@@ -158,6 +161,10 @@ class StepModel:
     def latest(self) -> tuple[float, float]:
         """(predicted, actual) milliseconds of the last step."""
         return self._pairs[-1] if self._pairs else (0.0, 0.0)
+
+    def _frugal(self) -> int:
+        a_row = {rows: ms / rows for rows, ms in zip(self._body.rows, self._body.values, strict=True)}
+        return min(rows for rows, ms in a_row.items() if ms <= FRUGAL * min(a_row.values()))
 
     def _tail(self) -> float:
         late = sorted(actual - predicted for predicted, actual in self._pairs)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from millis.engine.admission import Caution, Debt, Pace, slacks
 from millis.engine.predict import StepModel, Work
 from millis.engine.request import Request
-
-CHUNK = 128  # rows of a prompt in one step, for predictions
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +29,12 @@ class Promises:
         self.caution = Caution()
         self._costs = costs
         self._slots = slots
-        self._chunk = min(CHUNK, max_tokens)
+        self._max_tokens = max_tokens
         self._owing: list[Request] = []
+
+    @property
+    def _chunk(self) -> int:
+        return min(self._max_tokens, self._costs.chunk)
 
     def add(self, request: Request) -> None:
         """Promises a request its deadline, if it has one."""
@@ -59,21 +61,24 @@ class Promises:
     def consider(self, request: Request, start_s: float, running: Sequence[Request]) -> Verdict:
         """What would be if a request were admitted now and the next step began at `start_s`."""
         debt, pace = self._debt(request), self._pace(running)
-        debts = [*self._debts()]
+        debts = self._debts()
+        before = [slack for slack, _ in slacks(debts, start_s, pace, self.caution)]
         at = sum(other.latest_s <= request.latest_s for other in self._owing if _is_owed(other))
         debts.insert(at, debt)
         found = [*slacks(debts, start_s, pace, self.caution)]
+        before.insert(at, math.inf)
+        short = max((-slack for (slack, _), was in zip(found, before, strict=True) if slack < was), default=0.0)
         alone = self._costs.decode_ms(1, len(request.tokens)) * debt.tokens + debt.prefill_ms
         work = debt.prefill_ms + debt.tokens * (pace.row_ms + pace.base_ms / min(pace.slots, max(1, pace.decoding)))
-        return Verdict(max(0.0, -min(slack for slack, _ in found[at:])), found[at][1], alone, work)
+        return Verdict(max(0.0, short), found[at][1], alone, work)
 
-    def _debts(self) -> Iterator[Debt]:
-        return (self._debt(request) for request in self._owing if _is_owed(request))
+    def _debts(self) -> list[Debt]:
+        return [self._debt(request) for request in self._owing if _is_owed(request)]
 
     def _debt(self, request: Request) -> Debt:
         assert request.due_s is not None
         if request.decoding and request.pages:
-            return Debt(request.due_s, 0.0, request.owed, True)
+            return Debt(request.due_s, 0.0, request.owed, request.left, True)
         computed, plain_ms = request.plain_ms
         score = request.score
         if computed != request.computed or score is not None:
@@ -84,7 +89,7 @@ class Promises:
                     for rest in score.continuations[len(score.values) :]
                 )
             request.plain_ms = (request.computed, plain_ms)
-        return Debt(request.due_s, plain_ms * self._costs.factor(self._chunk), request.owed, False)
+        return Debt(request.due_s, plain_ms * self._costs.factor(self._chunk), request.owed, request.left, False)
 
     def _pace(self, running: Sequence[Request]) -> Pace:
         decoding = [request for request in running if request.decoding]
@@ -93,7 +98,15 @@ class Promises:
         most = max(1, min(self._slots, len(decoding) + waiting + 1))
         one, all_ms = self._costs.decode_ms(1, context), self._costs.decode_ms(most, context)
         row_ms = min(all_ms / most, (all_ms - one) / max(1, most - 1))
-        return Pace(one - row_ms if most > 1 else one, row_ms, self._slots, len(decoding), self._costs.margin_ms)
+        return Pace(
+            base_ms=one - row_ms if most > 1 else one,
+            row_ms=row_ms,
+            chunk_ms=self._costs.prefill_ms(self._chunk, self._chunk),
+            slots=self._slots,
+            decoding=len(decoding),
+            most=sum(request.left for request in decoding),
+            margin_ms=self._costs.margin_ms,
+        )
 
 
 def _latest(request: Request) -> float:

@@ -94,6 +94,11 @@ class Request:
         return self.tokens[self.prompt_tokens :]
 
     @property
+    def left(self) -> int:
+        """Tokens that the answer may grow by."""
+        return 0 if self.score is not None else self.limit - len(self.tokens)
+
+    @property
     def answered(self) -> bool:
         """Whether there is anything to deliver: the end that the model chose, a token, or a score."""
         if self.score is not None:

@@ -50,6 +50,7 @@ class Limits:
 
     hard_ms: float  # beyond, an answer misses its deadline
     soft_ms: float  # beyond, gaps between tokens become longer than wished
+    rows: int  # of prompts; beyond, answers with a deadline become shorter for nothing
 
 
 class Scheduler:
@@ -137,8 +138,11 @@ class Scheduler:
             if request.pending < 1 or (running and request.decoding) or (short and not running):
                 continue
             match = None if running else self._reuse(request)
-            room = self._room(request, left, limits, spare_ms, first=all(c.length == 1 for c in chunks))
-            if room and running:
+            prompts = sum(chunk.length for chunk in chunks if not chunk.request.decoding)
+            room = self._room(request, min(left, limits.rows - prompts), limits, spare_ms, first=not prompts)
+            if running:
+                if not room:
+                    break
                 left -= self._place(request, room, chunks, may_preempt=True)
                 continue
             placed = self._admit(request, room, chunks) if room else 0
@@ -267,24 +271,27 @@ class Scheduler:
         return rank
 
     def _limits(self, now_s: float) -> Limits:
-        """What the running decodes allow. Of the time until its deadline each token that is owed gets an equal part."""
-        limits = Limits(math.inf, self._max_step_ms)
+        """What the running decodes allow: all that is left to them but for the tokens that are owed."""
+        limits = Limits(math.inf, self._max_step_ms, self._max_tokens)
         if not self.costs.known:
             return limits
-        margin_ms = self.costs.margin_ms
-        for request in self.running:
-            if not request.decoding:
-                continue
+        margin_ms, decoding = self.costs.margin_ms, self.decoding()
+        context = sum(len(request.tokens) for request in decoding) // max(1, len(decoding))
+        token_ms = self.costs.decode_ms(min(self._max_sequences, len(decoding)), context)
+        for request in decoding:
             limits.soft_ms = min(limits.soft_ms, self._max_gap_ms * GAPS[request.priority])
             if request.due_s is not None:
                 left = 1000 * (request.due_s - now_s)
                 left -= self.promises.caution.hand_ms(max(0.0, left), margin_ms)
-                limits.hard_ms = min(limits.hard_ms, left / max(1, request.owed))
+                limits.hard_ms = min(limits.hard_ms, left - token_ms * max(0, request.owed - 1))
+                limits.rows = self.costs.chunk
         return limits
 
     def _room(self, request: Request, left: int, limits: Limits, spare_ms: float, *, first: bool) -> int:
         """Rows of a request's prompt that this step may take, 0 for none; `first` of those that take any."""
-        most = min(request.pending, left)
+        most = min(request.pending, max(0, left))
+        if not most:
+            return 0
         if not self.costs.known or (math.isinf(limits.hard_ms) and math.isinf(limits.soft_ms) and math.isinf(spare_ms)):
             return most
         hard_ms = limits.hard_ms

@@ -49,7 +49,6 @@ CRASHED = 70  # exit code after a failed step: EX_SOFTWARE
 WARM_TOKENS = 8
 ENDS = (".", "!", "?", "…", "。", "！", "？")
 CLOSING = " \"')]”’」』）"  # may follow the end of a sentence
-NO_VECTORS = "the model served here gives no embeddings; serve an embedding model"
 
 
 class Worker:
@@ -64,6 +63,7 @@ class Worker:
         self._wake = threading.Event()
         self._table: dict[int, Request] = {}  # those whose last event was not sent yet
         self._pins: list[Pin] = []
+        self._embeds: deque[Embed] = deque()
         self._changed = threading.Lock()  # guards the two above
         self._stats_s = 0.0
         self._drafted = self._accepted = 0
@@ -84,7 +84,10 @@ class Worker:
         while True:
             self._wake.clear()
             self._pin()
-            if not self.engine.has_work:
+            self._embed()
+            if self._embeds:
+                self._wake.set()
+            if not self.engine.has_work and not self._embeds:
                 self._hand_out()
                 self._send_stats()
                 self._wake.wait()
@@ -92,6 +95,28 @@ class Worker:
             self.engine.step()
             self._hand_out()
             self._send_stats()
+
+    def _embed(self) -> None:
+        """Answers the oldest request for vectors: one between two steps."""
+        with self._changed:
+            if not self._embeds:
+                return
+            job = self._embeds.popleft()
+        begin = time.monotonic()
+        try:
+            vectors = unit_vectors(self.engine.embed(job.prompts))
+        except RequestError as error:
+            self._refuse(Refused(job.id, "invalid_request", str(error)))
+            return
+        now = time.monotonic()
+        timings = Timings(
+            queue_ms=1000 * (begin - job.arrival_s),
+            prefill_ms=1000 * (now - begin),
+            total_ms=1000 * (now - job.arrival_s),
+            prompt_tokens=sum(map(len, job.prompts)),
+        )
+        rows, columns = vectors.shape
+        self.send(Batch([Vectors(job.id, vectors.tobytes(), (rows, columns), timings)]))
 
     def _hand_out(self) -> None:
         items: list[Any] = []
@@ -175,7 +200,8 @@ class Worker:
                 with self._changed:
                     self._pins.append(message)
             case Embed():
-                self._refuse(Refused(message.id, "invalid_request", NO_VECTORS))
+                with self._changed:
+                    self._embeds.append(message)
             case Cancel(number):
                 with self._changed:
                     request = self._table.get(number)
