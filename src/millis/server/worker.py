@@ -16,7 +16,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from millis.engine.predict import Work
@@ -38,11 +40,13 @@ from millis.server.messages import (
     Stats,
     Submit,
     Tokens,
+    Vectors,
     frame,
 )
+from millis.tasks.embed import unit_vectors
 from millis.tasks.model import LanguageModel
 from millis.tokenizer import Tokenizer
-from millis.types import DeadlineError, MillisError, OverloadError, RequestError, SamplingParams
+from millis.types import DeadlineError, MillisError, OverloadError, RequestError, SamplingParams, Timings
 
 STATS_S = 0.1
 CRASHED = 70  # exit code after a failed step: EX_SOFTWARE
@@ -64,7 +68,9 @@ class Worker:
         self._table: dict[int, Request] = {}  # those whose last event was not sent yet
         self._pins: list[Pin] = []
         self._embeds: deque[Embed] = deque()
-        self._changed = threading.Lock()  # guards the two above
+        self._compiling: set[int] = set()  # requests with a grammar that are not admitted yet
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self._changed = threading.Lock()  # guards the four above
         self._stats_s = 0.0
         self._drafted = self._accepted = 0
 
@@ -193,7 +199,13 @@ class Worker:
     def _take(self, message: Any) -> None:
         match message:
             case Submit():
-                self._admit(message, self._submit)
+                if message.params.grammar is None:
+                    self._admit(message, self._submit)
+                    self._wake.set()
+                    return
+                with self._changed:
+                    self._compiling.add(message.id)
+                self._compiler.submit(self._compile, message)
             case Score():
                 self._admit(message, self._submit_score)
             case Pin():
@@ -205,6 +217,7 @@ class Worker:
             case Cancel(number):
                 with self._changed:
                     request = self._table.get(number)
+                    self._compiling.discard(number)
                 if request is not None:
                     self.engine.cancel(request, wait=False)
             case _:
@@ -233,10 +246,22 @@ class Worker:
             tenant=job.tenant,
         )
 
+    def _compile(self, job: Submit) -> None:
+        """Admits a request with a grammar. That may take long, and others must not wait for it."""
+        self._admit(job, self._submit)
+        with self._changed:
+            request = self._table.get(job.id)
+            wanted = job.id in self._compiling
+            self._compiling.discard(job.id)
+        if request is not None and not wanted:
+            self.engine.cancel(request, wait=False)
+        self._wake.set()
+
     def _admit(self, job: Any, submit: Callable[[Any], Request]) -> None:
         try:
+            request = submit(job)
             with self._changed:
-                self._table[job.id] = submit(job)
+                self._table[job.id] = request
         except DeadlineError as error:
             self._refuse(Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, error.retry_after_s))
         except OverloadError as error:
