@@ -23,12 +23,14 @@ from millis.engine.requantize import requantize
 from millis.engine.request import Request
 from millis.engine.speculate import Speculator
 from millis.models.load import Model, build_plan, load_model, read_checkpoint
+from millis.tasks.sentences import sentence_ends
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer, load_tokenizer
 from millis.types import Completion, ModelError, RequestError, SamplingParams, Timings, TokenLogprob
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
 Prompt = str | Sequence[int]
+MEASURE_S = 0.3  # before the first deadline
 
 
 class Stream:
@@ -146,7 +148,16 @@ class LanguageModel:
             self.runner = NativeRunner(self.model, self.config, packed)
         draft = None if self.config.draft is None else self._draft_model(self.config.draft, progress, agree)
         speculator = None if self.config.speculation == "off" else Speculator(time.perf_counter, draft)
-        self.engine = Engine(self.runner, self.tokenizer.eos, speculator=speculator)
+        self.engine = Engine(
+            self.runner,
+            self.tokenizer.eos,
+            speculator=speculator,
+            delivery_ms=self.config.delivery_ms,
+            max_gap_ms=self.config.max_gap_ms,
+            max_step_ms=self.config.max_step_ms,
+            max_waiting=self.config.max_waiting,
+        )
+        self._ready_for_deadlines = False
 
     def _draft_model(
         self, name: str, progress: hub.Progress | None, agree: Callable[[hub.Entry], bool] | None
@@ -164,11 +175,16 @@ class LanguageModel:
         return DraftModel(NativeRunner(Model(checkpoint, build_plan(checkpoint, context)), self.config))
 
     def generate(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
-        """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams."""
+        """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams.
+
+        `deadline_ms` counts from the call. When time runs out the answer ends at a sentence end. DeadlineError: not even
+        a sentence would be done by then. The first call with a deadline takes a moment longer, to measure the machine.
+        """
         return self.stream(prompt, deadline_ms=deadline_ms, **sampling).result()
 
     def stream(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Stream:
         """As `generate`, but hands out the text as it is written."""
+        self._prepare(deadline_ms)
         begin = time.perf_counter()
         return self._start(self._ids(prompt), begin, deadline_ms, sampling, continues=True)
 
@@ -178,6 +194,7 @@ class LanguageModel:
 
     def chat_stream(self, messages: Sequence[Message], *, deadline_ms: float | None = None, **sampling: Any) -> Stream:
         """As `chat`, but hands out the text as it is written."""
+        self._prepare(deadline_ms)
         begin = time.perf_counter()
         return self._start(self.tokenizer.encode_chat(messages), begin, deadline_ms, sampling, continues=False)
 
@@ -199,6 +216,16 @@ class LanguageModel:
             return [operator.index(token) for token in prompt]
         except TypeError as error:
             raise RequestError(f"token ids must be whole numbers: {error}") from None
+
+    def _prepare(self, deadline_ms: float | None) -> None:
+        """Before the first deadline: measures what steps take here, and finds the tokens that end a sentence."""
+        if deadline_ms is None or self._ready_for_deadlines:
+            return
+        _positive_ms(deadline_ms)
+        self.engine.sentence_ends = sentence_ends(self.tokenizer)
+        if not self.engine.costs.calibrated:
+            self.engine.calibrate(budget_s=MEASURE_S, quick=True)
+        self._ready_for_deadlines = True
 
     def _start(
         self, ids: list[int], begin: float, deadline_ms: float | None, sampling: dict[str, Any], *, continues: bool
