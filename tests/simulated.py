@@ -1,4 +1,4 @@
-"""An engine on simulated time: a runner whose steps take what a cost function says, and requests that come meanwhile."""
+"""An engine on simulated time: a runner whose steps take what a function says, and requests that come meanwhile."""
 
 from __future__ import annotations
 

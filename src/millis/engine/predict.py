@@ -1,8 +1,8 @@
 """Predicts how long a step takes on this machine. Pure: times are handed in.
 
 A step is a pass of all its rows through the layers, the output matrix for each row that samples, and attention over
-what lies in the KV cache. The first two are tables over the number of rows, for the kernels change with it; attention grows
-with the positions read. `calibrate.py` measures them at load; every step that runs corrects them by a factor.
+what lies in the KV cache. The first two are tables over the number of rows, for the kernels change with it; attention
+grows with the positions read. `calibrate.py` measures them at load; every step that runs corrects them by a factor.
 """
 
 from __future__ import annotations

@@ -45,14 +45,12 @@ from millis.server.messages import (
 )
 from millis.tasks.embed import unit_vectors
 from millis.tasks.model import LanguageModel
-from millis.tokenizer import Tokenizer
+from millis.tasks.sentences import sentence_ends
 from millis.types import DeadlineError, MillisError, OverloadError, RequestError, SamplingParams, Timings
 
 STATS_S = 0.1
 CRASHED = 70  # exit code after a failed step: EX_SOFTWARE
 WARM_TOKENS = 8
-ENDS = (".", "!", "?", "…", "。", "！", "？")
-CLOSING = " \"')]”’」』）"  # may follow the end of a sentence
 
 
 class Worker:
@@ -292,12 +290,6 @@ def _scores(number: int, request: Request) -> Scores | Refused:
         )
     missing = len(request.score.continuations) - len(values)
     return Scores(number, (*values, *[-math.inf] * missing), request.timings)
-
-
-def sentence_ends(tokenizer: Tokenizer) -> frozenset[int]:
-    """The ids of tokens with whose text a sentence ends."""
-    texts = ((i, tokenizer.token_bytes(i).decode("utf-8", "ignore")) for i in range(tokenizer.vocab_size))
-    return frozenset(i for i, text in texts if text.endswith("\n") or text.rstrip(CLOSING).endswith(ENDS))
 
 
 class _Report:
