@@ -46,7 +46,10 @@ class FakeRunner:
         self.say: Callable[[Sequence[int]], int] = next_token
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any:
-        return object()
+        return frozenset()
+
+    def restricted(self, params: SamplingParams, tokens: Sequence[int], allowed: frozenset[int]) -> Any:
+        return allowed
 
     def _sequences(self, batch: Batch) -> list[list[int]]:
         assert len(batch.tokens) == sum(batch.lengths) <= self.max_tokens
@@ -70,10 +73,11 @@ class FakeRunner:
         drafted = [0] * len(samplers) if batch.drafted is None else [int(n) for n in batch.drafted]
         tokens: list[list[int]] = []
         for sequence, count, sampler in zip(self._sequences(batch), drafted, samplers, strict=True):
-            assert count == 0 or sampler
+            assert count == 0 or sampler is not None
             tokens.append([])
-            for end in range(len(sequence) - count, len(sequence) + 1) if sampler else ():
-                tokens[-1].append(self.say(sequence[:end]))
+            for end in range(len(sequence) - count, len(sequence) + 1) if sampler is not None else ():
+                said = self.say(sequence[:end])
+                tokens[-1].append(said if not sampler or said in sampler else min(sampler))
                 if tokens[-1][-1:] != sequence[end : end + 1]:
                     break
         return Sampled(tokens, [[None] * len(one) for one in tokens])

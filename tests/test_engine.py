@@ -11,7 +11,7 @@ import pytest
 from fake import FakeRunner, continuation, next_token
 from millis.engine.engine import Engine
 from millis.engine.request import Request
-from millis.types import RequestError, SamplingParams
+from millis.types import DeadlineError, RequestError, SamplingParams
 
 
 def engine(eos: frozenset[int] = frozenset(), clock: Any = None, **sizes: int) -> Engine:
@@ -185,12 +185,12 @@ def test_timings_and_deadline_on_simulated_time() -> None:
     assert t.tokens_per_second == pytest.approx(100)
 
 
-def test_a_deadline_already_past_computes_nothing() -> None:
+def test_a_deadline_already_past_is_refused_and_computes_nothing() -> None:
     clock = Clock()
     e = engine(clock=clock)
-    request = e.submit([1], SamplingParams(), deadline_s=-1.0)
-    assert [event.finish_reason for event in e.events(request)] == ["deadline"]
-    assert e.runner.batches == []
+    with pytest.raises(DeadlineError, match="cannot be met"):
+        e.submit([1], SamplingParams(), deadline_s=-1.0)
+    assert e.runner.batches == [] and not e.has_work
 
 
 def test_score_sums_the_continuations_tokens_only() -> None:

@@ -15,8 +15,9 @@ import millis
 from fake import FakeRunner, continuation
 from millis.engine.engine import Engine
 from millis.tasks.model import LanguageModel, Stream
+from millis.tasks.sentences import sentence_ends
 from millis.tasks.text import TextStream
-from millis.types import Completion, ModelError, RequestError, SamplingParams
+from millis.types import Completion, DeadlineError, ModelError, RequestError, SamplingParams
 from reference import next_logits, reference_model
 
 STORY = "Once upon a time, there was"
@@ -252,17 +253,35 @@ def test_score_prefers_what_is_true_and_refuses_what_is_empty(lm: LanguageModel)
 
 
 def test_a_deadline_ends_the_answer(lm: LanguageModel) -> None:
-    out = lm.generate(STORY, max_tokens=1000, deadline_ms=150, ignore_eos=True)
+    out = lm.generate(STORY, max_tokens=1000, deadline_ms=600, ignore_eos=True)
     assert out.finish_reason == "deadline"
     assert len(out.tokens) < 1000
     assert out.text == lm.tokenizer.decode(out.tokens)
-    assert out.timings.deadline_ms == pytest.approx(150)
-    assert out.timings.slack_ms == pytest.approx(150 - out.timings.total_ms)
+    assert out.tokens[-1] in lm.engine.sentence_ends
+    assert out.timings.deadline_ms == pytest.approx(600)
+    assert out.timings.slack_ms == pytest.approx(600 - out.timings.total_ms)
 
 
-def test_a_deadline_too_short_for_anything_computes_nothing(lm: LanguageModel) -> None:
-    out = lm.generate(STORY, deadline_ms=1e-3)
-    assert (out.text, out.tokens, out.finish_reason, out.timings.steps) == ("", [], "deadline", 0)
+def test_a_deadline_too_short_for_anything_is_refused_with_the_time_it_takes(lm: LanguageModel) -> None:
+    with pytest.raises(DeadlineError, match="cannot be met") as caught:
+        lm.generate(STORY, deadline_ms=1e-3)
+    assert caught.value.predicted_ms > 1e-3
+    assert caught.value.retry_after_s > 0
+    assert not lm.engine.has_work
+
+
+def test_a_deadline_that_is_far_changes_no_token(lm: LanguageModel) -> None:
+    plain = lm.generate(STORY, max_tokens=12, ignore_eos=True)
+    assert lm.generate(STORY, max_tokens=12, ignore_eos=True, deadline_ms=1e6).tokens == plain.tokens
+
+
+def test_the_tokens_that_end_a_sentence(lm: LanguageModel) -> None:
+    encode = lm.tokenizer.encode
+    ends = sentence_ends(lm.tokenizer)
+    for text in ("It is so.", "Really?", "Stop!", "a line\n", "他走了。"):
+        assert encode(text, add_special=False)[-1] in ends, text
+    for text in ("and", "Mr", "one,", "12", "(", "<|im_end|>"):
+        assert encode(text, add_special=False, parse_special=True)[-1] not in ends, text
 
 
 def test_closing_a_stream_keeps_what_was_written(lm: LanguageModel) -> None:

@@ -9,7 +9,7 @@ import pytest
 from millis.server.client import EngineClient, Lost, Mailbox
 from millis.server.messages import LENGTH, MAX_FRAME_BYTES, Batch, Cancel, Frames, Stats, Submit, Tokens, frame
 from millis.server.metrics import Metrics
-from millis.server.service import predicted_ms
+from millis.server.service import LONG_BYTES, predicted_ms
 from millis.types import SamplingParams, Timings
 
 
@@ -28,7 +28,7 @@ def test_the_early_estimate_grows_with_what_is_in_the_way() -> None:
     stats = Stats(at_s=10.0, backlog_ms=50.0, prefill_token_ms=0.5, step_ms=4.0)
     assert predicted_ms(stats, 10.0, 10.0, 0) == 54.0
     assert predicted_ms(stats, 10.02, 10.0, 0) == pytest.approx(20 + 30 + 4)  # the backlog has shrunk meanwhile
-    assert predicted_ms(stats, 11.0, 11.0, 800) == 0.5 * 100 + 4  # and is gone
+    assert predicted_ms(stats, 11.0, 11.0, LONG_BYTES + 800) == 0.5 * 100 + 4  # and is gone
 
 
 def test_figures_go_on_where_a_new_engine_begins_at_nought() -> None:

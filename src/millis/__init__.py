@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from millis.types import (
     Completion,
+    DeadlineError,
     FormatError,
     MillisError,
     ModelError,
+    OverloadError,
     PullError,
     RequestError,
     SamplingParams,
@@ -31,11 +33,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Completion",
+    "DeadlineError",
     "EngineConfig",
     "FormatError",
     "LanguageModel",
     "MillisError",
     "ModelError",
+    "OverloadError",
     "PullError",
     "RequestError",
     "SamplingParams",

@@ -64,6 +64,16 @@ class EngineConfig:
     """Keep the KV cache of earlier prompts and answers, and compute of a prompt only what is new. A text may then
     differ where two tokens were nearly as likely: cached keys come from steps of another shape, which round otherwise.
     So it is off here, where a seed gives the same text every time, and on in a server, whose steps mix requests."""
+    max_waiting: int = 1024
+    """Requests that may wait; more are refused."""
+    max_gap_ms: float = 50.0
+    """Milliseconds between two tokens of an interactive answer that prompts computed beside it had better not exceed;
+    four times as many for a standard one, any number for batch."""
+    max_step_ms: float | None = None
+    """Milliseconds a step should take at most, so that a request that comes meanwhile waits no longer; a long prompt is
+    cut accordingly. None: any number, which is fastest for a single request."""
+    delivery_ms: float = 0.0
+    """Milliseconds from an answer's last token to its reader: deadlines are kept so much earlier."""
     speculation: Speculation = "auto"
     """auto: guess tokens from the text so far, and with a draft model where one is given; ngram: from the text; off."""
     draft: str | None = None
@@ -76,12 +86,19 @@ class EngineConfig:
             ("max_sequences", 4096),
             ("max_batch_tokens", 65536),
             ("cache_tokens", 1 << 30),
+            ("max_waiting", 1 << 20),
         ):
             value = getattr(self, name)
             if value is None and name in ("context", "cache_tokens"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
                 raise RequestError(f"{name} must be a whole number in [1, {high}], not {value!r}")
+        for name, low in (("max_gap_ms", 1.0), ("max_step_ms", 1.0), ("delivery_ms", 0.0)):
+            value = getattr(self, name)
+            if value is None and name == "max_step_ms":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= 1e6:
+                raise RequestError(f"{name} must be milliseconds in [{low:g}, 1000000], not {value!r}")
         if self.precision not in get_args(Precision):
             raise RequestError(f"precision must be 'fast' or 'exact', not {self.precision!r}")
         if self.speculation not in get_args(Speculation):

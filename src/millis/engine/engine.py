@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,20 +10,42 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from millis.engine.calibrate import calibrate
 from millis.engine.constraint import Constraint, Matcher
+from millis.engine.landing import EPSILON_MS, Stage, stage
+from millis.engine.load import Counters, Load
 from millis.engine.pooling import groups, mean_hidden
-from millis.engine.prefix import Match, RadixCache
-from millis.engine.request import Event, Request
+from millis.engine.predict import StepModel
+from millis.engine.prefix import RadixCache
+from millis.engine.request import Event, Request, Score
 from millis.engine.runner import Batch, Runner, Sampled
 from millis.engine.scheduler import Chunk, Scheduler
 from millis.engine.speculate import Speculator
-from millis.types import FinishReason, Grammar, GrammarError, RequestError, SamplingParams, TokenLogprob
+from millis.types import (
+    DeadlineError,
+    FinishReason,
+    Grammar,
+    GrammarError,
+    OnDeadline,
+    OverloadError,
+    Priority,
+    RequestError,
+    SamplingParams,
+    TokenLogprob,
+)
+
+SENTENCE_TOKENS = 16  # of the shortest useful answer, where the caller does not say
+NEVER_S = 60.0  # when to try again what would be late on an idle engine, too
 
 
 class Engine:
     """Owns the runner, the scheduler and the KV pages.
 
-    Threads that wait for events take turns as leader: whoever finds no step under way runs the next one, for all.
+    Threads that wait for events take turns as leader: whoever finds no step under way runs the next one, for all. A
+    server calls `step` in a loop of its own instead; `submit`, `cancel` and `load` may be called meanwhile.
+
+    delivery_ms: what passes between an answer's last event and its reader; deadlines are kept so much earlier.
+    max_gap_ms, max_step_ms, max_waiting: see EngineConfig. sentence_ends: tokens after which a text may end.
     """
 
     def __init__(
@@ -31,17 +54,27 @@ class Engine:
         eos: frozenset[int],
         clock: Callable[[], float] = time.perf_counter,
         speculator: Speculator | None = None,
+        *,
         prefix_cache: bool = False,
         grammars: Callable[[Grammar], Matcher] | None = None,
+        delivery_ms: float = 0.0,
+        max_gap_ms: float = math.inf,
+        max_step_ms: float | None = None,
+        max_waiting: int = 1024,
+        sentence_ends: frozenset[int] = frozenset(),
     ) -> None:
         self.runner = runner
         self.eos = eos
         self.clock = clock
+        self.costs = StepModel()
         self.scheduler = Scheduler(
             pages=runner.pages,
             page_tokens=runner.page_tokens,
             max_tokens=runner.max_tokens,
             max_sequences=runner.max_sequences,
+            costs=self.costs,
+            max_gap_ms=max_gap_ms,
+            max_step_ms=math.inf if max_step_ms is None else max_step_ms,
         )
         if prefix_cache:
             longest = -(-runner.context // runner.page_tokens)
@@ -49,9 +82,13 @@ class Engine:
             self.scheduler.prefix = RadixCache(self.scheduler.allocator, runner.page_tokens, most_pinned)
         self.speculator = speculator
         self.grammars = grammars
+        self.sentence_ends = sentence_ends
+        self.counters = Counters()
+        self._delivery_ms = delivery_ms
+        self._max_waiting = max_waiting
         self._turn = threading.Condition(threading.Lock())
         self._stepping = False
-        self._step_s = 0.0  # how long the latest step of decodes took
+        self._free_s = -math.inf  # when the step under way is thought to end
 
     @property
     def room(self) -> int:
@@ -65,43 +102,112 @@ class Engine:
         *,
         arrival_s: float | None = None,
         deadline_s: float | None = None,
+        priority: Priority = "standard",
         tenant: str = "",
+        on_deadline: OnDeadline = "partial",
+        minimum_tokens: int | None = None,
     ) -> Request:
-        """Queues a prompt; it may use what is cached of the same tenant's.
+        """Queues a prompt. Times are on the engine's clock; `minimum_tokens` are those of the shortest useful answer.
 
         RequestError: it is empty, holds an unknown token, or does not fit the context. GrammarError: its grammar is
-        malformed, not supported, or beyond a limit.
+        malformed, not supported, or beyond a limit. DeadlineError: not even the shortest useful answer would be done by
+        the deadline, given what is promised to others. OverloadError: too many wait.
         """
         tokens = self._checked(prompt)
         room = self.room
         if len(tokens) >= room:
             raise RequestError(f"the prompt has {len(tokens)} tokens; the context holds {room}, the answer included")
+        if minimum_tokens is None:
+            minimum_tokens = SENTENCE_TOKENS if params.grammar is None else 1
+        limit = min(room, len(tokens) + params.max_tokens)
         request = Request(
             prompt_tokens=len(tokens),
             tokens=tokens,
             params=params,
-            sampler=self.runner.sampler(params, tokens),
-            limit=min(room, len(tokens) + params.max_tokens),
+            sampler=None,
+            limit=limit,
             arrival_s=self.clock() if arrival_s is None else arrival_s,
             deadline_s=deadline_s,
+            priority=priority,
             tenant=tenant,
+            on_deadline=on_deadline,
+            minimum=max(1, min(minimum_tokens, limit - len(tokens))),
         )
         request.timings.prompt_tokens = len(tokens)
-        forced = self._constrain(request)
+        if params.grammar is None:
+            with self._turn:
+                self._queue(request)
+            return request
+        with self._turn:  # a grammar is compiled for those only that may be in time
+            self._refuse_overload()
+            self._refuse_hopeless(request)
+        request.sampler = self.runner.sampler(params, tokens)
+        forced = self._constrain(request, params.grammar)
         with self._turn:
-            self.scheduler.add(request)
+            self._queue(request)
             self._follow(request, forced)
         return request
 
-    def _constrain(self, request: Request) -> list[int]:
-        """Makes a request's constraint, where it has a grammar; returns what every answer begins with."""
-        params = request.params
-        if params.grammar is None:
-            return []
+    def _constrain(self, request: Request, grammar: Grammar) -> list[int]:
+        """Makes a request's constraint; returns what every answer begins with."""
         if self.grammars is None:
             raise GrammarError("this engine was made without grammars")
-        request.constraint = Constraint(self.grammars(params.grammar), request.sampler, jump=params.logprobs is None)
+        jump = request.params.logprobs is None
+        request.constraint = Constraint(self.grammars(grammar), request.sampler, jump=jump)
         return request.constraint.begin()
+
+    def submit_score(
+        self,
+        prompt: Sequence[int],
+        continuations: Sequence[Sequence[int]],
+        *,
+        arrival_s: float | None = None,
+        deadline_s: float | None = None,
+        priority: Priority = "standard",
+        tenant: str = "",
+    ) -> Request:
+        """Queues the scoring of continuations; `request.score.values` grows with them, in their order. See `submit`.
+
+        A continuation's value is the summed log-probability (nats) of its tokens after the prompt. The prompt is
+        computed once; every continuation then overwrites the cache's positions behind it.
+        """
+        tokens = self._checked(prompt)
+        checked = [self._checked(continuation) for continuation in continuations]
+        longest = len(tokens) + max((len(c) for c in checked), default=0)
+        if longest > self.runner.context:
+            raise RequestError(
+                f"prompt and continuation have {longest} tokens; the context holds {self.runner.context}"
+            )
+        if longest > self.runner.pages * self.runner.page_tokens:
+            raise RequestError(
+                f"{longest} tokens do not fit the KV cache of {self.runner.pages} pages; raise cache_tokens"
+            )
+        request = Request(
+            prompt_tokens=len(tokens),
+            tokens=tokens,
+            params=SamplingParams(),
+            sampler=None,
+            limit=longest,
+            arrival_s=self.clock() if arrival_s is None else arrival_s,
+            deadline_s=deadline_s,
+            priority=priority,
+            tenant=tenant,
+            score=Score(checked),
+        )
+        request.timings.prompt_tokens = len(tokens)
+        with self._turn:
+            self._queue(request)
+            if not checked:
+                self._finish(request, "stop", None)
+        return request
+
+    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]], *, tenant: str = "") -> list[float]:
+        """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
+        request = self.submit_score(prompt, continuations, tenant=tenant)
+        for _ in self.events(request):
+            pass
+        assert request.score is not None
+        return request.score.values
 
     def events(self, request: Request) -> Iterator[Event]:
         """The request's events, up to and including its last; closing the iterator early cancels the request."""
@@ -124,12 +230,17 @@ class Engine:
         finally:
             self._leave(request)
 
-    def cancel(self, request: Request, reason: FinishReason = "cancelled") -> None:
-        """Ends a request between steps and frees its pages; does nothing to one that has ended."""
+    def cancel(self, request: Request, reason: FinishReason = "cancelled", *, wait: bool = True) -> None:
+        """Ends a request and frees its pages; does nothing to one that has ended.
+
+        It waits for the step under way. wait=False: it does not, and then the request ends before the next step.
+        """
         with self._turn:
-            while self._stepping:
+            while self._stepping and wait:
                 self._turn.wait()
-            if request.finish_reason is None:
+            if self._stepping:
+                request.abandoned, request.ending = True, reason
+            elif request.finish_reason is None:
                 self._finish(request, reason, None)
 
     def _leave(self, request: Request) -> None:
@@ -145,56 +256,168 @@ class Engine:
             finally:
                 self._turn.release()
 
-    def step(self) -> None:
-        """One forward over everything scheduled. Callers outside `events` must be alone with the engine."""
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.scheduler.running or self.scheduler.waiting)
+
+    def load(self) -> Load:
+        """What is going on, and what was counted since the start."""
+        with self._turn:
+            predicted_ms, actual_ms = self.costs.latest()
+            return Load(
+                running=len(self.scheduler.running),
+                waiting=len(self.scheduler.waiting),
+                pages=self.runner.pages,
+                free_pages=self.scheduler.allocator.free,
+                step_predicted_ms=predicted_ms,
+                step_actual_ms=actual_ms,
+                median_error=self.costs.median_error(),
+                margin_ms=self.costs.margin_ms,
+                counters=self.counters.copy(),
+            )
+
+    def calibrate(self, *, budget_s: float = 1.5, quick: bool = False) -> None:
+        """Measures what steps take here, for deadlines, in about `budget_s` at most; quick: a handful of steps."""
+        with self._turn:
+            while self._stepping:
+                self._turn.wait()
+            pages = self.scheduler.allocator.take(self.scheduler.allocator.free)
+            if not pages:
+                return
+            try:
+                calibrate(self.costs, self.runner, self.clock, pages, budget_s=budget_s, quick=quick)
+            finally:
+                self.scheduler.allocator.give(pages)
+
+    def step(self) -> bool:
+        """One forward over everything scheduled; false when there was nothing to compute.
+
+        A failure ends the requests that were running and is raised.
+        """
+        with self._turn:
+            while self._stepping:
+                self._turn.wait()
+            self._stepping = True
+        return self._lead()
+
+    def _lead(self) -> bool:
+        """Runs a step as the leader. A failure ends its requests; an interrupt leaves them to be computed anew."""
+        try:
+            return self._step()
+        except Exception as error:
+            with self._turn:
+                for request in list(self.scheduler.running):
+                    request.error = error
+                    self._finish(request, "cancelled", None)
+            raise
+        except BaseException:
+            with self._turn:
+                for request in list(self.scheduler.running):
+                    self.scheduler.preempt(request)
+            raise
+        finally:
+            with self._turn:
+                self._stepping = False
+                self._turn.notify_all()
+
+    def _step(self) -> bool:
         with self._turn:
             self._drop_late()
             decoding = self.scheduler.decoding()
         if self.speculator is not None:
             self.speculator.propose(decoding)
         with self._turn:
-            chunks = self.scheduler.schedule()
-        self._copy_pages()
-        if not chunks:
-            return
-        begin = self.clock()
+            begin = self.clock()
+            chunks = self.scheduler.schedule(begin)
+            self._copy_pages()
+            if not chunks:
+                return False
+            predicted_ms = self.costs.ms(self.scheduler.work)
+            self._free_s = begin + predicted_ms / 1000
+            self._approach(chunks, begin, predicted_ms)
         for chunk in chunks:
             chunk.request.timings.steps += 1
             if chunk.request.first_step_s is None:
                 chunk.request.first_step_s = begin
-        sampled = self.runner.step(batch_of(chunks), [c.request.sampler if c.last else None for c in chunks])
+        if chunks[0].scores:
+            values, sampled = self._score_part(chunks[0]), Sampled([], [])
+        else:
+            sampled = self.runner.step(batch_of(chunks), [c.request.sampler if c.last else None for c in chunks])
         now = self.clock()
-        if self.speculator is not None:
-            self.speculator.observe(chunks, sampled.tokens, 1000 * (now - begin))
-        drafted = any(chunk.drafts for chunk in chunks)
-        self._step_s = min(self._step_s, now - begin) if drafted else now - begin
+        took_ms = 1000 * (now - begin)
+        if self.speculator is not None and not chunks[0].scores:
+            self.speculator.observe(chunks, sampled.tokens, took_ms)
         with self._turn:
-            self._emit(chunks, sampled, now)
+            self.costs.observe(self.scheduler.work, predicted_ms, took_ms)
+            self.counters.steps += 1
+            if chunks[0].scores:
+                self._take_scores(chunks[0], values, now)
+            else:
+                self._emit(chunks, sampled, now)
+        return True
 
-    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]], *, tenant: str = "") -> list[float]:
-        """For each continuation, the summed log-probability (nats) of its tokens after the prompt.
-
-        The prompt is computed once; every continuation then overwrites the cache's positions behind it.
-        """
-        prompt = self._checked(prompt)
-        checked = [self._checked(continuation) for continuation in continuations]
-        longest = len(prompt) + max((len(c) for c in checked), default=0)
-        if longest > self.runner.context:
-            raise RequestError(
-                f"prompt and continuation have {longest} tokens; the context holds {self.runner.context}"
+    def _refuse_overload(self) -> None:
+        if len(self.scheduler.waiting) >= self._max_waiting:
+            self.counters.refused_overload += 1
+            retry_s = self.scheduler.backlog_ms() / 1000
+            raise OverloadError(
+                f"{len(self.scheduler.waiting)} requests wait already; try again in {retry_s:.1f} s",
+                retry_after_s=max(0.1, retry_s),
             )
-        with self._turn:
-            while self._stepping:
-                self._turn.wait()
-            match, pages = self._begin(tenant, prompt, longest)
-            try:
-                self._prefill(pages, match.tokens, prompt[:-1])
-                if self.scheduler.prefix is not None:
-                    self.scheduler.prefix.record(match, len(prompt))
-                    self.scheduler.prefix.insert(tenant, prompt[:-1], pages)
-                return [self._score_run(pages, len(prompt) - 1, [prompt[-1], *c[:-1]], c) for c in checked]
-            finally:
-                self.scheduler.allocator.give(pages)
+
+    def _refuse_hopeless(self, request: Request) -> None:
+        """Refuses what would be late as things stand; what it would get is not yet promised to it."""
+        if request.deadline_s is None or not self.costs.known:
+            return
+        now = self.clock()
+        request.due_s = request.deadline_s - self._delivery_ms / 1000
+        request.latest_s = self.scheduler.promises.latest_s(request.due_s, request.owed)
+        start = max(now, self._free_s) if self._stepping else now
+        if self.scheduler.promises.consider(request, start, self.scheduler.running).short_ms:
+            self._promise(request, request.deadline_s)
+
+    def _queue(self, request: Request) -> None:
+        """Admits a request or refuses it, before any of it is computed."""
+        self._refuse_overload()
+        if request.deadline_s is not None:
+            self._promise(request, request.deadline_s)
+        if request.score is None and request.sampler is None:
+            request.sampler = self.runner.sampler(request.params, request.tokens)
+        self.scheduler.add(request)
+        self.counters.admitted += 1
+
+    def _promise(self, request: Request, deadline_s: float) -> None:
+        """Refuses a deadline that cannot be kept."""
+        now = self.clock()
+        start = max(now, self._free_s) if self._stepping else now
+        request.due_s = deadline_s - self._delivery_ms / 1000
+        request.latest_s = self.scheduler.promises.latest_s(request.due_s, request.owed)
+        left_ms = 1000 * (request.due_s - now)
+        if left_ms > 0 and not self.costs.known:  # nothing to predict from: it is tried
+            return
+        verdict = self.scheduler.promises.consider(request, start, self.scheduler.running)
+        tenants, work_ms = self.scheduler.tenants, verdict.work_ms
+        wanted_ms = 1000 * (deadline_s - request.arrival_s)
+        never = verdict.alone_ms + self._delivery_ms > wanted_ms
+        tenants.ask(request.tenant, work_ms, now)
+        greedy = tenants.over_share(request.tenant, work_ms, now)
+        crowded = not self.scheduler.has_pages_for(request, now)
+        if left_ms > 0 and not (verdict.short_ms or greedy or crowded):
+            tenants.grant(request.tenant, work_ms, now)
+            return
+        if not greedy and not never:
+            tenants.refuse(request.tenant, now)
+        self.counters.refused_deadline += 1
+        ms = 1000 * (now - request.arrival_s) + self._delivery_ms + max(verdict.ms, left_ms + verdict.short_ms)
+        why = f"the shortest useful answer would take {ms:.0f} ms"
+        if not verdict.short_ms:
+            why = "others have not had their share" if greedy else "the KV cache is promised to others"
+        raise DeadlineError(
+            f"the deadline of {wanted_ms:.0f} ms cannot be met: {why}; allow more time, or ask for less",
+            predicted_ms=ms,
+            retry_after_s=NEVER_S if never else max(0.01, verdict.short_ms / 1000),
+        )
 
     def pin(self, tokens: Sequence[int], tenant: str = "") -> int:
         """Computes the beginning of prompts to come and keeps it for ever; returns how many of its tokens.
@@ -217,39 +440,30 @@ class Engine:
                     f"pinned prefixes would take {wanted} pages of {self.runner.page_tokens} tokens; "
                     f"{prefix.most_pinned} may be pinned: raise cache_tokens"
                 )
-            match, pages = self._begin(salt, tokens, len(tokens))
+            match = prefix.find(salt, tokens)
+            pages = prefix.hold(match)
             try:
-                self._prefill(pages, match.tokens, tokens)
+                count = -(-len(tokens) // self.runner.page_tokens) - len(pages)
+                more = self.scheduler.allocator.take(count) if self.scheduler.reclaim(count) else None
+                if more is None:
+                    raise RequestError("the KV cache is in use; pin before requests come")
+                pages += more
+                if match.partial is not None:
+                    self.scheduler.copies.append((match.partial.page, pages[len(match.nodes)]))
+                self._copy_pages()
+                for at in range(match.tokens, len(tokens), self.runner.max_tokens):
+                    part = tokens[at : at + self.runner.max_tokens]
+                    batch = Batch(_ints(part), _ints([at]), _ints([len(part)]), _ints([pages]))
+                    self.runner.score(batch, _ints([-1] * len(part)))
                 return prefix.pin(salt, tokens, pages)
             finally:
                 self.scheduler.allocator.give(pages)
-
-    def _begin(self, tenant: str | None, tokens: list[int], room: int) -> tuple[Match, list[int]]:
-        """Pages for `room` positions outside any step, the first of them holding what is cached of `tokens`."""
-        prefix = self.scheduler.prefix
-        if prefix is None:
-            return Match(), self._pages_for(room)
-        match = prefix.find(tenant, tokens)
-        pages = prefix.hold(match)
-        try:
-            pages += self._pages_for(room - len(pages) * self.runner.page_tokens)
-        except BaseException:
-            self.scheduler.allocator.give(pages)
-            raise
-        if match.partial is not None:
-            self.scheduler.copies.append((match.partial.page, pages[len(match.nodes)]))
-        self._copy_pages()
-        return match, pages
 
     def _copy_pages(self) -> None:
         copies = self.scheduler.copies
         while copies:  # an interrupt here repeats at most the copy it met
             self.runner.copy_page(*copies[0])
             copies.popleft()
-
-    def _prefill(self, pages: list[int], start: int, tokens: list[int]) -> None:
-        """Computes tokens[start:] into `pages`."""
-        self._score_run(pages, start, tokens[start:], [-1] * (len(tokens) - start))
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """[N, width] the mean of each prompt's final hidden states. RequestError: one does not fit.
@@ -262,12 +476,13 @@ class Engine:
             raise RequestError(f"a prompt has {longest} tokens; the context holds {self.room}")
         means = []
         for group in groups(checked, self.runner, self.runner.pages // 2):
+            count = sum(-(-len(prompt) // self.runner.page_tokens) for prompt in group)
             with self._turn:
                 while self._stepping:
                     self._turn.wait()
-                pages = self._pages_for(
-                    sum(-(-len(p) // self.runner.page_tokens) for p in group) * self.runner.page_tokens
-                )
+                pages = self.scheduler.allocator.take(count) if self.scheduler.reclaim(count) else None
+                if pages is None:
+                    raise RequestError("the KV cache is in use; try again, or raise cache_tokens")
                 try:
                     means.append(mean_hidden(self.runner, group, pages))
                 finally:
@@ -278,64 +493,68 @@ class Engine:
         ids = [int(token) for token in tokens]
         if not ids:
             raise RequestError("the prompt is empty; give at least one token")
-        for token in ids:
-            if not 0 <= token < self.runner.vocab:
-                raise RequestError(f"token {token} is not in the vocabulary of {self.runner.vocab}")
+        if min(ids) < 0 or max(ids) >= self.runner.vocab:
+            token = next(token for token in ids if not 0 <= token < self.runner.vocab)
+            raise RequestError(f"token {token} is not in the vocabulary of {self.runner.vocab}")
         return ids
 
-    def _pages_for(self, tokens: int) -> list[int]:
-        count = -(-tokens // self.runner.page_tokens)
-        pages = self.scheduler.allocator.take(count) if self.scheduler.reclaim(count) else None
-        if pages is None:
-            raise RequestError(
-                f"{tokens} tokens do not fit the KV cache of {self.runner.pages} pages; raise cache_tokens"
-            )
-        return pages
+    def _score_part(self, chunk: Chunk) -> NDArray[np.float32]:
+        request, score = chunk.request, chunk.request.score
+        assert score is not None
+        targets = score.continuations[len(score.values)]
+        inputs = [request.tokens[-1], *targets[:-1]]
+        part = slice(score.done, score.done + chunk.length)
+        batch = Batch(_ints(inputs[part]), _ints([chunk.start]), _ints([chunk.length]), _ints([request.pages]))
+        return self.runner.score(batch, _ints(targets[part]))
 
-    def _score_run(self, pages: list[int], start: int, tokens: list[int], targets: list[int]) -> float:
-        total = 0.0
-        for at in range(0, len(tokens), self.runner.max_tokens):
-            part = tokens[at : at + self.runner.max_tokens]
-            batch = Batch(_ints(part), _ints([start + at]), _ints([len(part)]), _ints([pages]))
-            total += float(self.runner.score(batch, _ints(targets[at : at + len(part)])).sum(dtype=np.float64))
-        return total
-
-    def _lead(self) -> None:
-        """Runs a step as the leader. A failure ends its requests; an interrupt leaves them to be computed anew."""
-        try:
-            self.step()
-        except Exception as error:
-            with self._turn:
-                for request in list(self.scheduler.running):
-                    request.error = error
-                    self._finish(request, "cancelled", None)
-            raise
-        except BaseException:
-            with self._turn:
-                for request in list(self.scheduler.running):
-                    self.scheduler.preempt(request)
-            raise
-        finally:
-            with self._turn:
-                self._stepping = False
-                self._turn.notify_all()
+    def _take_scores(self, chunk: Chunk, values: NDArray[np.float32], now: float) -> None:
+        request, score = chunk.request, chunk.request.score
+        assert score is not None
+        request.first_token_s = now if request.first_token_s is None else request.first_token_s
+        request.last_token_s = now
+        score.part += float(values.sum(dtype=np.float64))
+        score.done += chunk.length
+        if score.done == len(score.continuations[len(score.values)]):
+            score.values.append(score.part)
+            score.part, score.done = 0.0, 0
+        if len(score.values) == len(score.continuations):
+            self._finish(request, "stop", None)
 
     def _drop_late(self) -> None:
         """Ends the requests that nobody waits for and those whose next token would come after their deadline."""
-        due = self.clock() + self._step_s
+        now = self.clock()
+        least_ms = self.costs.decode_ms(1, 0)
         for request in [*self.scheduler.running, *self.scheduler.waiting]:
             if request.abandoned:
-                self._finish(request, "cancelled", None)
-            elif request.deadline_s is not None and due > request.deadline_s:
-                self._land(request)
+                self._finish(request, request.ending, None)
+            elif request.due_s is not None and 1000 * (request.due_s - now) < least_ms - EPSILON_MS:
+                self._finish_late(request)
 
-    def _land(self, request: Request) -> None:
-        """Ends a request whose time is up; an answer of a grammar is made whole, without the model."""
-        closing = None if request.constraint is None else request.constraint.closing()
-        for token in closing or ():
-            request.tokens.append(token)
-            request.inbox.append(Event(token))
-        self._finish(request, "deadline", None)
+    def _approach(self, chunks: list[Chunk], now: float, step_ms: float) -> None:
+        """Decides whose token of this step is the last that its deadline allows."""
+        if all(chunk.request.due_s is None for chunk in chunks):
+            return
+        lasting = [chunk for chunk in chunks if chunk.last]
+        context = sum(chunk.start for chunk in lasting) // max(1, len(lasting))
+        next_ms = self.costs.decode_ms(len(lasting), context)
+        for chunk in lasting:
+            request = chunk.request
+            if request.due_s is None:
+                continue
+            left_ms = 1000 * (request.due_s - now)
+            margin_ms = self.scheduler.promises.caution.step_ms(
+                1000 * (request.due_s - request.arrival_s), self.costs.margin_ms
+            )
+            request.stage = stage(left_ms, step_ms, next_ms, margin_ms)
+            if request.stage is Stage.LAST:
+                chunk.drafts.clear()
+                self._force_end(request)
+
+    def _force_end(self, request: Request) -> None:
+        """Lets the sampler choose only among tokens that end a sentence, the answer with them."""
+        if self.sentence_ends and request.constraint is None and len(request.tokens) > request.prompt_tokens:
+            ends = self.sentence_ends if request.params.ignore_eos else self.sentence_ends | self.eos
+            request.sampler = self.runner.restricted(request.params, request.tokens, ends)
 
     def _emit(self, chunks: list[Chunk], sampled: Sampled, now: float) -> None:
         for chunk, tokens, logprobs in zip(chunks, sampled.tokens, sampled.logprobs, strict=True):
@@ -377,14 +596,34 @@ class Engine:
                 self._append(request, token, None, whole=i == len(forced) - 1)
 
     def _append(self, request: Request, token: int, logprob: TokenLogprob | None, *, whole: bool) -> None:
-        """Emits one more token, the last where the limit is reached or a grammar has come to its end."""
+        """Emits one more token. `whole`: no forced ones follow, so that what a grammar calls for may end here."""
         request.tokens.append(token)
         if whole and request.constraint is not None and request.constraint.stopped:
             self._finish(request, "stop", token, logprob)
         elif len(request.tokens) >= request.limit:
             self._finish(request, "length", token, logprob)
+        elif not whole:
+            request.inbox.append(Event(token, logprob))
+        elif request.stage and token in self.sentence_ends and not request.owed and request.constraint is None:
+            self.counters.landed += 1
+            self._finish(request, "deadline", token, logprob)
+        elif request.stage is Stage.LAST:
+            if request.constraint is None:
+                self._finish(request, "deadline", token, logprob)
+            else:
+                request.inbox.append(Event(token, logprob))
+                self._finish_late(request)
         else:
             request.inbox.append(Event(token, logprob))
+
+    def _finish_late(self, request: Request) -> None:
+        """Ends a request whose time is up; what a grammar still calls for needs no model."""
+        closing = None if request.constraint is None else request.constraint.closing()
+        for token in closing or ():
+            request.tokens.append(token)
+            request.inbox.append(Event(token))
+        self.counters.landed += closing is not None
+        self._finish(request, "deadline", None)
 
     def _finish(
         self, request: Request, reason: FinishReason, token: int | None, logprob: TokenLogprob | None = None
@@ -392,8 +631,14 @@ class Engine:
         self.scheduler.remove(request)
         if self.speculator is not None:
             self.speculator.forget(request)
-        request.finish(reason, self.clock())
+        now = self.clock()
+        request.finish(reason, now)
         request.inbox.append(Event(token, logprob, reason))
+        if request.due_s is not None and reason != "cancelled":
+            met = now <= request.due_s + EPSILON_MS / 1000 and request.answered
+            self.counters.met += met
+            self.counters.missed += not met
+            self.scheduler.promises.caution.learn(met)
 
 
 def batch_of(chunks: Sequence[Chunk]) -> Batch:

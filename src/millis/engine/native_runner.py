@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from millis.types import ModelError, RequestError, SamplingParams, TokenLogprob
 
 OUTPUT_ROWS = 16  # rows of logits held at once
 SMALLEST = float(np.finfo(np.float32).tiny)  # smaller shares of probability would be none to the native sampler
+ALLOWED = 1e3  # on the logits of the only tokens that may be chosen
 
 
 class NativeRunner:
@@ -95,6 +97,10 @@ class NativeRunner:
         )
         sampler.seen(np.asarray(prompt, np.int32))
         return sampler
+
+    def restricted(self, params: SamplingParams, tokens: Sequence[int], allowed: frozenset[int]) -> Any:
+        bias = {token: params.logit_bias.get(token, 0.0) + ALLOWED for token in allowed}
+        return self.sampler(replace(params, logit_bias={**params.logit_bias, **bias}), tokens)
 
     def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
         drafted = np.zeros(len(batch.lengths), np.int32) if batch.drafted is None else batch.drafted

@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from millis.types import FinishReason, SamplingParams, Timings, TokenLogprob
+from millis.engine.landing import Stage
+from millis.types import FinishReason, OnDeadline, Priority, SamplingParams, Timings, TokenLogprob
 
 if TYPE_CHECKING:
     from millis.engine.constraint import Constraint
@@ -21,6 +22,21 @@ class Event:
     finish_reason: FinishReason | None = None
 
 
+@dataclass(slots=True)
+class Score:
+    """Log-probabilities to be computed of tokens behind a prompt, and those that are known."""
+
+    continuations: list[list[int]]
+    values: list[float] = field(default_factory=list)  # of the first of the continuations, in nats
+    part: float = 0.0  # of the next one: what is summed up
+    done: int = 0  # and how many of its tokens that are
+
+    @property
+    def tokens(self) -> int:
+        """Rows that are still to be computed."""
+        return sum(map(len, self.continuations[len(self.values) :])) - self.done
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """tokens = prompt + output. [0, computed) have their keys and values in `pages`; the rest still has to run."""
@@ -32,14 +48,24 @@ class Request:
     limit: int  # tokens may not grow beyond this
     arrival_s: float
     deadline_s: float | None = None  # absolute, on the engine's clock
-    tenant: str = ""  # whose cached prefixes it may use
+    priority: Priority = "standard"
+    tenant: str = ""  # who asks: shares are fair among tenants, cached prefixes each one's own
+    on_deadline: OnDeadline = "partial"  # carried for whoever delivers the answer
+    minimum: int = 1  # tokens of the shortest useful answer
+    due_s: float | None = None  # the deadline without what delivery takes
+    latest_s: float = 0.0  # when its prompt must be computed for the shortest useful answer to be in time
+    number: int = 0  # in order of submission
+    constraint: Constraint | None = None  # where only answers of a grammar are wanted
+    stage: Stage = Stage.FLYING
+    score: Score | None = None  # continuations to be scored instead of an answer to be written
+    plain_ms: tuple[int, float] = (-1, 0.0)  # (computed, what the rest of the prompt costs by the tables)
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     inbox: deque[Event] = field(default_factory=deque)
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
     abandoned: bool = False  # its reader asks for the end; any thread may set it
-    constraint: Constraint | None = None  # where only answers of a grammar are wanted
+    ending: FinishReason = "cancelled"  # why, when it is abandoned
     drafts: list[int] = field(default_factory=list)  # guesses of the tokens behind `tokens`, for the next step only
     guesses: Any = None  # what speculation remembers of this request
     timings: Timings = field(default_factory=Timings)
@@ -49,13 +75,35 @@ class Request:
 
     @property
     def pending(self) -> int:
-        """Tokens to compute before the next one can be sampled; 1 while decoding."""
-        return len(self.tokens) - self.computed
+        """Tokens to compute before the next one can be sampled; 1 while decoding. 0: continuations can be scored."""
+        return len(self.tokens) - self.computed - (self.score is not None)
+
+    @property
+    def decoding(self) -> bool:
+        """Whether one more token of it gives the next one."""
+        return self.score is None and len(self.tokens) - self.computed == 1
+
+    @property
+    def owed(self) -> int:
+        """Tokens that the shortest useful answer still lacks."""
+        return 0 if self.score is not None else max(0, self.minimum + self.prompt_tokens - len(self.tokens))
 
     @property
     def output(self) -> list[int]:
         """Tokens after the prompt."""
         return self.tokens[self.prompt_tokens :]
+
+    @property
+    def left(self) -> int:
+        """Tokens that the answer may grow by."""
+        return 0 if self.score is not None else self.limit - len(self.tokens)
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is anything to deliver: the end that the model chose, a token, or a score."""
+        if self.score is not None:
+            return self.finish_reason == "stop" or bool(self.score.values)
+        return self.finish_reason == "stop" or len(self.tokens) > self.prompt_tokens
 
     def finish(self, reason: FinishReason, now_s: float) -> None:
         """Ends the request, once, and fills in what its timings still lack."""

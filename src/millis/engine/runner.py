@@ -51,6 +51,10 @@ class Runner(Protocol):
         """The native state of one request's sampling: penalties' counts and random stream."""
         ...
 
+    def restricted(self, params: SamplingParams, tokens: Sequence[int], allowed: frozenset[int]) -> Any:
+        """A sampler as `sampler` makes it, for one token that is one of `allowed`."""
+        ...
+
     def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
         """Computes the batch, then samples where a sequence has a sampler: behind its last token and behind its drafts.
 

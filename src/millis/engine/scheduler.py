@@ -1,25 +1,39 @@
 """Decides what the next step computes. Pure: no tensor, no clock, no weight.
 
-Running requests come first, one token each while they decode, with their drafts where there is room; what is left of
-the tokens of a step goes to prefill chunks in order of arrival. When the KV cache is full, the latest arrival loses
-its pages and waits to be computed anew, but for what the prefix cache has kept of it meanwhile.
+Requests are ranked: those with a deadline by the time they must have been computed, the others by class, by how much
+their tenant has had, and by arrival. Decodes come first, one token each, with their drafts where there is room; what
+is left goes to prefill chunks, as long as the step does not become too long for any of the decodes. Who finds no place
+in a step keeps its pages. Only when the KV cache is full, the least urgent loses them and waits to be computed anew.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from millis.engine.kvcache import PageAllocator
+from millis.engine.predict import StepModel, Work
 from millis.engine.prefix import Match, RadixCache
+from millis.engine.promises import Promises
 from millis.engine.request import Request
+from millis.engine.tenants import Tenants
+from millis.types import Priority
+
+CLASSES: dict[Priority, int] = {"interactive": 0, "standard": 1, "batch": 2}
+GAPS: dict[Priority, float] = {"interactive": 1.0, "standard": 4.0, "batch": math.inf}  # in max_gap_ms
+AGE_S = 10.0  # waiting so long is worth a class
+NEGLECT_S = 0.25  # after so long without a token for any request that has no deadline, one comes first
+LEAST_CHUNK = 32  # rows of a prompt that a step takes even if it becomes longer than wished
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens [start, start + length) of a request; `last` when they reach its end, so that a token is sampled.
 
-    `drafts` then run behind them, in the request's pages, too.
+    `drafts` then run behind them, in the request's pages, too. `scores`: continuations are scored instead, behind
+    `start` tokens; such a chunk is a step of its own.
     """
 
     request: Request
@@ -27,24 +41,56 @@ class Chunk:
     length: int
     last: bool
     drafts: list[int] = field(default_factory=list)
+    scores: bool = False
+
+
+@dataclass(slots=True)
+class Limits:
+    """How long a step may take, in milliseconds."""
+
+    hard_ms: float  # beyond, an answer misses its deadline
+    soft_ms: float  # beyond, gaps between tokens become longer than wished
+    rows: int  # of prompts; beyond, answers with a deadline become shorter for nothing
 
 
 class Scheduler:
-    """Owns the queue and the pages of every request in it."""
+    """Owns the queue and the pages of every request in it. Requests that hold pages are `running`."""
 
-    def __init__(self, *, pages: int, page_tokens: int, max_tokens: int, max_sequences: int) -> None:
+    def __init__(
+        self,
+        *,
+        pages: int,
+        page_tokens: int,
+        max_tokens: int,
+        max_sequences: int,
+        costs: StepModel | None = None,
+        max_gap_ms: float = math.inf,
+        max_step_ms: float = math.inf,
+    ) -> None:
         self.allocator = PageAllocator(pages)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.prefix: RadixCache | None = None
         self.copies: deque[tuple[int, int]] = deque()  # (source, target) pages, to be copied in order before the step
+        self.costs = costs or StepModel()
+        self.tenants = Tenants()
+        self.promises = Promises(self.costs, slots=max_sequences, max_tokens=max_tokens)
+        self.work = Work()  # of the step scheduled last
         self._page_tokens = page_tokens
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
+        self._max_gap_ms, self._max_step_ms = max_gap_ms, max_step_ms
+        self._count = 0
+        self._scored = False  # the latest step scored continuations
+        self._unhurried_s: float | None = None  # when a request without a deadline last had a token computed
 
     def add(self, request: Request) -> None:
-        """Queues a request behind all others."""
+        """Queues a request."""
+        self._count += 1
+        request.number = self._count
+        self.tenants.arrive(request.tenant, {other.tenant for other in (*self.running, *self.waiting)})
         self.waiting.append(request)
+        self.promises.add(request)
 
     def remove(self, request: Request) -> None:
         """Forgets a request and frees its pages, wherever it stands."""
@@ -52,33 +98,75 @@ class Scheduler:
             self.running.remove(request)
         elif request in self.waiting:
             self.waiting.remove(request)
+        self.promises.settle(request)
         self._release(request)
 
-    def schedule(self) -> list[Chunk]:
+    def schedule(self, now_s: float = 0.0) -> list[Chunk]:
         """The next step's chunks; moves requests from waiting to running and takes their pages."""
+        ranked = self._ranked(now_s)
+        spare_ms = self.promises.spare_ms(now_s, self.running)
+        limits = self._limits(now_s)
+        first = next((r for r in ranked if not r.decoding), None)
+        turn = not self._scored or not self.decoding()  # decodes get every other step at least
+        if first is not None and self._can_score(first) and turn:
+            chunks = self._score_step(first, limits)
+        else:
+            chunks = self._step(ranked, limits, spare_ms)
+        if not chunks:
+            scorable = next((r for r in ranked if self._can_score(r)), None)
+            chunks = [] if scorable is None else self._score_step(scorable, limits)
+        self._account(chunks, now_s)
+        return chunks
+
+    def _step(self, ranked: list[Request], limits: Limits, spare_ms: float) -> list[Chunk]:
         chunks: list[Chunk] = []
-        left, running = self._max_tokens, len(self.running)
-        behind = sum(request.pending == 1 for request in self.running)  # decodes to place yet
-        for request in sorted(self.running, key=lambda r: r.pending > 1):  # stable: decodes before prefills
+        self.work = Work()
+        decodes = [r for r in ranked if r.decoding and r.pages and (r.due_s is not None or spare_ms >= 0)]
+        if spare_ms < 0 and not decodes:  # nobody is helped by waiting
+            decodes = [r for r in ranked if r.decoding and r.pages]
+        before, left = len(self.running), self._max_tokens
+        behind = len(decodes)
+        for request in decodes:
             behind -= 1
-            if left and request in self.running:  # it may have lost its pages to an earlier one
-                left -= self._place(request, left, chunks, may_preempt=True, drafts=left - 1 - max(behind, 0))
-        if len(self.running) < running:  # no admission while pages are short
-            return [chunk for chunk in chunks if chunk.request in self.running]
-        while left and self.waiting and len(self.running) < self._max_sequences:
-            match = self._reuse(self.waiting[0])
-            placed = self._place(self.waiting[0], left, chunks, may_preempt=False)
-            self._reused(self.waiting[0], match, bool(placed))
+            if left and len(chunks) < self._max_sequences and request in self.running:  # it may have lost its pages
+                left -= self._place(request, left, chunks, may_preempt=True, drafts=left - 1 - behind)
+        short = len(self.running) < before  # of pages: no admission then
+        for request in ranked:
+            if not left or len(chunks) >= self._max_sequences:
+                break
+            running = request in self.running
+            if request.pending < 1 or (running and request.decoding) or (short and not running):
+                continue
+            match = None if running else self._reuse(request)
+            prompts = sum(chunk.length for chunk in chunks if not chunk.request.decoding)
+            room = self._room(request, min(left, limits.rows - prompts), limits, spare_ms, first=not prompts)
+            if running:
+                if not room:
+                    break
+                left -= self._place(request, room, chunks, may_preempt=True)
+                continue
+            placed = self._admit(request, room, chunks) if room else 0
+            self._reused(request, match, bool(placed))
             if not placed:
                 break
-            self.running.append(self.waiting.popleft())
             left -= placed
-        return chunks
+        return [chunk for chunk in chunks if chunk.request in self.running]
+
+    def _admit(self, request: Request, room: int, chunks: list[Chunk]) -> int:
+        """Places a waiting request, which is running from then on; pages are taken only from lower classes."""
+        while not (placed := self._place(request, room, chunks, may_preempt=False)):
+            victim = self._victim(request)
+            if victim is None or _class(victim) <= _class(request):
+                return 0
+            self.preempt(victim)
+        self.waiting.remove(request)
+        self.running.append(request)
+        return placed
 
     def reclaim(self, pages: int) -> bool:
         """Frees at least `pages` pages, taking them from the latest arrivals; False if all together are too few."""
         while self.allocator.free < pages and self.running:
-            self.preempt(self.running[-1])
+            self.preempt(max(self.running, key=_stake))
         return self.allocator.free >= pages
 
     def check_integrity(self) -> None:
@@ -95,7 +183,31 @@ class Scheduler:
         self._release(request)
         request.computed = 0
         request.drafts = []
+        if request.score is not None:
+            request.score.part, request.score.done = 0.0, 0
         self.waiting.appendleft(request)
+
+    def decoding(self) -> list[Request]:
+        """The running requests of which one token is to be computed."""
+        return [request for request in self.running if request.decoding]
+
+    def has_pages_for(self, request: Request, now_s: float) -> bool:
+        """Whether the KV cache holds what all requests with a deadline may grow to by then, and this one beside."""
+        token_ms = self.costs.decode_ms(1, 0)
+
+        def need(one: Request) -> int:
+            most = one.limit
+            if one.score is None and one.due_s is not None and token_ms > 0:
+                most = min(most, len(one.tokens) + 1 + max(0, int(1000 * (one.due_s - now_s) / token_ms)))
+            return -(-most // self._page_tokens)
+
+        pinned = 0 if self.prefix is None else self.prefix.pinned_pages
+        others = (one for one in (*self.running, *self.waiting) if one.due_s is not None)
+        return need(request) + sum(map(need, others)) <= self.allocator.pages - pinned
+
+    def backlog_ms(self) -> float:
+        """What computing the prompts of all that wait is thought to take."""
+        return self.costs.prefill_ms(sum(request.pending for request in self.waiting), self._max_tokens)
 
     def publish(self, request: Request) -> None:
         """Caches the full pages of a request that goes on, for those that begin like it."""
@@ -113,7 +225,8 @@ class Scheduler:
         """Starts a request behind what is cached of it; `_reused` must follow."""
         if self.prefix is None:
             return None
-        match = self.prefix.find(request.tenant, request.tokens)
+        prompt = request.tokens if request.score is None else request.tokens[:-1]  # its last token is scored anew
+        match = self.prefix.find(request.tenant, prompt)
         request.pages, request.computed = self.prefix.hold(match), match.tokens
         return match
 
@@ -131,9 +244,79 @@ class Scheduler:
             request.timings.cached_tokens = match.tokens
             self.prefix.record(match, len(request.tokens))
 
-    def decoding(self) -> list[Request]:
-        """The running requests of which one token is to be computed."""
-        return [request for request in self.running if request.pending == 1]
+    def _ranked(self, now_s: float) -> list[Request]:
+        """All requests, the most urgent first."""
+        unhurried = any(r.due_s is None for r in self.running) or any(r.due_s is None for r in self.waiting)
+        if not unhurried:
+            self._unhurried_s = None
+        elif self._unhurried_s is None:
+            self._unhurried_s = now_s
+        ranked = sorted((*self.running, *self.waiting), key=self._rank(now_s))
+        if unhurried and self._unhurried_s is not None and now_s - self._unhurried_s > NEGLECT_S:
+            neglected = next(r for r in ranked if r.due_s is None)
+            ranked.remove(neglected)
+            ranked.insert(0, neglected)
+        return ranked
+
+    def _rank(self, now_s: float) -> Callable[[Request], tuple[float, float, int]]:
+        served = self.tenants.served
+
+        def rank(request: Request) -> tuple[float, float, int]:
+            if request.due_s is not None:
+                urgent = request.owed > 0 or request.score is not None or request.stage > 0
+                return (-2, request.latest_s, request.number) if urgent else (-1, request.due_s, request.number)
+            level = CLASSES[request.priority] - int((now_s - request.arrival_s) / AGE_S)
+            return max(0, level), served(request.tenant), request.number
+
+        return rank
+
+    def _limits(self, now_s: float) -> Limits:
+        """What the running decodes allow: all that is left to them but for the tokens that are owed."""
+        limits = Limits(math.inf, self._max_step_ms, self._max_tokens)
+        if not self.costs.known:
+            return limits
+        margin_ms, decoding = self.costs.margin_ms, self.decoding()
+        context = sum(len(request.tokens) for request in decoding) // max(1, len(decoding))
+        token_ms = self.costs.decode_ms(min(self._max_sequences, len(decoding)), context)
+        for request in decoding:
+            limits.soft_ms = min(limits.soft_ms, self._max_gap_ms * GAPS[request.priority])
+            if request.due_s is not None:
+                left = 1000 * (request.due_s - now_s)
+                left -= self.promises.caution.hand_ms(max(0.0, left), margin_ms)
+                limits.hard_ms = min(limits.hard_ms, left - token_ms * max(0, request.owed - 1))
+                limits.rows = self.costs.chunk
+        return limits
+
+    def _room(self, request: Request, left: int, limits: Limits, spare_ms: float, *, first: bool) -> int:
+        """Rows of a request's prompt that this step may take, 0 for none; `first` of those that take any."""
+        most = min(request.pending, max(0, left))
+        if not most:
+            return 0
+        if not self.costs.known or (math.isinf(limits.hard_ms) and math.isinf(limits.soft_ms) and math.isinf(spare_ms)):
+            return most
+        hard_ms = limits.hard_ms
+        if request.due_s is None and math.isfinite(spare_ms):
+            hard_ms = min(hard_ms, self.costs.ms(self.work) + spare_ms / 2)
+        wished = self._fit(request, most, min(hard_ms, limits.soft_ms))
+        if wished < most and first and limits.soft_ms < hard_ms:
+            wished = max(wished, self._fit(request, min(most, LEAST_CHUNK), hard_ms))
+        if not wished and not self.work.rows:  # nothing else runs: idling helps nobody
+            wished = min(most, LEAST_CHUNK)
+        return wished
+
+    def _fit(self, request: Request, most: int, limit_ms: float) -> int:
+        """The longest chunk with which the step takes `limit_ms` at most."""
+        low, high = 0, most
+        if self._with(request, most) <= limit_ms:
+            return most
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._with(request, middle) <= limit_ms else (low, middle)
+        return low
+
+    def _with(self, request: Request, length: int) -> float:
+        samples = int(request.score is None and length == request.pending)
+        return self.costs.ms(self.work.add(request.computed, length, samples))
 
     def _place(self, request: Request, room: int, chunks: list[Chunk], *, may_preempt: bool, drafts: int = 0) -> int:
         """Adds the request's next chunk of at most `room` tokens, the last `drafts` of them drafts at most.
@@ -141,20 +324,33 @@ class Scheduler:
         Returns the chunk's tokens, 0 when no page is to be had for it. Drafts take only pages that are free.
         """
         length = min(request.pending, room)
-        need = -(-(request.computed + length) // self._page_tokens) - len(request.pages)
-        pages = self.allocator.take(max(0, need))
-        while pages is None and may_preempt and self.running[-1] is not request:
-            self.preempt(self.running[-1])
+        if not self._take(request, request.computed + length, may_preempt=may_preempt):
+            return 0
+        kept = self._fitting(request, drafts) if request.decoding and request.stage == 0 else []
+        request.drafts = []
+        last = length == request.pending and request.score is None
+        chunks.append(Chunk(request, request.computed, length, last, kept))
+        self.work = self.work.add(request.computed, length + len(kept), (1 + len(kept)) * last)
+        return length + len(kept)
+
+    def _take(self, request: Request, positions: int, *, may_preempt: bool) -> bool:
+        """Gives the request pages for so many positions, taken from less urgent ones if need be, or takes its own."""
+        need = max(0, -(-positions // self._page_tokens) - len(request.pages))
+        pages = self.allocator.take(need)
+        while pages is None and may_preempt and (victim := self._victim(request)) is not None:
+            self.preempt(victim)
             pages = self.allocator.take(need)
         if pages is None:
             if may_preempt:
                 self.preempt(request)
-            return 0
+            return False
         request.pages.extend(pages)
-        kept = self._fitting(request, drafts) if request.pending == 1 else []
-        request.drafts = []
-        chunks.append(Chunk(request, request.computed, length, length == request.pending, kept))
-        return length + len(kept)
+        return True
+
+    def _victim(self, request: Request) -> Request | None:
+        """Who loses its pages to `request`: the latest of the lowest class, if that is less than itself."""
+        victim = max((r for r in self.running if r is not request), key=_stake, default=None)
+        return victim if victim is not None and _stake(victim) > _stake(request) else None
 
     def _fitting(self, request: Request, most: int) -> list[int]:
         """The request's drafts that find room, with their pages taken."""
@@ -163,3 +359,41 @@ class Scheduler:
         need = -(-(end + len(drafts)) // self._page_tokens) - len(request.pages)
         request.pages.extend(self.allocator.take(min(max(0, need), self.allocator.free)) or [])
         return drafts[: len(request.pages) * self._page_tokens - end]
+
+    def _can_score(self, request: Request) -> bool:
+        """Whether continuations are next. A prompt of one token has nothing to compute before them."""
+        return request.score is not None and request.pending == 0
+
+    def _score_step(self, request: Request, limits: Limits) -> list[Chunk]:
+        """A step that scores a piece of the request's next continuation."""
+        assert request.score is not None
+        continuation = request.score.continuations[len(request.score.values)]
+        start = request.computed + request.score.done
+        most = min(len(continuation) - request.score.done, self._max_tokens)
+        limit_ms = min(limits.hard_ms, limits.soft_ms)
+        length = most
+        while length > 1 and self.costs.ms(Work(length, length, 0, length * start)) > limit_ms:
+            length = (length + 1) // 2
+        if not self._take(request, start + length, may_preempt=request in self.running):
+            return []
+        if request in self.waiting:
+            self.waiting.remove(request)
+            self.running.append(request)
+        self.work = Work(length, length, 0, length * start)
+        return [Chunk(request, start, length, False, scores=True)]
+
+    def _account(self, chunks: list[Chunk], now_s: float) -> None:
+        self._scored = any(chunk.scores for chunk in chunks)
+        for chunk in chunks:
+            self.tenants.charge(chunk.request.tenant, chunk.length + len(chunk.drafts))
+            if chunk.request.due_s is None:
+                self._unhurried_s = now_s
+
+
+def _class(request: Request) -> int:
+    return -1 if request.due_s is not None else CLASSES[request.priority]
+
+
+def _stake(request: Request) -> tuple[int, int]:
+    """The higher, the sooner a request loses its pages. It does not change, so that no two take from each other."""
+    return _class(request), request.number

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import inspect
+import math
 import os
 import signal
 import socket
@@ -16,8 +16,12 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from millis.engine.predict import Work
 from millis.engine.request import Request
 from millis.server.messages import (
     Batch,
@@ -36,15 +40,17 @@ from millis.server.messages import (
     Stats,
     Submit,
     Tokens,
+    Vectors,
     frame,
 )
+from millis.tasks.embed import unit_vectors
 from millis.tasks.model import LanguageModel
+from millis.tasks.sentences import sentence_ends
 from millis.types import DeadlineError, MillisError, OverloadError, RequestError, SamplingParams, Timings
 
 STATS_S = 0.1
 CRASHED = 70  # exit code after a failed step: EX_SOFTWARE
 WARM_TOKENS = 8
-NO_VECTORS = "the model served here gives no embeddings; serve an embedding model"
 
 
 class Worker:
@@ -53,58 +59,68 @@ class Worker:
     def __init__(self, lm: LanguageModel, connection: socket.socket) -> None:
         self.engine = lm.engine
         self.engine.clock = time.monotonic
-        known = inspect.signature(self.engine.submit).parameters
-        self._scheduling = [name for name in ("priority", "on_deadline", "minimum_tokens") if name in known]
+        self.engine.sentence_ends = sentence_ends(lm.tokenizer)
         self._socket = connection
         self._sending = threading.Lock()
         self._wake = threading.Event()
         self._table: dict[int, Request] = {}  # those whose last event was not sent yet
-        self._scores: list[Score] = []
         self._pins: list[Pin] = []
-        self._changed = threading.Lock()  # guards the three above
+        self._embeds: deque[Embed] = deque()
+        self._compiling: set[int] = set()  # requests with a grammar that are not admitted yet
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self._changed = threading.Lock()  # guards the four above
         self._stats_s = 0.0
-        self._steps = 0
         self._drafted = self._accepted = 0
-        self._step_ms = 0.0
-        self._least_step_ms = self._prefill_token_ms = 0.0  # as the warm-up found them: nobody else was here
 
     def warm_up(self, *, again: bool) -> None:
-        """Runs one whole chunk and some decodes: memory is touched, and step times are known.
+        """Touches memory, and measures what steps take.
 
-        again: only the decodes; requests wait for this process to take the place of one that ended.
+        again: a handful of steps; requests wait for this process to take the place of one that ended.
         """
-        runner = self.engine.runner
-        length = max(1, min(runner.max_tokens, runner.context - WARM_TOKENS - 1))
-        for tokens in (1,) if again else (length, 1):
-            params = SamplingParams(max_tokens=WARM_TOKENS, ignore_eos=True)
-            request = self.engine.submit([0] * tokens, params)
-            while request.finish_reason is None:
-                begin = time.monotonic()
-                self.engine.step()
-                self._least_step_ms = 1000 * (time.monotonic() - begin)
-            if tokens > 1:
-                self._prefill_token_ms = request.timings.prefill_ms / tokens
+        request = self.engine.submit([0], SamplingParams(max_tokens=WARM_TOKENS, ignore_eos=True))
+        while request.finish_reason is None:
+            self.engine.step()
+        self.engine.calibrate(quick=again)
 
     def run(self, frames: Frames) -> None:
         """Steps until the process is ended."""
         threading.Thread(target=self._receive, args=(frames,), daemon=True, name="receiver").start()
         while True:
             self._wake.clear()
-            if not self._has_work():
+            self._pin()
+            self._embed()
+            if self._embeds:
+                self._wake.set()
+            if not self.engine.has_work and not self._embeds:
+                self._hand_out()
                 self._send_stats()
                 self._wake.wait()
                 continue
-            self._run_alone()
-            begin = time.monotonic()
             self.engine.step()
-            self._steps += 1
-            self._step_ms = 1000 * (time.monotonic() - begin)
             self._hand_out()
             self._send_stats()
 
-    def _has_work(self) -> bool:
-        scheduler = self.engine.scheduler
-        return bool(self._pins or self._scores or scheduler.running or scheduler.waiting)
+    def _embed(self) -> None:
+        """Answers the oldest request for vectors: one between two steps."""
+        with self._changed:
+            if not self._embeds:
+                return
+            job = self._embeds.popleft()
+        begin = time.monotonic()
+        try:
+            vectors = unit_vectors(self.engine.embed(job.prompts))
+        except RequestError as error:
+            self._refuse(Refused(job.id, "invalid_request", str(error)))
+            return
+        now = time.monotonic()
+        timings = Timings(
+            queue_ms=1000 * (begin - job.arrival_s),
+            prefill_ms=1000 * (now - begin),
+            total_ms=1000 * (now - job.arrival_s),
+            prompt_tokens=sum(map(len, job.prompts)),
+        )
+        rows, columns = vectors.shape
+        self.send(Batch([Vectors(job.id, vectors.tobytes(), (rows, columns), timings)]))
 
     def _hand_out(self) -> None:
         items: list[Any] = []
@@ -124,16 +140,17 @@ class Worker:
                     self._table.pop(number, None)
                 self._drafted += request.timings.drafted_tokens
                 self._accepted += request.timings.accepted_tokens
-            if tokens or reason is not None:
+            if request.score is not None:
+                if reason is not None:
+                    items.append(_scores(number, request))
+            elif tokens or reason is not None:
                 timings = request.timings if reason is not None else None
                 items.append(Tokens(number, tuple(tokens), tuple(logprobs) or None, reason, timings))
         if items:
             self.send(Batch(items))
 
-    def _run_alone(self) -> None:
-        """What the engine computes between steps: prefixes to pin, labels to score."""
+    def _pin(self) -> None:
         with self._changed:
-            jobs, self._scores = self._scores, []
             pins, self._pins = self._pins, []
         for pin in pins:
             try:
@@ -141,43 +158,27 @@ class Worker:
                 self.send(Progress(f"pinned {count} tokens of {len(pin.tokens)}"))
             except RequestError as error:
                 self.send(Progress(f"cannot pin: {error}"))
-        for job in jobs:
-            begin = time.monotonic()
-            try:
-                values = self.engine.score(job.prompt, job.continuations, tenant=job.tenant)
-            except RequestError as error:
-                self.send(Batch([Refused(job.id, "invalid_request", str(error))]))
-                continue
-            now = time.monotonic()
-            count = len(job.prompt) + sum(map(len, job.continuations))
-            timings = Timings(
-                queue_ms=1000 * (begin - job.arrival_s),
-                prefill_ms=1000 * (now - begin),
-                total_ms=1000 * (now - job.arrival_s),
-                prompt_tokens=count,
-            )
-            self.send(Batch([Scores(job.id, tuple(values), timings)]))
 
     def _send_stats(self) -> None:
         now = time.monotonic()
-        if now - self._stats_s < STATS_S and self._has_work():
+        if now - self._stats_s < STATS_S and self.engine.has_work:
             return
         self._stats_s = now
-        scheduler = self.engine.scheduler
-        total = self.engine.runner.pages
+        load, costs, chunk = self.engine.load(), self.engine.costs, self.engine.runner.max_tokens
         self.send(
             Stats(
                 at_s=now,
-                running=len(scheduler.running),
-                waiting=len(scheduler.waiting),
-                kv_used=total - scheduler.allocator.free,
-                kv_total=total,
+                running=load.running,
+                waiting=load.waiting,
+                kv_used=load.pages - load.free_pages,
+                kv_total=load.pages,
                 drafted=self._drafted,
                 accepted=self._accepted,
-                steps=self._steps,
-                step_actual_ms=self._step_ms,
-                step_ms=self._least_step_ms,
-                prefill_token_ms=self._prefill_token_ms,
+                steps=load.counters.steps,
+                step_predicted_ms=load.step_predicted_ms,
+                step_actual_ms=load.step_actual_ms,
+                step_ms=costs.decode_ms(1, 0),
+                prefill_token_ms=costs.ms(Work(rows=chunk)) / chunk,
             )
         )
 
@@ -196,36 +197,69 @@ class Worker:
     def _take(self, message: Any) -> None:
         match message:
             case Submit():
-                self._submit(message)
-            case Score():
+                if message.params.grammar is None:
+                    self._admit(message, self._submit)
+                    self._wake.set()
+                    return
                 with self._changed:
-                    self._scores.append(message)
+                    self._compiling.add(message.id)
+                self._compiler.submit(self._compile, message)
+            case Score():
+                self._admit(message, self._submit_score)
             case Pin():
                 with self._changed:
                     self._pins.append(message)
             case Embed():
-                self._refuse(Refused(message.id, "invalid_request", NO_VECTORS))
+                with self._changed:
+                    self._embeds.append(message)
             case Cancel(number):
                 with self._changed:
                     request = self._table.get(number)
-                    self._scores = [job for job in self._scores if job.id != number]
+                    self._compiling.discard(number)
                 if request is not None:
-                    request.abandoned = True
+                    self.engine.cancel(request, wait=False)
             case _:
                 raise TypeError(f"the engine process understands no {type(message).__name__}")
         self._wake.set()
 
-    def _submit(self, job: Submit) -> None:
+    def _submit(self, job: Submit) -> Request:
+        return self.engine.submit(
+            job.prompt,
+            job.params,
+            arrival_s=job.arrival_s,
+            deadline_s=job.deadline_s,
+            priority=job.priority,
+            tenant=job.tenant,
+            on_deadline=job.on_deadline,
+            minimum_tokens=job.minimum_tokens,
+        )
+
+    def _submit_score(self, job: Score) -> Request:
+        return self.engine.submit_score(
+            job.prompt,
+            job.continuations,
+            arrival_s=job.arrival_s,
+            deadline_s=job.deadline_s,
+            priority=job.priority,
+            tenant=job.tenant,
+        )
+
+    def _compile(self, job: Submit) -> None:
+        """Admits a request with a grammar. That may take long, and others must not wait for it."""
+        self._admit(job, self._submit)
+        with self._changed:
+            request = self._table.get(job.id)
+            wanted = job.id in self._compiling
+            self._compiling.discard(job.id)
+        if request is not None and not wanted:
+            self.engine.cancel(request, wait=False)
+        self._wake.set()
+
+    def _admit(self, job: Any, submit: Callable[[Any], Request]) -> None:
         try:
+            request = submit(job)
             with self._changed:
-                self._table[job.id] = self.engine.submit(
-                    job.prompt,
-                    job.params,
-                    arrival_s=job.arrival_s,
-                    deadline_s=job.deadline_s,
-                    tenant=job.tenant,
-                    **{name: getattr(job, name) for name in self._scheduling},
-                )
+                self._table[job.id] = request
         except DeadlineError as error:
             self._refuse(Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, error.retry_after_s))
         except OverloadError as error:
@@ -244,6 +278,18 @@ class Worker:
                 self._socket.sendall(data)
         except OSError:
             os._exit(0)
+
+
+def _scores(number: int, request: Request) -> Scores | Refused:
+    """What is known of the continuations when scoring has ended; one that no time was left for counts as impossible."""
+    assert request.score is not None
+    values = request.score.values
+    if not values:
+        return Refused(
+            number, "deadline_unmeetable", "no time was left to score a label", request.timings.total_ms, 1.0
+        )
+    missing = len(request.score.continuations) - len(values)
+    return Scores(number, (*values, *[-math.inf] * missing), request.timings)
 
 
 class _Report:

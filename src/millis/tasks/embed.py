@@ -28,7 +28,11 @@ def embed(engine: Engine, encode: Callable[[str], list[int]], texts: Sequence[st
             )
     if not prompts:
         raise RequestError("there is no text; give at least one")
-    vectors = engine.embed(prompts)
+    return unit_vectors(engine.embed(prompts))
+
+
+def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[N, D], each row divided by its length."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-12))
     return unit

@@ -29,6 +29,7 @@ from millis.engine.request import Request
 from millis.engine.speculate import Speculator
 from millis.models.load import Model, build_plan, load_model, read_checkpoint
 from millis.tasks.embed import embed
+from millis.tasks.sentences import sentence_ends
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer, load_tokenizer
 from millis.types import (
@@ -45,6 +46,7 @@ from millis.types import (
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
 Prompt = str | Sequence[int]
 Schema = Mapping[str, Any] | bool | str  # JSON schema, as Python has it or as text
+MEASURE_S = 0.3  # before the first deadline
 
 
 class Stream:
@@ -169,7 +171,12 @@ class LanguageModel:
             speculator=speculator,
             prefix_cache=self.config.prefix_cache,
             grammars=grammars.compile,
+            delivery_ms=self.config.delivery_ms,
+            max_gap_ms=self.config.max_gap_ms,
+            max_step_ms=self.config.max_step_ms,
+            max_waiting=self.config.max_waiting,
         )
+        self._ready_for_deadlines = False
 
     def _draft_model(
         self, name: str, progress: hub.Progress | None, agree: Callable[[hub.Entry], bool] | None
@@ -191,6 +198,9 @@ class LanguageModel:
     ) -> Completion:
         """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams.
 
+        `deadline_ms` counts from the call. When time runs out the answer ends at a sentence end. DeadlineError: not
+        even a sentence would be done by then. The first call with a deadline measures the machine for a moment.
+
         schema: a JSON schema; the answer is then JSON of it. GrammarError names what of it is not supported.
         """
         return self.stream(prompt, deadline_ms=deadline_ms, schema=schema, **sampling).result()
@@ -199,6 +209,7 @@ class LanguageModel:
         self, prompt: Prompt, *, deadline_ms: float | None = None, schema: Schema | None = None, **sampling: Any
     ) -> Stream:
         """As `generate`, but hands out the text as it is written."""
+        self._prepare(deadline_ms)
         begin = time.perf_counter()
         return self._start(self._ids(prompt), begin, deadline_ms, with_schema(sampling, schema), continues=True)
 
@@ -222,6 +233,7 @@ class LanguageModel:
         **sampling: Any,
     ) -> Stream:
         """As `chat`, but hands out the text as it is written."""
+        self._prepare(deadline_ms)
         begin = time.perf_counter()
         ids = self.tokenizer.encode_chat(messages)
         return self._start(ids, begin, deadline_ms, with_schema(sampling, schema), continues=False)
@@ -252,6 +264,16 @@ class LanguageModel:
             return [operator.index(token) for token in prompt]
         except TypeError as error:
             raise RequestError(f"token ids must be whole numbers: {error}") from None
+
+    def _prepare(self, deadline_ms: float | None) -> None:
+        """Before the first deadline: measures what steps take here, and finds the tokens that end a sentence."""
+        if deadline_ms is None or self._ready_for_deadlines:
+            return
+        _positive_ms(deadline_ms)
+        self.engine.sentence_ends = sentence_ends(self.tokenizer)
+        if not self.engine.costs.calibrated:
+            self.engine.calibrate(budget_s=MEASURE_S, quick=True)
+        self._ready_for_deadlines = True
 
     def _start(
         self, ids: list[int], begin: float, deadline_ms: float | None, sampling: dict[str, Any], *, continues: bool

@@ -1,0 +1,97 @@
+"""Measures what steps take on this machine, by running some without a request: the start of a StepModel."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import numpy as np
+
+from millis.engine.predict import StepModel
+from millis.engine.runner import Batch, Runner
+from millis.types import SamplingParams
+
+BODY = (1, 8, 24, 128, 2, 64, 23, 9, 16, 4, 32, 256, 512, 1024)  # rows, what is needed most first
+HEAD = (1, 8, 2, 16, 4, 24, 32, 64)
+QUICK = 4  # of BODY, and half as many of HEAD
+REPEATS = 5
+CONTEXT = 768  # positions before the steps that tell what attention costs
+
+
+class Bench:
+    """Runs synthetic steps in pages that nobody holds and times them."""
+
+    def __init__(self, runner: Runner, clock: Callable[[], float], pages: list[int], budget_s: float) -> None:
+        self._runner, self._clock, self._pages = runner, clock, pages
+        self._end_s = clock() + budget_s
+        self._samplers = [runner.sampler(SamplingParams(), [0]) for _ in range(runner.max_sequences)]
+
+    @property
+    def room(self) -> int:
+        """Positions that the pages hold."""
+        return min(self._runner.context, len(self._pages) * self._runner.page_tokens)
+
+    def ms(self, starts: list[int], lengths: list[int], samples: bool) -> float | None:
+        """Median of up to five runs of such a step; None: no time is left for it."""
+        took: list[float] = []
+        for _ in range(REPEATS):
+            begin = self._clock()
+            if begin + (took[-1] if took else 0.0) > self._end_s:
+                break
+            samplers = self._samplers[: len(lengths)] if samples else [None] * len(lengths)
+            self._runner.step(self._batch(starts, lengths), samplers)
+            took.append(self._clock() - begin)
+        return 1000 * statistics.median(took) if took else None
+
+    def _batch(self, starts: list[int], lengths: list[int]) -> Batch:
+        width = max(-(-(s + n) // self._runner.page_tokens) for s, n in zip(starts, lengths, strict=True))
+        tables = np.empty((len(lengths), width), np.int32)
+        for row in range(len(lengths)):  # rows begin in different pages where there are enough
+            tables[row] = [self._pages[(row * width + at) % len(self._pages)] for at in range(width)]
+        ints = np.int32
+        return Batch(np.zeros(sum(lengths), ints), np.asarray(starts, ints), np.asarray(lengths, ints), tables)
+
+
+def calibrate(
+    model: StepModel,
+    runner: Runner,
+    clock: Callable[[], float],
+    pages: list[int],
+    *,
+    budget_s: float = 1.5,
+    quick: bool = False,
+) -> None:
+    """Fills `model` from steps run in `pages`, which the caller holds; nothing else may use the runner meanwhile.
+
+    It ends when `budget_s` seconds are over, with one step more at most. quick: a handful of steps only.
+    """
+    bench = Bench(runner, clock, pages, budget_s)
+    bench.ms([0], [1], True)  # the first step of a process is not like the others
+    body: dict[int, float] = {}
+    head: dict[int, float] = {}
+    read_ms = pair_ms = 0.0
+    most = min(runner.max_tokens, bench.room - 1)
+    for rows in BODY[: QUICK if quick else len(BODY)]:
+        if rows <= most and (ms := bench.ms([0], [rows], False)) is not None:
+            body[rows] = ms
+        if rows == 24 and body:  # the heads are needed more than the wide steps
+            sequences = min(runner.max_sequences, runner.max_tokens)
+            for count in HEAD[: QUICK // 2 if quick else len(HEAD)]:
+                ms = bench.ms([0] * count, [1] * count, True) if count <= sequences else None
+                if ms is not None:
+                    head[count] = max(0.0, ms - _between(body, count))
+            far = min(CONTEXT, bench.room - 65)
+            if not quick and far > 64:
+                long, wide = bench.ms([far], [1], False), bench.ms([far], [min(64, most)], False)
+                near = bench.ms([0], [min(64, most)], False)
+                read_ms = 0.0 if long is None else (long - body[1]) / far
+                pair_ms = 0.0 if wide is None or near is None else (wide - near) / (far * min(64, most))
+    if body:
+        model.calibrate(body, head or {1: 0.0}, read_ms, pair_ms)
+
+
+def _between(body: dict[int, float], rows: int) -> float:
+    below = max((n for n in body if n <= rows), default=min(body))
+    above = min((n for n in body if n >= rows), default=max(body))
+    share = 0.0 if above <= below else (rows - below) / (above - below)
+    return body[below] + share * (body[above] - body[below])
