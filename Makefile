@@ -38,6 +38,7 @@ fuzz: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python tools/terminal_picture.py
+	$(BIN)/python tools/page_pictures.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -100,6 +100,12 @@ def test_ignore_eos_goes_on_past_the_end(lm: LanguageModel) -> None:
     assert len(long.tokens) == len(short.tokens) + 20
 
 
+def test_the_smallest_top_p_is_greedy(lm: LanguageModel) -> None:
+    """It is 0 in single precision, which no sampler takes."""
+    small = lm.generate("Once upon a time", max_tokens=8, temperature=1.0, top_p=5e-324)
+    assert small.tokens == lm.generate("Once upon a time", max_tokens=8).tokens
+
+
 def test_the_context_ends_an_answer(lm: LanguageModel) -> None:
     ids = (lm.tokenizer.encode(STORY) * 200)[:1000]
     out = lm.generate(ids, max_tokens=100, ignore_eos=True)

@@ -75,9 +75,9 @@ def test_what_is_tested_is_what_the_references_lock_says() -> None:
     assert metadata.version("torch").partition("+")[0] == pins["torch"]
 
 
-def test_the_wheel_carries_types_stub_and_licence() -> None:
+def test_the_wheel_carries_types_stub_page_and_licence() -> None:
     names = {p.name for p in metadata.files("millis") or []}
-    assert {"py.typed", "_native.pyi", "LICENSE", "cli.py"} <= names
+    assert {"py.typed", "_native.pyi", "LICENSE", "cli.py", "index.html", "app.js", "style.css"} <= names
     assert any(re.fullmatch(r"_native\..*\.so", name) for name in names)
     assert not any(name.startswith("test_") for name in names)
     assert metadata.version("millis") == millis.__version__

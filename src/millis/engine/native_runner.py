@@ -21,6 +21,7 @@ from millis.models.tensor import Tensor
 from millis.types import ModelError, RequestError, SamplingParams, TokenLogprob
 
 OUTPUT_ROWS = 16  # rows of logits held at once
+SMALLEST = float(np.finfo(np.float32).tiny)  # smaller shares of probability would be none to the native sampler
 ALLOWED = 1e3  # on the logits of the only tokens that may be chosen
 
 
@@ -85,7 +86,7 @@ class NativeRunner:
             self.vocab,
             temperature=params.temperature,
             top_k=min(params.top_k, self.vocab),
-            top_p=params.top_p,
+            top_p=max(params.top_p, SMALLEST),
             min_p=params.min_p,
             repetition=params.repetition_penalty,
             presence=params.presence_penalty,

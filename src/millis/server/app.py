@@ -23,6 +23,7 @@ from millis.server.docs import STYLE, docs_page
 from millis.server.limits import Gate
 from millis.server.metrics import CONTENT_TYPE
 from millis.server.service import Service
+from millis.server.web import mount_page
 
 SUMMARIES: Mapping[Endpoint, str] = {
     "chat": "Answer a conversation",
@@ -50,6 +51,7 @@ def create_app(service: Service) -> ASGIApp:
     _add_models(app, service)
     _add_docs(app)
     _add_life(app, service)
+    mount_page(app)
     app.openapi = lambda: app.openapi_schema or _describe(app, service.model)  # type: ignore[method-assign]
     return Gate(app, direct, service)
 
