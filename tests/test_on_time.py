@@ -312,7 +312,7 @@ def test_scores_are_work_like_any_other() -> None:
         e.scheduler.check_integrity()
     assert score.score is not None and len(score.score.values) == 2
     assert in_time(score) and list(score.inbox)[-1].finish_reason == "stop"
-    assert decode.timings.steps >= 8  # it went on beside
+    assert decode.timings.steps >= 3  # it went on beside
     with pytest.raises(DeadlineError):
         e.submit_score([1] * 3000, [[2]], deadline_s=e.clock() + 0.05)
 
