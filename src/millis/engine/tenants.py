@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 MEMORY_S = 2.0  # what was asked for and granted fades with this time constant
-GENEROUS = 1.1  # of a fair share may be taken
+CAPACITY_S = 20.0  # likewise for the capacity
+FAIR = 0.95  # of a fair share may be taken while others are refused: what is left lets them in
 FORGOTTEN_MS = 0.01  # of work asked for lately: a tenant with less is no longer there
 
 
@@ -26,6 +27,7 @@ class Tenants:
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
         self._refused_s: dict[str, float] = {}  # when a tenant was last refused for want of capacity
+        self._most_ms = self._most_s = 0.0  # the most that was granted to all at a time, and when
 
     def arrive(self, tenant: str, active: set[str]) -> None:
         """A request has come. Who was away gains nothing by it: its virtual time is that of the least served one."""
@@ -67,14 +69,14 @@ class Tenants:
             return False
         accounts = {name: self._faded(name, now_s) for name in list(self._accounts)}
         asked = sorted(a.asked_ms for a in accounts.values() if a.asked_ms > FORGOTTEN_MS)
-        left, level = sum(a.granted_ms for a in accounts.values()), math.inf
+        left, level = self._capacity_ms(sum(a.granted_ms for a in accounts.values()), now_s), math.inf
         for served, want in enumerate(asked):
             share = left / (len(asked) - served)
             if want > share:
                 level = share
                 break
             left -= want
-        return accounts[tenant].granted_ms + ms > GENEROUS * level if tenant in accounts else False
+        return accounts[tenant].granted_ms + ms > FAIR * level if tenant in accounts else False
 
     def forget_idle(self, active: set[str], now_s: float) -> None:
         """Drops the accounts of tenants that have nothing here any more."""
@@ -82,6 +84,12 @@ class Tenants:
             if name not in active and self._faded(name, now_s).asked_ms < FORGOTTEN_MS:
                 del self._accounts[name]
                 self._refused_s.pop(name, None)
+
+    def _capacity_ms(self, granted_ms: float, now_s: float) -> float:
+        """What can be granted to all: the most that was of late."""
+        fade = math.exp((self._most_s - now_s) / CAPACITY_S)
+        self._most_ms, self._most_s = max(granted_ms, self._most_ms * fade), now_s
+        return self._most_ms
 
     def _faded(self, tenant: str, now_s: float) -> Account:
         account = self._accounts.setdefault(tenant, Account(at_s=now_s))
