@@ -282,6 +282,10 @@ class Closer:
 
     def __init__(self, closing: list[int] | None) -> None:
         self.answer = closing
+        self.stopped = False
+
+    def advance(self, token: int) -> list[int]:
+        return []
 
     def closing(self) -> list[int] | None:
         return self.answer

@@ -114,14 +114,16 @@ def check_pattern(pattern: str, where: str) -> None:
 def check_lark(source: str) -> None:
     """GrammarError where a Lark grammar is too large, or asks for what the engine would not do."""
     check_size(source, "grammar")
+    source = _SCHEMA_RULE.sub(_checked_schema_rule, source)
     for pattern in (part["pattern"] for part in _LARK.finditer(source) if part["pattern"]):
         check_pattern(pattern, "a pattern of the grammar")
     rules = _LARK.sub('""', source)
     for word in ("%json", "%llguidance", "%regex"):
         if word in rules:
-            raise GrammarError(f"{word} is not supported in a Lark grammar; use rules and terminals only")
+            raise GrammarError(f"{word} is not supported there; a rule may be one %json and its schema, in one line")
+    rules = re.sub(r'\[suffix=""\](?=\s*:)', "", rules)
     if found := re.search(r"\[[^\[\]\n]*\]\s*:|<[^<>\n]{1,80}>", rules):
-        raise GrammarError(f"{found[0]:.40} is not supported: a Lark grammar here has no attributes and special tokens")
+        raise GrammarError(f"{found[0]:.40} is not supported: a Lark grammar here has no special tokens, and no attribute but suffix")
     for bounds in re.findall(r"\{\s*(\d+)(?:\s*,\s*(\d+))?\s*\}|~\s*(\d+)(?:\s*\.\.\s*(\d+))?", rules):
         most = max(int(number[:9]) for number in bounds if number)
         _limit("a repetition of the grammar", most, MAX_EXPANDED, "times")
@@ -129,6 +131,19 @@ def check_lark(source: str) -> None:
 
 # Texts, patterns and comments of a Lark grammar. Each takes what is unfinished, too, so that nothing is tried twice.
 _LARK = re.compile(r'"(?:[^"\\\n]|\\.)*"?|(?://|#)[^\n]*|/(?P<pattern>(?:[^/\\\n]|\\.)+)/?')
+
+
+_SCHEMA_RULE = re.compile(r"^(\s*[a-z_][a-z_0-9]*\s*:\s*)%json[ \t]+(\{.*\})[ \t]*$", re.MULTILINE)
+
+
+def _checked_schema_rule(rule: re.Match[str]) -> str:
+    """A rule that is a schema, checked, and a text in its place. How its JSON is spaced may be said beside it."""
+    schema = read_json(rule[2], "schema")
+    spacing = schema.pop("x-guidance", {})
+    if not isinstance(spacing, dict) or spacing.keys() - {"whitespace_flexible", "item_separator", "key_separator"}:
+        raise GrammarError("x-guidance may hold whitespace_flexible, item_separator and key_separator only")
+    check_schema(json.dumps(schema))
+    return f'{rule[1]}""'
 
 
 def expanded(pattern: str) -> int:
