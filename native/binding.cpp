@@ -411,6 +411,13 @@ NB_MODULE(_native, m) {
       .def("logits", &logits, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "all"_a = false)
       .def("hidden", &hidden, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert())
       .def("score", &score, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "targets"_a.noconvert())
+      .def(
+          "copy_page",
+          [](Runtime& self, int from, int to) {
+            const Unlocked unlocked;
+            self.copy_page(from, to);
+          },
+          "source"_a, "target"_a, "Copies the keys and values of page `source`, all layers, into page `target`.")
       .def_prop_ro("isa", [](const Runtime& self) { return self.kernels().isa; })
       .def_prop_ro("weight_bytes", &Runtime::weight_bytes);
 }

@@ -56,6 +56,12 @@ struct Block {
   }
 };
 
+// Block after block with much to compute on each, memory's own prefetching falls behind: so four blocks ahead are asked for.
+template <size_t block_bytes>
+inline void prefetch_blocks(const uint8_t* p) {
+  for (size_t line = 0; line < block_bytes; line += 64) __builtin_prefetch(p + 4 * block_bytes + line);
+}
+
 // Vectors [first, first + count) of a block times the same columns of M rows of activations.
 template <int first, int count, int M, class Quants>
 [[gnu::always_inline]] inline void dot_vectors(const Quants& q, const ActBlock* x, size_t stride, I32 (&high)[M], I32 (&low)[M]) {
@@ -106,6 +112,7 @@ void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, fl
       p += f.super_header();
     }
     const uint8_t* q = p + f.block_header();
+    prefetch_blocks<f.block_header() + f.quant_bytes()>(p);
     const auto group = [&]<int g>() __attribute__((always_inline)) {
       I32 high[M], low[M];  // their sums stay below 2^28
       for (int m = 0; m < M; ++m) {
@@ -172,8 +179,11 @@ void float_rows(const uint8_t* p, int cols, const float* x, size_t stride, float
 template <class X, class Rows>
 inline void in_row_groups(const X* x, size_t stride, int rows, float* tile, const Rows& call) {
   while (rows > 0) {
-    const int m = rows >= 8 ? 8 : rows >= 4 ? 4 : rows;
+    const int m = rows >= 8 ? 8 : rows;
     if (m == 8) call.template operator()<8>(x, tile);
+    else if (m == 7) call.template operator()<7>(x, tile);
+    else if (m == 6) call.template operator()<6>(x, tile);
+    else if (m == 5) call.template operator()<5>(x, tile);
     else if (m == 4) call.template operator()<4>(x, tile);
     else if (m == 3) call.template operator()<3>(x, tile);
     else if (m == 2) call.template operator()<2>(x, tile);

@@ -4,6 +4,7 @@
 #include <unistd.h>
 #ifdef __linux__
 #include <linux/futex.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #endif
 
@@ -40,6 +41,14 @@ void wake_all([[maybe_unused]] const std::atomic<uint32_t>& value) {
 #endif
 }
 
+int current_cpu() {
+#ifdef __linux__
+  return ::sched_getcpu();
+#else
+  return -1;
+#endif
+}
+
 constexpr auto kSpin = std::chrono::microseconds(100);  // between two steps of a decode, Python takes less
 
 }  // namespace
@@ -72,12 +81,13 @@ bool Pool::lost_in_fork() const { return !workers_.empty() && ::getpid() != proc
 
 void Pool::start(Start job, const void* context) {
   job_ = job, context_ = context;
+  arrived_[0].cpu.store(current_cpu(), std::memory_order_relaxed);
   if (!workers_.empty()) {
     started_.fetch_add(1, std::memory_order_release);
     started_.notify_all();
   }
   job(context, 0);
-  barrier(0);
+  finish(0);
 }
 
 // Threads that each have a core mostly meet within the spins. Where other programs want the cores too, the last thread may not
@@ -95,17 +105,53 @@ void Pool::barrier(int thread) {
     sleepers_.fetch_add(1);
     while (behind(seen = other.value.load())) sleep_while(other.value, seen);
     sleepers_.fetch_sub(1);
+    leave_shared_cpu(thread);
   }
+}
+
+// Linux wakes a thread on the core of the one that woke it where it knows of no cache that an idle core shares, as in many virtual
+// machines. Both then stay there for tens of milliseconds, each at half speed. So a thread that slept looks where it is, and leaves;
+// until the job ends it may not come back, for the next wake would bring it.
+void Pool::leave_shared_cpu(int thread) {
+  Epoch& own = arrived_[static_cast<size_t>(thread)];
+  const int mine = current_cpu();
+  own.cpu.store(mine, std::memory_order_relaxed);
+#ifdef __linux__
+  cpu_set_t rest;
+  if (mine < 0 || own.confined || ::sched_getaffinity(0, sizeof own.allowed, &own.allowed) != 0) return;
+  rest = own.allowed;
+  bool shared = false;
+  for (const Epoch& other : arrived_) {
+    const int cpu = other.cpu.load(std::memory_order_relaxed);
+    if (&other == &own || cpu < 0) continue;
+    shared = shared || cpu == mine;
+    CPU_CLR(static_cast<size_t>(cpu), &rest);
+  }
+  own.confined = shared && CPU_COUNT(&rest) > 0 && ::sched_setaffinity(0, sizeof rest, &rest) == 0;
+  if (own.confined) own.cpu.store(current_cpu(), std::memory_order_relaxed);
+#endif
+}
+
+void Pool::finish(int thread) {
+  barrier(thread);
+#ifdef __linux__
+  Epoch& own = arrived_[static_cast<size_t>(thread)];
+  if (own.confined) ::sched_setaffinity(0, sizeof own.allowed, &own.allowed);
+  own.confined = false;
+#endif
 }
 
 void Pool::work(int thread) {
   for (uint32_t seen = 0;; ++seen) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
     while (started_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until) pause();
-    started_.wait(seen, std::memory_order_acquire);
+    const bool parks = started_.load(std::memory_order_acquire) == seen;
+    if (parks) started_.wait(seen, std::memory_order_acquire);
     if (stop_) return;
+    if (parks) leave_shared_cpu(thread);
+    else arrived_[static_cast<size_t>(thread)].cpu.store(current_cpu(), std::memory_order_relaxed);
     job_(context_, thread);
-    barrier(thread);
+    finish(thread);
   }
 }
 

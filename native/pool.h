@@ -1,6 +1,10 @@
 // A persistent team of threads that runs one job at a time; the caller is thread 0.
 #pragma once
 
+#ifdef __linux__
+#include <sched.h>
+#endif
+
 #include <atomic>
 #include <cstdint>
 #include <thread>
@@ -35,10 +39,18 @@ class Pool {
   using Start = void (*)(const void* context, int thread) noexcept;
   struct alignas(64) Epoch {
     std::atomic<uint32_t> value{0};
-    uint32_t mine = 0;  // touched by its thread only
+    std::atomic<int> cpu{-1};  // where the thread was seen last
+    // The rest is touched by its thread only.
+    uint32_t mine = 0;
+    bool confined = false;  // for the rest of the job, to CPUs that the others do not use
+#ifdef __linux__
+    cpu_set_t allowed;  // meanwhile
+#endif
   };
   void start(Start job, const void* context);
   void work(int thread);
+  void leave_shared_cpu(int thread);
+  void finish(int thread);
   void stop();
 
   std::vector<Epoch> arrived_;

@@ -1,5 +1,6 @@
 // The step: checks a batch, then every thread walks the plan's operations side by side.
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 
 #include "step.h"
@@ -41,6 +42,16 @@ void Runtime::place(const Batch& batch) {
   positions_.clear(), sequences_.clear();
   for (size_t s = 0; s < batch.lengths.size(); ++s)
     for (int32_t i = 0; i < batch.lengths[s]; ++i) positions_.push_back(batch.starts[s] + i), sequences_.push_back(static_cast<int32_t>(s));
+}
+
+void Runtime::copy_page(int from, int to) {
+  const auto lock = turn();
+  require(finished_, "the runtime is not finished");
+  require(from >= 0 && from < config_.pages && to >= 0 && to < config_.pages, "copy_page: page out of range");
+  for (int layer = 0; layer < config_.layers && from != to; ++layer) {
+    uint8_t* pages = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(layer);
+    std::memcpy(pages + page_stride_ * static_cast<size_t>(to), pages + page_stride_ * static_cast<size_t>(from), page_stride_);
+  }
 }
 
 void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, size_t last, VisitRow visit,

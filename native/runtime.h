@@ -18,7 +18,7 @@
 
 namespace millis {
 
-constexpr size_t kScreenedRows = 4;  // of logits that are screened together
+constexpr int kPrivateRows = 8;      // up to here every thread prepares its own copy of a product's input, and logits are screened
 constexpr size_t kMostShared = 256;  // units of queries in a step whose keys may be shared among threads
 
 struct RuntimeConfig {
@@ -120,6 +120,9 @@ class Runtime {
     run_rows(batch, rows, {}, ops_.size() - 1, visit_row<Visit>, &visit);
   }
   size_t hidden_width() const;  // throws std::invalid_argument where the last op is no product
+
+  // Copies one page of every layer's keys and values over another. Throws std::invalid_argument where there is no such page.
+  void copy_page(int from, int to);
 
   const RuntimeConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }

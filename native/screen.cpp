@@ -8,8 +8,6 @@
 
 namespace millis {
 
-static_assert(kScreenedRows == kPrivateRows);
-
 namespace {
 
 // A weight is d (16 t + l - 128), t and l its nibbles, an activation a.d (256 h + low). Known are t and h, so that the
@@ -45,15 +43,15 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
     for (size_t b = 0, at = static_cast<size_t>(r) * blocks; b < blocks; ++b, ++at) own.screen[at] = screen_block(own.acts[at], x + b * kBlock);
   }
   const Range mine = share(panels, thread, pool_.threads());
-  float* lower = lower_.data() + static_cast<size_t>(thread) * kScreenedRows;
+  float* lower = lower_.data() + static_cast<size_t>(thread) * kPrivateRows;
   std::fill(lower, lower + rows, -INFINITY);
-  alignas(64) float tile[kScreenedRows * kPanelRows];
+  alignas(64) float tile[kPrivateRows * kPanelRows];
   const auto keep = [&](int panel, int r, const float* values) {
     const int columns = std::min(kPanelRows, w.rows() - panel * kPanelRows);
     std::copy(values, values + columns, op.out->data.data() + static_cast<size_t>(r) * out_width + static_cast<size_t>(panel * kPanelRows));
   };
   for (int p = mine.first; p < std::min(mine.last, whole); ++p) {
-    Bounds bounds[kScreenedRows];
+    Bounds bounds[kPrivateRows];
     kernels_.screen(w.panel(p), cols, own.acts.data(), blocks, own.screen.data(), rows, tile, bounds);
     for (int r = 0; r < rows; ++r) {
       keep(p, r, tile + r * kPanelRows);
@@ -64,7 +62,7 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
   pool_.barrier(thread);
   for (int r = 0; r < rows; ++r) {
     float least = -INFINITY;
-    for (int t = 0; t < pool_.threads(); ++t) least = std::max(least, lower_[static_cast<size_t>(t) * kScreenedRows + static_cast<size_t>(r)]);
+    for (int t = 0; t < pool_.threads(); ++t) least = std::max(least, lower_[static_cast<size_t>(t) * kPrivateRows + static_cast<size_t>(r)]);
     least -= step.margins[step.chunk + static_cast<size_t>(r)];
     for (int p = mine.first; p < mine.last; ++p) {
       const float upper = upper_[static_cast<size_t>(r) * static_cast<size_t>(panels) + static_cast<size_t>(p)];

@@ -20,6 +20,8 @@ void planes_rows(const uint8_t* p, const uint8_t* low_plane, int cols, const Act
   F32 total[M];
   for (int m = 0; m < M; ++m) total[m] = set1(0.0f);
   for (int b = 0; b < cols / kBlock; ++b, ++x, p += f.block_header() + kPlaneBytes, low_plane += kPlaneBytes) {
+    prefetch_blocks<f.block_header() + kPlaneBytes>(p);
+    prefetch_blocks<kPlaneBytes>(low_plane);
     const F32 d = load_half(reinterpret_cast<const uint16_t*>(p));
     I32 high[M], low[M];
     for (int m = 0; m < M; ++m) high[m] = set1_i32(0), low[m] = set1_i32(-(f.offset - kWideOffset) * (x[m * stride].sum[0] + x[m * stride].sum[1]));

@@ -29,8 +29,6 @@ inline Range share(int count, int thread, int threads) {
   return {at(thread), at(thread + 1)};
 }
 
-constexpr int kPrivateRows = 4;  // up to here every thread prepares its own copy of a product's input
-
 inline float* row(const Buffer& b, int r) { return const_cast<float*>(b.data.data()) + static_cast<size_t>(r) * static_cast<size_t>(b.width); }
 
 void normalize_row(const Kernels& k, const NormOp& op, const float* x, float* out);

@@ -85,6 +85,9 @@ class FakeRunner:
         said = [next_token(sequence[: start + i + 1]) for i in range(len(targets))]
         return np.array([0 if t < 0 else -abs(int(t) - s) for t, s in zip(targets, said, strict=True)], np.float32)
 
+    def copy_page(self, source: int, target: int) -> None:
+        self.memory[target] = self.memory[source]
+
 
 class FakeDraft(FakeRunner):
     """Proposes what `say` says, sure of it; it holds no opinion on samplers."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from millis import config
-from millis.config import EngineConfig, usable_cores
+from millis.config import EngineConfig, available_memory_bytes, usable_cores
 from millis.types import RequestError
 
 
@@ -33,6 +33,9 @@ def test_numbers_out_of_range_are_named(name: str, value: Any) -> None:
         ("speculation", "on"),
         ("draft", 3),
         ("draft", ""),
+        ("prefix_cache", 1),
+        ("prefix_cache", None),
+        ("screen", "yes"),
     ],
 )
 def test_names_that_are_none_are_refused(name: str, value: Any) -> None:
@@ -122,3 +125,33 @@ def test_the_default_is_this_processes_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert EngineConfig().threads == usable_cores() >= 1
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
     assert EngineConfig().threads == 1
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "limit", "used", "expected"),
+    [
+        ("MemTotal: 9 kB\nMemAvailable:   4 kB\n", None, None, 4096),
+        ("MemAvailable: 4 kB", "max", "77", 4096),
+        ("MemAvailable: 4 kB", "5000", "1000", 4000),
+        ("MemAvailable: 4 kB", "50000", "1000", 4096),
+        ("MemAvailable: 4 kB", "1000", "5000", 0),
+        ("MemAvailable: 4 kB", "words", "5000", 4096),
+        ("MemTotal: 9 kB", "50000", "1000", None),
+        ("nonsense", "50000", "1000", None),
+        (None, "50000", "1000", None),
+    ],
+)
+def test_available_memory(
+    meminfo: str | None, limit: str | None, used: str | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine's, within the cgroup's limit."""
+    files = {"meminfo": meminfo, "memory.max": limit, "memory.current": used}
+
+    def read(path: Path, *_: Any, **__: Any) -> str:
+        text = files[path.name]
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(config.Path, "read_text", read)
+    assert available_memory_bytes() == expected

@@ -182,6 +182,29 @@ def test_a_runtime_is_let_go_while_its_threads_spin() -> None:
         del tiny
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are kept apart on Linux only")
+def test_threads_that_slept_keep_the_cpus_they_may_use() -> None:
+    """A thread that leaves another's CPU is confined for one job; behind it, it may use all that the process may."""
+    code, out, error = script("""
+def masks():
+    names = [f"/proc/self/task/{task}/status" for task in os.listdir("/proc/self/task")]
+    return {line for name in names for line in open(name) if line.startswith("Cpus_allowed_list")}
+tiny = runtime(3)
+want = tiny.run(range(60))
+before = masks()
+for _ in range(40):
+    time.sleep(0.005)  # the pool parks
+    assert (tiny.run(range(60)) == want).all() and masks() == before, masks()
+cpu = min(os.sched_getaffinity(0))
+for task in os.listdir("/proc/self/task"):
+    os.sched_setaffinity(int(task), {cpu})
+time.sleep(0.005)
+assert (tiny.run(range(60)) == want).all()
+print(masks() == {f"Cpus_allowed_list:\\t{cpu}\\n"})
+""")
+    assert (code, error, out) == (0, "", "True\n")
+
+
 @pytest.mark.parametrize("arguments", [(0, 1), (70000, 1), (1, 0), (1, 2000), (-1, -1)])
 def test_bandwidth_checks_its_arguments(arguments: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="read_bandwidth"):

@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "engine": {"_native", "config", "models"},
     "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub"},
     "bench": {"_native", "models", "tasks"},
-    "commands": {"_native", "config", "hub", "tasks", "bench"},
+    "server": {"__version__", "_native", "config", "models", "engine", "tasks", "tokenizer", "hub"},
+    "commands": {"_native", "config", "hub", "tasks", "bench", "server"},
     "cli": {"commands", "__version__"},
     "__main__": {"cli"},
     "__init__": {"config", "tasks"},
@@ -98,13 +99,15 @@ def test_imports_point_one_way() -> None:
 
 
 def test_only_the_readers_of_a_file_know_the_network() -> None:
-    """Prompts stay here: nothing but the hub opens a connection; the bench alone starts other engines beside it."""
+    """Prompts stay here: the hub alone asks others, and the load tool the servers it is given; the server waits to be
+    asked, and starts its own engine process."""
 
     def parts(modules: str) -> set[str]:
         imported = re.compile(rf"^\s*(?:import|from) ({modules})\b", re.M)
         return {p.relative_to(SOURCE).parts[0] for p in SOURCE.rglob("*.py") if imported.search(p.read_text("utf-8"))}
 
-    assert parts("socket|ssl|http|urllib|requests|httpx|huggingface_hub") == {"hub"}
+    assert parts("http|urllib|requests|httpx|huggingface_hub") == {"bench", "hub"}
+    assert parts("socket|ssl") == {"server"}
     assert parts("subprocess") == {"hub", "bench"}
 
 

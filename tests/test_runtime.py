@@ -223,3 +223,28 @@ def test_a_mask_decides_what_a_step_chooses(tiny: Callable[[str], Model]) -> Non
     sampler = runner.sampler(SamplingParams(), [1, 2, 3])
     sampler.set_mask(np.packbits(mask, bitorder="little").view(np.uint32))
     assert runner.step(batch([1, 2, 3]), [sampler]).tokens == [[int(allowed[-1])]]
+
+
+@pytest.mark.parametrize("precision", ["fast", "exact"])
+def test_a_copied_page_serves_as_the_original(precision: Any, tiny: Callable[[str], Model]) -> None:
+    model = tiny("gemma3")  # some of its layers see a window only
+    runner = NativeRunner(model, EngineConfig(threads=2, precision=precision))
+    tokens = tokens_of(model, 80)
+    runner.logits(batch(tokens[:79]))
+    want = runner.logits(batch(tokens[79:], 79))
+    for source, target in ((1, 5), (2, 1), (1, 1)):
+        runner.copy_page(source, target)
+    runner.logits(batch(tokens[:60], pages=[2, 6]))  # the original goes its own way
+    np.testing.assert_array_equal(runner.logits(batch(tokens[79:], 79, pages=[0, 5, 1])), want)
+
+
+def test_pages_that_are_none_are_not_copied(tiny: Callable[[str], Model]) -> None:
+    runner = NativeRunner(tiny("llama"), EngineConfig(threads=1))
+    for source, target in ((-1, 0), (0, -1), (runner.pages, 0), (0, runner.pages)):
+        with pytest.raises(ValueError, match="copy_page: page out of range"):
+            runner.copy_page(source, target)
+    with pytest.raises(ValueError, match="not finished"):
+        _native.Runtime(
+            threads=1, isa="auto", max_tokens=1, max_outputs=1, pages=1, layers=1, kv_heads=1, head_dim=16, vocab=1,
+            context=1, exact=True,
+        ).copy_page(0, 0)  # fmt: skip

@@ -262,6 +262,9 @@ class Runtime:
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
         targets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
     ) -> NDArray[numpy.float32]: ...
+    def copy_page(self, source: int, target: int) -> None:
+        """Copies the keys and values of page `source`, all layers, into page `target`."""
+
     @property
     def isa(self) -> str: ...
     @property

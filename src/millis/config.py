@@ -1,4 +1,4 @@
-"""EngineConfig: everything that is chosen once, when a model is loaded. Flags of the command line derive from it."""
+"""EngineConfig and ServerConfig: all that is chosen once, at the start. The command line's flags derive from it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ def usable_cores() -> int:
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_siblings(cpu) for cpu in cpus}
     return max(1, min(len(cores), _quota() or len(cores)))
+
+
+def available_memory_bytes() -> int | None:
+    """Memory this process may still take: the machine's that is available, within its cgroup's limit. None: unknown."""
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        machine = 1024 * int(fields["MemAvailable"].split()[0])
+    except (OSError, ValueError, KeyError):
+        return None
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        return machine if limit == "max" else max(0, min(machine, int(limit) - int(used)))
+    except (OSError, ValueError):
+        return machine
 
 
 def _environment_isa() -> str:
@@ -44,7 +58,12 @@ class EngineConfig:
     max_batch_tokens: int = 512
     """Tokens computed in one step: the size of a prefill chunk."""
     cache_tokens: int | None = None
-    """Positions the KV cache holds for all sequences together; None: one full context."""
+    """Positions the KV cache holds for all sequences together; None: one full context or, with a prefix cache, one for
+    each of max_sequences where a quarter of the available memory suffices."""
+    prefix_cache: bool = False
+    """Keep the KV cache of earlier prompts and answers, and compute of a prompt only what is new. A text may then
+    differ where two tokens were nearly as likely: cached keys come from steps of another shape, which round otherwise.
+    So it is off here, where a seed gives the same text every time, and on in a server, whose steps mix requests."""
     speculation: Speculation = "auto"
     """auto: guess tokens from the text so far, and with a draft model where one is given; ngram: from the text; off."""
     draft: str | None = None
@@ -73,10 +92,103 @@ class EngineConfig:
             raise RequestError(
                 f"a draft model needs speculation='auto', not {self.speculation!r}; leave one of them out"
             )
-        if not isinstance(self.screen, bool):
-            raise RequestError(f"screen must be true or false, not {self.screen!r}")
+        for name in ("screen", "prefix_cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
         if not isinstance(self.isa, str):
             raise RequestError(f"isa must be a name such as 'auto' or 'scalar', not {self.isa!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """How `millis serve` answers. Raises RequestError for a value outside its range."""
+
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 for all of this machine's, which wants --api-key-file."""
+    port: int = 8000
+    """Port to listen at; 0: a free one."""
+    api_key_file: str | None = None
+    """File of hashed API keys, one a line: sha256:HEX or scrypt:N:R:P:SALT:HASH. With it, only /health needs no key."""
+    tls_cert: str | None = None
+    """File of the TLS certificate chain, PEM; needs --tls-key."""
+    tls_key: str | None = None
+    """File of the certificate's private key, PEM."""
+    served_name: str | None = None
+    """What the model is called in requests and answers; unless given, its name."""
+    pin: str | None = None
+    """File of texts whose keys and values stay in the prefix cache, one a line, \\n for a line break."""
+    drain_s: float = 30.0
+    """Seconds that answers under way are given to end after SIGTERM or Ctrl-C."""
+    max_body_bytes: int = 4 << 20
+    """Largest request body."""
+    max_header_bytes: int = 16 << 10
+    """Largest request line and headers together."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt in tokens; None: what the context holds."""
+    max_n: int = 8
+    """Most answers to one request."""
+    max_requests: int = 1024
+    """Most requests in work or waiting at once."""
+    max_connections: int = 4096
+    """Most connections at once."""
+    key_concurrency: int = 0
+    """Most requests of one key at once; 0: no limit."""
+    key_rate: float = 0.0
+    """Requests a second that one key may begin; 0: no limit."""
+    key_burst: int = 20
+    """Requests that a key may begin at once after a pause, under --key-rate."""
+    header_timeout_s: float = 10.0
+    """Seconds in which a request's headers must have come."""
+    body_timeout_s: float = 30.0
+    """Seconds in which a request's body must have come."""
+    drain_timeout_s: float = 10.0
+    """Seconds that a client may read nothing while its answer waits; then it is cut off."""
+    write_buffer_bytes: int = 256 << 10
+    """Bytes of an answer that may wait for a slow reader."""
+    access_log: bool = False
+    """Write a line a request to standard error: id, path, status, milliseconds. Never anything of a prompt."""
+    keep_alive_s: float = 75.0
+    """Seconds that a connection may stay open without a request."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("port", 0, 65535),
+            ("max_body_bytes", 1024, 1 << 30),
+            ("max_header_bytes", 1024, 1 << 20),
+            ("max_prompt_tokens", 1, 1 << 24),
+            ("max_n", 1, 128),
+            ("max_requests", 1, 1 << 20),
+            ("max_connections", 1, 1 << 20),
+            ("key_concurrency", 0, 1 << 20),
+            ("key_burst", 1, 1 << 20),
+            ("write_buffer_bytes", 1024, 1 << 30),
+        ):
+            value = getattr(self, name)
+            if value is None and name == "max_prompt_tokens":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise RequestError(f"{name} must be a whole number in [{low}, {high}], not {value!r}")
+        for name, least in (
+            ("drain_s", 0.0),
+            ("key_rate", 0.0),
+            ("header_timeout_s", 0.1),
+            ("body_timeout_s", 0.1),
+            ("drain_timeout_s", 0.1),
+            ("keep_alive_s", 0.1),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 86400:
+                raise RequestError(f"{name} must lie in [{least:g}, 86400], not {value!r}")
+        for name in ("host", "api_key_file", "tls_cert", "tls_key", "served_name", "pin"):
+            value = getattr(self, name)
+            if value is None and name != "host":
+                continue
+            if not isinstance(value, str) or not value:
+                raise RequestError(f"{name} must be a text, not {value!r}")
+        if not isinstance(self.access_log, bool):
+            raise RequestError(f"access_log must be true or false, not {self.access_log!r}")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise RequestError("tls_cert and tls_key belong together; give both or neither")
 
 
 def _siblings(cpu: int) -> str:

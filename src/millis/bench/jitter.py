@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from millis.tasks.model import LanguageModel
 from millis.types import SamplingParams
 
 OUTLIER = 1.5  # a step is slow that takes this many times the median
-CAUSES = ("preempted", "stolen", "page_fault")  # as far as the system can tell
+CAUSES = ("crowded", "preempted", "stolen", "page_fault")  # as far as the system can tell
+CROWDED_MS = 0.3  # a step whose threads waited that long, ready, for a core that something else used
 
 
 @dataclass(slots=True)
@@ -27,14 +29,17 @@ class Counters:
     minor: int  # page faults without I/O
     major: int  # page faults with I/O
     stolen: int  # clock ticks that the host gave to others; 0 where it does not say
+    ready_ms: float = 0.0  # that all threads together were ready to run and waited for a core; 0 where it does not say
 
     @classmethod
     def now(cls) -> Counters:
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        return cls(usage.ru_nivcsw, usage.ru_nvcsw, usage.ru_minflt, usage.ru_majflt, _stolen_ticks())
+        switches = usage.ru_nivcsw, usage.ru_nvcsw
+        return cls(*switches, usage.ru_minflt, usage.ru_majflt, _stolen_ticks(), _ready_ms())
 
-    def minus(self, before: Counters) -> dict[str, int]:
-        return {field.name: getattr(self, field.name) - getattr(before, field.name) for field in fields(self)}
+    def minus(self, before: Counters) -> dict[str, float]:
+        """What was counted since; a thread that ended meanwhile takes its waiting with it."""
+        return {field.name: max(0, getattr(self, field.name) - getattr(before, field.name)) for field in fields(self)}
 
 
 @dataclass(slots=True)
@@ -43,12 +48,13 @@ class Step:
 
     ms: float
     depth: int  # tokens in the cache before it
-    counted: dict[str, int]
+    counted: dict[str, float]
 
     def causes(self) -> list[str]:
         """What happened during the step, of what can hold it up; "unexplained" where nothing did."""
         counted = self.counted
-        happened = (counted["preempted"], counted["stolen"], counted["minor"] + counted["major"])
+        crowded = counted["ready_ms"] >= CROWDED_MS
+        happened = (crowded, counted["preempted"], counted["stolen"], counted["minor"] + counted["major"])
         return [cause for cause, count in zip(CAUSES, happened, strict=True) if count] or ["unexplained"]
 
 
@@ -131,3 +137,15 @@ def _stolen_ticks() -> int:
             return int(file.readline().split()[8])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def _ready_ms() -> float:
+    """Of every thread of this process, from the second number of its schedstat."""
+    total = 0
+    try:
+        for task in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{task}/schedstat", "rb") as file:
+                total += int(file.read().split()[1])
+    except (OSError, IndexError, ValueError):  # not Linux, not counted there, or a thread that ended
+        return 0.0
+    return total / 1e6

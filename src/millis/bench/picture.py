@@ -43,7 +43,7 @@ def engines_picture(result: dict[str, Any], path: Path) -> None:
             "medians, bars from minimum to maximum",
             fontsize=9,
         )
-        _save(figure, path, plt)
+        save(figure, path, plt)
 
 
 def _lines(axes: Any, rows: Sequence[dict[str, Any]], what: str, limit: list[tuple[int, float]]) -> None:
@@ -124,14 +124,14 @@ def jitter_picture(result: dict[str, Any], path: Path) -> None:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         title = f"{result['model']}: {result['steps']} decode steps on {result['threads']} threads ({result['isa']})"
         axes.set_title(title, fontsize=9)
-        _save(figure, path, plt)
+        save(figure, path, plt)
 
 
 def _marks() -> list[float]:
     return [digit * 10.0**power for power in range(-3, 6) for digit in (1, 1.5, 2, 3, 5, 7)]
 
 
-def _save(figure: Any, path: Path, plt: Any) -> None:
+def save(figure: Any, path: Path, plt: Any) -> None:
     metadata = {"Date": None} if path.suffix == ".svg" else {}
     figure.savefig(path, dpi=150, metadata=metadata)
     plt.close(figure)

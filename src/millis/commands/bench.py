@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from millis.commands import bench_tables, common
+from millis.commands import bench_serve, bench_tables, common
 
 EXAMPLE = "millis bench engine --peers transformers"
 
 app = typer.Typer(help="Numbers: speed on this machine, beside other engines.", epilog=f"Example: {EXAMPLE}")
 Plot = Annotated[list[Path] | None, typer.Option(help="Draw a picture there: .png or .svg; may be given twice.")]
+
+
+app.command("serve", epilog=f"Example: {bench_serve.EXAMPLE}")(bench_serve.command)
 
 
 @app.callback()
@@ -44,7 +47,7 @@ def engine(
     from millis.bench.peers import LOADS, chosen
     from millis.config import EngineConfig
 
-    pictures = _pictures(plot)
+    pictures = pictures_of(plot)
     settings = Settings(
         peers=chosen(peers),
         threads=threads or EngineConfig().threads,
@@ -118,8 +121,8 @@ def jitter(
     """How even decoding is: p50, p99, p99.9 and maximum of single steps, and what the slow ones coincide with."""
     from millis.bench.jitter import decode_steps, report
 
-    pictures = _pictures(plot)
-    lm = common.load(model, threads=threads, context=depth)
+    pictures = pictures_of(plot)
+    lm = common.load(model, threads=threads, context=depth, speculation="off")  # a step, a token
     result = {
         "model": model,
         "threads": lm.config.threads,
@@ -184,7 +187,7 @@ def _lengths(flag: str, text: str) -> list[int]:
     return lengths
 
 
-def _pictures(paths: list[Path] | None) -> list[Path]:
+def pictures_of(paths: list[Path] | None) -> list[Path]:
     """Checked before anything is measured."""
     for path in paths or []:
         if path.suffix not in (".png", ".svg"):

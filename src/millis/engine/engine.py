@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from millis.engine.constraint import Constraint, Matcher
 from millis.engine.pooling import groups, mean_hidden
+from millis.engine.prefix import Match, RadixCache
 from millis.engine.request import Event, Request
 from millis.engine.runner import Batch, Runner, Sampled
 from millis.engine.scheduler import Chunk, Scheduler
@@ -30,6 +31,7 @@ class Engine:
         eos: frozenset[int],
         clock: Callable[[], float] = time.perf_counter,
         speculator: Speculator | None = None,
+        prefix_cache: bool = False,
         grammars: Callable[[Grammar], Matcher] | None = None,
     ) -> None:
         self.runner = runner
@@ -41,6 +43,10 @@ class Engine:
             max_tokens=runner.max_tokens,
             max_sequences=runner.max_sequences,
         )
+        if prefix_cache:
+            longest = -(-runner.context // runner.page_tokens)
+            most_pinned = max(0, min(runner.pages // 2, runner.pages - longest))  # the longest request still fits
+            self.scheduler.prefix = RadixCache(self.scheduler.allocator, runner.page_tokens, most_pinned)
         self.speculator = speculator
         self.grammars = grammars
         self._turn = threading.Condition(threading.Lock())
@@ -59,10 +65,12 @@ class Engine:
         *,
         arrival_s: float | None = None,
         deadline_s: float | None = None,
+        tenant: str = "",
     ) -> Request:
-        """Queues a prompt. RequestError: it is empty, holds an unknown token, or does not fit the context.
+        """Queues a prompt; it may use what is cached of the same tenant's.
 
-        GrammarError: its grammar is malformed, not supported, or beyond a limit.
+        RequestError: it is empty, holds an unknown token, or does not fit the context. GrammarError: its grammar is
+        malformed, not supported, or beyond a limit.
         """
         tokens = self._checked(prompt)
         room = self.room
@@ -76,6 +84,7 @@ class Engine:
             limit=min(room, len(tokens) + params.max_tokens),
             arrival_s=self.clock() if arrival_s is None else arrival_s,
             deadline_s=deadline_s,
+            tenant=tenant,
         )
         request.timings.prompt_tokens = len(tokens)
         forced = self._constrain(request)
@@ -145,6 +154,7 @@ class Engine:
             self.speculator.propose(decoding)
         with self._turn:
             chunks = self.scheduler.schedule()
+        self._copy_pages()
         if not chunks:
             return
         begin = self.clock()
@@ -161,7 +171,7 @@ class Engine:
         with self._turn:
             self._emit(chunks, sampled, now)
 
-    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[float]:
+    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]], *, tenant: str = "") -> list[float]:
         """For each continuation, the summed log-probability (nats) of its tokens after the prompt.
 
         The prompt is computed once; every continuation then overwrites the cache's positions behind it.
@@ -176,9 +186,12 @@ class Engine:
         with self._turn:
             while self._stepping:
                 self._turn.wait()
-            pages = self._pages_for(longest)
+            match, pages = self._begin(tenant, prompt, longest)
             try:
-                self._score_run(pages, 0, prompt[:-1], [-1] * (len(prompt) - 1))
+                self._prefill(pages, match.tokens, prompt[:-1])
+                if self.scheduler.prefix is not None:
+                    self.scheduler.prefix.record(match, len(prompt))
+                    self.scheduler.prefix.insert(tenant, prompt[:-1], pages)
                 return [self._score_run(pages, len(prompt) - 1, [prompt[-1], *c[:-1]], c) for c in checked]
             finally:
                 self.scheduler.allocator.give(pages)
@@ -205,6 +218,61 @@ class Engine:
                 finally:
                     self.scheduler.allocator.give(pages)
         return np.concatenate(means)
+
+    def pin(self, tokens: Sequence[int], tenant: str = "") -> int:
+        """Computes the beginning of prompts to come and keeps it for ever; returns how many of its tokens.
+
+        It serves `tenant`, or everybody where that is empty: what the operator pins is no secret, and whoever sends it
+        can tell by timing that it is cached. RequestError: no prefix cache, a bad prompt, or no room: pinned pages may
+        take half of the KV cache, and must leave room for the longest request.
+        """
+        prefix, tokens, salt = self.scheduler.prefix, self._checked(tokens), tenant or None
+        if prefix is None:
+            raise RequestError("there is no prefix cache to pin to; load the model with prefix_cache=True")
+        if len(tokens) >= self.runner.context:
+            raise RequestError(f"a prefix of {len(tokens)} tokens leaves no room in a context of {self.runner.context}")
+        with self._turn:
+            while self._stepping:
+                self._turn.wait()
+            wanted = prefix.pinned_pages + prefix.unpinned(salt, tokens)
+            if wanted > prefix.most_pinned:
+                raise RequestError(
+                    f"pinned prefixes would take {wanted} pages of {self.runner.page_tokens} tokens; "
+                    f"{prefix.most_pinned} may be pinned: raise cache_tokens"
+                )
+            match, pages = self._begin(salt, tokens, len(tokens))
+            try:
+                self._prefill(pages, match.tokens, tokens)
+                return prefix.pin(salt, tokens, pages)
+            finally:
+                self.scheduler.allocator.give(pages)
+
+    def _begin(self, tenant: str | None, tokens: list[int], room: int) -> tuple[Match, list[int]]:
+        """Pages for `room` positions outside any step, the first of them holding what is cached of `tokens`."""
+        prefix = self.scheduler.prefix
+        if prefix is None:
+            return Match(), self._pages_for(room)
+        match = prefix.find(tenant, tokens)
+        pages = prefix.hold(match)
+        try:
+            pages += self._pages_for(room - len(pages) * self.runner.page_tokens)
+        except BaseException:
+            self.scheduler.allocator.give(pages)
+            raise
+        if match.partial is not None:
+            self.scheduler.copies.append((match.partial.page, pages[len(match.nodes)]))
+        self._copy_pages()
+        return match, pages
+
+    def _copy_pages(self) -> None:
+        copies = self.scheduler.copies
+        while copies:  # an interrupt here repeats at most the copy it met
+            self.runner.copy_page(*copies[0])
+            copies.popleft()
+
+    def _prefill(self, pages: list[int], start: int, tokens: list[int]) -> None:
+        """Computes tokens[start:] into `pages`."""
+        self._score_run(pages, start, tokens[start:], [-1] * (len(tokens) - start))
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         ids = [int(token) for token in tokens]
@@ -277,6 +345,7 @@ class Engine:
             if not chunk.last:
                 continue
             if request.first_token_s is None:
+                self.scheduler.publish(request)
                 request.first_token_s = now
             request.last_token_s = now
             request.timings.drafted_tokens += len(chunk.drafts)

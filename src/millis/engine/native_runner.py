@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis import _native
-from millis.config import EngineConfig
+from millis.config import EngineConfig, available_memory_bytes
+from millis.engine.kvcache import pool_tokens
 from millis.engine.runner import Batch, Sampled
 from millis.models.load import Model
 from millis.models.mapped import forget
@@ -35,7 +36,7 @@ class NativeRunner:
         """Bytes of the packed file in use, if there is one."""
         self.vocab, self.context = plan.vocab, plan.context
         self.max_tokens, self.max_sequences = config.max_batch_tokens, config.max_sequences
-        self.pages = -(-(config.cache_tokens or plan.context) // self.page_tokens)
+        self.pages = -(-(config.cache_tokens or _cache_tokens(plan, config)) // self.page_tokens)
         if plan.head_dim % 16:
             raise ModelError(f"{model.checkpoint.path}: head_dim {plan.head_dim} is not a multiple of 16")
         try:
@@ -119,9 +120,20 @@ class NativeRunner:
         """[T, width] the final, normed hidden states: what the output matrix reads behind every token."""
         return self._runtime.hidden(batch.tokens, batch.starts, batch.lengths, batch.tables)
 
+    def copy_page(self, source: int, target: int) -> None:
+        self._runtime.copy_page(source, target)
+
     def logits(self, batch: Batch, *, every: bool = False) -> NDArray[np.float32]:
         """[S, vocab] logits after each sequence's last token, or [T, vocab] after every token."""
         return self._runtime.logits(batch.tokens, batch.starts, batch.lengths, batch.tables, all=every)
+
+
+def _cache_tokens(plan: Plan, config: EngineConfig) -> int:
+    """The size of the KV cache where none is asked for."""
+    if not config.prefix_cache:
+        return plan.context
+    position_bytes = plan.layers * plan.kv_heads * 2 * plan.head_dim * (4 if config.precision == "exact" else 2)
+    return pool_tokens(plan.context, config.max_sequences, position_bytes, available_memory_bytes())
 
 
 def _fill(runtime: Any, plan: Plan, tensors: Any) -> None:

@@ -32,6 +32,7 @@ class Request:
     limit: int  # tokens may not grow beyond this
     arrival_s: float
     deadline_s: float | None = None  # absolute, on the engine's clock
+    tenant: str = ""  # whose cached prefixes it may use
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     inbox: deque[Event] = field(default_factory=deque)

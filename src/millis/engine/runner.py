@@ -66,6 +66,10 @@ class Runner(Protocol):
         """[T, width] the final, normed hidden state behind every token; drafts and samplers play no part."""
         ...
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Copies the keys and values of page `source` into page `target`."""
+        ...
+
 
 class DraftRunner(Protocol):
     """Runs a draft model. Samplers are those of the model that is drafted for."""

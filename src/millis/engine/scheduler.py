@@ -2,7 +2,7 @@
 
 Running requests come first, one token each while they decode, with their drafts where there is room; what is left of
 the tokens of a step goes to prefill chunks in order of arrival. When the KV cache is full, the latest arrival loses
-its pages and waits to be computed anew.
+its pages and waits to be computed anew, but for what the prefix cache has kept of it meanwhile.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from millis.engine.kvcache import PageAllocator
+from millis.engine.prefix import Match, RadixCache
 from millis.engine.request import Request
 
 
@@ -35,6 +36,8 @@ class Scheduler:
         self.allocator = PageAllocator(pages)
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self.prefix: RadixCache | None = None
+        self.copies: deque[tuple[int, int]] = deque()  # (source, target) pages, to be copied in order before the step
         self._page_tokens = page_tokens
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
@@ -49,7 +52,7 @@ class Scheduler:
             self.running.remove(request)
         elif request in self.waiting:
             self.waiting.remove(request)
-        self.allocator.give(request.pages)
+        self._release(request)
 
     def schedule(self) -> list[Chunk]:
         """The next step's chunks; moves requests from waiting to running and takes their pages."""
@@ -63,7 +66,9 @@ class Scheduler:
         if len(self.running) < running:  # no admission while pages are short
             return [chunk for chunk in chunks if chunk.request in self.running]
         while left and self.waiting and len(self.running) < self._max_sequences:
+            match = self._reuse(self.waiting[0])
             placed = self._place(self.waiting[0], left, chunks, may_preempt=False)
+            self._reused(self.waiting[0], match, bool(placed))
             if not placed:
                 break
             self.running.append(self.waiting.popleft())
@@ -78,16 +83,53 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Asserts that no page is lost and that waiting requests hold none."""
-        self.allocator.check_integrity([request.pages for request in self.running])
+        cached = [] if self.prefix is None else self.prefix.held()
+        self.allocator.check_integrity([cached, *(request.pages for request in self.running)])
+        if self.prefix is not None:
+            self.prefix.check_integrity()
         assert all(not request.pages and request.computed == 0 for request in self.waiting)
 
     def preempt(self, request: Request) -> None:
         """Takes a running request's pages; it waits in front, to be computed anew."""
         self.running.remove(request)
-        self.allocator.give(request.pages)
+        self._release(request)
         request.computed = 0
         request.drafts = []
         self.waiting.appendleft(request)
+
+    def publish(self, request: Request) -> None:
+        """Caches the full pages of a request that goes on, for those that begin like it."""
+        if self.prefix is not None:
+            full = min(request.computed, len(request.tokens)) // self._page_tokens * self._page_tokens
+            self.prefix.insert(request.tenant, request.tokens[:full], request.pages)
+
+    def _release(self, request: Request) -> None:
+        """Gives a request's pages back, or to the cache: [0, computed) are its own tokens, as far as it has so many."""
+        if self.prefix is not None:
+            self.prefix.insert(request.tenant, request.tokens[: request.computed], request.pages)
+        self.allocator.give(request.pages)
+
+    def _reuse(self, request: Request) -> Match | None:
+        """Starts a request behind what is cached of it; `_reused` must follow."""
+        if self.prefix is None:
+            return None
+        match = self.prefix.find(request.tenant, request.tokens)
+        request.pages, request.computed = self.prefix.hold(match), match.tokens
+        return match
+
+    def _reused(self, request: Request, match: Match | None, placed: bool) -> None:
+        """Completes `_reuse` when the request has its pages, or undoes it."""
+        if self.prefix is None or match is None:
+            return
+        if not placed:
+            self.allocator.give(request.pages)
+            request.computed = 0
+            return
+        if match.partial is not None:
+            self.copies.append((match.partial.page, request.pages[len(match.nodes)]))
+        if request.timings.steps == 0:  # not the return of a preempted one
+            request.timings.cached_tokens = match.tokens
+            self.prefix.record(match, len(request.tokens))
 
     def decoding(self) -> list[Request]:
         """The running requests of which one token is to be computed."""

@@ -163,7 +163,13 @@ class LanguageModel:
         draft = None if self.config.draft is None else self._draft_model(self.config.draft, progress, agree)
         speculator = None if self.config.speculation == "off" else Speculator(time.perf_counter, draft)
         grammars = GrammarCompiler(self.tokenizer)
-        self.engine = Engine(self.runner, self.tokenizer.eos, speculator=speculator, grammars=grammars.compile)
+        self.engine = Engine(
+            self.runner,
+            self.tokenizer.eos,
+            speculator=speculator,
+            prefix_cache=self.config.prefix_cache,
+            grammars=grammars.compile,
+        )
 
     def _draft_model(
         self, name: str, progress: hub.Progress | None, agree: Callable[[hub.Entry], bool] | None

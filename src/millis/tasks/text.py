@@ -24,6 +24,7 @@ class TextStream:
     def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
         self.text = ""  # all that was handed out
         self.stopped = False
+        self.stopped_by: str | None = None  # the stop string that ended it
         self._detokenizer = detokenizer
         self._stop = tuple(stop)
         self._held = ""
@@ -31,10 +32,10 @@ class TextStream:
     def push(self, token: int) -> str:
         """The text that `token` makes visible, maybe none; sets `stopped` once a stop string is complete."""
         text = self._held + self._detokenizer.push(token)
-        found = [(at + len(stop), at) for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self.stopped = True
-            keep = min(found)[1]
+            _, keep, self.stopped_by = min(found)
         else:
             keep = len(text) - self._overlap(text)
         self._held = "" if found else text[keep:]

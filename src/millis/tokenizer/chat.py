@@ -32,6 +32,10 @@ class Chat:
         self._template: Template | None = None
         self._pattern: re.Pattern[str] | None = None
 
+    def variables(self) -> frozenset[str]:
+        """The names that the template reads and does not set itself."""
+        return self._compiled().variables
+
     def text(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         """The rendered conversation."""
         return self._compiled().render(self._variables(check_messages(messages), plain(variables, "", _MAX_DEPTH)))

@@ -117,6 +117,11 @@ class Tokenizer:
         """Whether the model was made for conversations; without, `chat_text` and `encode_chat` fail."""
         return self._chat.source is not None
 
+    @property
+    def chat_variables(self) -> frozenset[str]:
+        """The names that the chat template reads, `tools` among them where it can tell the model of tools."""
+        return self._chat.variables()
+
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The ids of `text`.
 

@@ -1,0 +1,63 @@
+"""millis serve: HTTP for programs and a page for people, in front of one model."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from typing import Annotated, Any
+
+import typer
+
+from millis.commands import common
+from millis.types import ModelError
+
+EXAMPLE = "millis serve -m qwen2.5-0.5b --port 8000 --max-sequences 16"
+CONFIG_HELP = "TOML file of settings, named as these flags with _ for -; MILLIS_SERVE_CONFIG names one, too."
+
+
+def command(**flags: Any) -> None:
+    """Serves a model over HTTP, as OpenAI's clients speak it.
+
+    Every flag is also a line of the file and a variable of the environment: --key-rate 5, key_rate = 5,
+    MILLIS_SERVE_KEY_RATE=5. The flag counts before the variable, the variable before the file.
+    """
+    from millis.server.settings import read_settings
+
+    as_json, file = flags.pop("json"), flags.pop("config")
+    settings = read_settings(flags, os.environ, file)
+    try:
+        from millis.server.run import serve
+    except ModuleNotFoundError as error:
+        raise ModelError(f"millis serve needs {error.name}; install it with: pip install 'millis[serve]'") from None
+    path = common.resolve(settings.model)
+    if (draft := settings.engine.get("draft")) is not None:
+        settings.engine["draft"] = str(common.resolve(draft))
+    serve(path, settings, lambda facts: common.print_json(facts) if as_json else common.say(_line(facts)))
+
+
+def _line(facts: dict[str, Any]) -> str:
+    """http://127.0.0.1:8000 · smollm2 · 2 threads, avx512 · ready in 0.8 s."""
+    machine = f"{facts['threads']} threads, {facts['isa']}"
+    return f"{facts['url']} · {facts['model']} · {machine} · ready in {facts['ready_s']:.1f} s"
+
+
+def _signature() -> inspect.Signature:
+    """The flags: a model, every setting, and where to read more."""
+    from millis.server.settings import known
+
+    found: dict[str, Any] = {"model": common.Model}
+    for setting in known().values():
+        panel = "Server" if setting.part == "server" else "Engine"
+        found[setting.name] = Annotated[setting.kind, typer.Option(help=setting.about, rich_help_panel=panel)]
+    found["config"] = Annotated[str | None, typer.Option(help=CONFIG_HELP)]
+    found["json"] = common.Json
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(name, kind, default=False if name == "json" else None, annotation=annotation)
+        for name, annotation in found.items()
+    ]
+    command.__annotations__ = dict(found)
+    return inspect.Signature(parameters)
+
+
+command.__signature__ = _signature()  # type: ignore[attr-defined]

@@ -1,0 +1,1 @@
+"""millis serve: HTTP in front, the engine in a process of its own behind."""

@@ -1,0 +1,129 @@
+"""/v1/completions: body → Job, and events → text_completion. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from millis.server.api.body import Body, read
+from millis.server.api.chat import ResponseFormat, answer_grammar, choices, include_usage
+from millis.server.api.conversation import check_length
+from millis.server.api.errors import invalid
+from millis.server.api.fields import COMMON_REFUSED, Sampling, StreamOptions, sampling, schedule
+from millis.server.api.job import Job, Limits, Prompt
+from millis.server.api.logprobs import completion_logprobs
+from millis.server.api.tool_parser import Piece
+from millis.server.api.writer import DONE, Choice, Writer, sse, timings_json, usage
+from millis.types import TokenLogprob
+
+DEFAULT_MAX_TOKENS = 16  # OpenAI's
+Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
+TextOrTokens = str | list[str] | list[Token] | list[list[Token]]
+
+
+class CompletionRequest(Sampling):
+    """The body of POST /v1/completions."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        **COMMON_REFUSED,
+        "echo": "the answer does not repeat its prompt; put the two together yourself",
+        "suffix": "text is continued, not inserted",
+        "best_of": "every choice that is generated is returned; use n",
+    }
+
+    model: str
+    prompt: TextOrTokens
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    response_format: ResponseFormat | None = None
+    user: str | None = None
+    # What follows is refused with any other value.
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: Literal[1] | None = None
+
+
+def parse_completion(body: Body, limits: Limits) -> Job:
+    """ApiError 400 names the field at fault."""
+    request = read(CompletionRequest, body)
+    return Job(
+        endpoint="completions",
+        kind="generate",
+        model=request.model,
+        prompts=inputs(request.prompt, limits, "prompt", limits.prompts),
+        params=sampling(
+            request,
+            limits,
+            max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+            grammar=answer_grammar(request.response_format, limits),
+            logprobs=request.logprobs,
+        ),
+        n=choices(request.n, limits),
+        stream=request.stream or False,
+        include_usage=include_usage(request.stream, request.stream_options),
+        **schedule(request),
+    )
+
+
+def inputs(given: TextOrTokens, limits: Limits, param: str, most: int) -> tuple[Prompt, ...]:
+    """The prompts of a field that takes a text, texts, token ids, or lists of these."""
+    several: list[Any] = [given] if isinstance(given, str) or _is_tokens(given) else list(given)
+    if not several or any(len(one) == 0 for one in several):
+        raise invalid(f"{param} is empty", param)
+    if len(several) > most:
+        raise invalid(f"{param} has {len(several)} entries; {most} can be used", param)
+    check_length(sum(map(len, several)), limits, param)
+    return tuple(one if isinstance(one, str) else tuple(one) for one in several)
+
+
+def _is_tokens(given: Sequence[Any]) -> bool:
+    return bool(given) and isinstance(given[0], int)
+
+
+class CompletionWriter(Writer):
+    """text_completion, whole or in pieces."""
+
+    def _delta(self, choice: Choice, piece: Piece, logprobs: Sequence[TokenLogprob]) -> bytes:
+        assert isinstance(piece, str)
+        return self._chunk(self._choice(choice, piece, logprobs, None, len(choice.text)))
+
+    def _finish(self, choice: Choice) -> bytes:
+        last = self._choice(choice, "", (), choice.finish_reason, len(choice.text))
+        return self._chunk(last, {"timings": timings_json([choice.timings])})
+
+    def _end(self) -> bytes:
+        if not self.job.include_usage:
+            return DONE
+        return sse(self._head([], usage(self.counts())) | {"timings": self.timings()}) + DONE
+
+    def body(self) -> dict[str, Any]:
+        whole = [self._choice(one, one.text, one.logprobs, one.finish_reason, 0) for one in self.choices]
+        return self._head(whole, usage(self.counts())) | {"timings": self.timings()}
+
+    def _choice(
+        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprob], reason: str | None, offset: int
+    ) -> dict[str, Any]:
+        wanted = self.job.params.logprobs is not None
+        shown = completion_logprobs(logprobs, self.head.token_bytes, offset) if wanted else None
+        return {"text": text, "index": choice.index, "logprobs": shown, "finish_reason": reason}
+
+    def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:
+        return sse(self._head([choice], None) | (more or {}))
+
+    def _head(self, choices: list[dict[str, Any]], used: dict[str, Any] | None) -> dict[str, Any]:
+        head: dict[str, Any] = {
+            "id": f"cmpl-{self.head.id}",
+            "object": "text_completion",
+            "created": self.head.created,
+            "model": self.head.model,
+            "system_fingerprint": self.head.fingerprint,
+            "choices": choices,
+        }
+        if used is not None or self.job.include_usage:
+            head["usage"] = used
+        return head

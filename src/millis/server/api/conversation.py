@@ -1,0 +1,140 @@
+"""Messages of /v1/chat/completions: their wire form, and as chat templates read them. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from millis.server.api.body import Wire
+from millis.server.api.errors import invalid
+from millis.server.api.job import Conversation, Limits
+from millis.server.api.tools import Name
+
+
+class TextPart(Wire):
+    type: Literal["text"]
+    text: str
+
+
+Content = str | list[TextPart]
+
+
+class SystemMessage(Wire):
+    role: Literal["system", "developer"]
+    content: Content
+    name: str | None = None
+
+
+class UserMessage(Wire):
+    role: Literal["user"]
+    content: Content
+    name: str | None = None
+
+
+class CalledFunction(Wire):
+    name: Name
+    arguments: str
+
+
+class ToolCall(Wire):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+    index: int | None = None  # left by clients that joined the parts of a stream
+
+
+class AssistantMessage(Wire):
+    """The fields that are null stand in every answer, and clients send answers back."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class ToolMessage(Wire):
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+    name: str | None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+def conversation(messages: Sequence[Message], limits: Limits) -> tuple[dict[str, Any], ...]:
+    """The messages as chat templates read them. ApiError: too many or too long, arguments that are no JSON object."""
+    if not messages:
+        raise invalid("messages is empty; give at least one message", "messages")
+    return bounded([_plain(i, message) for i, message in enumerate(messages)], limits)
+
+
+def bounded(messages: Sequence[dict[str, Any]], limits: Limits, param: str = "messages") -> tuple[dict[str, Any], ...]:
+    """The messages, if there are not too many and they are not too long."""
+    if len(messages) > limits.messages:
+        raise invalid(f"{param} has {len(messages)} entries; {limits.messages} can be used", param)
+    check_length(sum(_length(message) for message in messages), limits, param)
+    return tuple(messages)
+
+
+def check_length(characters: int, limits: Limits, param: str) -> None:
+    if characters > limits.prompt_chars:
+        raise invalid(
+            f"{param} has {characters} characters; {limits.prompt_chars} can be used", param, "string_above_max_length"
+        )
+
+
+def told(messages: tuple[dict[str, Any], ...], tools: Sequence[dict[str, Any]]) -> Conversation:
+    return Conversation(messages, tuple(tools))
+
+
+def text_of(content: Content | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.text for part in content)
+
+
+def called(name: str, arguments: str, call_id: str, where: str) -> dict[str, Any]:
+    """A tool call of an earlier turn. Templates write arguments as JSON themselves, so they get the object."""
+    try:
+        found = json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise invalid(f"{where} must be a JSON object, as text", where)
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": found}}
+
+
+def _plain(i: int, message: Message) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    plain: dict[str, Any] = {"role": role, "content": text_of(message.content)}
+    if message.name is not None:
+        plain["name"] = message.name
+    if isinstance(message, AssistantMessage):
+        if message.content is None and not message.tool_calls:
+            raise invalid(f"messages[{i}] has neither content nor tool_calls", f"messages[{i}].content")
+        if message.tool_calls:
+            plain["tool_calls"] = [
+                called(
+                    call.function.name,
+                    call.function.arguments,
+                    call.id,
+                    f"messages[{i}].tool_calls[{j}].function.arguments",
+                )
+                for j, call in enumerate(message.tool_calls)
+            ]
+    if isinstance(message, ToolMessage):
+        plain["tool_call_id"] = message.tool_call_id
+    return plain
+
+
+def _length(message: dict[str, Any]) -> int:
+    calls = message.get("tool_calls", ())
+    return len(message["content"]) + sum(len(json.dumps(call, ensure_ascii=False)) for call in calls)

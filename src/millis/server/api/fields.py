@@ -1,0 +1,194 @@
+"""Fields that several endpoints share: sampling, form of the answer, deadline and priority. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from millis.server.api.body import Request, Wire
+from millis.server.api.errors import from_error, invalid
+from millis.server.api.job import MAX_DEADLINE_MS, Limits
+from millis.types import Grammar, MillisError, OnDeadline, Priority, SamplingParams
+
+_GUIDED = "write structured_outputs: {json | regex | choice | grammar: …} instead"
+COMMON_REFUSED: Mapping[str, str] = {
+    "store": "nothing is stored here; leave it out or send false",
+    "service_tier": "there is one tier; use priority: interactive, standard or batch",
+    "moderation": "answers are not moderated",
+    "prompt_cache_options": "prefixes are cached by themselves",
+    "prompt_cache_retention": "prefixes are kept in memory for as long as there is room",
+    "guided_json": _GUIDED,
+    "guided_regex": _GUIDED,
+    "guided_choice": _GUIDED,
+    "guided_grammar": _GUIDED,
+    "best_of": "every choice that is generated is returned; use n",
+    "use_beam_search": "answers are sampled",
+    "length_penalty": "answers are sampled, not searched",
+    "min_tokens": "an answer ends where the model ends it; use ignore_eos for a fixed length",
+    "stop_token_ids": "use stop, with texts",
+    "include_stop_str_in_output": "an answer ends before its stop text",
+    "skip_special_tokens": "special tokens are never shown",
+    "prompt_logprobs": "use /v1/classify to score continuations",
+}
+
+# A request that takes longer than a day is a mistake.
+DeadlineMs = Annotated[float, Field(gt=0, le=MAX_DEADLINE_MS, description="milliseconds from arrival to last byte")]
+Metadata = dict[str, Any]
+Stop = Annotated[str, Field(min_length=1)]
+
+
+class Scheduling(Request):
+    """When the answer must be there, and before whose."""
+
+    deadline_ms: DeadlineMs | None = None
+    priority: Priority | None = None
+
+
+class Deadline(Scheduling):
+    on_deadline: OnDeadline | None = Field(
+        None, description="what is answered when time runs out: what there is, `fallback`, or an error"
+    )
+    fallback: Annotated[str, Field(max_length=8192)] | None = Field(
+        None, description="the answer with on_deadline=fallback, as long as nothing else was sent"
+    )
+
+
+class StructuredOutputs(Wire):
+    """The form of the answer: exactly one of these."""
+
+    json_: dict[str, Any] | None = Field(None, alias="json", description="a JSON schema")
+    json_object: Literal[True] | None = None
+    regex: Annotated[str, Field(min_length=1)] | None = None
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
+    grammar: Annotated[str, Field(min_length=1)] | None = Field(None, description="a Lark grammar")
+
+
+class StreamOptions(Wire):
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class Sampling(Deadline):
+    """How tokens are chosen: OpenAI's fields, and vLLM's names for the others."""
+
+    refused: ClassVar[Mapping[str, str]] = COMMON_REFUSED
+
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: Stop | list[Stop] | None = None
+    ignore_eos: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+
+def schedule(request: Scheduling) -> dict[str, Any]:
+    """The job's fields of deadline and priority."""
+    fields: dict[str, Any] = {"deadline_ms": request.deadline_ms, "priority": request.priority or "standard"}
+    if isinstance(request, Deadline):
+        on_deadline = request.on_deadline or "partial"
+        if (on_deadline == "fallback") != (request.fallback is not None):
+            raise invalid("fallback and on_deadline=fallback need each other", "fallback")
+        fields |= {"on_deadline": on_deadline, "fallback": request.fallback or ""}
+    return fields
+
+
+def sampling(
+    request: Sampling, limits: Limits, *, max_tokens: int | None, grammar: Grammar | None, logprobs: int | None
+) -> SamplingParams:
+    """SamplingParams of a request, with OpenAI's defaults."""
+    grammar = _one_grammar(grammar, structured(request.structured_outputs, limits))
+    given = {
+        name: value
+        for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos")
+        if (value := getattr(request, name)) is not None
+    }
+    if max_tokens is not None:
+        given["max_tokens"] = max_tokens
+    try:
+        return SamplingParams(
+            temperature=1.0 if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            seed=None if request.seed is None else request.seed % 2**64,
+            stop=stop_texts(request.stop, limits),
+            logit_bias=_biases(request.logit_bias, limits),
+            grammar=grammar,
+            logprobs=logprobs,
+            **given,
+        )
+    except MillisError as error:
+        raise from_error(error) from None
+
+
+def stop_texts(stop: str | list[str] | None, limits: Limits, param: str = "stop") -> tuple[str, ...]:
+    texts = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if len(texts) > limits.stop:
+        raise invalid(f"{param} has {len(texts)} texts; {limits.stop} can be used", param)
+    if any(len(text) > limits.stop_chars for text in texts):
+        raise invalid(f"a text of {param} may have {limits.stop_chars} characters", param)
+    return texts
+
+
+def structured(given: StructuredOutputs | None, limits: Limits) -> Grammar | None:
+    """The grammar of `structured_outputs`."""
+    if given is None:
+        return None
+    found = [name for name in type(given).model_fields if getattr(given, name) is not None]
+    if len(found) != 1:
+        raise invalid(
+            "structured_outputs takes exactly one of json, json_object, regex, choice, grammar", "structured_outputs"
+        )
+    where = f"structured_outputs.{found[0].rstrip('_')}"
+    if given.json_ is not None:
+        return json_grammar(given.json_, limits, where)
+    if given.json_object:
+        return Grammar("json_object", "")
+    if given.choice is not None:
+        return Grammar("choice", _bounded(json.dumps(given.choice, ensure_ascii=False), limits, where))
+    if given.regex is not None:
+        return Grammar("regex", _bounded(given.regex, limits, where))
+    return Grammar("lark", _bounded(given.grammar or "", limits, where))
+
+
+def json_grammar(schema: Mapping[str, Any], limits: Limits, where: str) -> Grammar:
+    """The grammar of a JSON schema. Properties keep their order: answers are written in it."""
+    return Grammar("json_schema", _bounded(compact(schema), limits, where))
+
+
+def compact(value: Any) -> str:
+    """JSON without a needless character."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _bounded(source: str, limits: Limits, where: str) -> str:
+    if len(source) > limits.schema_chars:
+        raise invalid(f"{where} has {len(source)} characters; {limits.schema_chars} can be used", where)
+    return source
+
+
+def _one_grammar(first: Grammar | None, second: Grammar | None) -> Grammar | None:
+    if first is not None and second is not None:
+        raise invalid(
+            "structured_outputs cannot be joined with response_format, text.format or tools; send one of them",
+            "structured_outputs",
+        )
+    return first or second
+
+
+def _biases(given: Mapping[str, float] | None, limits: Limits) -> dict[int, float]:
+    if given is None:
+        return {}
+    if len(given) > limits.logit_bias:
+        raise invalid(f"logit_bias has {len(given)} entries; {limits.logit_bias} can be used", "logit_bias")
+    wrong = next((key for key in given if not (key.isascii() and key.isdigit() and len(key) <= 10)), None)
+    if wrong is not None:
+        raise invalid(f"logit_bias must have token ids as keys, not {wrong!r:.40}", "logit_bias")
+    return {int(key): float(value) for key, value in given.items()}

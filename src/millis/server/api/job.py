@@ -1,0 +1,210 @@
+"""Job: what every endpoint's body becomes, and from there to token ids and sampling parameters. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from millis.server.api.errors import ApiError, from_error, invalid
+from millis.types import MillisError, OnDeadline, Priority, SamplingParams
+
+Endpoint = Literal[
+    "chat",
+    "completions",
+    "responses",
+    "messages",
+    "embeddings",
+    "classify",
+    "score",
+    "rerank",
+    "tokenize",
+    "detokenize",
+]
+Kind = Literal["generate", "embed", "score", "tokenize", "detokenize"]
+MAX_DEADLINE_MS = 86_400_000.0  # a day
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one request may ask for. Each is checked before anything is computed."""
+
+    prompt_chars: int = 1 << 20  # of all messages, or of all prompts, together
+    messages: int = 2048
+    prompts: int = 128  # of a completion
+    inputs: int = 2048  # of embeddings and comparisons, which take a list
+    stop: int = 4
+    stop_chars: int = 256
+    logit_bias: int = 1024
+    n: int = 8
+    tools: int = 128
+    schema_chars: int = 1 << 16  # of each JSON schema, pattern or grammar
+    labels: int = 256  # of a classification
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages as chat templates read them, and the tools the model may call, in OpenAI's form."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One instruction: a user's message where the model has a chat template, plain text where it has none."""
+
+    text: str
+
+
+Prompt = str | tuple[int, ...] | Conversation | Instruction
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call. `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    description: str | None
+    parameters: Mapping[str, Any]
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether tools may or must be called, which one if it is named, and whether several at once."""
+
+    mode: Literal["none", "auto", "required"] = "none"
+    name: str | None = None
+    parallel: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A checked request. Choice c of prompt p has the index p·n + c."""
+
+    endpoint: Endpoint
+    kind: Kind
+    model: str | None  # None: whatever is served (only /tokenize and /detokenize)
+    prompts: tuple[Prompt, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    open_ended: bool = False  # no max_tokens was given: as many as the context holds
+    n: int = 1
+    stream: bool = False
+    include_usage: bool = False
+    deadline_ms: float | None = None  # from the arrival of the request's first byte
+    priority: Priority = "standard"
+    on_deadline: OnDeadline = "partial"
+    fallback: str = ""
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    continuations: tuple[str, ...] = ()  # kind "score": what is scored behind every prompt
+    add_special: bool = True
+    add_generation_prompt: bool = True
+    extra: Mapping[str, Any] = field(default_factory=dict)  # what only the endpoint's own writer reads
+
+
+class ChatTokenizer(Protocol):
+    """What of millis.tokenizer.Tokenizer prompts need."""
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    @property
+    def chat_variables(self) -> frozenset[str]: ...
+
+    def encode(self, text: str, *, add_special: bool = True) -> list[int]: ...
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> list[int]: ...
+
+
+def prompt_ids(job: Job, tokenizer: ChatTokenizer) -> list[list[int]]:
+    """The token ids of each prompt. ApiError: a template that refuses the messages, an empty prompt."""
+    found = []
+    for i, prompt in enumerate(job.prompts):
+        try:
+            ids = _ids(prompt, job, tokenizer)
+        except MillisError as error:
+            raise from_error(error) from None
+        if not ids and job.kind != "tokenize":
+            raise invalid(f"prompt {i} is empty: it gives the model no token to begin with", "prompt")
+        found.append(ids)
+    return found
+
+
+def _ids(prompt: Prompt, job: Job, tokenizer: ChatTokenizer) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt, add_special=job.add_special)
+    if isinstance(prompt, Instruction):
+        if not tokenizer.has_chat_template:
+            return tokenizer.encode(prompt.text)
+        return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
+    if isinstance(prompt, Conversation):
+        from millis.server.api.tools import describe_tools
+
+        options: dict[str, Any] = {}
+        messages: Sequence[Mapping[str, Any]] = prompt.messages
+        if "tools" not in tokenizer.chat_variables:
+            messages = describe_tools(messages, prompt.tools)
+        elif prompt.tools:
+            options["tools"] = list(prompt.tools)
+        if not job.add_generation_prompt:
+            options["add_generation_prompt"] = False
+        return tokenizer.encode_chat(messages, **options)
+    return list(prompt)
+
+
+def continuation_ids(job: Job, tokenizer: ChatTokenizer) -> list[list[int]]:
+    """The token ids of each continuation of a job of kind "score". ApiError: one that is no token."""
+    ids = [tokenizer.encode(text, add_special=False) for text in job.continuations]
+    if [] in ids:
+        raise invalid(f"labels[{ids.index([])}] gives no token", "labels")
+    return ids
+
+
+def check_ids(ids: Sequence[int], vocab_size: int, where: str = "prompt") -> None:
+    """ApiError where a token id that a client sent is none of the model's."""
+    wrong = next((i for i, token in enumerate(ids) if token >= vocab_size), None)
+    if wrong is not None:
+        raise invalid(f"{where}[{wrong}] is token {ids[wrong]}; the model has {vocab_size} tokens", where)
+
+
+def choice_params(job: Job, choice: int, prompt_tokens: int, context: int) -> SamplingParams:
+    """The sampling parameters of choice 0 … n − 1 for a prompt of so many tokens.
+
+    ApiError context_length_exceeded where prompt and answer do not fit into `context` tokens.
+    """
+    params = job.params
+    room = context - prompt_tokens
+    if room < 1 or (not job.open_ended and params.max_tokens > room):
+        asked = "" if job.open_ended else f" and max_tokens is {params.max_tokens}"
+        message = f"the model's context is {context} tokens; the prompt has {prompt_tokens}{asked}: shorten one of them"
+        raise invalid(message, "messages" if job.endpoint == "chat" else "prompt", "context_length_exceeded")
+    if job.open_ended:
+        params = replace(params, max_tokens=room)
+    if choice and params.seed is not None:
+        params = replace(params, seed=(params.seed + choice) % 2**64)
+    return params
+
+
+def with_deadline(job: Job, headers: Mapping[str, str]) -> Job:
+    """The job with the earliest of its deadline, `x-deadline-ms` and `x-request-timeout-seconds` (names in lower case).
+
+    ApiError where a header is not a positive number.
+    """
+    found = [] if job.deadline_ms is None else [job.deadline_ms]
+    for name, unit_ms in (("x-deadline-ms", 1.0), ("x-request-timeout-seconds", 1000.0)):
+        if (text := headers.get(name)) is not None:
+            found.append(_positive(name, text) * unit_ms)
+    return replace(job, deadline_ms=min(*found, MAX_DEADLINE_MS)) if found else job
+
+
+def _positive(name: str, text: str) -> float:
+    try:
+        value = float(text) if len(text) <= 32 else math.nan
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ApiError(400, f"the header {name} must be a positive number", param=name, code="invalid_value")
+    return value

@@ -1,0 +1,255 @@
+"""/v1/responses: body → Job. The answer is written by response_writer.py. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from millis.server.api.body import Body, Wire, read
+from millis.server.api.chat import NO_AUDIO, JsonObjectFormat, TextFormat
+from millis.server.api.conversation import bounded, called
+from millis.server.api.errors import invalid, unsupported
+from millis.server.api.fields import COMMON_REFUSED, Metadata, Sampling, json_grammar, sampling, schedule
+from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
+from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool, parameters
+from millis.types import Grammar
+
+_STATELESS = "nothing is stored here; send the whole conversation as input"
+_LOGPROBS = "message.output_text.logprobs"
+
+
+class InputText(Wire):
+    type: Literal["input_text"]
+    text: str
+
+
+class OutputText(Wire):
+    """Part of an earlier answer, as it was sent."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    logprobs: list[Any] | None = None
+
+
+Part = Annotated[InputText | OutputText, Field(discriminator="type")]
+
+
+class InputMessage(Wire):
+    type: Literal["message"] | None = None
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Part]
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+
+
+class FunctionCall(Wire):
+    type: Literal["function_call"]
+    call_id: str
+    name: Name
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+
+
+class FunctionCallOutput(Wire):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[InputText]
+    id: str | None = None
+    status: str | None = None
+
+
+def _kind(item: Any) -> str | None:
+    kind = item.get("type") or "message" if isinstance(item, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+Item = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[FunctionCall, Tag("function_call")]
+    | Annotated[FunctionCallOutput, Tag("function_call_output")],
+    Discriminator(_kind),
+]
+
+
+class FunctionTool(Wire):
+    type: Literal["function"]
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class NamedFunctionTool(Wire):
+    type: Literal["function"]
+    name: Name
+
+
+class SchemaFormat(Wire):
+    type: Literal["json_schema"]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextConfig(Wire):
+    format: Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class Reasoning(Wire):
+    effort: Literal["none"] | None = None
+    summary: None = None
+
+
+class ObfuscationOptions(Wire):
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponseRequest(Sampling):
+    """The body of POST /v1/responses."""
+
+    refused: ClassVar[Mapping[str, str]] = {
+        **COMMON_REFUSED,
+        "background": _STATELESS,
+        "background_options": _STATELESS,
+        "conversation": _STATELESS,
+        "previous_response_id": _STATELESS,
+        "prompt": "no prompts are stored here; send instructions and input",
+        "context_management": "the conversation is read as it is sent",
+        "truncation": "the conversation is read as it is sent; shorten it, or leave truncation out",
+        "include": f"only {_LOGPROBS} can be included",
+        "max_tool_calls": "tools are called by the client",
+        "reasoning": "the models served here do not reason apart from their answer",
+        "image": NO_AUDIO,
+        "access_programs": "there are none",
+        "stop": "the endpoint has no stop; use /v1/chat/completions",
+    }
+
+    model: str
+    input: str | list[Item]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = None
+    stream_options: ObfuscationOptions | None = None
+    text: TextConfig | None = None
+    tools: list[FunctionTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
+    parallel_tool_calls: bool | None = None
+    include: list[Literal["message.output_text.logprobs"]] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    # What follows changes no answer.
+    user: str | None = None
+    metadata: Metadata | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    # What follows is refused with any other value.
+    store: Literal[False] | None = None
+    background: Literal[False] | None = None
+    truncation: Literal["disabled"] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    reasoning: Reasoning | None = None
+    stop: None = None
+
+
+def parse_response(body: Body, limits: Limits) -> Job:
+    """ApiError 400 names the field at fault."""
+    request = read(ResponseRequest, body)
+    choice = _tool_choice(request)
+    tools = check_tools(
+        (Tool(t.name, t.description, parameters(t.parameters), t.strict or False) for t in request.tools or ()),
+        choice,
+        limits,
+    )
+    if request.structured_outputs is not None and choice.mode != "none":
+        raise unsupported("structured_outputs", "not together with tools; use text.format or tool_choice=none")
+    if request.top_logprobs is not None and not request.include:
+        raise invalid(f"top_logprobs needs include=[{_LOGPROBS!r}]", "top_logprobs")
+    shown = [openai_tool(tool) for tool in tools] if choice.mode != "none" else []
+    return Job(
+        endpoint="responses",
+        kind="generate",
+        model=request.model,
+        prompts=(Conversation(_messages(request, limits), tuple(shown)),),
+        params=sampling(
+            request,
+            limits,
+            max_tokens=request.max_output_tokens,
+            grammar=call_grammar(tools, choice, _grammar(request.text, limits)),
+            logprobs=(request.top_logprobs or 0) if request.include else None,
+        ),
+        open_ended=request.max_output_tokens is None,
+        stream=request.stream or False,
+        tools=tools,
+        tool_choice=choice,
+        extra=_repeated(request),
+        **schedule(request),
+    )
+
+
+def _tool_choice(request: ResponseRequest) -> ToolChoice:
+    parallel = request.parallel_tool_calls is not False
+    given = request.tool_choice
+    if isinstance(given, NamedFunctionTool):
+        return ToolChoice("required", given.name, parallel)
+    return ToolChoice(given or ("auto" if request.tools else "none"), None, parallel)
+
+
+def _grammar(text: TextConfig | None, limits: Limits) -> Grammar | None:
+    form = text.format if text else None
+    if isinstance(form, SchemaFormat):
+        return json_grammar(form.schema_, limits, "text.format.schema")
+    return Grammar("json_object", "") if isinstance(form, JsonObjectFormat) else None
+
+
+def _messages(request: ResponseRequest, limits: Limits) -> tuple[dict[str, Any], ...]:
+    """The conversation as chat templates read it: calls of one turn stand in one message."""
+    messages: list[dict[str, Any]] = []
+    if request.instructions:
+        messages.append({"role": "system", "content": request.instructions})
+    if isinstance(request.input, str):
+        messages.append({"role": "user", "content": request.input})
+        return bounded(messages, limits, "input")
+    if not request.input:
+        raise invalid("input is empty; give at least one item", "input")
+    for i, item in enumerate(request.input):
+        if isinstance(item, InputMessage):
+            role = "system" if item.role == "developer" else item.role
+            messages.append({"role": role, "content": _text(item.content)})
+        elif isinstance(item, FunctionCallOutput):
+            messages.append({"role": "tool", "content": _text(item.output), "tool_call_id": item.call_id})
+        else:
+            call = called(item.name, item.arguments, item.call_id, f"input[{i}].arguments")
+            if not messages or messages[-1]["role"] != "assistant":
+                messages.append({"role": "assistant", "content": ""})
+            messages[-1].setdefault("tool_calls", []).append(call)
+    return bounded(messages, limits, "input")
+
+
+def _text(content: str | list[Part] | list[InputText]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def _repeated(request: ResponseRequest) -> dict[str, Any]:
+    """What a response repeats of its request."""
+    choice = request.tool_choice
+    text = request.text.model_dump(by_alias=True, exclude_none=True) if request.text else {}
+    return {
+        "instructions": request.instructions,
+        "metadata": request.metadata or {},
+        "max_output_tokens": request.max_output_tokens,
+        "parallel_tool_calls": request.parallel_tool_calls is not False,
+        "text": {"format": {"type": "text"}, **text},
+        "tool_choice": choice.model_dump() if isinstance(choice, NamedFunctionTool) else choice or "auto",
+        "tools": [
+            {**tool.model_dump(exclude_none=True), "parameters": tool.parameters, "strict": tool.strict or False}
+            for tool in request.tools or ()
+        ],
+        "top_logprobs": request.top_logprobs or 0,
+        "user": request.user,
+    }

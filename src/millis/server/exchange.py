@@ -1,0 +1,189 @@
+"""One request, from its body to its last byte: what all endpoints share. Raw ASGI, so that a write costs little."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from millis.server.api import endpoints
+from millis.server.api.errors import ApiError, from_error, internal, model_not_found
+from millis.server.api.job import Endpoint, Job, prompt_ids, with_deadline
+from millis.server.api.writer import Head
+from millis.server.client import Lost, Mailbox
+from millis.server.messages import Failed, Refused
+from millis.server.protocol import connection_of
+from millis.server.service import Service
+from millis.tokenizer import Tokenizer
+from millis.types import DeadlineError, MillisError, OverloadError
+
+log = logging.getLogger("millis.server")
+DEADLINE_HEADERS = (b"x-deadline-ms", b"x-request-timeout-seconds")
+
+
+class Gone:
+    """Put into the mailbox when the client has gone."""
+
+
+class Answer:
+    """The state of one exchange. Subclasses say what is done with the job's token ids."""
+
+    def __init__(self, service: Service, endpoint: Endpoint, scope: Scope, send: Send) -> None:
+        self.service = service
+        self.mailbox = Mailbox()
+        self.started = False  # the response's head was sent
+        self.connection = connection_of(scope)
+        self.arrival_s = self.connection.arrival_s
+        self.tenant: str = scope["tenant"]
+        self.request_id: str = scope["request_id"]
+        self.tokenize_ms = 0.0
+        self._endpoint: Endpoint = endpoint
+        self._scope, self._send = scope, send
+
+    async def run(self, receive: Receive) -> None:
+        """Answers. Whatever goes wrong becomes an answer too, and nothing of the request a line in the log."""
+        try:
+            body = await read_body(receive, self.service.config.max_body_bytes)
+            with self.service.turn(self.tenant):
+                try:
+                    await self._run(body)
+                finally:
+                    self.close()
+        except ClientGone:
+            self.service.metrics.fail("client_gone")
+        except MillisError as error:
+            await self._fail(from_error(error))
+        except Exception as error:
+            place = error.__traceback__
+            while place is not None and place.tb_next is not None:
+                place = place.tb_next
+            where = "" if place is None else f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+            log.error("request %s: %s%s", self.request_id, type(error).__name__, where)  # its text may quote a prompt
+            await self._fail(internal())
+
+    async def _run(self, body: bytes) -> None:
+        service = self.service
+        job = await service.run(len(body), endpoints.parse, self._endpoint, body, service.limits)
+        job = with_deadline(job, _deadline_headers(self._scope))
+        if job.model is not None and job.model != service.model:
+            raise model_not_found(job.model)
+        service.refuse_early(job, len(body), self.arrival_s)
+        tokenizer = await service.loaded(job, self.arrival_s)
+        began = time.monotonic()
+        ids = await service.run(len(body), prompt_ids, job, tokenizer)
+        self.tokenize_ms = 1000 * (time.monotonic() - began)
+        self._check_lengths(ids)
+        self.connection.on_gone = lambda: self.mailbox.put(Gone())
+        await self.answer(job, ids, tokenizer)
+
+    async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
+        """Does the work and writes the answer. ids: of each prompt."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Whatever happened: nothing of this request stays behind."""
+        self.connection.on_gone = None
+
+    def head(self, tokenizer: Tokenizer) -> Head:
+        """What an answer says of itself."""
+        service = self.service
+        return Head(self.request_id, int(time.time()), service.model, service.fingerprint, tokenizer.token_bytes)
+
+    async def next(self) -> Any:
+        """The next reply of the engine. ClientGone, or the ApiError that a refusal or a crash means."""
+        return self.checked(await self.mailbox.get())
+
+    def checked(self, reply: Any) -> Any:
+        """A reply that is an answer."""
+        if isinstance(reply, Gone):
+            raise ClientGone
+        if isinstance(reply, Refused):
+            raise _refusal(reply)
+        if isinstance(reply, Failed):
+            self.service.metrics.fail("failed")
+            log.error("request %s failed in the engine", self.request_id)
+            raise internal()
+        if isinstance(reply, Lost):
+            self.service.metrics.fail(reply.code)
+            raise _lost(reply)
+        return reply
+
+    async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str]) -> None:
+        """Sends the whole answer."""
+        body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        await self.start(status, b"application/json", {**headers, "content-length": str(len(body))})
+        await self.write(body, more=False)
+
+    async def start(self, status: int, content_type: bytes, headers: Mapping[str, str]) -> None:
+        """Sends the head of the response."""
+        self.started = True
+        raw = [(b"content-type", content_type)]
+        raw += [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def write(self, data: bytes, *, more: bool) -> None:
+        """Sends a part of the body."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def error_event(self, error: ApiError) -> bytes:
+        """What ends a stream that fails."""
+        return b""
+
+    async def _fail(self, error: ApiError) -> None:
+        self.service.count_error(error)
+        if self.started:
+            await self.write(self.error_event(error), more=False)
+        else:
+            await self.send_json(error.status, error.body_for(self._scope["path"]), error.headers)
+
+    def _check_lengths(self, ids: list[list[int]]) -> None:
+        limit = self.service.config.max_prompt_tokens
+        longest = max(map(len, ids), default=0)
+        if limit is not None and longest > limit:
+            message = f"the prompt has {longest} tokens; at most {limit} are taken: shorten it"
+            raise ApiError(400, message, code="context_length_exceeded")
+
+
+class ClientGone(Exception):
+    """The client has gone before its answer was whole."""
+
+
+async def read_body(receive: Receive, limit: int) -> bytes:
+    """The whole body. ApiError 413 as soon as it is too long; ClientGone."""
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            text = f"the body exceeds {limit} bytes; send less"
+            raise ApiError(413, text, code="body_too_large")  # the rest is read and dropped, up to the body's timeout
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _refusal(reply: Refused) -> ApiError:
+    wait_s, predicted = reply.retry_after_s or 0.0, reply.predicted_ms or 0.0
+    if reply.kind == "deadline_unmeetable":
+        return from_error(DeadlineError(reply.message, predicted_ms=predicted, retry_after_s=wait_s))
+    if reply.kind == "overloaded":
+        return from_error(OverloadError(reply.message, retry_after_s=wait_s))
+    return ApiError(400, reply.message, code="invalid_value")
+
+
+def _lost(reply: Lost) -> ApiError:
+    if reply.retryable:
+        headers = {"Retry-After": "1"}
+        return ApiError(503, reply.message, type="server_error", code=reply.code, headers=headers)
+    return ApiError(422, reply.message, code=reply.code, headers={"x-should-retry": "false"})
+
+
+def _deadline_headers(scope: Scope) -> dict[str, str]:
+    return {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in DEADLINE_HEADERS}

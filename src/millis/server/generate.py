@@ -1,0 +1,197 @@
+"""Answers that are generated: tokens of the engine → text → the endpoint's writer, one write for a step."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from millis.server.api import endpoints
+from millis.server.api.errors import ApiError, deadline_exceeded
+from millis.server.api.job import Job, check_ids, choice_params
+from millis.server.api.writer import Writer
+from millis.server.exchange import Answer
+from millis.server.messages import Submit, Tokens
+from millis.server.service import DELIVERY_S
+from millis.tasks.text import TextStream
+from millis.tokenizer import Tokenizer
+from millis.types import FinishReason, Timings, TokenLogprob
+
+
+class Late:
+    """Put into the mailbox at the deadline: the engine has not ended the answer."""
+
+
+@dataclass(slots=True)
+class _Choice:
+    index: int
+    text: TextStream
+    prompt_tokens: int
+    used: int = 0  # tokens of its text
+    last_s: float = 0.0  # when its latest tokens came
+    done: bool = False
+
+
+class Generation(Answer):
+    """An answer with one or more choices."""
+
+    _writer: Writer | None = None
+    _timer: asyncio.TimerHandle | None = None
+
+    async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
+        self._job = job
+        self._choices: dict[int, _Choice] = {}  # by the engine's number
+        self._ended: list[tuple[Timings, str]] = []
+        writer = self._writer = endpoints.writer(job, self.head(tokenizer))
+        for work in self._work(ids, tokenizer):
+            self.service.client.submit(work, self.mailbox)
+        self._watch_deadline()
+        left = len(self._choices)
+        while left:
+            reply = await self.mailbox.get()
+            sent = []
+            while reply is not None:
+                if isinstance(reply, Late):
+                    sent.append(self._land())
+                    left = 0
+                    break
+                data, ended = self._take(self.checked(reply))
+                sent.append(data)
+                left -= ended
+                reply = self.mailbox.get_now()
+            if job.stream:
+                await self._write(b"".join(sent), left)
+        if not job.stream:
+            await self.send_json(200, writer.body(), {"server-timing": _server_timing(self._ended)})
+        self._count()
+
+    def close(self) -> None:
+        super().close()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._writer is not None:
+            for number, choice in self._choices.items():
+                if not choice.done:
+                    self.service.client.cancel(number)
+
+    def error_event(self, error: ApiError) -> bytes:
+        return b"" if self._writer is None else self._writer.error(error)
+
+    def _work(self, prompts: list[list[int]], tokenizer: Tokenizer) -> list[Submit]:
+        service, job = self.service, self._job
+        info = service.client.info
+        assert info is not None
+        work = []
+        for p, ids in enumerate(prompts):
+            check_ids(ids, info.vocab)
+            prompt = tuple(ids)
+            for c in range(job.n):
+                params = choice_params(job, c, len(ids), info.context)
+                number = service.client.number()
+                work.append(
+                    Submit(
+                        id=number,
+                        prompt=prompt,
+                        params=params,
+                        arrival_s=self.arrival_s,
+                        deadline_s=service.deadline_s(job, self.arrival_s),
+                        priority=job.priority,
+                        tenant=self.tenant,
+                        on_deadline=job.on_deadline,
+                    )
+                )
+                text = TextStream(tokenizer.detokenizer(continues=job.endpoint == "completions"), params.stop)
+                self._choices[number] = _Choice(p * job.n + c, text, len(ids))
+        return work
+
+    def _watch_deadline(self) -> None:
+        """Where the engine is held up, what there is goes out in time. JSON may be late: cut short it would be none."""
+        if self._job.deadline_ms is not None and self._job.params.grammar is None:
+            at_s = self.arrival_s + self._job.deadline_ms / 1000 - DELIVERY_S
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(at_s - time.monotonic(), self.mailbox.put, Late())
+
+    async def _write(self, data: bytes, left: int) -> None:
+        assert self._writer is not None
+        if not (data or not left):
+            return
+        if not self.started:
+            first_ms = 1000 * (time.monotonic() - self.arrival_s)
+            timed = f"tokenize;dur={self.tokenize_ms:.3f}, first_token;dur={first_ms:.3f}"
+            await self.start(200, b"text/event-stream; charset=utf-8", {"server-timing": timed})
+            data = self._writer.begin() + data
+        if not left:
+            data += self._writer.end()
+        await self.write(data, more=bool(left))
+
+    def _take(self, reply: Any) -> tuple[bytes, bool]:
+        """What a message of the engine adds to the answer, and whether it was the last of its choice."""
+        assert isinstance(reply, Tokens) and self._writer is not None
+        choice = self._choices[reply.id]
+        text, before = choice.text, choice.used
+        if reply.tokens and not text.stopped:
+            self._measure(choice, len(reply.tokens))
+        pieces = []
+        for token in reply.tokens:
+            if text.stopped:
+                break
+            pieces.append(text.push(token))
+            choice.used += 1
+        logprobs: Sequence[TokenLogprob] = (reply.logprobs or ())[: choice.used - before]
+        if reply.finish_reason is None:
+            if text.stopped:
+                self.service.client.stop(reply.id)
+            return (self._writer.feed(choice.index, "".join(pieces), logprobs) if pieces else b""), False
+        pieces.append(text.finish())
+        sent = self._writer.feed(choice.index, "".join(pieces), logprobs)
+        reason = "stop" if text.stopped else reply.finish_reason
+        return sent + self._finish(choice, reason, reply.timings or Timings()), True
+
+    def _finish(self, choice: _Choice, reason: FinishReason, timings: Timings) -> bytes:
+        assert self._writer is not None
+        choice.done = True
+        timings.tokenize_ms = self.tokenize_ms
+        timings.completion_tokens = choice.used
+        timings.total_ms = 1000 * (time.monotonic() - self.arrival_s)
+        if self._job.deadline_ms is not None:
+            timings.deadline_ms, timings.slack_ms = self._job.deadline_ms, self._job.deadline_ms - timings.total_ms
+        self._ended.append((timings, reason))
+        return self._writer.finish(choice.index, reason, timings, choice.text.stopped_by)
+
+    def _land(self) -> bytes:
+        """Ends what the engine has not ended at the deadline, with what there is. ApiError: there is nothing."""
+        assert self._writer is not None
+        sent = b""
+        for number, choice in self._choices.items():
+            if choice.done:
+                continue
+            self.service.client.cancel(number)
+            if not choice.used and not self.started and self._job.on_deadline == "partial":
+                raise deadline_exceeded()
+            sent += self._writer.feed(choice.index, choice.text.finish())
+            sent += self._finish(choice, "deadline", Timings(prompt_tokens=choice.prompt_tokens))
+        return sent
+
+    def _measure(self, choice: _Choice, tokens: int) -> None:
+        metrics, now = self.service.metrics, time.monotonic()
+        if choice.last_s:
+            for _ in range(tokens):
+                metrics.inter_token.observe((now - choice.last_s) / tokens)
+        else:
+            metrics.first_token.observe(now - self.arrival_s)
+        choice.last_s = now
+
+    def _count(self) -> None:
+        total_s = time.monotonic() - self.arrival_s
+        slack_s = None if self._job.deadline_ms is None else self._job.deadline_ms / 1000 - total_s
+        for timings, reason in self._ended:
+            self.service.metrics.finish(timings, reason, total_s, slack_s)
+
+
+def _server_timing(ended: Sequence[tuple[Timings, str]]) -> str:
+    """The header of that name (W3C Server Timing): the longest of each time."""
+    names = ("queue", "tokenize", "prefill", "first_token", "decode", "total")
+    longest = {name: max(getattr(timings, f"{name}_ms") for timings, _ in ended) for name in names}
+    return ", ".join(f"{name};dur={value:.3f}" for name, value in longest.items())

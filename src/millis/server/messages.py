@@ -1,0 +1,225 @@
+"""What the server and its engine process say to each other: frames of 4 bytes of length and a pickle.
+
+Times are seconds of time.monotonic(), which both processes share.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from millis.types import FinishReason, OnDeadline, Priority, SamplingParams, Timings, TokenLogprob
+
+RefusalKind = Literal["deadline_unmeetable", "overloaded", "invalid_request"]
+LENGTH = struct.Struct("<I")
+MAX_FRAME_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first message: which model, the options of EngineConfig, and whether a process before this one has ended."""
+
+    model: str
+    options: dict[str, Any]
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit:
+    """Generate behind `prompt`. `minimum_tokens`: the shortest answer worth giving; None: the engine's own rule."""
+
+    id: int
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    arrival_s: float
+    deadline_s: float | None = None
+    priority: Priority = "standard"
+    tenant: str = ""
+    on_deadline: OnDeadline = "partial"
+    minimum_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
+
+    id: int
+    prompt: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    arrival_s: float
+    deadline_s: float | None = None
+    priority: Priority = "standard"
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """A vector of unit length for each prompt."""
+
+    id: int
+    prompts: tuple[tuple[int, ...], ...]
+    arrival_s: float
+    deadline_s: float | None = None
+    priority: Priority = "standard"
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody waits for this request any more."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Keep the keys and values of these tokens for the tenant."""
+
+    tokens: tuple[int, ...]
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What was loaded."""
+
+    path: str
+    context: int  # tokens
+    vocab: int
+    pages: int
+    page_tokens: int
+    threads: int
+    isa: str
+    weight_bytes: int
+    max_sequences: int
+    load_s: float
+    warm_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Loaded, warm and measured: requests may come."""
+
+    info: EngineInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A line about loading."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """New tokens of one request; its last message has finish_reason and timings."""
+
+    id: int
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    timings: Timings | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The answer to Score, one value a continuation."""
+
+    id: int
+    values: tuple[float, ...]
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Vectors:
+    """The answer to Embed: float32, row after row."""
+
+    id: int
+    data: bytes
+    shape: tuple[int, int]
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request that was not admitted."""
+
+    id: int
+    kind: RefusalKind
+    message: str
+    predicted_ms: float | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request that could not be finished; id 0: the engine process itself could not start."""
+
+    id: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """The engine at one moment, at most ten times a second, and totals since it started."""
+
+    at_s: float
+    running: int = 0
+    waiting: int = 0
+    kv_used: int = 0  # pages
+    kv_total: int = 0
+    prefix_queries: int = 0  # prompt tokens looked up
+    prefix_hits: int = 0  # of which were cached
+    drafted: int = 0
+    accepted: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    step_predicted_ms: float = 0.0  # of the latest step
+    step_actual_ms: float = 0.0
+    step_ms: float = 0.0  # a decode step lately
+    prefill_token_ms: float = 0.0  # one more prompt token lately
+    backlog_ms: float = 0.0  # until what waits now has begun
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step brought forth."""
+
+    items: list[Tokens | Scores | Vectors | Refused | Failed]
+    at_s: float = field(default_factory=time.monotonic)  # when the step had ended
+
+
+Work = Submit | Score | Embed
+Answer = Tokens | Scores | Vectors | Refused | Failed
+
+
+def frame(message: Any) -> bytes:
+    """The bytes of a message."""
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return LENGTH.pack(len(data)) + data
+
+
+class Frames:
+    """Cuts a stream of bytes into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Any]:
+        """The messages that `data` completes. ValueError: a length that no message has."""
+        buffer, at, found = self._buffer, 0, []
+        buffer += data
+        while len(buffer) - at >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(buffer, at)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"a frame of {length} bytes; at most {MAX_FRAME_BYTES} are sent")
+            end = at + LENGTH.size + length
+            if len(buffer) < end:
+                break
+            found.append(pickle.loads(memoryview(buffer)[at + LENGTH.size : end]))
+            at = end
+        del buffer[:at]
+        return found

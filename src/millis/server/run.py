@@ -1,0 +1,185 @@
+"""The life of a server: listen, load, answer, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from millis.models.load import read_checkpoint
+from millis.server.app import create_app
+from millis.server.auth import Keys
+from millis.server.client import EngineClient
+from millis.server.messages import Pin
+from millis.server.protocol import protocol_for
+from millis.server.service import Service
+from millis.server.settings import Settings
+from millis.tokenizer import Tokenizer, load_tokenizer
+from millis.types import RequestError
+
+log = logging.getLogger("millis.server")
+LAST_WORDS_S = 1.0  # for answers that are cut off at the end of the drain
+SWITCH_S = 0.001  # a thread that renders a long prompt gives way to the event loop so often
+
+
+def serve(path: Path, settings: Settings, announce: Callable[[dict[str, Any]], None]) -> None:
+    """Serves the model at `path` until SIGTERM or SIGINT. `announce` is told once where, when requests are answered.
+
+    Raises ModelError (it cannot be loaded), RequestError (keys, TLS files, pins), OSError (the address).
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("millis").setLevel(logging.INFO)
+    sys.setswitchinterval(SWITCH_S)
+    uvloop.run(_serve(path, settings, announce))
+
+
+async def _serve(path: Path, settings: Settings, announce: Callable[[dict[str, Any]], None]) -> None:
+    config, loop = settings.server, asyncio.get_running_loop()
+    keys = None if config.api_key_file is None else Keys.read(Path(config.api_key_file))
+    pin = None if config.pin is None else _pin_text(Path(config.pin))
+    client = EngineClient(str(path), settings.engine)
+    service = Service(config, client, config.served_name or settings.model, keys)
+    server = _Server(_uvicorn_config(service))
+    service.connections = lambda: len(server.server_state.connections)
+    listener = listen(config.host, config.port)
+
+    def stop() -> None:
+        if service.draining:
+            server.force_exit = True
+            client.fail_all(*STOPPING)
+            return
+        service.draining = True
+        server.should_exit = True
+        loop.call_later(config.drain_s, client.fail_all, *STOPPING)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    answering = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        began = loop.time()
+        loading = asyncio.gather(client.start(), loop.run_in_executor(None, _tokenizer, path))
+        waited: list[asyncio.Future[Any]] = [loading, answering]
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            info, tokenizer = await loading
+            if pin is not None:
+                client.pin(Pin(tuple(_pinned_ids(tokenizer, pin))))
+            service.tokenizer = tokenizer
+            gc.collect()
+            gc.freeze()
+            announce(
+                {
+                    "url": f"{'https' if config.tls_cert else 'http'}://{_authority(listener)}",
+                    "model": service.model,
+                    "pid": os.getpid(),
+                    "threads": info.threads,
+                    "isa": info.isa,
+                    "context": info.context,
+                    "ready_s": round(loop.time() - began, 3),
+                }
+            )
+        else:
+            loading.cancel()
+        await answering
+    finally:
+        server.should_exit = server.force_exit = True
+        await asyncio.gather(answering, return_exceptions=True)
+        await client.close()
+        service.close()
+
+
+STOPPING = ("server_stopping", "the server is stopping; ask another")
+
+
+class _Server(uvicorn.Server):
+    """Signals are ours: a server that was asked to end, and ended, has not failed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _uvicorn_config(service: Service) -> uvicorn.Config:
+    config = service.config
+    try:
+        found = uvicorn.Config(
+            create_app(service),
+            http=protocol_for(config),
+            ws="none",
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=max(1, round(config.keep_alive_s)),
+            timeout_graceful_shutdown=round(config.drain_s + LAST_WORDS_S),
+            ssl_certfile=config.tls_cert,
+            ssl_keyfile=config.tls_key,
+        )
+        found.load()
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"cannot use {config.tls_cert} with {config.tls_key}: {reason}; give PEM files") from None
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # its lines may quote what clients sent
+    return found
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    tokenizer = load_tokenizer(read_checkpoint(path))
+    if tokenizer.has_chat_template:  # compiled now, not when the first request waits
+        tokenizer.encode_chat([{"role": "user", "content": "Hello"}])
+    return tokenizer
+
+
+def _pin_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RequestError(f"cannot read the text to pin in {path}: {reason}") from None
+
+
+def _pinned_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids that every conversation with this system prompt begins with."""
+    if not tokenizer.has_chat_template:
+        return tokenizer.encode(text)
+    chats = [
+        tokenizer.encode_chat([{"role": "system", "content": text}, {"role": "user", "content": question}])
+        for question in ("A", "4")
+    ]
+    same = next((i for i, (a, b) in enumerate(zip(*chats, strict=False)) if a != b), min(map(len, chats)))
+    return chats[0][:same]
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. OSError names address and port."""
+    listener: socket.socket | None = None
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+        listener.setblocking(False)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise OSError(error.errno, f"cannot listen there: {error.strerror}", f"{host}:{port}") from None
+    return listener
+
+
+def _authority(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

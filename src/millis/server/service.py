@@ -1,0 +1,171 @@
+"""What all requests of a server share: engine, tokenizer, keys, figures, and the estimate that refuses early."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from millis import __version__
+from millis.config import ServerConfig
+from millis.server.api.errors import ApiError, from_error
+from millis.server.api.job import Job, Limits
+from millis.server.auth import Key, Keys, Quotas
+from millis.server.client import EngineClient
+from millis.server.messages import Stats
+from millis.server.metrics import Metrics
+from millis.tokenizer import Tokenizer
+from millis.types import DeadlineError
+
+LONG_BYTES = 16 << 10  # more than this is parsed and tokenized in a thread
+READY_S = 10.0  # a request waits at most so long for an engine that restarts
+BYTES_A_TOKEN = 8  # of a body, at most: so the early estimate refuses nothing that could be in time
+DELIVERY_S = 0.001  # from the last token in the server to the last byte on the wire
+
+_Result = TypeVar("_Result")
+
+
+class Service:
+    """Made once; `tokenizer` comes when it is loaded."""
+
+    def __init__(self, config: ServerConfig, client: EngineClient, model: str, keys: Keys | None = None) -> None:
+        self.config = config
+        self.client = client
+        self.model = model
+        self.keys = keys
+        self.quotas = Quotas(config.key_concurrency, config.key_rate, config.key_burst)
+        self.metrics = Metrics(model)
+        self.limits = Limits(prompt_chars=config.max_body_bytes, n=config.max_n)
+        self.tokenizer: Tokenizer | None = None
+        self.draining = False
+        self.active = 0  # requests in work
+        self.created = int(time.time())
+        self.fingerprint = f"millis-{__version__}"
+        self._prefix = secrets.token_hex(6)
+        self._count = itertools.count()
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="prompts")
+        self._slow = ThreadPoolExecutor(1, thread_name_prefix="keys")
+        self.connections: Callable[[], int] = lambda: 0
+        client.on_stats = self.metrics.observe
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered now."""
+        return self.tokenizer is not None and self.client.ready and not self.draining
+
+    def request_id(self) -> str:
+        """A fresh one; nobody can guess those of another server."""
+        return f"{self._prefix}{next(self._count):08x}"
+
+    @contextlib.contextmanager
+    def turn(self, tenant: str) -> Iterator[None]:
+        """Counts a request as long as it is in work. ApiError: too many of all, or of this key."""
+        if self.draining:
+            raise ApiError(
+                503, "the server is stopping; ask another", type="server_error", code="server_stopping", headers=AGAIN
+            )
+        if self.active >= self.config.max_requests:
+            raise ApiError(
+                503, "too many requests are in work; try again", type="server_error", code="overloaded", headers=AGAIN
+            )
+        wait_s = self.quotas.enter(tenant, time.monotonic())
+        if wait_s is not None:
+            message = "this key asks too often or too much at once; slow down"
+            raise ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=_after(wait_s))
+        self.active += 1
+        try:
+            yield
+        finally:
+            self.active -= 1
+            self.quotas.leave(tenant)
+
+    async def loaded(self, job: Job, arrival_s: float) -> Tokenizer:
+        """The tokenizer, once the engine can take work; waits a little for one that restarts. ApiError: not in time."""
+        if self.tokenizer is None or not self.client.ready:
+            left_s = READY_S
+            if job.deadline_ms is not None:
+                left_s = min(left_s, arrival_s + job.deadline_ms / 1000 - time.monotonic())
+            if self.tokenizer is None or not await self.client.wait_ready(left_s):
+                message = "the engine is starting; try again in a second"
+                raise ApiError(
+                    503, message, type="server_error", code="engine_unavailable", headers={"Retry-After": "1"}
+                )
+        return self.tokenizer
+
+    def refuse_early(self, job: Job, body_bytes: int, arrival_s: float) -> None:
+        """ApiError deadline_unmeetable where not even a prompt of the fewest tokens could be answered in time.
+
+        Before any template or tokenizer; the engine then decides exactly.
+        """
+        if job.deadline_ms is None:
+            return
+        stats, now = self.client.stats, time.monotonic()
+        predicted = predicted_ms(stats, now, arrival_s, body_bytes)
+        if predicted > job.deadline_ms:
+            wait_s = max(0.0, predicted - job.deadline_ms) / 1000
+            message = f"the answer would take {predicted:.0f} ms; {job.deadline_ms:.0f} ms are left"
+            raise from_error(DeadlineError(message, predicted_ms=predicted, retry_after_s=wait_s))
+
+    async def run(self, size: int, function: Callable[..., _Result], *arguments: object) -> _Result:
+        """Calls a pure function; in a thread where its input is long, so that others are answered meanwhile."""
+        if size <= LONG_BYTES:
+            return function(*arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, functools.partial(function, *arguments))
+
+    def deadline_s(self, job: Job, arrival_s: float) -> float | None:
+        """When the engine must have the last token, so that the last byte is in time."""
+        if job.deadline_ms is None:
+            return None
+        return arrival_s + job.deadline_ms / 1000 - self.client.delivery_s - DELIVERY_S
+
+    async def check_key(self, text: str) -> Key | None:
+        """The key that a client presented for the first time; in a thread where hashes are slow on purpose."""
+        assert self.keys is not None
+        if not self.keys.slow:
+            return self.keys.find(text)
+        return await asyncio.get_running_loop().run_in_executor(self._slow, self.keys.find, text)
+
+    def count_error(self, error: ApiError) -> None:
+        """Counts an answer that is an error: refusals by their reason."""
+        if error.status in (401, 403, 408, 413, 429, 503) and error.code not in (
+            "engine_restarted",
+            "deadline_exceeded",
+        ):
+            self.metrics.refuse(error.code or str(error.status))
+
+    def metrics_text(self) -> bytes:
+        """The figures now."""
+        metrics, client = self.metrics, self.client
+        metrics.engine_up.set(client.ready)
+        metrics.in_flight.set(client.in_flight)
+        metrics.active.set(self.active)
+        metrics.delivery.set(client.delivery_s)
+        metrics.restarted(client.restarts)
+        metrics.connections.set(self.connections())
+        return metrics.text()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        for threads in (self._threads, self._slow):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def predicted_ms(stats: Stats, now_s: float, arrival_s: float, body_bytes: int) -> float:
+    """From arrival to the first token of a body's answer, at the least."""
+    waited = 1000 * (now_s - arrival_s)
+    backlog = max(0.0, stats.backlog_ms - 1000 * (now_s - stats.at_s))
+    return waited + backlog + stats.prefill_token_ms * (body_bytes // BYTES_A_TOKEN) + stats.step_ms
+
+
+AGAIN = {"Retry-After": "1", "x-should-retry": "false"}
+
+
+def _after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, round(seconds + 0.5))), "x-should-retry": "false"}

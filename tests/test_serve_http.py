@@ -1,0 +1,232 @@
+"""millis serve as its clients meet it: answers, streams, errors, cut connections, hostile bodies. One server."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import millis
+from serving import CHAT, Server, chat, until
+
+
+@pytest.fixture(scope="module")
+def server(model_path: Callable[[str], Path]) -> Iterator[Server]:
+    with Server(model_path("smollm2"), "--write-buffer-bytes", "4096", "--drain-timeout-s", "0.5") as running:
+        yield running
+
+
+def idle(server: Server) -> bool:
+    names = ("num_requests_active", "num_requests_in_flight", "num_requests_running", "num_requests_waiting")
+    return sum(server.metric(name) for name in (*names, "kv_cache_usage_perc")) == 0
+
+
+def test_a_chat_is_answered_as_the_library_answers_it(server: Server, model_path: Callable[[str], Path]) -> None:
+    status, headers, data = server.ask(CHAT, chat("What is the capital of France?"))
+    answer = json.loads(data)
+    assert status == 200
+    lm = millis.load(model_path("smollm2"))
+    expected = lm.chat([{"role": "user", "content": "What is the capital of France?"}], max_tokens=8)
+    choice = answer["choices"][0]
+    assert choice["message"]["content"] == expected.text
+    assert choice["finish_reason"] == expected.finish_reason
+    assert answer["usage"]["completion_tokens"] == len(expected.tokens)
+    assert answer["usage"]["prompt_tokens"] == expected.timings.prompt_tokens
+    assert 0 < answer["timings"]["first_token_ms"] <= answer["timings"]["total_ms"]
+    assert "total;dur=" in headers["server-timing"] and headers["x-content-type-options"] == "nosniff"
+    assert headers["x-request-id"] in answer["id"]
+
+
+def test_a_stream_says_the_same_and_ends_with_timings_and_usage(server: Server) -> None:
+    body = chat("Count to five.", max_tokens=24)
+    whole = server.json(CHAT, body)[1]["choices"][0]
+    events = list(server.stream({**body, "stream": True, "stream_options": {"include_usage": True}}))
+    text = "".join(event["choices"][0]["delta"].get("content", "") for event in events if event["choices"])
+    assert text == whole["message"]["content"]
+    assert len(events) > 3
+    assert events[-1]["choices"] == [] and events[-1]["usage"]["completion_tokens"] > 0
+    assert events[-1]["timings"]["total_ms"] > 0
+    assert events[-2]["choices"][0]["finish_reason"] == whole["finish_reason"]
+
+
+def test_a_stop_text_ends_the_answer_before_it(server: Server) -> None:
+    whole = server.chat("Count to five.", max_tokens=24)[1]["choices"][0]["message"]["content"]
+    stop = whole[len(whole) // 2 :][:4]
+    status, answer = server.chat("Count to five.", max_tokens=24, stop=[stop])
+    assert status == 200
+    assert answer["choices"][0]["message"]["content"] == whole[: whole.index(stop)]
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    until(lambda: idle(server))
+
+
+def test_several_choices_and_prompts_keep_their_places(server: Server) -> None:
+    body = {"model": "m", "prompt": ["One two three", "A B C"], "n": 2, "max_tokens": 5, "temperature": 0}
+    status, answer = server.json("/v1/completions", body)
+    assert status == 200
+    texts = [choice["text"] for choice in answer["choices"]]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert texts[0] == texts[1] and texts[2] == texts[3] and texts[0] != texts[2]
+    assert answer["usage"]["completion_tokens"] == 20
+
+
+def test_seeds_repeat_and_logprobs_come_with_every_token(server: Server) -> None:
+    body = chat("Tell me a story.", temperature=1, seed=7, logprobs=True, top_logprobs=2)
+    first, second = server.json(CHAT, body)[1], server.json(CHAT, body)[1]
+    assert first["choices"][0]["message"] == second["choices"][0]["message"]
+    content = first["choices"][0]["logprobs"]["content"]
+    assert len(content) == first["usage"]["completion_tokens"]
+    assert all(len(one["top_logprobs"]) == 2 and one["logprob"] <= 0 for one in content)
+
+
+def test_labels_are_scored_and_texts_tokenized(server: Server) -> None:
+    body = {"model": "m", "input": ["I love it", "I hate it"], "labels": ["positive", "negative"]}
+    status, answer = server.json("/v1/classify", body)
+    assert status == 200
+    assert [sum(row["probs"]) for row in answer["data"]] == pytest.approx([1, 1])
+    assert answer["timings"]["prompt_tokens"] > 0
+    status, ids = server.json("/tokenize", {"prompt": "Hello wörld 你好"})
+    assert server.json("/detokenize", {"tokens": ids["tokens"]})[1] == {"prompt": "Hello wörld 你好"}
+
+
+def test_what_a_client_may_get_wrong_is_named(server: Server) -> None:
+    cases: list[tuple[str, Any, int, str]] = [
+        (CHAT, b"{", 400, "invalid_json"),
+        (CHAT, {"model": "m"}, 400, "messages"),
+        (CHAT, chat(model="gpt-9"), 404, "gpt-9"),
+        (CHAT, chat(temperature=9), 400, "temperature"),
+        (CHAT, chat(n=99), 400, "n is 99"),
+        (CHAT, chat(colour=1), 400, "colour"),
+        (CHAT, chat(max_tokens=10**6), 400, "context"),
+        (CHAT, chat(logit_bias={"999999": 1}), 400, "999999"),
+        ("/v1/completions", {"model": "m", "prompt": [999999]}, 400, "999999"),
+        ("/v1/embeddings", {"model": "m", "input": "x"}, 400, "embeddings"),
+        ("/v1/nothing", {}, 404, "/docs"),
+    ]
+    for path, body, expected, part in cases:
+        status, answer = server.json(path, body)
+        assert status == expected, (path, body, answer)
+        assert part in json.dumps(answer["error"]), answer
+    assert server.ask(CHAT, None)[0] == 405
+    assert server.ask(CHAT, chat(), {"x-deadline-ms": "soon"})[0] == 400
+    assert server.ask(CHAT, chat(), {"sec-fetch-site": "cross-site"})[0] == 403
+
+
+def test_a_large_body_is_refused_before_it_is_read_whole(server: Server) -> None:
+    status, _, data = server.ask(CHAT, b'{"model": "' + b"a" * (5 << 20) + b'"}')
+    assert status == 413 and b"body_too_large" in data
+    assert server.chat()[0] == 200
+
+
+def test_headers_without_end_are_cut_off(server: Server) -> None:
+    with server.raw() as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+        with pytest.raises(OSError):
+            for _ in range(1000):
+                connection.sendall(b"a: " + b"b" * 1000 + b"\r\n")
+                if b" 431 " in peek(connection):
+                    raise ConnectionResetError
+    assert server.chat()[0] == 200
+
+
+def peek(connection: socket.socket) -> bytes:
+    connection.setblocking(False)
+    try:
+        return connection.recv(65536)
+    except BlockingIOError:
+        return b""
+    finally:
+        connection.settimeout(30)
+
+
+def test_life_is_told(server: Server) -> None:
+    assert server.json("/health") == (200, {"status": "ok"})
+    assert server.json("/ready") == (200, {"status": "ready"})
+    status, models = server.json("/v1/models")
+    assert status == 200 and [one["id"] for one in models["data"]] == ["m"]
+    assert server.json("/v1/models/m")[1]["id"] == "m"
+    assert server.ask("/v1/models/other")[0] == 404
+    schema = server.json("/openapi.json")[1]
+    assert {CHAT, "/v1/completions", "/v1/messages", "/v1/responses", "/tokenize"} <= set(schema["paths"])
+
+
+def test_figures_count_what_was_answered(server: Server) -> None:
+    before = {name: server.metric(name) for name in ("generation_tokens_total", "deadlines_met_total")}
+    finished = server.metric("request_success_total", finished_reason="length")
+    status, answer = server.chat("Write a long story.", max_tokens=6, deadline_ms=60_000)
+    assert status == 200 and answer["timings"]["slack_ms"] > 0
+    assert server.metric("generation_tokens_total") == before["generation_tokens_total"] + 6
+    assert server.metric("deadlines_met_total") == before["deadlines_met_total"] + 1
+    assert server.metric("request_success_total", finished_reason="length") == finished + 1
+    for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds"):
+        assert server.metric(f"{name}_count") > 0
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_without_a_retry(server: Server) -> None:
+    status, headers, data = server.ask(CHAT, chat(), {"x-deadline-ms": "0.01"})
+    error = json.loads(data)["error"]
+    assert (status, error["code"]) in ((503, "deadline_unmeetable"), (503, "deadline_exceeded"))
+    assert headers["x-should-retry"] == "false"
+    until(lambda: idle(server))
+
+
+def test_a_fallback_is_the_answer_when_time_runs_out(server: Server) -> None:
+    body = chat("Write a long story.", max_tokens=4000, ignore_eos=True, deadline_ms=900, on_deadline="fallback")
+    status, answer = server.json(CHAT, {**body, "fallback": "Sorry, no time."})
+    assert status == 200
+    assert answer["choices"][0]["message"]["content"] == "Sorry, no time."
+    assert answer["choices"][0]["finish_reason"] == "deadline"
+    status, answer = server.json(CHAT, {**body, "on_deadline": "error"})
+    assert status == 503 and answer["error"]["code"] == "deadline_exceeded"
+    until(lambda: idle(server))
+
+
+def test_clients_that_leave_free_their_slots(server: Server) -> None:
+    streams = [server.stream(chat("Write a story.", max_tokens=4000, ignore_eos=True, stream=True)) for _ in range(6)]
+    for stream in streams:
+        next(stream)
+    assert not idle(server)
+    for stream in streams:
+        stream.close()
+    until(lambda: idle(server))
+    assert server.chat()[0] == 200
+
+
+def test_a_reader_that_reads_nothing_is_cut_off_and_holds_no_slot(server: Server) -> None:
+    body = json.dumps(chat("Write a story.", max_tokens=6000, ignore_eos=True, stream=True, n=8)).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+        connection.sendall(b"content-length: %d\r\n\r\n%s" % (len(body), body))
+        until(lambda: server.metric("num_requests_running") > 0)
+        until(lambda: idle(server))  # 48,000 tokens would have taken minutes
+
+
+def test_random_bodies_fail_nothing(server: Server) -> None:
+    """2,000 bodies: noise, and valid ones with a value or a key replaced. No answer is a 5xx, none hangs."""
+    draw = random.Random(4)
+    paths = [CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/classify", "/tokenize", "/detokenize"]
+    values = [None, True, -1, 0, 1e308, 2**70, "", "\x00", "\ud800", "a" * 300, [], {}, [[]], {"a": {}}, [None], "null"]
+    base = chat(max_tokens=1, stop=["x"], prompt="a", input="a", labels=["a", "b"], tokens=[1])
+    connection = server.connect()
+    for i in range(2000):
+        if i % 3 == 0:
+            data = bytes(draw.randrange(256) for _ in range(draw.randrange(200)))
+        else:
+            body = dict(base)
+            for _ in range(draw.randrange(1, 4)):
+                body[draw.choice([*base, "n", "tools", "seed", "response_format", "stream"])] = draw.choice(values)
+            if draw.random() < 0.7:
+                body = {key: value for key, value in body.items() if draw.random() < 0.6}
+            data = json.dumps(body).encode()
+        connection.request("POST", paths[i % len(paths)], data, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status < 500, (paths[i % len(paths)], data, answer.status)
+    connection.close()
+    until(lambda: idle(server))

@@ -1,0 +1,103 @@
+"""The life of a server: an engine that is killed, poison, SIGTERM under load, what cannot start."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from serving import CHAT, LIMIT_S, Server, chat, until
+from shell import error_line, millis
+
+
+def test_a_killed_engine_fails_what_it_had_and_comes_back(model_path: Callable[[str], Path]) -> None:
+    with Server(model_path("smollm2")) as server:
+        poison = chat("Write a story about a crash.", max_tokens=4000, ignore_eos=True, stream=True)
+        for crash in (1, 2):
+            stream = server.stream(poison)
+            next(stream)
+            (worker,) = server.workers()
+            os.kill(worker, signal.SIGKILL)
+            last = list(stream)[-1]
+            assert last["error"]["code"] == "engine_restarted"
+            until(lambda: server.chat("Still there?")[0] == 200)  # each waits for the new process
+            assert server.metric("engine_restarts_total") == crash
+            assert server.workers() != [worker]
+        status, answer = server.json(CHAT, {**poison, "stream": False})
+        assert status == 422 and answer["error"]["code"] == "request_poisoned"
+        assert server.metric("requests_failed_total", reason="engine_restarted") == 2
+        assert server.metric("num_requests_in_flight") == 0
+    assert server.process.returncode == 0
+    assert "crash." not in server.errors  # no prompt in the log
+
+
+def test_sigterm_lets_answers_end_and_takes_no_new_ones(model_path: Callable[[str], Path]) -> None:
+    with Server(model_path("smollm2")) as server:
+        answers: list[tuple[int, Any]] = []
+        ask = lambda: answers.append(server.chat("Write a story.", max_tokens=60, ignore_eos=True))  # noqa: E731
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        until(lambda: server.metric("num_requests_active") == 4)
+        server.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(LIMIT_S)
+        assert server.process.wait(LIMIT_S) == 0
+    assert [status for status, _ in answers] == [200] * 4
+    assert all(answer["usage"]["completion_tokens"] == 60 for _, answer in answers)
+
+
+def test_the_drain_has_an_end(model_path: Callable[[str], Path]) -> None:
+    with Server(model_path("smollm2"), "--drain-s", "0.2") as server:
+        stream = server.stream(chat("Write a story.", max_tokens=6000, ignore_eos=True, stream=True))
+        next(stream)
+        server.process.send_signal(signal.SIGINT)
+        assert list(stream)[-1]["error"]["code"] == "server_stopping"
+        assert server.process.wait(LIMIT_S) == 0
+
+
+def test_the_engine_ends_with_a_server_that_is_killed(model_path: Callable[[str], Path]) -> None:
+    with Server(model_path("smollm2")) as server:
+        (worker,) = server.workers()
+        server.process.kill()
+        server.process.wait(LIMIT_S)
+        until(lambda: not _alive(worker))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "zombie" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_what_cannot_start_says_why_in_one_line(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+    model = str(model_path("smollm2"))
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(60))
+    assert "broken.gguf" in error_line(millis("serve", "-m", broken, "--port", "0"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert port in error_line(millis("serve", "-m", model, "--port", port))
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    line = error_line(millis("serve", "-m", model, "--port", "0", "--api-key-file", keys))
+    assert "line 1" in line and "secret" not in line
+    assert "drain_s" in error_line(millis("serve", "-m", model, "--drain-s", "-1"))
+    assert "MILLIS_SERVE_PROT" in error_line(millis("serve", MILLIS_SERVE_PROT="1"))
+
+
+def test_the_verb_explains_itself() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "millis", "serve", "--help"], capture_output=True, text=True, check=True
+    )
+    for flag in ("--port", "--api-key-file", "--drain-s", "--max-sequences", "--config", "Example: millis serve"):
+        assert flag in done.stdout
