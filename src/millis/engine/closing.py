@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 MAX_TOKENS = 4_096  # of a closing
+MOST_FILLED = 4_096  # of one filler in a row
 MAX_STATES = 3_000  # tried for one
 MAX_LEVELS = 128  # bytes between two places where something may end
 PROBED = 40  # levels of the first look, one state wide
@@ -97,7 +98,7 @@ class Closer:
             if len(state.tokens) > MAX_TOKENS or native.is_error():
                 return None
             forced = native.compute_ff_tokens()
-            step = forced or self._ending(state, text is not None) or self._filled(state) or self._hinted(state, hints)
+            step = forced or self._ending(state, text is not None) or self._hinted(state, hints) or self._filled(state)
             for levels, width in ((PROBED, 1), (MAX_LEVELS, WIDTH)):
                 if not step:
                     step, budget = self._search(state, text is not None, hints, budget, levels, width)
@@ -130,9 +131,9 @@ class Closer:
 
         for filler in self._fillers:
             high = 1
-            while (
-                high < MAX_TOKENS and not fits(filler, high) and state.native.validate_tokens([filler] * high) == high
-            ):
+            while not fits(filler, high) and state.native.validate_tokens([filler] * high) == high:
+                if high >= MOST_FILLED:
+                    return []  # its length is not what this string lacks
                 high *= 2
             if fits(filler, high):
                 low = high // 2
@@ -169,7 +170,7 @@ class Closer:
                     if following.native.is_accepting() or self._ending(following, is_json):
                         return following.tokens, budget
                     if following.place.in_string and not start.place.in_string:
-                        if self._filled(following) or self._hinted(following, hints):
+                        if self._hinted(following, hints) or self._filled(following):
                             return following.tokens, budget
                     seen.setdefault(following.native.compute_bitmask(), following)
             level = sorted(seen.values(), key=lambda state: len(state.place.closers))[:width]

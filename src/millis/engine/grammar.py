@@ -187,7 +187,7 @@ class GrammarCompiler:
             raise GrammarError("no short answer of this schema was found; is there one that ends?")
 
     def _hints(self, grammar: Grammar) -> list[list[int]] | None:
-        """What a string may need before it can end: what its patterns hold, and texts that match them. None: no JSON."""
+        """What a string may need before it can end: parts of its patterns, and texts that match them. None: no JSON."""
         if grammar.kind not in ("json_schema", "json_object"):
             return [] if grammar.kind == "lark" and "%json" in grammar.source else None
         assert self._closer is not None
