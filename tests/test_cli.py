@@ -288,3 +288,17 @@ def test_ctrl_c_before_the_answer(smollm2: Path) -> None:
         out, told = process.communicate(timeout=LIMIT_S)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in told
+
+
+def test_run_with_a_schema_answers_json_of_it(smollm2: Path, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
+    schema["additionalProperties"] = False
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(schema), encoding="utf-8")
+    done = millis("run", "-m", smollm2, "How do you feel?", "--schema", path)
+    assert done.returncode == 0 and json.loads(done.stdout)["mood"] in ("good", "bad")
+    path.write_text('{"uniqueItems": true}', encoding="utf-8")
+    assert "uniqueItems" in error_line(millis("run", "-m", smollm2, "How do you feel?", "--schema", path))
+    path.write_bytes(b"\xff\xfe")
+    assert "cannot be read" in error_line(millis("run", "-m", smollm2, "How do you feel?", "--schema", path))
+    assert "exist" in error_line(millis("run", "Hi", "--schema", tmp_path / "none.json"), code=2)

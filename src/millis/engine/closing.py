@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 MAX_TOKENS = 4_096  # of a closing
+MOST_FILLED = 4_096  # of one filler in a row
 MAX_STATES = 3_000  # tried for one
 MAX_LEVELS = 128  # bytes between two places where something may end
 PROBED = 40  # levels of the first look, one state wide
 WIDTH = 8  # states kept a level
 FREE = 512  # where more tokens than this may follow, it is free text: fillers do
 FILLERS = b" .a0A-:/@_"
+Hints = Sequence[Sequence[int]]  # texts that a string may need before it can end
 FIRST = b'0123456789ntf"[{'  # what is tried first, where it may stand
 _OPEN = {ord("{"): ord("}"), ord("["): ord("]")}
 
@@ -85,7 +87,7 @@ class Closer:
         ids = [self._single.get(byte, -1) for byte in text]
         return [] if -1 in ids else ids
 
-    def close(self, native: Any, text: bytes | None, hints: Sequence[Sequence[int]] = ()) -> list[int] | None:
+    def close(self, native: Any, text: bytes | None, hints: Hints = ()) -> list[int] | None:
         """Tokens that end the answer from `native`'s place on; None where none were found. `native` is used up.
 
         text: the answer so far where it is JSON. hints: what may be worth trying inside a string.
@@ -96,11 +98,10 @@ class Closer:
             if len(state.tokens) > MAX_TOKENS or native.is_error():
                 return None
             forced = native.compute_ff_tokens()
-            step = forced or self._ending(state, text is not None) or self._filled(state) or self._hinted(state, hints)
-            if not step:
-                step, budget = self._search(state, text is not None, budget, PROBED, 1)
-            if not step:
-                step, budget = self._search(state, text is not None, budget, MAX_LEVELS, WIDTH)
+            step = forced or self._ending(state, text is not None) or self._hinted(state, hints) or self._filled(state)
+            for levels, width in ((PROBED, 1), (MAX_LEVELS, WIDTH)):
+                if not step:
+                    step, budget = self._search(state, text is not None, hints, budget, levels, width)
             if not step or not self._advance(state, step):
                 return None
         return state.tokens
@@ -130,9 +131,9 @@ class Closer:
 
         for filler in self._fillers:
             high = 1
-            while (
-                high < MAX_TOKENS and not fits(filler, high) and state.native.validate_tokens([filler] * high) == high
-            ):
+            while not fits(filler, high) and state.native.validate_tokens([filler] * high) == high:
+                if high >= MOST_FILLED:
+                    return []  # its length is not what this string lacks
                 high *= 2
             if fits(filler, high):
                 low = high // 2
@@ -142,7 +143,7 @@ class Closer:
                 return [*[filler] * high, quote]
         return []
 
-    def _hinted(self, state: _State, hints: Sequence[Sequence[int]]) -> list[int]:
+    def _hinted(self, state: _State, hints: Hints) -> list[int]:
         quote = self._single.get(ord('"'))
         if quote is not None and state.place.in_string and not state.place.escaped:
             for hint in hints:
@@ -151,7 +152,9 @@ class Closer:
                     return whole
         return []
 
-    def _search(self, start: _State, is_json: bool, budget: int, levels: int, width: int) -> tuple[list[int], int]:
+    def _search(
+        self, start: _State, is_json: bool, hints: Hints, budget: int, levels: int, width: int
+    ) -> tuple[list[int], int]:
         """The tokens up to the next place where something may end, none where it was not found; the budget left."""
         level = [_State(start.native, [], start.place)]
         for _ in range(levels):
@@ -166,6 +169,9 @@ class Closer:
                         continue
                     if following.native.is_accepting() or self._ending(following, is_json):
                         return following.tokens, budget
+                    if following.place.in_string and not start.place.in_string:
+                        if self._hinted(following, hints) or self._filled(following):
+                            return following.tokens, budget
                     seen.setdefault(following.native.compute_bitmask(), following)
             level = sorted(seen.values(), key=lambda state: len(state.place.closers))[:width]
         return [], budget

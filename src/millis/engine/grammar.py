@@ -17,13 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis.engine.closing import Closer
-from millis.engine.schema import check_choice, check_lark, check_pattern, check_schema, check_size, patterns_of
+from millis.engine.schema import (
+    JSON_STYLE,
+    check_choice,
+    check_lark,
+    check_pattern,
+    check_schema,
+    check_size,
+    patterns_of,
+)
 from millis.types import Grammar, GrammarError
 
 CACHED = 32  # compiled grammars
 HINTS = 16  # patterns of a schema for which a matching text is looked for
-# As json.dumps writes, so as models have read it most often. No other whitespace: small models lose themselves in it.
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+MOST_HINTS = 100  # texts that are tried where a string may not end
 LIMITS = {
     "max_items_in_row": 2_000,
     "initial_lexer_fuel": 500_000,
@@ -149,8 +156,8 @@ class GrammarCompiler:
         with self._turn:
             found = self._cache.get(grammar)
         if found is None:
-            native = self._native(grammar)
-            found = native, self._hints(grammar)
+            found = self._native(grammar), self._hints(grammar)
+            self._check_ends(*found)
         with self._turn:
             self._cache[grammar] = found
             self._cache.move_to_end(grammar)
@@ -173,21 +180,30 @@ class GrammarCompiler:
             raise GrammarError("the grammar allows no answer at all")
         return native
 
-    def _hints(self, grammar: Grammar) -> list[list[int]] | None:
-        """Texts that match a schema's unanchored patterns: what a string may need before it can end. None: no JSON."""
-        if grammar.kind not in ("json_schema", "json_object"):
-            return None
+    def _check_ends(self, native: Any, hints: list[list[int]] | None) -> None:
+        """GrammarError for JSON that could not be closed where time runs out, as that of an endless schema."""
         assert self._closer is not None
-        hints = []
-        patterns = patterns_of(json.loads(grammar.source)) if grammar.source else []
-        for pattern in [pattern for pattern in patterns if not pattern.startswith("^")][:HINTS]:
+        if hints is not None and self._closer.close(native.deep_copy(), b"", hints) is None:
+            raise GrammarError("no short answer of this schema was found; is there one that ends?")
+
+    def _hints(self, grammar: Grammar) -> list[list[int]] | None:
+        """What a string may need before it can end: parts of its patterns, and texts that match them. None: no JSON."""
+        if grammar.kind not in ("json_schema", "json_object"):
+            return [] if grammar.kind == "lark" and "%json" in grammar.source else None
+        assert self._closer is not None
+        patterns = patterns_of(json.loads(grammar.source))[:HINTS] if grammar.source else []
+        texts = []
+        for pattern in patterns:
+            texts += re.findall(r"[A-Za-z0-9 ]+|.", pattern)
+            if pattern.startswith("^"):
+                continue
             try:
                 tokens = self._closer.close(self._native(Grammar("regex", pattern)), None)
             except GrammarError:  # a pattern of its own may be beyond what it is inside its schema
                 continue
-            text = b"".join(map(self._closer.spelling, tokens or [])).decode(errors="ignore")
-            hints.append(self._closer.spelled(json.dumps(text, ensure_ascii=False)[1:-1].encode()))
-        return hints
+            texts.insert(0, b"".join(map(self._closer.spelling, tokens or [])).decode(errors="ignore"))
+        spelled = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in dict.fromkeys(texts) if text]
+        return [hint for text in spelled[:MOST_HINTS] if (hint := self._closer.spelled(text))]
 
 
 class _Words:
@@ -233,8 +249,7 @@ def _source(grammar: Grammar, native: Any) -> str:
         case "choice":
             return str(native.grammar_from_regex(_any_of(check_choice(grammar.source))))
         case "lark":
-            check_lark(grammar.source)
-            return str(native.grammar_from_lark(grammar.source))
+            return str(native.grammar_from_lark(check_lark(grammar.source)))
         case _:
             raise GrammarError(f"there is no grammar of kind {grammar.kind!r:.40}")
 

@@ -24,6 +24,8 @@ MAX_COUNT = 1_000_000  # of characters, items or properties that a schema may na
 MAX_MULTIPLE = 10_000  # the least common multiple of a schema's multipleOf, in units of its last decimal
 MAX_BOUND = 10**18  # of a number's minimum and maximum
 
+# As json.dumps writes, so as models have read it most often. No other whitespace: small models lose themselves in it.
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 ANNOTATIONS = frozenset(
     ("title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly")
 )
@@ -57,7 +59,7 @@ def read_json(source: str, what: str) -> Any:
     """The value of a JSON text; GrammarError where it is malformed, says a name twice, or is nested too deeply."""
     check_size(source, what)
     try:
-        value = json.loads(source, object_pairs_hook=_once, parse_constant=_no_constant)
+        value = _DECODER.decode(source)
     except RecursionError:
         raise GrammarError(f"the {what} is nested more than {MAX_DEPTH} levels deep; make it flatter") from None
     except ValueError as error:
@@ -71,9 +73,15 @@ def read_json(source: str, what: str) -> Any:
 
 def check_schema(source: str) -> dict[str, Any]:
     """The schema, where everything in it can be enforced and has a bearable size. GrammarError names what has not."""
-    schema = read_json(source, "schema")
+    return check_value(read_json(source, "schema"))
+
+
+def check_value(schema: Any) -> dict[str, Any]:
+    """As check_schema, for a schema that is a value already."""
     if schema is True:
         return {}
+    if _depth(schema) > MAX_DEPTH:
+        raise GrammarError(f"the schema is nested more than {MAX_DEPTH} levels deep; make it flatter")
     if not isinstance(schema, dict):
         raise GrammarError(f"a schema must be a JSON object, not {json.dumps(schema):.40}")
     sums = _Sums()
@@ -111,39 +119,56 @@ def check_pattern(pattern: str, where: str) -> None:
     _limit(where, expanded(pattern), MAX_EXPANDED, "characters with its repetitions written out")
 
 
-def check_lark(source: str) -> None:
-    """GrammarError where a Lark grammar is too large, or asks for what the engine would not do."""
+def check_lark(source: str) -> str:
+    """The Lark grammar with every schema in it as check_schema has it. GrammarError where it is too large, or asks for
+    what the engine would not do."""
     check_size(source, "grammar")
-    source = _SCHEMA_RULE.sub(_checked_schema_rule, source)
-    for pattern in (part["pattern"] for part in _LARK.finditer(source) if part["pattern"]):
-        check_pattern(pattern, "a pattern of the grammar")
-    rules = _LARK.sub('""', source)
-    for word in ("%json", "%llguidance", "%regex"):
+    whole, rules, at = "", "", 0  # `rules`: without texts, patterns, comments and schemas
+    while found := _LARK.search(source, at):
+        rules += source[at : found.start()] + '""'
+        whole += source[at : found.start()]
+        at = found.end()
+        if found["pattern"]:
+            check_pattern(found["pattern"], "a pattern of the grammar")
+        if found["json"]:
+            schema, at = _schema_at(source, at)
+            whole += f"%json {json.dumps({**schema, 'x-guidance': JSON_STYLE})}"
+        else:
+            whole += found[0]
+    _check_rules(rules + source[at:])
+    return whole + source[at:]
+
+
+def _schema_at(source: str, at: int) -> tuple[dict[str, Any], int]:
+    """The schema that begins there, checked, and where it ends."""
+    try:
+        schema, end = _DECODER.raw_decode(source, at)
+    except RecursionError:
+        raise GrammarError(f"a schema is nested more than {MAX_DEPTH} levels deep; make it flatter") from None
+    except ValueError as error:
+        raise error if isinstance(error, GrammarError) else GrammarError(f"%json: {error}") from None
+    if isinstance(schema, dict) and schema.get("x-guidance") == JSON_STYLE:
+        del schema["x-guidance"]
+    return check_value(schema), end
+
+
+def _check_rules(rules: str) -> None:
+    for word in ("%llguidance", "%regex"):
         if word in rules:
-            raise GrammarError(f"{word} is not supported there; a rule may be one %json and its schema, in one line")
-    rules = re.sub(r'\[suffix=""\](?=\s*:)', "", rules)
-    if found := re.search(r"\[[^\[\]\n]*\]\s*:|<[^<>\n]{1,80}>", rules):
-        raise GrammarError(f"{found[0]:.40} is not supported: a Lark grammar here has no special tokens, and no attribute but suffix")
+            raise GrammarError(f"{word} is not supported in a Lark grammar; use rules, terminals and %json only")
+    for attributes in re.findall(r"\[([^\[\]\n]*)\]\s*:", rules):
+        for name in re.findall(r"[a-z_]+", attributes):
+            if name not in ("suffix", "stop", "lazy", "max_tokens"):
+                raise GrammarError(f"the attribute {name:.40} is not supported in a Lark grammar; leave it out")
+    if found := re.search(r"<[^<>\n]{1,80}>", rules):
+        raise GrammarError(f"{found[0]:.40} is not supported in a Lark grammar: write texts, no special tokens")
     for bounds in re.findall(r"\{\s*(\d+)(?:\s*,\s*(\d+))?\s*\}|~\s*(\d+)(?:\s*\.\.\s*(\d+))?", rules):
         most = max(int(number[:9]) for number in bounds if number)
         _limit("a repetition of the grammar", most, MAX_EXPANDED, "times")
 
 
-# Texts, patterns and comments of a Lark grammar. Each takes what is unfinished, too, so that nothing is tried twice.
-_LARK = re.compile(r'"(?:[^"\\\n]|\\.)*"?|(?://|#)[^\n]*|/(?P<pattern>(?:[^/\\\n]|\\.)+)/?')
-
-
-_SCHEMA_RULE = re.compile(r"^(\s*[a-z_][a-z_0-9]*\s*:\s*)%json[ \t]+(\{.*\})[ \t]*$", re.MULTILINE)
-
-
-def _checked_schema_rule(rule: re.Match[str]) -> str:
-    """A rule that is a schema, checked, and a text in its place. How its JSON is spaced may be said beside it."""
-    schema = read_json(rule[2], "schema")
-    spacing = schema.pop("x-guidance", {})
-    if not isinstance(spacing, dict) or spacing.keys() - {"whitespace_flexible", "item_separator", "key_separator"}:
-        raise GrammarError("x-guidance may hold whitespace_flexible, item_separator and key_separator only")
-    check_schema(json.dumps(schema))
-    return f'{rule[1]}""'
+# Schemas, texts, patterns and comments of a Lark grammar. Each takes what is unfinished, too: nothing is tried twice.
+_LARK = re.compile(r"""(?P<json>%json\s*)|"(?:[^"\\\n]|\\.)*"?|(?://|\#)[^\n]*|/(?P<pattern>(?:[^/\\\n]|\\.)+)/?""")
 
 
 def expanded(pattern: str) -> int:
@@ -197,6 +222,8 @@ def _leaf(key: str, value: Any, where: str, sums: _Sums) -> None:
     elif key in _COUNTS:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_COUNT:
             raise GrammarError(f"{where} must be a whole number in [0, {MAX_COUNT}], not {json.dumps(value):.40}")
+        if key == "minProperties" and value > 1:
+            raise GrammarError(f"{where} above 1 cannot be enforced, as a name may repeat; use required")
     elif key in _BOUNDS:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_BOUND:
             raise GrammarError(f"{where} must be a number in [-1e18, 1e18], not {json.dumps(value):.40}")
@@ -250,3 +277,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> Any:
     raise GrammarError(f"{name} is not JSON; leave it out")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)

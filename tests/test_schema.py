@@ -1,0 +1,124 @@
+"""Schemas and patterns before they are compiled: what is refused is named, and hostile ones cost nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from millis.engine import schema as limits
+from millis.engine.schema import check_choice, check_lark, check_pattern, check_schema, expanded, patterns_of
+from millis.types import GrammarError
+
+
+def nested(depth: int) -> str:
+    return '{"items": ' * depth + "{}" + "}" * depth
+
+
+def test_a_schema_comes_back_as_it_was() -> None:
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "T", "type": "object",
+        "properties": {"foo": {"enum": [1, "a", None]}, "pattern": {"pattern": "^a+$", "minLength": 2}},
+        "required": ["foo"], "additionalProperties": False, "$defs": {"unknown": {"anyOf": [True, {"const": 3}]}},
+    }  # fmt: skip
+    assert check_schema(json.dumps(schema)) == schema
+    assert check_schema("true") == {}
+    assert patterns_of(schema) == ["^a+$"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "word"),
+    [
+        ({"uniqueItems": True}, "schema.uniqueItems"),
+        ({"properties": {"a": {"not": {}}}}, "schema.properties.a.not"),
+        ({"anyOf": [{}, {"if": {}}]}, r"schema.anyOf\[1\].if"),
+        ({"items": {"maxItem": 3}}, "schema.items.maxItem"),
+        ({"x-guidance": {"lenient": True}}, "x-guidance"),
+        ({"nullable": True}, "nullable"),
+        ({"properties": []}, "properties must be an object"),
+        ({"anyOf": {}}, "anyOf must be a list"),
+        ({"items": 3}, "items must be a schema"),
+        ({"minLength": -1}, "minLength"), ({"maxItems": 1.5}, "maxItems"), ({"minItems": True}, "minItems"),
+        ({"maxLength": 10**7}, "maxLength"), ({"minimum": 1e300}, "minimum"), ({"maximum": "3"}, "maximum"),
+        ({"minProperties": 2}, "minProperties"),
+        ({"multipleOf": 0}, "multipleOf"), ({"multipleOf": 1234567}, "multipleOf"),
+        ({"allOf": [{"multipleOf": 9973}, {"multipleOf": 9967}]}, "multipleOf"),
+        ({"multipleOf": 1e-13}, "decimals"), ({"pattern": 3}, "pattern"),
+        ([1], "must be a JSON object"), (False, "must be a JSON object"), ("x", "must be a JSON object"),
+    ],
+)  # fmt: skip
+def test_what_is_not_supported_is_refused_by_name(schema: Any, word: str) -> None:
+    with pytest.raises(GrammarError, match=word):
+        check_schema(json.dumps(schema))
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        ("{", "not JSON"), ("", "not JSON"), ("{'a': 1}", "not JSON"), ('{"minimum": NaN}', "NaN"),
+        ('{"type": "null", "type": "object"}', "stands twice"), ('{"const": "\ud800"}', "surrogate"),
+        ('{"minimum": ' + "9" * 5000 + "}", "not JSON|minimum"),
+        (nested(limits.MAX_DEPTH + 1), "levels deep"), (nested(10_000), "levels deep"), ("[" * 100_000, "levels deep"),
+        ('"' + "a" * limits.MAX_BYTES + '"', "bytes"),
+        (json.dumps({"enum": list(range(limits.MAX_VALUES + 1))}), "enum values"),
+        (json.dumps({"anyOf": [{"properties": {f"p{i}": {} for i in range(400)}} for _ in range(3)]}), "properties"),
+        (json.dumps({"pattern": "a" * (limits.MAX_PATTERN + 1)}), "characters"),
+        (json.dumps({"pattern": "a{1000000}"}), "repetitions"),
+        (json.dumps({"patternProperties": {"((a{0,100}){0,100}){0,100}": {}}}), "repetitions"),
+    ],
+)  # fmt: skip
+def test_limits_and_malformed_texts(source: str, word: str) -> None:
+    with pytest.raises(GrammarError, match=word):
+        check_schema(source)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "length"),
+    [
+        ("abc", 3), ("a{5}", 5), ("(ab){3}c", 7), ("a{2,7}b{3}", 10), ("((a{2}){3}){4}", 24), (r"\{9\}", 3),
+        ("[a-z{}]{4}", 4), (r"[\]{9}]{2}", 2), (r"\p{Lu}{3}", 3), ("a{0}", 1), ("(((", 0), (")))a", 4), ("a{3,}", 3),
+    ],
+)  # fmt: skip
+def test_repetitions_are_written_out(pattern: str, length: int) -> None:
+    assert expanded(pattern) == length
+
+
+def test_long_hostile_patterns_are_looked_at_once() -> None:
+    for part in ("[", "(", "\\", "{", "a{9}", '"', "/", "<", "~1..", "%json ", "[x"):
+        source = "start: " + part * (limits.MAX_BYTES // len(part.encode()) - 10)
+        try:
+            check_lark(source)
+        except GrammarError:
+            pass
+    for part in ("[", "(", "a{9}", "(a{9}"):
+        expanded(part * limits.MAX_PATTERN)
+
+
+def test_choices() -> None:
+    assert check_choice('["a", "b c"]') == ["a", "b c"]
+    for wrong in ("[]", '"a"', '["a", ""]', "[1]", "{}", "nonsense", json.dumps([str(i) for i in range(3000)])):
+        with pytest.raises(GrammarError, match="choice"):
+            check_choice(wrong)
+
+
+def test_lark_grammars() -> None:
+    plain = 'start: "a" /x{3}/ B  // "c\n# [temperature=1]: <|im_end|> %llguidance\nB: "<b>" | "\\"%json"\n'
+    assert check_lark(plain) == plain
+    assert check_lark('start: before "b"\nbefore[suffix="<c>"]: /.*/').startswith("start")
+    checked = check_lark('start: %json {"type": "string"} "x"\n')
+    assert checked.startswith('start: %json {"type": "string", "x-guidance"') and checked.endswith(' "x"\n')
+    for wrong, word in (
+        ('start: %json {"foo": 1}', "schema.foo"), ("start: %json {", "%json"), ("start: %json nope", "%json"),
+        ('start: %json {"x-guidance": {"lenient": true}}', "x-guidance"), ("start: " + "%json " + nested(99), "deep"),
+        ("%llguidance {}\nstart: A", "llguidance"), ('start: %regex {"a": 1}', "%regex"), ("a[temperature=1]: B", "te"),
+        ("start: <|im_end|>", "im_end"), ('start: "a"~1000000', "repetition"), ('start: "a"{5,100000}', "repetition"),
+        ("start: /(a{1000}){1000}/", "written out"),
+    ):  # fmt: skip
+        with pytest.raises(GrammarError, match=word):
+            check_lark(wrong)
+
+
+def test_patterns_must_be_texts() -> None:
+    with pytest.raises(GrammarError, match="where"):
+        check_pattern(3, "where")  # type: ignore[arg-type]
