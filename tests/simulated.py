@@ -1,4 +1,4 @@
-"""An engine on simulated time: a runner whose steps take what a cost function says, and requests that come meanwhile."""
+"""An engine on simulated time: steps take what a cost function says, and requests come in the middle of them."""
 
 from __future__ import annotations
 

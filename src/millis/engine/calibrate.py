@@ -12,8 +12,8 @@ from millis.engine.runner import Batch, Runner
 from millis.types import SamplingParams
 
 BODY = (1, 8, 24, 128, 2, 64, 23, 9, 16, 4, 32, 256, 512, 1024)  # rows, what is needed most first
-HEAD = (1, 8, 2, 16, 4, 24, 32, 64)
-QUICK = 4  # of BODY, and half as many of HEAD
+HEADS_AFTER = {1: (1,), 24: (8, 2, 16, 4, 24, 32, 64)}  # sequences that sample, once so many rows are known
+QUICK = 4  # of BODY
 REPEATS = 5
 CONTEXT = 768  # positions before the steps that tell what attention costs
 
@@ -73,18 +73,16 @@ def calibrate(
     for rows in BODY[: QUICK if quick else len(BODY)]:
         if rows <= most and (ms := bench.ms([0], [rows], False)) is not None:
             body[rows] = ms
-        if rows == 24 and body:  # the heads are needed more than the wide steps
-            sequences = min(runner.max_sequences, runner.max_tokens)
-            for count in HEAD[: QUICK // 2 if quick else len(HEAD)]:
-                ms = bench.ms([0] * count, [1] * count, True) if count <= sequences else None
-                if ms is not None:
-                    head[count] = max(0.0, ms - _between(body, count))
-            far = min(CONTEXT, bench.room - 65)
-            if not quick and far > 64:
-                long, wide = bench.ms([far], [1], False), bench.ms([far], [min(64, most)], False)
-                near = bench.ms([0], [min(64, most)], False)
-                read_ms = 0.0 if long is None else (long - body[1]) / far
-                pair_ms = 0.0 if wide is None or near is None else (wide - near) / (far * min(64, most))
+        for count in HEADS_AFTER.get(rows, ()) if body else ():
+            many = count <= min(runner.max_sequences, runner.max_tokens) and (not quick or count <= 8)
+            if many and (ms := bench.ms([0] * count, [1] * count, True)) is not None:
+                head[count] = max(0.0, ms - _between(body, count))
+        far = min(CONTEXT, bench.room - 65)
+        if rows == 24 and not quick and far > 64:
+            long, near = bench.ms([far], [1], False), bench.ms([0], [min(64, most)], False)
+            wide = bench.ms([far], [min(64, most)], False)
+            read_ms = 0.0 if long is None else (long - body[1]) / far
+            pair_ms = 0.0 if wide is None or near is None else (wide - near) / (far * min(64, most))
     if body:
         model.calibrate(body, head or {1: 0.0}, read_ms, pair_ms)
 

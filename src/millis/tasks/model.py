@@ -177,8 +177,8 @@ class LanguageModel:
     def generate(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
         """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams.
 
-        `deadline_ms` counts from the call. When time runs out the answer ends at a sentence end. DeadlineError: not even
-        a sentence would be done by then. The first call with a deadline takes a moment longer, to measure the machine.
+        `deadline_ms` counts from the call. When time runs out the answer ends at a sentence end. DeadlineError: not
+        even a sentence would be done by then. The first call with a deadline takes a moment longer: it measures.
         """
         return self.stream(prompt, deadline_ms=deadline_ms, **sampling).result()
 
