@@ -113,7 +113,7 @@ def test_a_machine_that_becomes_slower_is_noticed() -> None:
 SIZES = [(30, 6, 150.0), (300, 64, 900.0), (900, 100, 3000.0), (60, 1, 60.0)]  # prompt, answer, deadline
 
 
-@pytest.mark.parametrize(("rate", "least"), [(6, 0.9), (15, 0.0)])
+@pytest.mark.parametrize(("rate", "least"), [(6, 0.8), (15, 0.0)])
 def test_mixed_sizes_and_deadlines_are_kept(rate: float, least: float) -> None:
     arrivals = [
         arrival

@@ -31,10 +31,10 @@ class Bench:
         """Positions that the pages hold."""
         return min(self._runner.context, len(self._pages) * self._runner.page_tokens)
 
-    def ms(self, starts: list[int], lengths: list[int], samples: bool) -> float | None:
-        """Median of up to five runs of such a step; None: no time is left for it."""
+    def ms(self, starts: list[int], lengths: list[int], samples: bool, repeats: int = REPEATS) -> float | None:
+        """Median of so many runs of such a step at most; None: no time is left for it."""
         took: list[float] = []
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             begin = self._clock()
             if begin + (took[-1] if took else 0.0) > self._end_s:
                 break
@@ -65,7 +65,7 @@ def calibrate(
     It ends when `budget_s` seconds are over, with one step more at most. quick: a handful of steps only.
     """
     bench = Bench(runner, clock, pages, budget_s)
-    bench.ms([0], [1], True)  # the first step of a process is not like the others
+    bench.ms([0], [1], True, repeats=1)  # the first step of a process is not like the others
     body: dict[int, float] = {}
     head: dict[int, float] = {}
     read_ms = pair_ms = 0.0

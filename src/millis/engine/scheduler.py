@@ -24,6 +24,7 @@ CLASSES: dict[Priority, int] = {"interactive": 0, "standard": 1, "batch": 2}
 GAPS: dict[Priority, float] = {"interactive": 1.0, "standard": 4.0, "batch": math.inf}  # in max_gap_ms
 AGE_S = 10.0  # waiting so long is worth a class
 NEGLECT_S = 0.25  # after so long without a token for any request that has no deadline, one comes first
+FORGET = 256  # requests between two looks at tenants that have gone
 LEAST_CHUNK = 32  # rows of a prompt that a step takes even if it becomes longer than wished
 
 
@@ -85,7 +86,10 @@ class Scheduler:
         """Queues a request."""
         self._count += 1
         request.number = self._count
-        self.tenants.arrive(request.tenant, {other.tenant for other in (*self.running, *self.waiting)})
+        active = {other.tenant for other in (*self.running, *self.waiting)}
+        self.tenants.arrive(request.tenant, active)
+        if self._count % FORGET == 0:
+            self.tenants.forget_idle({request.tenant, *active}, request.arrival_s)
         self.waiting.append(request)
         self.promises.add(request)
 
@@ -141,10 +145,10 @@ class Scheduler:
                 break
             if running:
                 left -= self._place(request, room, chunks, may_preempt=True)
-            elif not self._admit(request, room, chunks):
-                break
-            else:
+            elif self._admit(request, room, chunks):
                 left -= chunks[-1].length
+            else:
+                short = True
         for request in ranked[self._max_sequences :]:  # decodes that take the place of prompts which found none
             if not left or len(chunks) >= self._max_sequences:
                 break
