@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,10 @@ from millis.engine.predict import StepModel
 from millis.engine.runner import Batch, Runner
 from millis.types import SamplingParams
 
-BODY = (1, 8, 24, 128, 2, 64, 23, 9, 16, 4, 32, 256, 512, 1024)  # rows, what is needed most first
-HEADS_AFTER = {1: (1,), 24: (8, 2, 16, 4, 24, 32, 64)}  # sequences that sample, once so many rows are known
+BODY = (1, 8, 24, 128, 64, 2, 23, 9, 16, 4, 32, 256, 512, 1024)  # rows, what is needed most first
+HEADS_AFTER = {1: (1,), 128: (8, 2, 16, 4, 24, 32, 64)}  # sequences that sample, once so many rows are known
 QUICK = 4  # of BODY
-REPEATS = 5
+REPEATS, REPEATS_WIDE, WIDE = 5, 3, 24  # runs of a step, of one with so many rows
 CONTEXT = 768  # positions before the steps that tell what attention costs
 
 
@@ -24,23 +25,37 @@ class Bench:
     def __init__(self, runner: Runner, clock: Callable[[], float], pages: list[int], budget_s: float) -> None:
         self._runner, self._clock, self._pages = runner, clock, pages
         self._end_s = clock() + budget_s
-        self._sampler = runner.sampler(SamplingParams(), [0])
+        self._latest = (1, 0.0)  # rows, seconds
+        self._samplers: list[Any] = []  # one serves one sequence
 
     @property
     def room(self) -> int:
         """Positions that the pages hold."""
         return min(self._runner.context, len(self._pages) * self._runner.page_tokens)
 
-    def ms(self, starts: list[int], lengths: list[int], samples: bool, repeats: int = REPEATS) -> float | None:
-        """Median of so many runs of such a step at most; None: no time is left for it."""
+    def ms(self, starts: list[int], lengths: list[int], samples: bool, repeats: int | None = None) -> float | None:
+        """Median of some runs of such a step; None: no time is left for it."""
         took: list[float] = []
+        rows = sum(lengths)
+        repeats = repeats or (REPEATS if rows < WIDE else REPEATS_WIDE)
+        while len(self._samplers) < len(lengths) * samples:
+            self._samplers.append(self._runner.sampler(SamplingParams(), [0]))
+        samplers = self._samplers[: len(lengths)] if samples else [None] * len(lengths)
         for _ in range(repeats):
             begin = self._clock()
-            if begin + (took[-1] if took else 0.0) > self._end_s:
+            if begin + (took[-1] if took else self._guess_s(rows)) > self._end_s:
                 break
-            self._runner.step(self._batch(starts, lengths), [self._sampler if samples else None] * len(lengths))
+            self._runner.step(self._batch(starts, lengths), samplers)
             took.append(self._clock() - begin)
-        return 1000 * statistics.median(took) if took else None
+        if not took:
+            return None
+        self._latest = (rows, statistics.median(took))
+        return 1000 * self._latest[1]
+
+    def _guess_s(self, rows: int) -> float:
+        """What a step probably takes, from the latest one: half as much for a further row."""
+        known, took = self._latest
+        return took * (1 + max(0, rows - known) / known / 2)
 
     def _batch(self, starts: list[int], lengths: list[int]) -> Batch:
         width = max(-(-(s + n) // self._runner.page_tokens) for s, n in zip(starts, lengths, strict=True))
@@ -78,7 +93,7 @@ def calibrate(
             if many and (ms := bench.ms([0] * count, [1] * count, True)) is not None:
                 head[count] = max(0.0, ms - _between(body, count))
         far = min(CONTEXT, bench.room - 65)
-        if rows == 24 and not quick and far > 64:
+        if rows == 64 and not quick and far > 64:
             long, near = bench.ms([far], [1], False), bench.ms([0], [min(64, most)], False)
             wide = bench.ms([far], [min(64, most)], False)
             read_ms = 0.0 if long is None else (long - body[1]) / far

@@ -19,6 +19,7 @@ PRIOR_HEAD = {1: 0.25, 8: 0.6, 16: 1.2}
 MOST = 1.5  # a step counts as at most so many times what was predicted: pauses of the machine are not its own
 MOST_FIRST = 4.0  # likewise the first step of a regime, of which less is known
 GLOBAL, LOCAL = 0.06, 0.1  # weight of a new measurement in the machine's factor and in the regime's
+LEAST_CHUNK = 32  # rows of a prompt that a step takes even if it becomes longer than wished
 FRUGAL = 1.25  # a chunk may cost so much more a row than the best of them
 REMEMBERED = 1024  # steps whose error is kept
 LATENESS = 4096  # steps of which the one that took longest beyond its prediction makes the margin
@@ -162,7 +163,7 @@ class StepModel:
 
     def _frugal(self) -> int:
         a_row = {rows: ms / rows for rows, ms in zip(self._body.rows, self._body.values, strict=True)}
-        return min(rows for rows, ms in a_row.items() if ms <= FRUGAL * min(a_row.values()))
+        return max(LEAST_CHUNK, min(rows for rows, ms in a_row.items() if ms <= FRUGAL * min(a_row.values())))
 
     def _note_lateness(self, ms: float) -> None:
         while self._late and self._late[-1][1] <= ms:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from millis.engine.kvcache import PageAllocator
-from millis.engine.predict import StepModel, Work
+from millis.engine.predict import LEAST_CHUNK, StepModel, Work
 from millis.engine.promises import Promises
 from millis.engine.request import Request
 from millis.engine.tenants import Tenants
@@ -25,7 +25,6 @@ GAPS: dict[Priority, float] = {"interactive": 1.0, "standard": 4.0, "batch": mat
 AGE_S = 10.0  # waiting so long is worth a class
 NEGLECT_S = 0.25  # after so long without a token for any request that has no deadline, one comes first
 FORGET = 256  # requests between two looks at tenants that have gone
-LEAST_CHUNK = 32  # rows of a prompt that a step takes even if it becomes longer than wished
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from millis.types import Completion, ModelError, RequestError, SamplingParams, T
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
 Prompt = str | Sequence[int]
-MEASURE_S = 0.3  # before the first deadline
+MEASURE_S = 0.5  # before the first deadline
 
 
 class Stream:
