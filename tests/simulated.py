@@ -1,4 +1,4 @@
-"""An engine on simulated time: a runner whose steps take what a function says, and requests that come meanwhile."""
+"""An engine on simulated time: steps take what a cost function says, and requests come in the middle of them."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ class TimedRunner:
         self.advance: Callable[[float], None] = lambda until_s: setattr(clock, "now", until_s)
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any:
-        return frozenset()
+        return set()
 
     def restricted(self, params: SamplingParams, tokens: Sequence[int], allowed: frozenset[int]) -> Any:
-        return allowed
+        return set(allowed)
 
     def _take(self, rows: int, samples: int, reads: int, lengths: list[int]) -> None:
         ms = (BODY(rows) + HEAD(samples) + 5e-4 * reads) * self.speed
@@ -70,6 +70,8 @@ class TimedRunner:
 
     def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
         assert len(batch.tokens) <= self.max_tokens and len(batch.starts) <= self.max_sequences
+        serving = [id(sampler) for sampler in samplers if sampler is not None]
+        assert len(set(serving)) == len(serving)
         lengths = [int(n) for n in batch.lengths]
         self._take(len(batch.tokens), sum(s is not None for s in samplers), int(batch.starts.sum()), lengths)
         tokens = []

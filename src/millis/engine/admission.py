@@ -63,12 +63,14 @@ def slacks(debts: Sequence[Debt], start_s: float, pace: Pace, caution: Caution) 
     """For each of the debts, in the order they are paid in: (milliseconds to spare, milliseconds until it is paid).
 
     By then all prompts before it and its own are computed. Behind its prompt its tokens take a step each, or more where
-    the slots do not suffice; as long as other prompts are behind it, each of these steps takes a chunk of them along.
-    Whoever decodes takes a row of every step until its answer is as long as it may be.
+    the slots do not suffice; as long as other prompts are behind it, each of these steps takes a chunk of them along if
+    its time allows that, and otherwise delays them. Whoever decodes takes a row of every step until its answer is as
+    long as it may be.
     """
     later = sum(debt.prefill_ms for debt in debts)
-    prefill = owed = queued = 0.0
+    prefill = delay = owed = queued = 0.0
     behind = 0
+    step_ms = pace.base_ms + pace.row_ms * pace.decoding
     for debt in debts:
         prefill += debt.prefill_ms
         later -= debt.prefill_ms
@@ -79,7 +81,12 @@ def slacks(debts: Sequence[Debt], start_s: float, pace: Pace, caution: Caution) 
         steps = max(debt.tokens, owed / pace.slots)
         chunks = prefill / pace.chunk_ms
         rows = min(pace.most, pace.decoding * (steps + chunks)) + min(queued, behind * (steps + chunks / 2))
-        ms = prefill + min(later, steps * pace.chunk_ms) + steps * pace.base_ms + rows * pace.row_ms
+        ms = prefill + delay + steps * pace.base_ms + rows * pace.row_ms
         left = 1000 * (debt.due_s - start_s)
         hand = caution.factor * (RELATIVE * left + min(pace.margin_ms, MOST_MARGIN * left)) if left > 0 else 0.0
-        yield left - hand - ms, ms
+        slack = left - hand - ms
+        wished = min(later, steps * pace.chunk_ms)
+        along = max(0.0, min(slack, wished))
+        without = (wished - along) / pace.chunk_ms * step_ms
+        delay = max(delay, without) if debt.decoding else delay + without
+        yield slack - along, ms + along

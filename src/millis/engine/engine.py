@@ -35,6 +35,7 @@ from millis.types import (
 )
 
 SENTENCE_TOKENS = 16  # of the shortest useful answer, where the caller does not say
+RESERVE = 4.0  # requests like its own for which a tenant that has had its share leaves room
 NEVER_S = 60.0  # when to try again what would be late on an idle engine, too
 
 
@@ -401,7 +402,7 @@ class Engine:
         wanted_ms = 1000 * (deadline_s - request.arrival_s)
         never = verdict.alone_ms + self._delivery_ms > wanted_ms
         tenants.ask(request.tenant, work_ms, now)
-        greedy = tenants.over_share(request.tenant, work_ms, now)
+        greedy = verdict.spare_ms < RESERVE * work_ms and tenants.over_share(request.tenant, now)
         crowded = not (verdict.short_ms or greedy) and not self.scheduler.has_pages_for(request, now)
         if left_ms > 0 and not (verdict.short_ms or greedy or crowded):
             tenants.grant(request.tenant, work_ms, now)

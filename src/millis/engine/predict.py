@@ -19,10 +19,10 @@ PRIOR_HEAD = {1: 0.25, 8: 0.6, 16: 1.2}
 MOST = 1.5  # a step counts as at most so many times what was predicted: pauses of the machine are not its own
 MOST_FIRST = 4.0  # likewise the first step of a regime, of which less is known
 GLOBAL, LOCAL = 0.06, 0.1  # weight of a new measurement in the machine's factor and in the regime's
+LEAST_CHUNK = 32  # rows of a prompt that a step takes even if it becomes longer than wished
 FRUGAL = 1.25  # a chunk may cost so much more a row than the best of them
-REMEMBERED = 2048  # steps whose error is kept
-TAIL = 0.999  # share of the steps that may not exceed the margin
-REFRESH = 32  # steps between two looks at the tail
+REMEMBERED = 1024  # steps whose error is kept
+LATENESS = 4096  # steps of which the one that took longest beyond its prediction makes the margin
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class StepModel:
         self._regime = [0.0] * (len(REGIMES) + 1)
         self._seen = [0] * (len(REGIMES) + 1)
         self._pairs: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
-        self._tail_ms = 0.0
+        self._late: deque[tuple[int, float]] = deque()  # (step, ms too late), falling: the maxima of a sliding window
 
     @property
     def known(self) -> bool:
@@ -146,13 +146,12 @@ class StepModel:
         self.steps += 1
         if predicted_ms > 0 and learned:  # the first of its kind was a guess
             self._pairs.append((predicted_ms, took_ms))
-            if self.steps % REFRESH == 0 or len(self._pairs) < REFRESH:
-                self._tail_ms = self._tail()
+            self._note_lateness(took_ms - predicted_ms)
 
     @property
     def margin_ms(self) -> float:
-        """How much longer than predicted a step may take, but for one in a thousand."""
-        return self._tail_ms
+        """How much longer than predicted any of the latest steps took."""
+        return max(0.0, self._late[0][1]) if self._late else 0.0
 
     def median_error(self) -> float:
         """Median of |predicted − actual| / actual over the latest steps; 0 without any."""
@@ -164,11 +163,14 @@ class StepModel:
 
     def _frugal(self) -> int:
         a_row = {rows: ms / rows for rows, ms in zip(self._body.rows, self._body.values, strict=True)}
-        return min(rows for rows, ms in a_row.items() if ms <= FRUGAL * min(a_row.values()))
+        return max(LEAST_CHUNK, min(rows for rows, ms in a_row.items() if ms <= FRUGAL * min(a_row.values())))
 
-    def _tail(self) -> float:
-        late = sorted(actual - predicted for predicted, actual in self._pairs)
-        return max(0.0, late[min(len(late) - 1, int(TAIL * len(late)))])
+    def _note_lateness(self, ms: float) -> None:
+        while self._late and self._late[-1][1] <= ms:
+            self._late.pop()
+        self._late.append((self.steps, ms))
+        if self._late[0][0] <= self.steps - LATENESS:
+            self._late.popleft()
 
 
 def _within(error: float, times: float) -> float:

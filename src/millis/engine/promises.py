@@ -17,6 +17,7 @@ class Verdict:
     """What admitting a request would mean."""
 
     short_ms: float  # by which it, or one behind it, would be late; 0: all are in time
+    spare_ms: float  # time that is left to others then; negative when somebody is late anyway
     ms: float  # until its shortest useful answer is done
     alone_ms: float  # likewise, had the engine nothing else to do
     work_ms: float  # computing that it asks for
@@ -76,7 +77,7 @@ class Promises:
             short = max((-slack for (slack, _), was in zip(found, before, strict=True) if slack < was), default=0.0)
         alone = self._costs.decode_ms(1, len(request.tokens)) * debt.tokens + debt.prefill_ms
         work = debt.prefill_ms + debt.tokens * self._costs.decode_ms(self._slots, 0) / self._slots
-        return Verdict(max(0.0, short), found[at][1], alone, work)
+        return Verdict(max(0.0, short), min(slack for slack, _ in found), found[at][1], alone, work)
 
     def _debts(self) -> list[Debt]:
         factor = self._costs.factor(self._chunk)

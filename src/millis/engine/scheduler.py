@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from millis.engine.kvcache import PageAllocator
-from millis.engine.predict import StepModel, Work
+from millis.engine.predict import LEAST_CHUNK, StepModel, Work
 from millis.engine.prefix import Match, RadixCache
 from millis.engine.promises import Promises
 from millis.engine.request import Request
@@ -25,7 +25,7 @@ CLASSES: dict[Priority, int] = {"interactive": 0, "standard": 1, "batch": 2}
 GAPS: dict[Priority, float] = {"interactive": 1.0, "standard": 4.0, "batch": math.inf}  # in max_gap_ms
 AGE_S = 10.0  # waiting so long is worth a class
 NEGLECT_S = 0.25  # after so long without a token for any request that has no deadline, one comes first
-LEAST_CHUNK = 32  # rows of a prompt that a step takes even if it becomes longer than wished
+FORGET = 256  # requests between two looks at tenants that have gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,10 @@ class Scheduler:
         """Queues a request."""
         self._count += 1
         request.number = self._count
-        self.tenants.arrive(request.tenant, {other.tenant for other in (*self.running, *self.waiting)})
+        active = {other.tenant for other in (*self.running, *self.waiting)}
+        self.tenants.arrive(request.tenant, active)
+        if self._count % FORGET == 0:
+            self.tenants.forget_idle({request.tenant, *active}, request.arrival_s)
         self.waiting.append(request)
         self.promises.add(request)
 
@@ -148,9 +151,10 @@ class Scheduler:
                 continue
             placed = self._admit(request, room, chunks) if room else 0
             self._reused(request, match, bool(placed))
-            if not placed:
+            if not room:
                 break
             left -= placed
+            short = short or not placed
         for request in ranked[self._max_sequences :]:  # decodes that take the place of prompts which found none
             if not left or len(chunks) >= self._max_sequences:
                 break

@@ -46,7 +46,7 @@ from millis.types import (
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
 Prompt = str | Sequence[int]
 Schema = Mapping[str, Any] | bool | str  # JSON schema, as Python has it or as text
-MEASURE_S = 0.3  # before the first deadline
+MEASURE_S = 0.5  # before the first deadline
 
 
 class Stream:
@@ -199,7 +199,7 @@ class LanguageModel:
         """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams.
 
         `deadline_ms` counts from the call. When time runs out the answer ends at a sentence end. DeadlineError: not
-        even a sentence would be done by then. The first call with a deadline measures the machine for a moment.
+        even a sentence would be done by then. The first call with a deadline takes a moment longer: it measures.
 
         schema: a JSON schema; the answer is then JSON of it. GrammarError names what of it is not supported.
         """
