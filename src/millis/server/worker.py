@@ -60,6 +60,7 @@ class Worker:
         self.engine = lm.engine
         self.engine.clock = time.monotonic
         self.engine.sentence_ends = sentence_ends(lm.tokenizer)
+        self._grammars = lm.grammars
         self._socket = connection
         self._sending = threading.Lock()
         self._wake = threading.Event()
@@ -80,6 +81,9 @@ class Worker:
         request = self.engine.submit([0], SamplingParams(max_tokens=WARM_TOKENS, ignore_eos=True))
         while request.finish_reason is None:
             self.engine.step()
+        prepared = self._compiler.submit(self._grammars.prepare)
+        if not again:
+            prepared.result()
         self.engine.calibrate(quick=again)
 
     def run(self, frames: Frames) -> None:
@@ -140,7 +144,10 @@ class Worker:
                     self._table.pop(number, None)
                 self._drafted += request.timings.drafted_tokens
                 self._accepted += request.timings.accepted_tokens
-            if request.score is not None:
+            if request.error is not None:
+                if reason is not None:
+                    items.append(Failed(number, str(request.error)))
+            elif request.score is not None:
                 if reason is not None:
                     items.append(_scores(number, request))
             elif tokens or reason is not None:

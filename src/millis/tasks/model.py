@@ -164,13 +164,13 @@ class LanguageModel:
             self.runner = NativeRunner(self.model, self.config, packed)
         draft = None if self.config.draft is None else self._draft_model(self.config.draft, progress, agree)
         speculator = None if self.config.speculation == "off" else Speculator(time.perf_counter, draft)
-        grammars = GrammarCompiler(self.tokenizer)
+        self.grammars = GrammarCompiler(self.tokenizer)
         self.engine = Engine(
             self.runner,
             self.tokenizer.eos,
             speculator=speculator,
             prefix_cache=self.config.prefix_cache,
-            grammars=grammars.compile,
+            grammars=self.grammars.compile,
             delivery_ms=self.config.delivery_ms,
             max_gap_ms=self.config.max_gap_ms,
             max_step_ms=self.config.max_step_ms,
