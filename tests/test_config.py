@@ -16,10 +16,19 @@ from millis.config import EngineConfig, available_memory_bytes, usable_cores
 from millis.types import RequestError
 
 
-@pytest.mark.parametrize("name", ["threads", "context", "max_sequences", "max_batch_tokens", "cache_tokens"])
+@pytest.mark.parametrize(
+    "name", ["threads", "context", "max_sequences", "max_batch_tokens", "cache_tokens", "max_waiting"]
+)
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2", 1 << 40])
 def test_numbers_out_of_range_are_named(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=rf"^{name} must be a whole number in \[1, \d+\], not"):
+        EngineConfig(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["max_gap_ms", "max_step_ms", "delivery_ms"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), True, "2", 1e7])
+def test_milliseconds_out_of_range_are_named(name: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=rf"^{name} must be milliseconds in \[[01], 1000000\], not"):
         EngineConfig(**{name: value})
 
 

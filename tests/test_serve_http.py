@@ -105,7 +105,7 @@ def test_what_a_client_may_get_wrong_is_named(server: Server) -> None:
         (CHAT, chat(max_tokens=10**6), 400, "context"),
         (CHAT, chat(logit_bias={"999999": 1}), 400, "999999"),
         ("/v1/completions", {"model": "m", "prompt": [999999]}, 400, "999999"),
-        ("/v1/embeddings", {"model": "m", "input": "x"}, 400, "embeddings"),
+        ("/v1/embeddings", {"model": "m", "input": "x", "dimensions": 64}, 400, "dimensions"),
         ("/v1/nothing", {}, 404, "/docs"),
     ]
     for path, body, expected, part in cases:

@@ -11,7 +11,7 @@ class Counters:
 
     steps: int = 0
     admitted: int = 0
-    refused_deadline: int = 0  # could not have been in time
+    refused_deadline: int = 0  # could not have been in time, or at the cost of others
     refused_overload: int = 0  # too many waited
     met: int = 0  # deadlines of admitted requests, delivery included
     missed: int = 0
