@@ -209,7 +209,7 @@ class LanguageModel:
         self, prompt: Prompt, *, deadline_ms: float | None = None, schema: Schema | None = None, **sampling: Any
     ) -> Stream:
         """As `generate`, but hands out the text as it is written."""
-        self._prepare(deadline_ms)
+        self._prepare(deadline_ms, schema is not None or sampling.get("grammar") is not None)
         begin = time.perf_counter()
         return self._start(self._ids(prompt), begin, deadline_ms, with_schema(sampling, schema), continues=True)
 
@@ -233,7 +233,7 @@ class LanguageModel:
         **sampling: Any,
     ) -> Stream:
         """As `chat`, but hands out the text as it is written."""
-        self._prepare(deadline_ms)
+        self._prepare(deadline_ms, schema is not None or sampling.get("grammar") is not None)
         begin = time.perf_counter()
         ids = self.tokenizer.encode_chat(messages)
         return self._start(ids, begin, deadline_ms, with_schema(sampling, schema), continues=False)
@@ -265,11 +265,15 @@ class LanguageModel:
         except TypeError as error:
             raise RequestError(f"token ids must be whole numbers: {error}") from None
 
-    def _prepare(self, deadline_ms: float | None) -> None:
+    def _prepare(self, deadline_ms: float | None, constrained: bool) -> None:
         """Before the first deadline: measures what steps take here, and finds the tokens that end a sentence."""
-        if deadline_ms is None or self._ready_for_deadlines:
+        if deadline_ms is None:
             return
         _positive_ms(deadline_ms)
+        if constrained:
+            self.grammars.prepare()
+        if self._ready_for_deadlines:
+            return
         self.engine.sentence_ends = sentence_ends(self.tokenizer)
         if not self.engine.costs.calibrated:
             self.engine.calibrate(budget_s=MEASURE_S, quick=True)
