@@ -331,3 +331,21 @@ def test_scores_that_run_out_of_time_keep_what_there_is() -> None:
     assert score.finish_reason == "deadline" and score.score is not None
     assert 0 < len(score.score.values) < 100
     assert e.scheduler.allocator.free == e.runner.pages
+
+
+def test_admission_counts_on_what_is_cached() -> None:
+    """A deadline too short for a whole prompt is promised once all but the prompt's end is cached."""
+    e = engine(noise=0.0, prefix_cache=True)
+    prompt = [2 + i % 7 for i in range(960)]
+    params = SamplingParams(max_tokens=4, ignore_eos=True)
+    within_s = 0.5 * e.costs.prefill_ms(len(prompt), e.runner.max_tokens) / 1000
+    with pytest.raises(DeadlineError):
+        e.submit([*prompt, 9], params, deadline_s=e.clock() + within_s, minimum_tokens=1)
+    first = e.submit([*prompt, 8], params)
+    while first.finish_reason is None:
+        e.step()
+    again = e.submit([*prompt, 9], params, deadline_s=e.clock() + within_s, minimum_tokens=1)
+    while again.finish_reason is None:
+        e.step()
+    assert again.finish_reason == "length" and again.timings.cached_tokens >= 900
+    assert in_time(again)

@@ -391,6 +391,8 @@ class Engine:
     def _promise(self, request: Request, deadline_s: float) -> None:
         """Refuses a deadline that cannot be kept."""
         now = self.clock()
+        if self.scheduler.prefix is not None:
+            request.cached = self.scheduler.prefix.match_length(request.tenant, request.tokens)
         start = max(now, self._free_s) if self._stepping else now
         request.due_s = deadline_s - self._delivery_ms / 1000
         request.latest_s = self.scheduler.promises.latest_s(request.due_s, request.owed)

@@ -91,16 +91,18 @@ class Promises:
         owed, left = max(0, request.minimum + request.prompt_tokens - length), request.limit - length
         if request.pages and length - request.computed == 1:
             return Debt(request.due_s, 0.0, owed, left, True)
-        if request.plain_ms[0] != request.computed:
-            plain_ms = self._costs.prefill_plain_ms(request.computed, request.pending, self._chunk)
-            request.plain_ms = (request.computed, plain_ms)
+        start = request.start
+        if request.plain_ms[0] != start:
+            plain_ms = self._costs.prefill_plain_ms(start, length - start, self._chunk)
+            request.plain_ms = (start, plain_ms)
         return Debt(request.due_s, request.plain_ms[1] * factor, owed, left, False)
 
     def _score_plain_ms(self, request: Request) -> float:
         assert request.score is not None
         waiting = request.score.continuations[len(request.score.values) :]
         context = len(request.tokens)
-        return self._costs.prefill_plain_ms(request.computed, request.pending, self._chunk) + sum(
+        start = request.start
+        return self._costs.prefill_plain_ms(start, max(0, context - 1 - start), self._chunk) + sum(
             self._costs.plain_ms(Work(len(one), len(one), 0, len(one) * context)) for one in waiting
         )
 

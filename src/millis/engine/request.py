@@ -58,7 +58,8 @@ class Request:
     constraint: Constraint | None = None  # where only answers of a grammar are wanted
     stage: Stage = Stage.FLYING
     score: Score | None = None  # continuations to be scored instead of an answer to be written
-    plain_ms: tuple[int, float] = (-1, 0.0)  # (computed, what the rest of the prompt costs by the tables)
+    cached: int = 0  # tokens of the prompt that the prefix cache held when it came
+    plain_ms: tuple[int, float] = (-1, 0.0)  # (start, what the rest of the prompt costs by the tables)
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     inbox: deque[Event] = field(default_factory=deque)
@@ -77,6 +78,11 @@ class Request:
     def pending(self) -> int:
         """Tokens to compute before the next one can be sampled; 1 while decoding. 0: continuations can be scored."""
         return len(self.tokens) - self.computed - (self.score is not None)
+
+    @property
+    def start(self) -> int:
+        """Where its computation goes on or, as far as one can tell while it waits, will begin."""
+        return self.computed if self.pages else max(self.computed, self.cached)
 
     @property
     def decoding(self) -> bool:
