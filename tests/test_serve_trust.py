@@ -12,7 +12,7 @@ import pytest
 
 from millis.config import ServerConfig
 from millis.server.auth import Keys, Quotas, presented
-from millis.server.settings import known, read_settings
+from millis.server.settings import SHARED, known, read_settings
 from millis.types import RequestError
 from serving import CHAT, Server, chat
 
@@ -155,7 +155,7 @@ def test_a_flag_counts_before_a_variable_before_a_file_before_the_default(tmp_pa
     environment = {"MILLIS_SERVE_PORT": "2", "MILLIS_SERVE_DRAIN_S": "2.5", "MILLIS_SERVE_SCREEN": "false", "HOME": "x"}
     found = read_settings({"port": 3, "max_body_bytes": None}, environment, str(file))
     assert found.server == ServerConfig(port=3, drain_s=2.5, max_n=2)
-    assert found.engine == {"threads": 3, "screen": False, "prefix_cache": True} and found.model == "a"
+    assert found.engine == {**SHARED, "threads": 3, "screen": False} and found.model == "a"
     assert read_settings({}, {"MILLIS_SERVE_CONFIG": str(file)}).server.port == 1
     assert all(setting.about for setting in known().values())
 

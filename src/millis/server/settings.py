@@ -23,6 +23,11 @@ PREFIX = "MILLIS_SERVE_"
 DEFAULT_MODEL = "smollm2"
 
 
+# What differs from EngineConfig's defaults where many ask at once: they begin alike, none waits long for another's step,
+# and pauses of the machine are covered before one was seen.
+SHARED: dict[str, Any] = {"prefix_cache": True, "max_step_ms": 100.0, "delivery_ms": 5.0}
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All that a server is started with. `engine`: only what was chosen; the rest are EngineConfig's defaults."""
@@ -69,7 +74,8 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file
     model = values.pop("model", DEFAULT_MODEL)
     if not isinstance(model, str) or not model:
         raise RequestError(f"model must be a model's name, not {model!r}")
-    values.setdefault("prefix_cache", True)  # many requests begin alike; see EngineConfig
+    for name, value in SHARED.items():
+        values.setdefault(name, value)
     engine = {name: value for name, value in values.items() if settings[name].part == "engine"}
     EngineConfig(**engine)  # refuses what is out of range before anything is started
     server = ServerConfig(**{name: value for name, value in values.items() if settings[name].part == "server"})
