@@ -23,7 +23,7 @@ PREFIX = "MILLIS_SERVE_"
 DEFAULT_MODEL = "smollm2"
 
 
-# What differs from EngineConfig's defaults where many ask at once: they begin alike, none waits long for another's step,
+# What differs from EngineConfig's defaults where many ask at once: they begin alike, wait for no long step,
 # and pauses of the machine are covered before one was seen.
 SHARED: dict[str, Any] = {"prefix_cache": True, "max_step_ms": 100.0, "delivery_ms": 5.0}
 
