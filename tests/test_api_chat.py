@@ -38,7 +38,7 @@ def test_a_plain_body_becomes_a_job() -> None:
 def test_every_parameter_arrives() -> None:
     found = job(
         "chat", max_completion_tokens=5, temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, repetition_penalty=1.1,
-        presence_penalty=1, frequency_penalty=-1, logit_bias={"7": -100}, seed=-1, stop=["a", "b"], ignore_eos=True,
+        presence_penalty=1, frequency_penalty=-1, logit_bias={"7": -100}, seed=-1, stop=["a", "b"],
         logprobs=True, top_logprobs=2, n=2, stream=True, stream_options={"include_usage": True}, deadline_ms=250,
         on_deadline="fallback", fallback="later", priority="interactive",
         response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"b": 1, "a": 2}}},
@@ -46,7 +46,8 @@ def test_every_parameter_arrives() -> None:
     p = found.params
     assert (p.max_tokens, p.temperature, p.top_p, p.top_k, p.min_p, p.repetition_penalty) == (5, 0.5, 0.9, 3, 0.1, 1.1)
     assert (p.presence_penalty, p.frequency_penalty, p.logit_bias, p.seed) == (1, -1, {7: -100.0}, 2**64 - 1)
-    assert (p.stop, p.ignore_eos, p.logprobs) == (("a", "b"), True, 2)
+    assert (p.stop, p.ignore_eos, p.logprobs) == (("a", "b"), False, 2)
+    assert job("chat", ignore_eos=True).params.ignore_eos
     assert p.grammar == Grammar("json_schema", '{"b":1,"a":2}')
     assert not found.open_ended
     assert (found.n, found.stream, found.include_usage, found.deadline_ms) == (2, True, True, 250)

@@ -44,6 +44,7 @@ class Generation(Answer):
         self._job = job
         self._choices: dict[int, _Choice] = {}  # by the engine's number
         self._ended: list[tuple[Timings, str]] = []
+        self._prompt_tokens = sum(map(len, ids))
         writer = self._writer = endpoints.writer(job, self.head(tokenizer))
         for work in self._work(ids, tokenizer):
             self.service.client.submit(work, self.mailbox)
@@ -121,7 +122,7 @@ class Generation(Answer):
             first_ms = 1000 * (time.monotonic() - self.arrival_s)
             timed = f"tokenize;dur={self.tokenize_ms:.3f}, first_token;dur={first_ms:.3f}"
             await self.start(200, b"text/event-stream; charset=utf-8", {"server-timing": timed})
-            data = self._writer.begin() + data
+            data = self._writer.begin(self._prompt_tokens) + data
         if not left:
             data += self._writer.end()
         await self.write(data, more=bool(left))

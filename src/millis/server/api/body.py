@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from millis.server.api.errors import ApiError, invalid, unsupported
@@ -14,6 +14,16 @@ from millis.server.api.errors import ApiError, invalid, unsupported
 _MAX_ERRORS = 1000  # explaining a million faults would take seconds
 Body = bytes | Mapping[str, Any]
 _Model = TypeVar("_Model", bound="Request")
+
+
+def _boolean(value: object) -> object:
+    """A literal's test is ==, by which 0 is false."""
+    if not isinstance(value, bool):
+        raise ValueError("Input should be false")
+    return value
+
+
+No = Annotated[Literal[False], BeforeValidator(_boolean)]  # a switch that cannot be on
 
 
 class Wire(BaseModel):

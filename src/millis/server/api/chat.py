@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from millis.server.api.body import Body, Wire, read
+from millis.server.api.body import Body, No, Wire, read
 from millis.server.api.conversation import Message, conversation
 from millis.server.api.errors import invalid, unsupported
 from millis.server.api.fields import COMMON_REFUSED, Metadata, Sampling, StreamOptions, json_grammar, sampling, schedule
@@ -93,7 +93,7 @@ class ChatRequest(Sampling):
     prompt_cache_key: str | None = None
     # What follows is refused with any other value.
     modalities: list[Literal["text"]] | None = None
-    store: Literal[False] | None = None
+    store: No | None = None
     service_tier: Literal["auto", "default"] | None = None
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from millis.server.api.body import Body, read
+from millis.server.api.body import Body, No, read
 from millis.server.api.chat import ResponseFormat, answer_grammar, choices, include_usage
 from millis.server.api.conversation import check_length
 from millis.server.api.errors import invalid
@@ -46,7 +46,7 @@ class CompletionRequest(Sampling):
     response_format: ResponseFormat | None = None
     user: str | None = None
     # What follows is refused with any other value.
-    echo: Literal[False] | None = None
+    echo: No | None = None
     suffix: Literal[""] | None = None
     best_of: Literal[1] | None = None
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from millis.server.api.body import Request, Wire
+from millis.server.api.body import No, Request, Wire
 from millis.server.api.errors import from_error, invalid
 from millis.server.api.job import MAX_DEADLINE_MS, Limits
 from millis.types import Grammar, MillisError, OnDeadline, Priority, SamplingParams
@@ -68,7 +68,7 @@ class StructuredOutputs(Wire):
 
 class StreamOptions(Wire):
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: No | None = None
 
 
 class Sampling(Deadline):

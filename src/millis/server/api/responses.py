@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from millis.server.api.body import Body, Wire, read
+from millis.server.api.body import Body, No, Wire, read
 from millis.server.api.chat import NO_AUDIO, JsonObjectFormat, TextFormat
 from millis.server.api.conversation import bounded, called
 from millis.server.api.errors import invalid, unsupported
@@ -108,7 +108,7 @@ class Reasoning(Wire):
 
 
 class ObfuscationOptions(Wire):
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: No | None = None
 
 
 class ResponseRequest(Sampling):
@@ -149,8 +149,8 @@ class ResponseRequest(Sampling):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     # What follows is refused with any other value.
-    store: Literal[False] | None = None
-    background: Literal[False] | None = None
+    store: No | None = None
+    background: No | None = None
     truncation: Literal["disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     reasoning: Reasoning | None = None
