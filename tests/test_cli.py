@@ -219,6 +219,13 @@ def test_models_and_doctor_for_people(home: Path, smollm2: Path) -> None:
     assert answer.returncode == 0 and answer.stdout.strip()
 
 
+def test_doctor_predicts_a_models_steps(smollm2: Path) -> None:
+    found = json.loads(millis("doctor", "-m", str(smollm2), "--json").stdout)["predictions"]
+    assert {row["rows"] for row in found["steps"]} >= {1, 4, 16, 128, 384}
+    assert all(row["predicted_ms"] > 0 and row["actual_ms"] > 0 for row in found["steps"])
+    assert sum(row["steps"] for row in found["steps"]) > 100 and 0 <= found["median_error"]
+
+
 def test_bench_measures_and_compares_with_the_limit(smollm2: Path) -> None:
     size = ("--prompts", "4,8", "--depths", "8", "--new-tokens", "3", "--rounds", "2", "--threads", "1", "--no-loads")
     done = millis("bench", "engine", "-m", smollm2, *size, "--json")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from millis import _native, hub
 from millis.commands import common
@@ -26,7 +28,12 @@ WHY = {
 }
 
 
-def command(json: common.Json = False) -> None:
+def command(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Also predict this model's steps, and time them.")
+    ] = None,
+    json: common.Json = False,
+) -> None:
     """Shows processor, memory, bandwidth and models on disk."""
     config = EngineConfig()
     threads = config.threads
@@ -57,6 +64,8 @@ def command(json: common.Json = False) -> None:
             for row, size in on_disk
         },
     }
+    if model is not None:
+        facts["predictions"] = _predictions(model)
     if json:
         common.print_json(facts)
         return
@@ -75,6 +84,22 @@ def command(json: common.Json = False) -> None:
         print(f"  {name:<14}{row['bytes'] / 1e6:.0f} MB, {limit}; {packed}")
     if not on_disk:
         print("  none yet; fetch one with: millis pull smollm2")
+    if model is not None:
+        found = facts["predictions"]
+        print(f"steps         of {model}, in ms; median error {100 * found['median_error']:.0f} %")
+        print(f"  {'tokens':>8}{'steps':>8}{'predicted':>11}{'actual':>9}{'error':>8}")
+        for row in found["steps"]:
+            times = f"{row['predicted_ms']:>11.2f}{row['actual_ms']:>9.2f}{100 * row['error']:>6.0f} %"
+            print(f"  {row['rows']:>8}{row['steps']:>8}{times}")
+
+
+def _predictions(model: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from millis.bench.steps import median_error, predictions
+
+    rows = predictions(common.load(model, context=1024, speculation="off"))
+    return {"median_error": median_error(rows), "steps": [asdict(row) for row in rows]}
 
 
 def _size_bytes(row: hub.Stored) -> int:
