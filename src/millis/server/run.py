@@ -30,6 +30,7 @@ from millis.tokenizer import Tokenizer, load_tokenizer
 from millis.types import RequestError
 
 log = logging.getLogger("millis.server")
+URGENT = -10  # nice value of the event loop's thread, whose work is short
 LAST_WORDS_S = 1.0  # for answers that are cut off at the end of the drain
 SWITCH_S = 0.001  # a thread that renders a long prompt gives way to the event loop so often
 
@@ -42,6 +43,8 @@ def serve(path: Path, settings: Settings, announce: Callable[[dict[str, Any]], N
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("millis").setLevel(logging.INFO)
     sys.setswitchinterval(SWITCH_S)
+    with contextlib.suppress(OSError, AttributeError):  # as far as the system allows: answers go out before steps go on
+        os.setpriority(os.PRIO_PROCESS, 0, URGENT)
     uvloop.run(_serve(path, settings, announce))
 
 
