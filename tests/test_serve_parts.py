@@ -25,10 +25,10 @@ def test_messages_arrive_whole_however_the_bytes_are_cut() -> None:
 
 
 def test_the_early_estimate_grows_with_what_is_in_the_way() -> None:
-    stats = Stats(at_s=10.0, backlog_ms=50.0, prefill_token_ms=0.5, step_ms=4.0)
-    assert predicted_ms(stats, 10.0, 10.0, 0) == 54.0
-    assert predicted_ms(stats, 10.02, 10.0, 0) == pytest.approx(20 + 30 + 4)  # the backlog has shrunk meanwhile
-    assert predicted_ms(stats, 11.0, 11.0, LONG_BYTES + 800) == 0.5 * 100 + 4  # and is gone
+    stats = Stats(at_s=10.0, prefill_token_ms=0.5, step_ms=4.0)
+    assert predicted_ms(stats, 10.0, 10.0, 0) == 4.0
+    assert predicted_ms(stats, 10.02, 10.0, 0) == pytest.approx(20 + 4)  # waited already
+    assert predicted_ms(stats, 11.0, 11.0, LONG_BYTES + 800) == 0.5 * 100 + 4
 
 
 def test_figures_go_on_where_a_new_engine_begins_at_nought() -> None:

@@ -271,6 +271,8 @@ class Engine:
                 waiting=len(self.scheduler.waiting),
                 pages=self.runner.pages,
                 free_pages=self.scheduler.allocator.free,
+                preemptions=self.scheduler.preemptions,
+                backlog_ms=self.scheduler.backlog_ms(),
                 step_predicted_ms=predicted_ms,
                 step_actual_ms=actual_ms,
                 median_error=self.costs.median_error(),

@@ -30,6 +30,8 @@ class Load:
     waiting: int
     pages: int
     free_pages: int
+    preemptions: int  # of requests that lost their pages for a while, since the start
+    backlog_ms: float  # that computing the prompts which wait is thought to take
     step_predicted_ms: float  # of the latest step
     step_actual_ms: float
     median_error: float  # |predicted − actual| / actual of the latest steps

@@ -80,6 +80,7 @@ class Scheduler:
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._max_gap_ms, self._max_step_ms = max_gap_ms, max_step_ms
+        self.preemptions = 0
         self._count = 0
         self._scored = False  # the latest step scored continuations
         self._unhurried_s: float | None = None  # when a request without a deadline last had a token computed
@@ -189,6 +190,7 @@ class Scheduler:
 
     def preempt(self, request: Request) -> None:
         """Takes a running request's pages; it waits in front, to be computed anew."""
+        self.preemptions += 1
         self.running.remove(request)
         self._release(request)
         request.computed = 0

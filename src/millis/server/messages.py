@@ -181,7 +181,7 @@ class Stats:
     step_actual_ms: float = 0.0
     step_ms: float = 0.0  # a decode step lately
     prefill_token_ms: float = 0.0  # one more prompt token lately
-    backlog_ms: float = 0.0  # until what waits now has begun
+    backlog_ms: float = 0.0  # that computing the prompts which wait is thought to take
 
 
 @dataclass(frozen=True, slots=True)

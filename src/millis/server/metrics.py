@@ -74,7 +74,7 @@ class Metrics:
         self.kv_usage = self._gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1")
         self.predicted = self._gauge("step_predicted_seconds", "What the latest step was thought to take")
         self.actual = self._gauge("step_actual_seconds", "What the latest step took")
-        self.backlog = self._gauge("backlog_seconds", "Until what waits now is thought to begin")
+        self.backlog = self._gauge("backlog_seconds", "What computing the prompts that wait is thought to take")
         self.delivery = self._gauge("delivery_seconds", "From a step's end to the server process, of late at most")
         self.engine_up = self._gauge("engine_up", "1: the engine is loaded and warm")
 

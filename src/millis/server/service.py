@@ -163,10 +163,7 @@ def predicted_ms(stats: Stats, now_s: float, arrival_s: float, body_bytes: int) 
     Of a prompt counts what is long to tokenize; the beginning, and all of a shorter one, may be in the prefix cache.
     """
     waited = 1000 * (now_s - arrival_s)
-    backlog = max(0.0, stats.backlog_ms - 1000 * (now_s - stats.at_s))
-    return (
-        waited + backlog + stats.prefill_token_ms * (max(0, body_bytes - LONG_BYTES) // BYTES_A_TOKEN) + stats.step_ms
-    )
+    return waited + stats.prefill_token_ms * (max(0, body_bytes - LONG_BYTES) // BYTES_A_TOKEN) + stats.step_ms
 
 
 AGAIN = {"Retry-After": "1", "x-should-retry": "false"}

@@ -181,6 +181,8 @@ class Worker:
                 kv_total=load.pages,
                 drafted=self._drafted,
                 accepted=self._accepted,
+                preemptions=load.preemptions,
+                backlog_ms=load.backlog_ms,
                 steps=load.counters.steps,
                 step_predicted_ms=load.step_predicted_ms,
                 step_actual_ms=load.step_actual_ms,
