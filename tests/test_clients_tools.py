@@ -118,7 +118,8 @@ def test_anthropic_tools(server: Server) -> None:
             max_tokens=64,
             messages=SAY,
             tools=[forced],
-            tool_choice={"type": "any"},  # type: ignore[arg-type]
+            tool_choice={"type": "any", "disable_parallel_tool_use": True},
+            extra_body={"temperature": 0},
         )
         uses = [block for block in called.content if block.type == "tool_use"]
         assert uses and uses[0].input["city"] in ("Paris", "Rome") and called.stop_reason == "tool_use"

@@ -257,6 +257,7 @@ def test_a_copy_that_was_interrupted_is_made_before_the_next_step() -> None:
 def test_drafts_and_cached_prefixes_go_together() -> None:
     now = [0.0]
     e = engine(speculator=Speculator(lambda: now[0]))
+    e.clock = lambda: now[0]
     e.runner.on_step = lambda: now.__setitem__(0, now[0] + 0.01)
     e.runner.say = lambda tokens: (tokens[-1] + 1) % 4  # repeats itself: drafts are right
     for _ in range(3):
