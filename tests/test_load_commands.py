@@ -107,11 +107,13 @@ def test_every_answer_is_checked_against_the_schema(tmp_path: Path) -> None:
 
 
 def test_lengths_in_tokens_are_as_the_server_counts(tmp_path: Path) -> None:
-    """The test's server counts two tokens a word, and seven for the chat format."""
+    """The test's server counts two tokens a word, and adds seven, or 31 where it puts in its own system message."""
 
     async def script(request: Request, writer: asyncio.StreamWriter) -> None:
         words = sum(len(message["content"].split()) for message in request.body["messages"])
-        writer.write(stream(delta("One", "length"), usage(7 + 2 * words, 1)))
+        writer.write(
+            stream(delta("One", "length"), usage((7 if len(request.body["messages"]) == 2 else 31) + 2 * words, 1))
+        )
 
     with running(script) as (server,):
         options = ("--detailed", "--shared-prefix-tokens", "80", "--prompt-tokens", "107", "--trace", "closed")
@@ -126,7 +128,7 @@ def test_lengths_in_tokens_are_as_the_server_counts(tmp_path: Path) -> None:
             "2023-11-16 18:15:46,207,44\n2023-11-16 18:15:47,5000,5\n2023-11-16 18:15:48,9,900\n"
         )
         found = bench(server.url, "--detailed", "--trace", "azure", "--trace-file", path, "--speed", "1000")
-        assert sorted(found["runs"][0]["input_lens"]) == [9, 207, 1023]  # words are whole: 2 tokens each
+        assert sorted(found["runs"][0]["input_lens"]) == [33, 207, 1023]  # words are whole, and one at least
         assert sorted(request.body["max_tokens"] for request in server.requests[-3:]) == [5, 44, 128]
 
 
