@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 import threading
 import xml.etree.ElementTree as ElementTree
 from importlib.util import find_spec
@@ -237,3 +238,15 @@ def test_pictures(trace: tuple[str, ...], tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert ElementTree.parse(paths[0]).getroot().tag.endswith("svg")
     assert paths[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from millis import cli
+
+    for name in [name for name in sys.modules if name.startswith("millis.bench.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "httptools", None)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "serve", "http://localhost:1"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "millis: a load needs httptools; install it with: pip install 'millis[bench]'\n"
