@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 import threading
 import xml.etree.ElementTree as ElementTree
 from importlib.util import find_spec
@@ -107,11 +108,13 @@ def test_every_answer_is_checked_against_the_schema(tmp_path: Path) -> None:
 
 
 def test_lengths_in_tokens_are_as_the_server_counts(tmp_path: Path) -> None:
-    """The test's server counts two tokens a word, and seven for the chat format."""
+    """The test's server counts two tokens a word, and adds seven, or 31 where it puts in its own system message."""
 
     async def script(request: Request, writer: asyncio.StreamWriter) -> None:
         words = sum(len(message["content"].split()) for message in request.body["messages"])
-        writer.write(stream(delta("One", "length"), usage(7 + 2 * words, 1)))
+        writer.write(
+            stream(delta("One", "length"), usage((7 if len(request.body["messages"]) == 2 else 31) + 2 * words, 1))
+        )
 
     with running(script) as (server,):
         options = ("--detailed", "--shared-prefix-tokens", "80", "--prompt-tokens", "107", "--trace", "closed")
@@ -126,7 +129,7 @@ def test_lengths_in_tokens_are_as_the_server_counts(tmp_path: Path) -> None:
             "2023-11-16 18:15:46,207,44\n2023-11-16 18:15:47,5000,5\n2023-11-16 18:15:48,9,900\n"
         )
         found = bench(server.url, "--detailed", "--trace", "azure", "--trace-file", path, "--speed", "1000")
-        assert sorted(found["runs"][0]["input_lens"]) == [9, 207, 1023]  # words are whole: 2 tokens each
+        assert sorted(found["runs"][0]["input_lens"]) == [33, 207, 1023]  # words are whole, and one at least
         assert sorted(request.body["max_tokens"] for request in server.requests[-3:]) == [5, 44, 128]
 
 
@@ -235,3 +238,15 @@ def test_pictures(trace: tuple[str, ...], tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
     assert ElementTree.parse(paths[0]).getroot().tag.endswith("svg")
     assert paths[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from millis import cli
+
+    for name in [name for name in sys.modules if name.startswith("millis.bench.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "httptools", None)  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "serve", "http://localhost:1"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == "millis: a load needs httptools; install it with: pip install 'millis[bench]'\n"

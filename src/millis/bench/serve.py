@@ -140,9 +140,6 @@ class _Measurement:
             await self._warm_up(target)
         if settings.prompt_tokens or settings.shared_prefix_tokens or settings.trace == "azure":
             await self._calibrate(self._targets[0])
-        if settings.shared_prefix_tokens:
-            words = max(1, round(settings.shared_prefix_tokens / self._tokens_per_word))
-            self._prefix = settings.text.prompt(words, f"{settings.seed} prefix", None)
         for i, level in enumerate(settings.levels):
             planned, self._windows[level] = self._plan(i, level)
             prompts = [self._prompt(request, (i + 1) * 1_000_000 + j) for j, request in enumerate(planned)]
@@ -232,13 +229,20 @@ class _Measurement:
                 raise MillisError(f"{where}: the first request failed: {cause}; nothing was measured")
 
     async def _calibrate(self, target: _Target) -> None:
-        """Tokens a word, and those that the chat format adds, by the server's own count."""
+        """Tokens a word, the shared prefix, and what the chat format adds, all by the server's own count."""
+        settings = self._settings
         few, many = CALIBRATION_WORDS
         counts = [(await self._ask(target, words, 100 + words)).prompt_tokens for words in (few, many)]
         low, high = counts
         if low is not None and high is not None and high > low:
             self._tokens_per_word = (high - low) / (many - few)
             self._tokens_around = max(0.0, low - few * self._tokens_per_word)
+        if shared := settings.shared_prefix_tokens:
+            words = max(1, round(shared / self._tokens_per_word))
+            self._prefix = settings.text.prompt(words, f"{settings.seed} prefix", None)
+            total = (await self._ask(target, few, 0)).prompt_tokens  # a system message changes what the format adds
+            if total is not None:
+                self._tokens_around = max(0.0, total - shared - few * self._tokens_per_word)
 
     # One load
 
