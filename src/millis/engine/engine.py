@@ -17,6 +17,7 @@ from millis.engine.load import Counters, Load
 from millis.engine.pooling import groups, mean_hidden
 from millis.engine.predict import StepModel
 from millis.engine.prefix import RadixCache
+from millis.engine.promises import Verdict
 from millis.engine.request import Event, Request, Score
 from millis.engine.runner import Batch, Runner, Sampled
 from millis.engine.scheduler import Chunk, Scheduler
@@ -373,12 +374,21 @@ class Engine:
         """Refuses what would be late as things stand; what it would get is not yet promised to it."""
         if request.deadline_s is None or not self.costs.known:
             return
-        now = self.clock()
-        request.due_s = request.deadline_s - self._delivery_ms / 1000
-        request.latest_s = self.scheduler.promises.latest_s(request.due_s, request.owed)
-        start = max(now, self._free_s) if self._stepping else now
-        if self.scheduler.promises.consider(request, start, self.scheduler.running).short_ms:
+        self._aim(request, request.deadline_s)
+        if self._consider(request, self.clock()).short_ms:
             self._promise(request, request.deadline_s)
+
+    def _aim(self, request: Request, deadline_s: float) -> None:
+        """Says when a request must be done, and how much of it need not be computed."""
+        if self.scheduler.prefix is not None:
+            request.cached = self.scheduler.prefix.match_length(request.tenant, request.tokens)
+        request.due_s = deadline_s - self._delivery_ms / 1000
+        request.latest_s = self.scheduler.promises.latest_s(request.due_s, request.owed)
+
+    def _consider(self, request: Request, now: float) -> Verdict:
+        """What would be if the request were admitted now."""
+        start = max(now, self._free_s) if self._stepping else now
+        return self.scheduler.promises.consider(request, start, self.scheduler.running)
 
     def _queue(self, request: Request) -> None:
         """Admits a request or refuses it, before any of it is computed."""
@@ -393,15 +403,12 @@ class Engine:
     def _promise(self, request: Request, deadline_s: float) -> None:
         """Refuses a deadline that cannot be kept."""
         now = self.clock()
-        if self.scheduler.prefix is not None:
-            request.cached = self.scheduler.prefix.match_length(request.tenant, request.tokens)
-        start = max(now, self._free_s) if self._stepping else now
-        request.due_s = deadline_s - self._delivery_ms / 1000
-        request.latest_s = self.scheduler.promises.latest_s(request.due_s, request.owed)
+        self._aim(request, deadline_s)
+        assert request.due_s is not None
         left_ms = 1000 * (request.due_s - now)
         if left_ms > 0 and not self.costs.known:  # nothing to predict from: it is tried
             return
-        verdict = self.scheduler.promises.consider(request, start, self.scheduler.running)
+        verdict = self._consider(request, now)
         tenants, work_ms = self.scheduler.tenants, verdict.work_ms
         wanted_ms = 1000 * (deadline_s - request.arrival_s)
         never = verdict.alone_ms + self._delivery_ms > wanted_ms
