@@ -251,14 +251,4 @@ class ChatWriter(Writer):
         return None if self.job.params.logprobs is None else chat_logprobs(logprobs, self.head.token_bytes)
 
     def _head(self, kind: str, choices: list[dict[str, Any]], used: dict[str, Any] | None) -> dict[str, Any]:
-        head: dict[str, Any] = {
-            "id": f"chatcmpl-{self.head.id}",
-            "object": kind,
-            "created": self.head.created,
-            "model": self.head.model,
-            "system_fingerprint": self.head.fingerprint,
-            "choices": choices,
-        }
-        if used is not None or self.job.include_usage:
-            head["usage"] = used
-        return head
+        return self._completion("chatcmpl", kind, choices, used)

@@ -119,14 +119,4 @@ class CompletionWriter(Writer):
         return sse(self._head([choice], None) | (more or {}))
 
     def _head(self, choices: list[dict[str, Any]], used: dict[str, Any] | None) -> dict[str, Any]:
-        head: dict[str, Any] = {
-            "id": f"cmpl-{self.head.id}",
-            "object": "text_completion",
-            "created": self.head.created,
-            "model": self.head.model,
-            "system_fingerprint": self.head.fingerprint,
-            "choices": choices,
-        }
-        if used is not None or self.job.include_usage:
-            head["usage"] = used
-        return head
+        return self._completion("cmpl", "text_completion", choices, used)

@@ -103,6 +103,22 @@ class Writer:
         """What a stream ends with, once every choice is finished."""
         return self._end() if self.job.stream else b""
 
+    def _completion(
+        self, prefix: str, kind: str, choices: list[dict[str, Any]], used: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """An object of OpenAI's completions, of chats and of texts alike."""
+        made: dict[str, Any] = {
+            "id": f"{prefix}-{self.head.id}",
+            "object": kind,
+            "created": self.head.created,
+            "model": self.head.model,
+            "system_fingerprint": self.head.fingerprint,
+            "choices": choices,
+        }
+        if used is not None or self.job.include_usage:
+            made["usage"] = used
+        return made
+
     def error(self, error: ApiError) -> bytes:
         """An error in the middle of a stream; nothing follows it."""
         return sse(error.body()) + DONE
