@@ -93,8 +93,6 @@ class Worker:
             self._wake.clear()
             self._pin()
             self._embed()
-            if self._embeds:
-                self._wake.set()
             if not self.engine.has_work and not self._embeds:
                 self._hand_out()
                 self._send_stats()
@@ -208,11 +206,10 @@ class Worker:
             case Submit():
                 if message.params.grammar is None:
                     self._admit(message, self._submit)
-                    self._wake.set()
-                    return
-                with self._changed:
-                    self._compiling.add(message.id)
-                self._compiler.submit(self._compile, message)
+                else:
+                    with self._changed:
+                        self._compiling.add(message.id)
+                    self._compiler.submit(self._compile, message)
             case Score():
                 self._admit(message, self._submit_score)
             case Pin():
