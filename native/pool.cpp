@@ -92,7 +92,7 @@ void Pool::start(Start job, const void* context) {
 
 // Threads that each have a core mostly meet within the spins. Where other programs want the cores too, the last thread may not
 // even run: the others then sleep, for a yield would give their cores away for a whole time slice each.
-void Pool::barrier(int thread) {
+void Pool::meet(int thread, bool last) {
   auto& own = arrived_[static_cast<size_t>(thread)];
   const uint32_t epoch = ++own.mine;
   own.value.store(epoch);  // before the look at sleepers_, as a sleeper counts itself before its last look at the value
@@ -105,7 +105,7 @@ void Pool::barrier(int thread) {
     sleepers_.fetch_add(1);
     while (behind(seen = other.value.load())) sleep_while(other.value, seen);
     sleepers_.fetch_sub(1);
-    leave_shared_cpu(thread);
+    if (!last) leave_shared_cpu(thread);
   }
 }
 
@@ -132,13 +132,14 @@ void Pool::leave_shared_cpu(int thread) {
 #endif
 }
 
+// Nobody finds a thread confined once the job has returned: what a thread may use is given back before the last barrier.
 void Pool::finish(int thread) {
-  barrier(thread);
 #ifdef __linux__
   Epoch& own = arrived_[static_cast<size_t>(thread)];
   if (own.confined) ::sched_setaffinity(0, sizeof own.allowed, &own.allowed);
   own.confined = false;
 #endif
+  meet(thread, true);
 }
 
 void Pool::work(int thread) {

@@ -30,7 +30,7 @@ class Pool {
   }
 
   // Inside a job: returns once every thread has called it; writes before it are seen after it.
-  void barrier(int thread);
+  void barrier(int thread) { meet(thread, false); }
 
   // Whether this is a forked child, which has the pool's memory but not its threads. It must not call run().
   bool lost_in_fork() const;
@@ -49,6 +49,7 @@ class Pool {
   };
   void start(Start job, const void* context);
   void work(int thread);
+  void meet(int thread, bool last);  // the last meeting of a job confines no thread
   void leave_shared_cpu(int thread);
   void finish(int thread);
   void stop();
