@@ -166,6 +166,10 @@ class ServerConfig:
     """Write a line a request to standard error: id, path, status, milliseconds. Never anything of a prompt."""
     keep_alive_s: float = 75.0
     """Seconds that a connection may stay open without a request."""
+    otlp_endpoint: str | None = None
+    """URL of an OpenTelemetry collector that is told of every request, such as http://127.0.0.1:4318."""
+    otlp_content: bool = False
+    """Tell the collector prompts and answers, too; needs --otlp-endpoint."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -196,14 +200,19 @@ class ServerConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 86400:
                 raise RequestError(f"{name} must lie in [{least:g}, 86400], not {value!r}")
-        for name in ("host", "api_key_file", "tls_cert", "tls_key", "served_name", "pin"):
+        for name in ("host", "api_key_file", "tls_cert", "tls_key", "served_name", "pin", "otlp_endpoint"):
             value = getattr(self, name)
             if value is None and name != "host":
                 continue
             if not isinstance(value, str) or not value:
                 raise RequestError(f"{name} must be a text, not {value!r}")
-        if not isinstance(self.access_log, bool):
-            raise RequestError(f"access_log must be true or false, not {self.access_log!r}")
+        for name in ("access_log", "otlp_content"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.otlp_endpoint is not None and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise RequestError(f"otlp_endpoint must be an http:// or https:// URL, not {self.otlp_endpoint!r}")
+        if self.otlp_content and self.otlp_endpoint is None:
+            raise RequestError("otlp_content needs otlp_endpoint; give both or neither")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise RequestError("tls_cert and tls_key belong together; give both or neither")
 

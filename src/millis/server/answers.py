@@ -54,6 +54,7 @@ class Batch(Answer):
         """Sends the answer and counts it."""
         await self.send_json(200, body, {"server-timing": f"total;dur={timings.total_ms:.3f}"})
         total_s = time.monotonic() - self.arrival_s
+        self.ended = [(timings, "stop")]
         slack_s = None if timings.deadline_ms is None else timings.deadline_ms / 1000 - total_s
         self.service.metrics.finish(timings, "stop", total_s, slack_s)
 

@@ -18,8 +18,9 @@ from millis.server.client import Lost, Mailbox
 from millis.server.messages import Failed, Refused
 from millis.server.protocol import connection_of
 from millis.server.service import Service
+from millis.server.telemetry import Told
 from millis.tokenizer import Tokenizer
-from millis.types import DeadlineError, MillisError, OverloadError
+from millis.types import DeadlineError, MillisError, OverloadError, Timings
 
 log = logging.getLogger("millis.server")
 DEADLINE_HEADERS = (b"x-deadline-ms", b"x-request-timeout-seconds")
@@ -41,6 +42,10 @@ class Answer:
         self.tenant: str = scope["tenant"]
         self.request_id: str = scope["request_id"]
         self.tokenize_ms = 0.0
+        self.job: Job | None = None
+        self.ended: list[tuple[Timings, str]] = []  # of each part that was answered: how, too
+        self.first_s: float | None = None  # when the first token was sent
+        self._error: str | None = None
         self._endpoint: Endpoint = endpoint
         self._scope, self._send = scope, send
 
@@ -54,7 +59,8 @@ class Answer:
                 finally:
                     self.close()
         except ClientGone:
-            self.service.metrics.fail("client_gone")
+            self._error = "client_gone"
+            self.service.metrics.fail(self._error)
         except MillisError as error:
             await self._fail(from_error(error))
         except Exception as error:
@@ -64,6 +70,9 @@ class Answer:
             where = "" if place is None else f" at {place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
             log.error("request %s: %s%s", self.request_id, type(error).__name__, where)  # its text may quote a prompt
             await self._fail(internal())
+        finally:
+            if self.service.telemetry is not None:
+                self.service.telemetry.tell(self._told())
 
     async def _run(self, body: bytes) -> None:
         service = self.service
@@ -71,6 +80,7 @@ class Answer:
         job = with_deadline(job, _deadline_headers(self._scope))
         if job.model is not None and job.model != service.model:
             raise model_not_found(job.model)
+        self.job = job
         service.refuse_early(job, len(body), self.arrival_s)
         tokenizer = await service.loaded(job, self.arrival_s)
         began = time.monotonic()
@@ -83,6 +93,10 @@ class Answer:
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         """Does the work and writes the answer. ids: of each prompt."""
         raise NotImplementedError
+
+    def texts(self) -> list[str]:
+        """What was written, a text a choice."""
+        return []
 
     def close(self) -> None:
         """Whatever happened: nothing of this request stays behind."""
@@ -133,7 +147,21 @@ class Answer:
         """What ends a stream that fails."""
         return b""
 
+    def _told(self) -> Told:
+        return Told(
+            endpoint=self._endpoint,
+            request_id=self.request_id,
+            headers=self._scope["headers"],
+            arrival_s=self.arrival_s,
+            first_s=self.first_s,
+            job=self.job,
+            ended=self.ended,
+            texts=self.texts(),
+            error=self._error,
+        )
+
     async def _fail(self, error: ApiError) -> None:
+        self._error = error.code or str(error.status)
         self.service.count_error(error)
         if self.started:
             await self.write(self.error_event(error), more=False)

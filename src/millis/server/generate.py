@@ -40,10 +40,12 @@ class Generation(Answer):
     _writer: Writer | None = None
     _timer: asyncio.TimerHandle | None = None
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._choices: dict[int, _Choice] = {}  # by the engine's number
+
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         self._job = job
-        self._choices: dict[int, _Choice] = {}  # by the engine's number
-        self._ended: list[tuple[Timings, str]] = []
         self._prompt_tokens = sum(map(len, ids))
         writer = self._writer = endpoints.writer(job, self.head(tokenizer))
         for work in self._work(ids, tokenizer):
@@ -65,17 +67,19 @@ class Generation(Answer):
             if job.stream:
                 await self._write(b"".join(sent), left)
         if not job.stream:
-            await self.send_json(200, writer.body(), {"server-timing": _server_timing(self._ended)})
+            await self.send_json(200, writer.body(), {"server-timing": _server_timing(self.ended)})
         self._count()
 
     def close(self) -> None:
         super().close()
         if self._timer is not None:
             self._timer.cancel()
-        if self._writer is not None:
-            for number, choice in self._choices.items():
-                if not choice.done:
-                    self.service.client.cancel(number)
+        for number, choice in self._choices.items():
+            if not choice.done:
+                self.service.client.cancel(number)
+
+    def texts(self) -> list[str]:
+        return [choice.text.text for choice in self._choices.values()]
 
     def error_event(self, error: ApiError) -> bytes:
         return b"" if self._writer is None else self._writer.error(error)
@@ -158,7 +162,7 @@ class Generation(Answer):
         timings.total_ms = 1000 * (time.monotonic() - self.arrival_s)
         if self._job.deadline_ms is not None:
             timings.deadline_ms, timings.slack_ms = self._job.deadline_ms, self._job.deadline_ms - timings.total_ms
-        self._ended.append((timings, reason))
+        self.ended.append((timings, reason))
         return self._writer.finish(choice.index, reason, timings, choice.text.stopped_by)
 
     def _land(self) -> bytes:
@@ -182,12 +186,13 @@ class Generation(Answer):
                 metrics.inter_token.observe((now - choice.last_s) / tokens)
         else:
             metrics.first_token.observe(now - self.arrival_s)
+            self.first_s = self.first_s or now
         choice.last_s = now
 
     def _count(self) -> None:
         total_s = time.monotonic() - self.arrival_s
         slack_s = None if self._job.deadline_ms is None else self._job.deadline_ms / 1000 - total_s
-        for timings, reason in self._ended:
+        for timings, reason in self.ended:
             self.service.metrics.finish(timings, reason, total_s, slack_s)
 
 

@@ -20,6 +20,7 @@ from millis.server.auth import Key, Keys, Quotas
 from millis.server.client import EngineClient
 from millis.server.messages import Stats
 from millis.server.metrics import Metrics
+from millis.server.telemetry import Telemetry
 from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError
 
@@ -41,6 +42,9 @@ class Service:
         self.keys = keys
         self.quotas = Quotas(config.key_concurrency, config.key_rate, config.key_burst)
         self.metrics = Metrics(model)
+        self.telemetry: Telemetry | None = None
+        if config.otlp_endpoint is not None:
+            self.telemetry = Telemetry(config.otlp_endpoint, model, content=config.otlp_content)
         self.limits = Limits(prompt_chars=config.max_body_bytes, n=config.max_n)
         self.tokenizer: Tokenizer | None = None
         self.draining = False
@@ -152,9 +156,11 @@ class Service:
         return metrics.text()
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads; a collector is told the last."""
         for threads in (self._threads, self._slow):
             threads.shutdown(wait=False, cancel_futures=True)
+        if self.telemetry is not None:
+            self.telemetry.close()
 
 
 def predicted_ms(stats: Stats, now_s: float, arrival_s: float, body_bytes: int) -> float:
