@@ -161,7 +161,8 @@ def test_the_first_program_of_the_readme_runs(
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     program = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert program is not None
+    code = program.group(1).replace("deadline_ms=500", "deadline_ms=60000")  # a busy machine would refuse half a second
     real: Any = millis.load
     with mock.patch.object(millis, "load", lambda name: real(model_path(name)), create=True):
-        exec(compile(program.group(1), "README.md", "exec"), {})
+        exec(compile(code, "README.md", "exec"), {})
     assert re.search(r"length \d+\.\d+\n(.|\n)+\[-\d+\.\d+, -\d+\.\d+\]\n$", capsys.readouterr().out)
