@@ -55,6 +55,15 @@ void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
   }
 }
 
+// Queries of a unit of wide attention: as many as it takes, but where that would make few units, and one thread would do more of
+// them than another, half as many.
+static int wide_rows(int rows, int kv_heads, int threads) {
+  const int units = kv_heads * ((rows + kWideQueries - 1) / kWideQueries);
+  if (units % threads == 0 || units >= 8 * threads) return kWideQueries;
+  const int halves = 2 * units / kv_heads, each = (rows + halves - 1) / halves;
+  return (each + kGroupRows - 1) / kGroupRows * kGroupRows;
+}
+
 // The keys that queries at positions [low, high] of sequence s see together.
 Keys Runtime::keys_of(const AttentionOp& op, const Step& step, size_t s, int head, int low, int high) const {
   const size_t head_bytes = page_stride_ / static_cast<size_t>(config_.kv_heads);
@@ -86,8 +95,9 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
       const bool wide = step.batch.lengths[s] > kFewTokens && rows >= kWideLeast && !config_.exact;
       const bool shared = !wide && threads > 1 && pages >= kSharedPages && split + units <= static_cast<int64_t>(kMostShared);
       const int few = units >= threads || shared ? kTileQueries : std::clamp((rows + threads - 1) / threads, 1, kTileQueries);
+      const int most = wide ? wide_rows(rows, kv_heads, threads) : few;
       for (int h = 0; h < kv_heads; ++h)
-        for (int first = 0, most = wide ? kWideQueries : few; first < rows; first += most, ++unit)
+        for (int first = 0; first < rows; first += most, ++unit)
           visit(s, h, token, first, std::min(most, rows - first), wide, shared ? split++ : -1, unit);
     }
   };
