@@ -4,7 +4,7 @@
 #define MILLIS_VEC vec_avx512bf16
 #define MILLIS_PAIRS
 #define MILLIS_WIDE_ROWS 16
-#define MILLIS_WIDE_LEAST 24
+#define MILLIS_WIDE_LEAST 40
 
 #include "kernels_body.h"
 

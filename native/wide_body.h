@@ -106,22 +106,32 @@ inline void wide_rows(const uint32_t* w, int steps, const uint32_t* x, float* ti
   for (int m = 0; m < M; ++m) store(tile + m * kPanelRows, total[m]);
 }
 
+// The rows of a group in passes. Few rows wait for their own sums: a pass of four takes as long as a pass of one. So where there
+// are registers for 16, a group takes one pass that may be a little too wide; what it computes beyond its rows is never read.
+template <class Pass>
+inline void in_passes(int left, const Pass& pass) {
+  if constexpr (MILLIS_WIDE_ROWS == kGroupRows) {
+    if (left > 12) pass.template operator()<16>(0);
+    else if (left > 8) pass.template operator()<12>(0);
+    else if (left > 4) pass.template operator()<8>(0);
+    else pass.template operator()<4>(0);
+  } else {
+    const int end = left < kGroupRows ? left : kGroupRows;
+    int m = 0;
+    for (; end - m >= MILLIS_WIDE_ROWS; m += MILLIS_WIDE_ROWS) pass.template operator()<MILLIS_WIDE_ROWS>(m);
+    if (end - m >= 4) pass.template operator()<4>(m), m += 4;
+    if (end - m >= 2) pass.template operator()<2>(m), m += 2;
+    if (end - m == 1) pass.template operator()<1>(m);
+  }
+}
+
 void wide_product(const WideTask& t) {
   for (int p = 0; p < t.panels; ++p) {
     const uint32_t* w = t.weights + static_cast<size_t>(p) * t.panel_stride;
     float* tile = t.tile + static_cast<size_t>(p) * t.tile_stride;
     for (int r = 0; r < t.rows; r += kGroupRows, tile += kGroupRows * kPanelRows) {
       const uint32_t* x = t.x + static_cast<size_t>(r / kGroupRows) * t.group_stride;
-      for (int m = 0, left = t.rows - r < kGroupRows ? t.rows - r : kGroupRows; left > 0;) {
-        const uint32_t* at = x + m * kStepDwords;
-        float* to = tile + m * kPanelRows;
-        const int some = left >= MILLIS_WIDE_ROWS ? MILLIS_WIDE_ROWS : left >= 4 ? 4 : left >= 2 ? 2 : 1;
-        if (some == MILLIS_WIDE_ROWS) wide_rows<MILLIS_WIDE_ROWS>(w, t.steps, at, to, t.add);
-        else if (some == 4) wide_rows<4>(w, t.steps, at, to, t.add);
-        else if (some == 2) wide_rows<2>(w, t.steps, at, to, t.add);
-        else wide_rows<1>(w, t.steps, at, to, t.add);
-        m += some, left -= some;
-      }
+      in_passes(t.rows - r, [&]<int M>(int m) { wide_rows<M>(w, t.steps, x + m * kStepDwords, tile + m * kPanelRows, t.add); });
     }
   }
 }
