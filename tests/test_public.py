@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub"},
     "bench": {"_native", "models", "tasks"},
     "server": {"__version__", "_native", "config", "models", "engine", "tasks", "tokenizer", "hub"},
-    "commands": {"_native", "config", "data", "hub", "tasks", "bench", "server"},
+    "commands": {"_native", "config", "data", "hub", "models", "tokenizer", "tasks", "bench", "server"},
     "cli": {"commands", "__version__"},
     "__main__": {"cli"},
     "__init__": {"config", "tasks"},

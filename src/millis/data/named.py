@@ -18,13 +18,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from millis.data import split
+from millis.data import sides
 from millis.data.catalogue import SETS, Debian, Local, NamedSet, Package, Source
 from millis.hub import store
 from millis.hub.progress import Progress, Silent, counted
 from millis.types import DataError, PullError
 
-FORMAT = 1  # of what is written; raise it when a reader changes what it makes of the same bytes
+FORMAT = 2  # of what is written; raise it when a reader changes what it makes of the same bytes
 SCRATCH = "fetch-"
 Row = dict[str, Any]
 
@@ -65,22 +65,30 @@ def pull(name: str, progress: Progress | None = None) -> Path:
 def rows(name: str, part: str = "all") -> Iterator[Row]:
     """The rows of a set that was pulled, in the order of its source.
 
-    `part`: "all", "train" or "test". A set that is published whole is split by `split.side`: a tenth of its texts are
+    `part`: "all", "train" or "test". A set that is published whole is split by `sides.side`: a tenth of its texts are
     for testing, always the same ones, and copies of a text are on one side. Raises DataError for a set that is not on
     disk, or a part that there cannot be.
     """
     entry = _entry(name)
-    if _about(_folder(name)) is None:
-        raise DataError(f"the set {name} is not on disk; fetch it with: millis data pull {name}")
     if part not in ("all", "train", "test") or (part != "all" and entry.task == "traffic"):
         raise DataError(f"the set {name} has no part {part!r}; there are all, train and test")
     published = part in entry.parts
-    for chosen in (part,) if published else entry.parts:
-        with (_folder(name) / f"{chosen}.jsonl").open(encoding="utf-8") as file:
+    for path in files(name):
+        if published and path.stem != part:
+            continue
+        with path.open(encoding="utf-8") as file:
             for line in file:
                 row = json.loads(line)
-                if published or part == "all" or split.side(split.key(row)) == part:
+                if published or part == "all" or sides.side(sides.key(row)) == part:
                     yield row
+
+
+def files(name: str) -> list[Path]:
+    """The files of a set that was pulled, one for each part it is published in. Raises DataError as `rows` does."""
+    entry = _entry(name)
+    if _about(_folder(name)) is None:
+        raise DataError(f"the set {name} is not on disk; fetch it with: millis data pull {name}")
+    return [_folder(name) / f"{part}.jsonl" for part in entry.parts]
 
 
 def entries() -> list[Stored]:
