@@ -8,6 +8,7 @@ MillisError
 │   └── GrammarError  a schema, pattern or grammar that is malformed or beyond the limits
 ├── DeadlineError     a deadline that cannot be met, refused before any work
 ├── OverloadError     too much work is waiting
+├── DataError         a data set, file or row that cannot be used
 └── TemplateError     a chat template that is missing, hostile or fails
 """
 
@@ -63,6 +64,10 @@ class OverloadError(MillisError):
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class DataError(MillisError):
+    """A data set, file or row that cannot be found, read or used."""
 
 
 class TemplateError(MillisError):

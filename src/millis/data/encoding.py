@@ -1,0 +1,80 @@
+"""Which encoding a text file is in: UTF-8 unless its bytes say otherwise, and then by name."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from pathlib import Path
+
+from millis.types import DataError
+
+SAMPLE_BYTES = 1 << 18
+MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+         (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+# What text of this century is in, where it is not UTF-8; fewer guesses, fewer wrong ones.
+OTHERS = ["gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252", "cp1250", "cp1251", "koi8_r"]
+WIDE = ("utf-16-le", "utf-16-be")
+COMMON = re.compile(r"[\t\r\n\x20-\x7e\xa0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7af\uff01-\uff5e]")
+BAD_LINES = 0.1  # above this share of lines that are not UTF-8, the file is not
+
+
+def encoding_of(path: Path, sample: bytes) -> str:
+    """The name of the encoding of a file that begins with `sample`. Raises DataError where it is not text.
+
+    A file is UTF-8 where all of the sample is, or all but a few lines: those are reported when they are read. Zero
+    bytes make it UTF-16 without a mark; for the rest, charset-normalizer weighs how well each encoding reads as text.
+    """
+    for mark, name in MARKS:
+        if sample.startswith(mark):
+            return name
+    if b"\0" in sample:
+        return _wide(path, sample)
+    lines = sample.split(b"\n")
+    lines = lines[:-1] if len(sample) >= SAMPLE_BYTES and len(lines) > 1 else lines  # the last may be cut
+    bad = sum(not _is_utf8(line) for line in lines)
+    return "utf-8" if bad <= BAD_LINES * sum(not line.isascii() for line in lines) else _guess(path, sample)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _wide(path: Path, sample: bytes) -> str:
+    """UTF-16 without a mark: the order of bytes in which nearly all of it reads as common characters."""
+    shares = {name: _common(sample[: len(sample) // 2 * 2].decode(name, "replace")) for name in WIDE}
+    best = max(WIDE, key=lambda name: shares[name])
+    if shares[best] > 0.9:
+        return best
+    raise DataError(f"{path} is not text: it holds zero bytes; if it is, name its encoding with --encoding")
+
+
+def _common(text: str) -> float:
+    """The share of ASCII but controls, other Latin, Greek and Cyrillic letters, kana, Han, and their punctuation."""
+    return len(COMMON.findall(text)) / max(1, len(text))
+
+
+def _guess(path: Path, sample: bytes) -> str:
+    try:
+        from charset_normalizer import from_bytes
+    except ImportError:
+        raise DataError(f"{path} is not UTF-8; to find out what it is: pip install 'millis[data]'") from None
+    best = from_bytes(sample, cp_isolation=OTHERS, threshold=0.5).best()
+    if best is None:
+        at = _first_bad(sample)
+        raise DataError(
+            f"{path} is not UTF-8 (byte {at} is 0x{sample[at]:02x}) nor another encoding that reads as text; "
+            "name its encoding with --encoding"
+        )
+    return str(best.encoding).replace("_", "-")
+
+
+def _first_bad(sample: bytes) -> int:
+    try:
+        sample.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start
+    return 0

@@ -1,0 +1,188 @@
+"""Personal data in text, replaced by what it was: [PHONE], [EMAIL], [ID], [CARD], [IP].
+
+Digits alone prove little, so a number counts only where its own rules hold (checksum, date, network, numbering plan)
+and the words before it do not call it something else: an order, a ticket, a version. Where a plan is so dense that
+almost any digits fit (ten in America, seven in China), the text must also write it, or announce it, as a telephone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import date
+
+from millis.types import DataError
+
+KINDS = ("email", "id", "card", "ip", "phone")  # in this order: what one has taken is not looked at again
+REGIONS = ("CN", "US", "GB")  # whose national forms of telephone numbers are looked for; +CC is found for all
+MIN_DIGITS = 7
+BEFORE_CHARS = 32
+
+EMAIL = re.compile(
+    r"(?<![\w.+%-])[a-z0-9_][\w.+%-]{0,63}@(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,24}(?![\w@])",
+    re.I | re.A,
+)
+ID_18 = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{16}[\dXx](?![0-9A-Za-z])", re.A)
+ID_15 = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{14}(?![0-9A-Za-z])", re.A)
+CARD = re.compile(r"(?<![\w.-])[2-6]\d{3}(?:[ -]?\d){9,15}(?![\w-]|\.\d)", re.A)
+IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)", re.A)
+IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])", re.I | re.A)
+MOBILE_CN = re.compile(r"(?<![\w.+-])(?:(?:\+|00)?86[ -]?)?1[3-9]\d(?:\d{8}|[ -]\d{4}[ -]\d{4})(?![\w-]|\.\d)", re.A)
+LANDLINE_CN = re.compile(r"(?<![\w.-])(?:\(0\d{2,3}\) ?|0\d{2,3}[ -])[2-9]\d{6,7}(?:-\d{1,5})?(?![\w-])", re.A)
+SERVICE_CN = re.compile(r"(?<![\w.-])[48]00-?\d{3}-?\d{4}(?![\w-])", re.A)
+
+ANOTHER_NUMBER = re.compile(
+    r"(?:订单|单号|编号|流水|运单|快递|工单|票号|发票|合同|序列|型号|条码|货号|账单|时间戳|版本|期号|批号|案号|书号"
+    r"|\b(?:orders?|invoice|ticket|tracking|parcel|serial|sku|isbn|issn|ref|reference|transaction|txn|trace|request"
+    r"|case|model|part|batch|version|ver|build|release|timestamp|time|epoch|unix|session|barcode|ean|upc|doi|uuid"
+    r"|order_id|user_id|uid|id|v))"
+    r"[\s_.:：#=号為为是码碼（(\[【'\"-]*(?:(?:id|no|number|num|code|is|was)\b)?[\s_.:：#=号为是码（(\[【'\"-]*$",
+    re.I,
+)
+TELEPHONE = re.compile(
+    r"(?:电话|電話|手机|手機|热线|熱線|座机|传真|联系方式|聯絡|致电|拨打|撥打|客服|call|phone|tel|telephone|mobile|cell|fax"
+    r"|whatsapp|contact|text|txt|ring|dial|hotline|reach me (?:at|on)|number is)[^\d\n]{0,16}$",
+    re.I,
+)
+IDENTITY = re.compile(r"(?:身份证|身份證|证件|證件|id card|identity)[^\d\n]{0,12}$", re.I)
+URL = re.compile(r"(?:\w://|www\.)\S*$", re.A)
+CHAPTER = re.compile(r"(?:章|节|節|第|§|section|chapter|clause|version|ver|v|版本|版)[\s.:：]*$", re.I)
+WIDE = {0xFF10 + digit: str(digit) for digit in range(10)} | {0xFF0B: "+", 0xFF0D: "-", 0xFF20: "@", 0xFF0E: "."}
+
+Span = tuple[int, int]
+
+
+def mask(text: str, kinds: tuple[str, ...] = KINDS, regions: tuple[str, ...] = REGIONS) -> tuple[str, Counter[str]]:
+    """The text with its personal data replaced, and how often each kind was.
+
+    Full-width digits are read as digits. Idempotent: a mask holds nothing that is masked.
+    """
+    plain, spans = text.translate(WIDE), list[tuple[Span, str]]()  # translated one to one: places stay
+    digits = sum(c.isdigit() for c in plain)
+    for kind in KINDS:
+        if kind not in kinds or (kind == "email" and "@" not in plain) or (kind != "email" and digits < 1):
+            continue
+        if kind == "phone" and digits < MIN_DIGITS:
+            continue
+        for start, end in _FINDERS[kind](plain, regions):
+            if all(end <= left or right <= start for (left, right), _ in spans):
+                spans.append(((start, end), kind))
+    for (start, end), kind in sorted(spans, reverse=True):
+        text = f"{text[:start]}[{kind.upper()}]{text[end:]}"
+    return text, Counter(kind for _, kind in spans)
+
+
+def valid_id(number: str) -> bool:
+    """Whether 18 characters are a Chinese citizen's number: GB 11643-1999, check character by ISO 7064 MOD 11-2."""
+    if not re.fullmatch(r"[1-9]\d{16}[\dXx]", number, re.A) or not "11" <= number[:2] <= "91":
+        return False
+    total = sum(int(digit) * pow(2, 17 - place, 11) for place, digit in enumerate(number[:17]))
+    return _is_birthday(number[6:14]) and "10X98765432"[total % 11] == number[17].upper()
+
+
+def valid_card(number: str) -> bool:
+    """Whether digits are a payment card's: a network's prefix and length (ISO/IEC 7812), and Luhn's check digit."""
+    lengths = next((lengths for prefix, lengths in _NETWORKS if re.match(prefix, number)), ())
+    return len(number) in lengths and luhn(number)
+
+
+def luhn(number: str) -> bool:
+    """Luhn's check (ISO/IEC 7812-1, annex B): every second digit from the right doubled, digits summed, 0 modulo 10."""
+    digits = [int(digit) for digit in reversed(number)]
+    return sum(digits[0::2] + [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]) % 10 == 0
+
+
+_NETWORKS: tuple[tuple[str, tuple[int, ...]], ...] = (
+    (r"4", (16, 19)),  # Visa
+    (r"5[1-5]|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)", (16,)),  # Mastercard
+    (r"3[47]", (15,)),  # American Express
+    (r"30[0-5]|36|38", (14,)),  # Diners Club
+    (r"35(?:2[89]|[3-8]\d)", (16,)),  # JCB
+    (r"62|81", (16, 17, 18, 19)),  # UnionPay
+    (r"6(?:011|5)", (16,)),  # Discover
+)
+
+
+def _is_birthday(digits: str) -> bool:
+    try:
+        born = date(int(digits[:4]), int(digits[4:6]), int(digits[6:]))
+    except ValueError:
+        return False
+    return 1900 <= born.year <= date.today().year
+
+
+def _before(text: str, start: int) -> str:
+    return text[max(0, start - BEFORE_CHARS) : start]
+
+
+def _emails(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    yield from (match.span() for match in EMAIL.finditer(text))
+
+
+def _ids(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    yield from (match.span() for match in ID_18.finditer(text) if valid_id(match.group()))
+    for match in ID_15.finditer(text):  # no check digit, so it must be announced
+        if IDENTITY.search(_before(text, match.start())) and _is_birthday("19" + match.group()[6:12]):
+            yield match.span()
+
+
+def _cards(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    for match in CARD.finditer(text):
+        another = ANOTHER_NUMBER.search(_before(text, match.start()))
+        if not another and valid_card(re.sub(r"[ -]", "", match.group())):
+            yield match.span()
+
+
+def _addresses(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    """Addresses that point to somebody: not the machine itself, not "any", and no numbered chapter or version."""
+    for pattern in (IPV4, IPV6):
+        for match in pattern.finditer(text):
+            try:
+                address = ipaddress.ip_address(match.group())
+            except ValueError:
+                continue
+            if not (address.is_loopback or address.is_unspecified or CHAPTER.search(_before(text, match.start()))):
+                yield match.span()
+
+
+def _phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    found = [*_chinese_phones(text), *_other_phones(text, regions)] if "CN" in regions else _other_phones(text, regions)
+    for span in found:
+        before = _before(text, span[0])
+        if not ANOTHER_NUMBER.search(before) and not URL.search(before):
+            yield span
+
+
+def _chinese_phones(text: str) -> Iterator[Span]:
+    for pattern in (MOBILE_CN, LANDLINE_CN, SERVICE_CN):
+        for match in pattern.finditer(text):
+            dense = pattern is SERVICE_CN and "-" not in match.group()
+            if not dense or TELEPHONE.search(_before(text, match.start())):
+                yield match.span()
+
+
+def _other_phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    """By Google's numbering plans (phonenumbers): international forms anywhere, national ones where told apart."""
+    try:
+        from phonenumbers import Leniency, PhoneNumberMatcher
+    except ImportError:
+        raise DataError("telephone numbers need a library; run: pip install 'millis[data]'") from None
+    for region in [region for region in regions if region != "CN"] + [None]:
+        for match in PhoneNumberMatcher(text, region, leniency=Leniency.VALID):
+            raw = match.raw_string
+            told = "+" in raw or raw.startswith("(") or TELEPHONE.search(_before(text, match.start))
+            grouped = len(re.findall(r"\d+", raw)) >= 3 and not re.match(r"(?:19|20)\d\d\D", raw)
+            if told or grouped or (region == "GB" and raw.startswith("0") and len(raw) >= 10):
+                if not (match.start and text[match.start - 1] in "./-_"):
+                    yield match.start, match.end
+
+
+_FINDERS: dict[str, Callable[[str, tuple[str, ...]], Iterator[Span]]] = {
+    "email": _emails,
+    "id": _ids,
+    "card": _cards,
+    "ip": _addresses,
+    "phone": _phones,
+}

@@ -1,0 +1,75 @@
+"""Files that are whole or not there: written beside their place, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from millis.hub import store
+from millis.types import DataError
+
+
+@contextmanager
+def replacing(path: Path, inputs: tuple[Path, ...] = ()) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` when the body ends well, and is gone otherwise, Ctrl-C included.
+
+    Raises DataError where the place cannot be written, or is one of the `inputs`.
+    """
+    if any(other.exists() and path.exists() and other.samefile(path) for other in inputs):
+        raise DataError(f"{path} is also read from; choose another file to write")
+    if not path.parent.is_dir():
+        raise DataError(f"there is no folder {path.parent} to write {path.name} to")
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+        part.chmod(0o666 & ~_umask())
+        store.commit(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def line(row: dict[str, Any]) -> bytes:
+    """A row as one line of JSON in UTF-8. Raises TypeError for a value that JSON cannot hold."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_told)
+    return text.encode("utf-8", "replace") + b"\n"
+
+
+def take_out(file: BinaryIO, numbers: set[int]) -> Iterator[bytes]:
+    """Takes lines out of a written file by their numbers, moving those after them up; gives what it took."""
+    end, read, written, number = file.seek(0, os.SEEK_END), 0, 0, 0
+    while numbers and read < end:
+        file.seek(read)
+        taken = file.readline()
+        read += len(taken)
+        if number in numbers:
+            yield taken
+        else:
+            file.seek(written)
+            written += file.write(taken)
+        number += 1
+    if numbers:
+        file.truncate(written)
+
+
+def _told(value: Any) -> Any:
+    """What Parquet's columns hold beside JSON's values."""
+    if isinstance(value, date | datetime | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is no JSON value")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
