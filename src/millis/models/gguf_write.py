@@ -68,7 +68,7 @@ def write_gguf(
     with _whole(path) as file:
         file.write(head)
         for tensor in tensors:
-            file.write(memoryview(_checked(tensor, tensor.produce())))
+            file.write(_checked(tensor, tensor.produce()).data)
             file.write(bytes(-tensor.nbytes % ALIGNMENT))
             advance(tensor)
         return file.tell()
