@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "arrays.h"
+#include "pack.h"
 #include "quantize.h"
 #include "unlocked.h"
 
@@ -43,6 +44,14 @@ std::pair<Result<uint8_t>, Result<double>> quantize_matrix(int type, const Array
 void bind_quantize(nb::module_& m) {
   m.def("quantize", &quantize_matrix, "type"_a, "values"_a.noconvert(), "weights"_a.noconvert(), "threads"_a,
         "([bytes], [rows]) `values` [rows, columns] as blocks of a GGML type, and each row's squared error weighted by `weights` [columns].");
+  m.def(
+      "packed_bytes",
+      [](int type, int rows, int cols) {
+        if (rows < 1 || cols < 1) throw std::invalid_argument("packed_bytes: a matrix has rows and columns");
+        const size_t panels = static_cast<size_t>((rows + kPanelRows - 1) / kPanelRows);
+        return panels * format(packed_format_of(static_cast<GgmlType>(type), rows)).panel_bytes(cols);
+      },
+      "type"_a, "rows"_a, "cols"_a, "Bytes that a product reads of a matrix of this GGML type.");
 }
 
 }  // namespace millis

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "quantize": {"_native", "config", "models", "engine", "tasks", "tokenizer"},
     "bench": {"_native", "models", "tasks"},
     "server": {"__version__", "_native", "config", "models", "engine", "tasks", "tokenizer", "hub"},
-    "commands": {"_native", "config", "hub", "tasks", "quantize", "bench", "server"},
+    "commands": {"_native", "config", "hub", "models.tensor", "tasks", "quantize", "bench", "server"},
     "cli": {"commands", "__version__"},
     "__main__": {"cli"},
     "__init__": {"config", "tasks"},

@@ -74,6 +74,11 @@ def write_gguf(
         return file.tell()
 
 
+def head_bytes(metadata: Mapping[str, Any], tensors: Sequence[TensorOut]) -> int:
+    """Bytes of a file before its tensors' data; what type a tensor has makes no difference."""
+    return -(-sum(map(len, _head(metadata, tensors))) // ALIGNMENT) * ALIGNMENT
+
+
 @contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` once all of it is on disk, and leaves nothing behind otherwise."""

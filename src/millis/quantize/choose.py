@@ -1,8 +1,8 @@
 """Which type each tensor takes: least loss within so many bytes, or fewest bytes within so much loss. Pure.
 
-Losses and bytes of tensors add up, so that it is a knapsack of groups. On the lower convex hull of each tensor's options,
-taking upgrades in the order of loss saved a byte is optimal for every total that it passes (Sinha and Zoltners, 1979);
-between two totals it is off by less than one upgrade.
+Losses and bytes of tensors add up, so that it is a knapsack of groups. On the lower convex hull of each tensor's
+options, taking upgrades in the order of loss saved a byte is optimal for every total that it passes (Sinha and
+Zoltners, 1979); between two totals it is off by less than one upgrade.
 """
 
 from __future__ import annotations

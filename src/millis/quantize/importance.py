@@ -1,8 +1,8 @@
 """What an error in each weight costs: by column from what the products are fed, by row from the loss's gradients.
 
-An error Δ in W changes y = x · Wᵀ by x · Δᵀ, and the model's distribution by about ½ Σ_o Σ_c E[g_o²] E[x_c²] Δ_oc² nats a
-token, if inputs, gradients and errors are independent: the diagonal of K-FAC (Martens and Grosse, 2015). Column means are
-what others call an importance matrix; row means tell tensors and layers apart.
+An error Δ in W changes y = x · Wᵀ by x · Δᵀ, and the model's distribution by about ½ Σ_o Σ_c E[g_o²] E[x_c²] Δ_oc²
+nats a token, if inputs, gradients and errors are independent: the diagonal of K-FAC (Martens and Grosse, 2015). Column
+means are what others call an importance matrix; row means tell tensors and layers apart.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Importance:
     embedding: float = 0.0
 
     def cost(self, errors: NDArray[np.float64], rows: NDArray[np.int64] | slice = slice(None)) -> float:
-        """Nats a token, for each row's squared error weighted by `columns` [len(rows)]; for a sample, of that sample."""
+        """Nats a token, for each row's squared error weighted by `columns` [len(rows)]; of a sample, for it alone."""
         looked_up = self.embedding * float(errors.sum()) / max(float(self.columns.sum()), 1e-30)
         return 0.5 * (float(np.sum(self.rows[rows] * errors)) + looked_up)
 
@@ -84,6 +85,12 @@ def _floored(columns: NDArray[np.float64]) -> Floats:
     return np.maximum(columns, _FLOOR * mean if mean > 0 else 1.0).astype(np.float32)
 
 
+def digest(model: bytes, windows: Sequence[Sequence[int]]) -> str:
+    """What an importance was measured on: the model's fingerprint and the ids."""
+    text = b"".join(np.asarray(window, np.int32).tobytes() + b";" for window in windows)
+    return blake2b(model + text, digest_size=16).hexdigest()
+
+
 def save(path: Path, importance: dict[str, Importance], key: str) -> None:
     """Writes all of it to `path`, whole or not at all. `key`: what it was measured on."""
     arrays: dict[str, Any] = {"version": np.array(_VERSION), "key": np.array(key)}
@@ -100,7 +107,7 @@ def save(path: Path, importance: dict[str, Importance], key: str) -> None:
 
 
 def load(path: Path, key: str) -> dict[str, Importance] | None:
-    """What `save` wrote under the same key; None where there is no such file or it is another's. FormatError: damaged."""
+    """What `save` wrote under the same key; None: no such file, or another key's. FormatError: damaged."""
     if not path.is_file():
         return None
     try:
@@ -109,9 +116,7 @@ def load(path: Path, key: str) -> dict[str, Importance] | None:
                 return None
             names = [name.removesuffix("/columns") for name in arrays.files if name.endswith("/columns")]
             return {
-                name: Importance(
-                    arrays[f"{name}/columns"], arrays[f"{name}/rows"], float(arrays[f"{name}/embedding"])
-                )
+                name: Importance(arrays[f"{name}/columns"], arrays[f"{name}/rows"], float(arrays[f"{name}/embedding"]))
                 for name in names
             }
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -45,7 +44,7 @@ class Measured:
 
     def step_ms(self) -> float:
         """Milliseconds of a step of a single token: the median of several."""
-        tokens = [self._time(Batch_of([0], at, self._tables())) for at in range(_STEPS)]
+        tokens = [self._time(batch_of([0], at, self._tables())) for at in range(_STEPS)]
         return float(np.median(tokens))
 
     def _time(self, batch: Batch) -> float:
@@ -54,13 +53,13 @@ class Measured:
         return 1000 * (time.perf_counter() - begin)
 
     def _batch(self, tokens: Sequence[int]) -> Batch:
-        return Batch_of(tokens, 0, self._tables())
+        return batch_of(tokens, 0, self._tables())
 
     def _tables(self) -> NDArray[np.int32]:
         return np.arange(self._runner.pages, dtype=np.int32)[None]
 
 
-def Batch_of(tokens: Sequence[int], start: int, tables: NDArray[np.int32]) -> Batch:
+def batch_of(tokens: Sequence[int], start: int, tables: NDArray[np.int32]) -> Batch:
     return Batch(
         tokens=np.asarray(tokens, np.int32),
         starts=np.array([start], np.int32),
@@ -84,6 +83,8 @@ def divergence(truth: Floats, found: Floats) -> float:
     return total / len(truth)
 
 
-def mean_loss(log_likelihood: Callable[[Sequence[int]], float], windows: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+def mean_loss(
+    log_likelihood: Callable[[Sequence[int]], float], windows: Sequence[Sequence[int]]
+) -> NDArray[np.float64]:
     """[windows]: mean negative log-probability a token, in nats."""
     return np.array([-log_likelihood(window) / (len(window) - 1) for window in windows])
