@@ -43,7 +43,7 @@ std::pair<Result<uint8_t>, Result<double>> quantize_matrix(int type, const Array
 
 void bind_quantize(nb::module_& m) {
   m.def("quantize", &quantize_matrix, "type"_a, "values"_a.noconvert(), "weights"_a.noconvert(), "threads"_a,
-        "([bytes], [rows]) `values` [rows, columns] as blocks of a GGML type, and each row's squared error weighted by `weights` [columns].");
+        "([bytes], [rows]) `values` [rows, columns] in blocks of a GGML type; each row's error, by `weights` [columns].");
   m.def(
       "packed_bytes",
       [](int type, int rows, int cols) {

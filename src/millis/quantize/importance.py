@@ -75,14 +75,14 @@ def measure(
     for name, total in means.embeddings.items():
         if name not in found:
             rows, width = model.checkpoint.tensors[name].shape
-            columns = np.ones(width, np.float32)
-            found[name] = Importance(columns, np.zeros(rows, np.float32), total / tokens / rows)
+            found[name] = Importance(np.ones(width, np.float32), np.zeros(rows, np.float32), total / tokens / rows)
     return found
 
 
 def _floored(columns: NDArray[np.float64]) -> Floats:
     mean = float(columns.mean())
-    return np.maximum(columns, _FLOOR * mean if mean > 0 else 1.0).astype(np.float32)
+    out: Floats = np.maximum(columns, _FLOOR * mean if mean > 0 else 1.0).astype(np.float32)
+    return out
 
 
 def digest(model: bytes, windows: Sequence[Sequence[int]]) -> str:

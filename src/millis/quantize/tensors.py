@@ -10,7 +10,8 @@ from millis import _native
 from millis.models.checkpoint import Checkpoint
 from millis.models.tensor import GgmlType, Tensor
 from millis.quantize.choose import Option
-from millis.quantize.importance import Floats, Importance
+from millis.quantize.gradients import Floats
+from millis.quantize.importance import Importance
 from millis.types import ModelError
 
 TYPES = (
