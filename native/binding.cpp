@@ -29,6 +29,7 @@ namespace millis {
 
 void bind_bench(nb::module_& m);
 void bind_packed(nb::module_& m);
+void bind_quantize(nb::module_& m);
 void bind_sampler(nb::module_& m);
 void bind_strings(nb::module_& m);
 
@@ -362,6 +363,7 @@ NB_MODULE(_native, m) {
   bind_bench(m);
   bind_sampler(m);
   bind_packed(m);
+  bind_quantize(m);
   bind_strings(m);
   m.attr("PAGE_TOKENS") = kPageTokens;
   m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");

@@ -82,6 +82,19 @@ def packed_source(path: bytes) -> bytes:
     The source that a packed file names; ValueError unless it is one of this version.
     """
 
+def quantize(
+    type: int,
+    values: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    weights: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    threads: int,
+) -> tuple[NDArray[numpy.uint8], NDArray[numpy.float64]]:
+    """
+    ([bytes], [rows]) `values` [rows, columns] in blocks of a GGML type; each row's error, by `weights` [columns].
+    """
+
+def packed_bytes(type: int, rows: int, cols: int) -> int:
+    """Bytes that a product reads of a matrix of this GGML type."""
+
 class PackedFile:
     def __init__(self, path: bytes, key: bytes) -> None: ...
     def has(self, name: str, type: int, rows: int, cols: int) -> bool: ...

@@ -23,8 +23,9 @@ COMMANDS = (
     "pull",
     "models",
     "doctor",
-    "evaluate",
     "data",
+    "quantize",
+    "evaluate",
     "bench",
 )  # each a module in millis.commands
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130

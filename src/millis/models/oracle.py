@@ -92,10 +92,10 @@ class Oracle:
             k = _rms(k, op.norm_eps) * self._weight(op.k_norm)
         if op.rope is not None:
             table = self._plan.ropes[op.rope][:, :rows, None]
-            q, k = _rotate(q, table, op.rope_style), _rotate(k, table, op.rope_style)
+            q, k = rotate(q, table, op.rope_style), rotate(k, table, op.rope_style)
         q = q.reshape(rows, op.kv_heads, group, op.head_dim)  # query head h reads the keys of head h // group
         scores = np.einsum("tkgd,skd->kgts", q, k, optimize=True) * np.float32(op.scale)
-        weights = _softmax(np.where(_visible(rows, op.window), scores, np.float32(-np.inf)))
+        weights = softmax(np.where(visible(rows, op.window), scores, np.float32(-np.inf)))
         out: Floats = np.einsum("kgts,skd->tkgd", weights, v, optimize=True)
         return out.reshape(rows, op.heads * op.head_dim)
 
@@ -114,7 +114,7 @@ def _activate(x: Floats, activation: Activation) -> Floats:
     return out
 
 
-def _rotate(x: Floats, table: Floats, style: str) -> Floats:
+def rotate(x: Floats, table: Floats, style: str) -> Floats:
     """x: [T, heads, head_dim]; table: [2, T, 1, head_dim / 2]. Turns each pair of coordinates by its angle."""
     half = x.shape[-1] // 2
     first, second = (x[..., :half], x[..., half:]) if style == "half" else (x[..., 0::2], x[..., 1::2])
@@ -123,13 +123,13 @@ def _rotate(x: Floats, table: Floats, style: str) -> Floats:
     return np.concatenate(turned, axis=-1) if style == "half" else np.stack(turned, axis=-1).reshape(x.shape)
 
 
-def _visible(rows: int, window: int) -> NDArray[np.bool_]:
+def visible(rows: int, window: int) -> NDArray[np.bool_]:
     """[T, T]: whether the row's token attends to the column's."""
     distance = np.arange(rows)[:, None] - np.arange(rows)[None, :]
     return (distance >= 0) & (distance < (window or rows))
 
 
-def _softmax(scores: Floats) -> Floats:
+def softmax(scores: Floats) -> Floats:
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
     out: Floats = powers / powers.sum(axis=-1, keepdims=True)
     return out
