@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millis.types import (
+    Classification,
     Completion,
     DeadlineError,
     FormatError,
@@ -27,13 +28,17 @@ from millis.types import (
 
 if TYPE_CHECKING:
     from millis.config import EngineConfig
-    from millis.tasks.model import LanguageModel, Stream, load
+    from millis.tasks.encoder import Encoder
+    from millis.tasks.load import load
+    from millis.tasks.model import LanguageModel, Stream
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classification",
     "Completion",
     "DeadlineError",
+    "Encoder",
     "EngineConfig",
     "FormatError",
     "LanguageModel",
@@ -51,7 +56,13 @@ __all__ = [
 ]
 
 # Loaded on first use, so that `import millis` costs next to nothing.
-_LAZY = {"EngineConfig": "config", "LanguageModel": "tasks.model", "Stream": "tasks.model", "load": "tasks.model"}
+_LAZY = {
+    "Encoder": "tasks.encoder",
+    "EngineConfig": "config",
+    "LanguageModel": "tasks.model",
+    "Stream": "tasks.model",
+    "load": "tasks.load",
+}
 
 
 def __getattr__(name: str) -> Any:
