@@ -63,10 +63,7 @@ class Oracle:
         kinds = np.zeros(len(tokens), np.int64) if types is None else np.asarray(types)
         buffers: dict[str, Floats] = {}
         for op in plan.ops:
-            if isinstance(op, Embed):
-                buffers[op.out] = self._embed(op, np.asarray(tokens), kinds)
-            else:
-                buffers[op.out] = self._run(op, buffers)
+            buffers[op.out] = self._run(op, buffers, np.asarray(tokens), kinds)
         return buffers
 
     def _weight(self, name: str) -> Floats:
@@ -74,8 +71,16 @@ class Oracle:
             self._weights[name] = self._tensors[name].numpy()
         return self._weights[name]
 
-    def _run(self, op: Op, buffers: Mapping[str, Floats]) -> Floats:
+    def _run(
+        self,
+        op: Op,
+        buffers: Mapping[str, Floats],
+        tokens: NDArray[np.int64],
+        kinds: NDArray[np.int64] | None = None,
+    ) -> Floats:
         match op:
+            case Embed():
+                return self._embed(op, tokens, np.zeros_like(tokens) if kinds is None else kinds)
             case Norm():
                 return self._norm(op, buffers)
             case MatMul():
@@ -137,7 +142,7 @@ class Oracle:
     @staticmethod
     def _attend_all(op: SelfAttention, qkv: Floats) -> Floats:
         q, k, v = np.moveaxis(qkv.reshape(len(qkv), 3, op.heads, op.head_dim), 1, 0)
-        weights = _softmax(np.einsum("thd,shd->hts", q, k, optimize=True) * np.float32(op.scale))
+        weights = softmax(np.einsum("thd,shd->hts", q, k, optimize=True) * np.float32(op.scale))
         out: Floats = np.einsum("hts,shd->thd", weights, v, optimize=True)
         return out.reshape(len(qkv), op.heads * op.head_dim)
 

@@ -97,8 +97,8 @@ class Gradients(Oracle):
     def _gated_back(self, op: GatedMatMul, x: Floats, g: Floats) -> Floats:
         gate, up = self._weight(op.gate), self._weight(op.up)
         inner = x @ gate.T
-        by_gate = g * (x @ up.T) * _slope(inner, op.activation)
-        by_up = g * _activated(inner, op.activation)
+        by_gate: Floats = g * (x @ up.T) * _slope(inner, op.activation)
+        by_up: Floats = g * _activated(inner, op.activation)
         self._observer.product(op.gate, x, by_gate)
         self._observer.product(op.up, x, by_up)
         out: Floats = by_gate @ gate + by_up @ up
