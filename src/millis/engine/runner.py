@@ -67,9 +67,7 @@ class Runner(Protocol):
         """[T] log-probability (nats) of targets[t] as the token after tokens[t]; 0 where the target is −1."""
         ...
 
-    def score_tree(
-        self, batch: Batch, rows: NDArray[np.int32], targets: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
+    def score_tree(self, batch: Batch, rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float32]:
         """[E] log-probability (nats) of targets[e] as the token after tokens[rows[e]]; rows ascend.
 
         The sequences are trees: a token follows its parent and sees what is cached and its ancestors. Token i of a
