@@ -1,4 +1,4 @@
-"""Trees of continuations: their shape by brute force, forwards through the engine, deadlines, requests that share steps"""
+"""Trees of continuations: their shape by brute force, forwards through the engine, deadlines, shared steps."""
 
 from __future__ import annotations
 
