@@ -228,9 +228,10 @@ class Engine:
         return request.score.values
 
     def wait(self, request: Request) -> None:
-        """Until the request has ended."""
-        for _ in self.events(request):
-            pass
+        """Until the request has ended; its events are taken."""
+        if request.finish_reason is None or request.inbox or request.error is not None:
+            for _ in self.events(request):
+                pass
 
     def events(self, request: Request) -> Iterator[Event]:
         """The request's events, up to and including its last; closing the iterator early cancels the request."""
