@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from millis.tasks.calibration import Calibration
 from millis.tasks.classify import Classifier, Example
@@ -15,6 +15,7 @@ from millis.tasks.translate import translate
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel
 
+T = TypeVar("T")
 KEPT = 16  # classifiers whose labels stay encoded
 
 
@@ -23,7 +24,7 @@ class TaskMethods:
     need be, and DeadlineError where not even that can be. The texts of a list share steps; the deadline is each one's.
     """
 
-    _classifiers: dict[Hashable, Classifier]
+    _classifiers: dict[Hashable, Any]
 
     def classify(
         self,
@@ -161,10 +162,10 @@ class TaskMethods:
             lm.prepare_deadlines(deadline_ms)
         return moderate(judge, texts, threshold=threshold, deadline_ms=deadline_ms)
 
-    def _classifier(self, key: Hashable, make: Any) -> Classifier:
-        """The classifier that was made for `key`, or a new one."""
+    def _classifier(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What was made for `key`, or is made now."""
         found = self._classifiers.pop(key, None)
-        made: Classifier = make() if found is None else found
+        made: T = make() if found is None else found
         while len(self._classifiers) >= KEPT:
             self._classifiers.pop(next(iter(self._classifiers)), None)
         self._classifiers[key] = made
