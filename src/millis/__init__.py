@@ -27,11 +27,15 @@ from millis.types import (
 
 if TYPE_CHECKING:
     from millis.config import EngineConfig
+    from millis.tasks.calibration import Calibration
+    from millis.tasks.cascade import Cascade, cascade
     from millis.tasks.model import LanguageModel, Stream, load
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
+    "Cascade",
     "Completion",
     "DeadlineError",
     "EngineConfig",
@@ -47,11 +51,20 @@ __all__ = [
     "TemplateError",
     "Timings",
     "TokenLogprob",
+    "cascade",
     "load",
 ]
 
 # Loaded on first use, so that `import millis` costs next to nothing.
-_LAZY = {"EngineConfig": "config", "LanguageModel": "tasks.model", "Stream": "tasks.model", "load": "tasks.model"}
+_LAZY = {
+    "Calibration": "tasks.calibration",
+    "Cascade": "tasks.cascade",
+    "EngineConfig": "config",
+    "LanguageModel": "tasks.model",
+    "Stream": "tasks.model",
+    "cascade": "tasks.cascade",
+    "load": "tasks.model",
+}
 
 
 def __getattr__(name: str) -> Any:
