@@ -74,9 +74,10 @@ class Classifier:
         self._multi, self._normalized = multi, length_normalized
         self._abstain = _share(abstain)
         self._language = language(" ".join(self.labels))
+        self._shown = shown(self.labels)
         self._asked = self._question(examples, template)
         self._chat = lm.tokenizer.has_chat_template
-        self._continuations = [] if multi else self._encoded(self.labels)
+        self._continuations = [] if multi else self._encoded(self._shown)
         if isinstance(calibration, str) and calibration != "contextual":
             raise RequestError(f"calibration must be 'contextual' or a Calibration, not {calibration!r}")
         if multi and calibration is not None:
@@ -141,7 +142,7 @@ class Classifier:
 
     def _yes_or_no(self, text: str) -> tuple[list[int], list[list[int]]]:
         """The common beginning of all labels' questions, and what follows it: each question, with yes and with no."""
-        prompts = [self._ids(text.join(p.replace("{label}", label) for p in self._asked)) for label in self.labels]
+        prompts = [self._ids(text.join(p.replace("{label}", label) for p in self._asked)) for label in self._shown]
         head = len(list(takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))))
         head = max(1, min(head, min(map(len, prompts)) - 1))
         answers = self._encoded(_YES_NO[self._language])
@@ -180,15 +181,16 @@ class Classifier:
         for name in ("{text}", *(["{label}"] if self._multi else [])):
             if name not in asked:
                 raise RequestError(f"the template must hold {name}")
-        shown = ""
+        seen = ""
         for text, label in examples:
             if label not in self.labels and not self._multi:
                 raise RequestError(f"an example has the label {label!r}, which is none of the labels")
-            shown += _EXAMPLE[self._language].replace("{text}", text).replace("{label}", label)
-        if shown and "{examples}" not in asked:
+            name = dict(zip(self.labels, self._shown, strict=True)).get(label, label)
+            seen += _EXAMPLE[self._language].replace("{text}", text).replace("{label}", name)
+        if seen and "{examples}" not in asked:
             raise RequestError("the template must hold {examples} where examples are given")
-        names = ("、" if self._language == "zh" else ", ").join(self.labels)
-        return [part.replace("{labels}", names).replace("{examples}", shown) for part in asked.split("{text}")]
+        names = ("、" if self._language == "zh" else ", ").join(self._shown)
+        return [part.replace("{labels}", names).replace("{examples}", seen) for part in asked.split("{text}")]
 
     def _ids(self, text: str) -> list[int]:
         tokenizer = self._lm.tokenizer
@@ -198,6 +200,12 @@ class Classifier:
         """What the model would write; behind plain text a word begins with a space."""
         space = "" if self._chat or self._language == "zh" else " "
         return [self._lm.tokenizer.encode(space + answer, add_special=False) for answer in answers]
+
+
+def shown(labels: Sequence[str]) -> list[str]:
+    """Labels as the model sees them: identifiers such as card_arrival are words to it, unless two became the same."""
+    words = [" ".join(label.replace("_", " ").split()) for label in labels]
+    return words if len(set(words)) == len(labels) and all(words) else list(labels)
 
 
 def _checked_labels(labels: Sequence[str], least: int) -> list[str]:

@@ -30,7 +30,7 @@ _KIND = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moderation:
-    """scores sum to 1: of safe, and of each category or, where it is safe, of unsafe. categories: the likeliest one, and
+    """scores sum to 1: of safe, and of each category or, where it is safe, unsafe. categories: the likeliest one, and
     those above the threshold."""
 
     safe: bool
