@@ -1,6 +1,7 @@
 // The attention of a step: which thread computes which queries over which keys.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "step.h"
 
@@ -36,7 +37,7 @@ void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
   const Range heads = share(step.count * each, thread, threads);
   float* normal = private_[static_cast<size_t>(thread)].attention.data();
   for (int i = heads.first; i < heads.last; ++i) {
-    const int t = i / each, h = i % each, position = positions_[static_cast<size_t>(t)];
+    const int t = i / each, h = i % each, position = positions_[static_cast<size_t>(t)], slot = slots_[static_cast<size_t>(t)];
     float* x = row(*op.qkv, t) + h * hd;
     const Vector* weight = h < op.heads ? op.q_norm : op.k_norm;
     if (weight) {
@@ -50,8 +51,8 @@ void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
     }
     if (h < op.heads) continue;
     const auto* table = step.batch.tables.data() + static_cast<size_t>(sequences_[static_cast<size_t>(t)]) * step.batch.table_width;
-    uint8_t* page = layer + page_stride_ * static_cast<size_t>(table[position / kPageTokens]) + head_bytes * static_cast<size_t>(h - op.heads);
-    kernels_.write_kv[config_.exact](x, x + kv_heads * hd, hd, position % kPageTokens, page);
+    uint8_t* page = layer + page_stride_ * static_cast<size_t>(table[slot / kPageTokens]) + head_bytes * static_cast<size_t>(h - op.heads);
+    kernels_.write_kv[config_.exact](x, x + kv_heads * hd, hd, slot % kPageTokens, page);
   }
 }
 
@@ -64,7 +65,7 @@ static int wide_rows(int rows, int kv_heads, int threads) {
   return (each + kGroupRows - 1) / kGroupRows * kGroupRows;
 }
 
-// The keys that queries at positions [low, high] of sequence s see together.
+// The keys that queries of sequence s see together, at positions from `low` on, the last of them in slot `high`.
 Keys Runtime::keys_of(const AttentionOp& op, const Step& step, size_t s, int head, int low, int high) const {
   const size_t head_bytes = page_stride_ / static_cast<size_t>(config_.kv_heads);
   Keys k{};
@@ -74,6 +75,7 @@ Keys Runtime::keys_of(const AttentionOp& op, const Step& step, size_t s, int hea
   k.table = step.batch.tables.data() + s * step.batch.table_width;
   k.cache = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer) + head_bytes * static_cast<size_t>(head);
   k.page_stride = page_stride_;
+  k.masked_from = step.batch.parents.empty() ? std::numeric_limits<int>::max() : step.batch.starts[s] / kPageTokens * kPageTokens;
   return k;
 }
 
@@ -103,15 +105,18 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
   };
   each_unit([&](size_t s, int h, int token, int first, int count, bool wide, int split, int unit) {
     if (split < 0 && unit % threads != thread) return;
-    const int low = positions_[static_cast<size_t>(token + first / group)],
-              high = positions_[static_cast<size_t>(token + (first + count - 1) / group)];
-    const Keys keys = keys_of(op, step, s, h, low, high);
+    const int begin = token + first / group, end = token + (first + count - 1) / group + 1;
+    const int low =
+        step.batch.parents.empty() ? positions_[static_cast<size_t>(begin)] : *std::min_element(positions_.begin() + begin, positions_.begin() + end);
+    const Keys keys = keys_of(op, step, s, h, low, slots_[static_cast<size_t>(end - 1)]);
+    const uint32_t* masks = step.batch.parents.empty() ? nullptr : masks_.at(op.window).data();
     const auto fill = [&](auto& a) {
       static_cast<Keys&>(a) = keys;
       for (int n = 0; n < count; ++n) {
         const int t = token + (first + n) / group, head = h * group + (first + n) % group;
         a.q[n] = row(*op.qkv, t) + head * hd, a.out[n] = row(*op.out, t) + head * hd;
         a.position[n] = positions_[static_cast<size_t>(t)];
+        if (masks) a.mask[n] = masks + static_cast<size_t>(t) * mask_words_;
       }
     };
     if (wide) {

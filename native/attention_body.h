@@ -20,6 +20,13 @@ void write_kv(const float* key, const float* value, int head_dim, int slot, uint
   for (int d = 0; d < head_dim; d += kLanes) store_cached(values + slot * head_dim + d, load(value + d));
 }
 
+// hide(i) for each slot of a page that a query's mask leaves out.
+template <class Hide>
+inline void mask_page(uint32_t seen, const Hide& hide) {
+  static_assert(kPageTokens == 32);
+  for (uint32_t hidden = ~seen; hidden; hidden &= hidden - 1) hide(__builtin_ctz(hidden));
+}
+
 // score[n][32] = q[n] . keys of one page, masked outside each query's range.
 template <class T, int N>
 inline void page_scores(const Attend& a, const float* q, const T* keys, int first, float (&score)[N][kPageTokens]) {
@@ -35,6 +42,10 @@ inline void page_scores(const Attend& a, const float* q, const T* keys, int firs
   }
   for (int n = 0; n < N; ++n) {
     store(score[n], low[n]), store(score[n] + 16, high[n]);
+    if (first >= a.masked_from) {
+      mask_page(a.mask[n][(first - a.masked_from) / kPageTokens], [&](int i) { score[n][i] = kMasked; });
+      continue;
+    }
     const int last = a.position[n] - first, least = a.window ? last - a.window + 1 : 0;
     for (int i = 0; i < least && i < kPageTokens; ++i) score[n][i] = kMasked;
     for (int i = last + 1 > 0 ? last + 1 : 0; i < kPageTokens; ++i) score[n][i] = kMasked;
@@ -137,9 +148,12 @@ inline void unpack_values(const AttendWide& a, const uint16_t* values, int count
 inline float block_softmax(const AttendWide& a, int r, int first, int keys, float* score, float& largest, float& total, uint32_t* out) {
   constexpr size_t panel = static_cast<size_t>(kWideQueries) * kPanelRows;
   const int last = a.position[r] - first, least = a.window ? last - a.window + 1 : 0;
-  if (last < keys - 1 || least > 0)
-    for (int i = 0; i < keys; ++i)
-      if (i < least || i > last) score[static_cast<size_t>(i / kPanelRows) * panel + static_cast<size_t>(i % kPanelRows)] = kMasked;
+  const int plain = a.masked_from - first >= keys ? keys : a.masked_from > first ? a.masked_from - first : 0;
+  const auto hide = [&](int i) { score[static_cast<size_t>(i / kPanelRows) * panel + static_cast<size_t>(i % kPanelRows)] = kMasked; };
+  if (last < plain - 1 || least > 0)
+    for (int i = 0; i < plain; ++i)
+      if (i < least || i > last) hide(i);
+  for (int at = plain; at < keys; at += kPageTokens) mask_page(a.mask[r][(first + at - a.masked_from) / kPageTokens], [&](int i) { hide(at + i); });
   F32 most = set1(kNoScore);
   for (int p = 0; p < keys / kPanelRows; ++p) most = max(most, load(score + static_cast<size_t>(p) * panel));
   const float block_most = max(most);

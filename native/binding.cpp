@@ -250,6 +250,35 @@ Floats score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t
   return owned(std::move(out), {targets.size()});
 }
 
+// [edges]: the log-probability of targets[i] behind token rows[i] of the batch, whose sequences are trees: parents[t] is the
+// place of token t's parent among those of its sequence, -1 what the cache holds. rows ascend; all targets of a row share it.
+Floats score_tree(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
+                  const Array2<int32_t>& tables, const Array<int32_t>& parents, const Array<int32_t>& rows, const Array<int32_t>& given) {
+  Batch batch{copy_of(tokens), copy_of(starts), copy_of(lengths), copy_of(tables), tables.shape(1), copy_of(parents)};
+  if (batch.parents.empty()) throw std::invalid_argument("batch: one parent for each token");
+  runtime.check(batch);
+  const std::vector<int32_t> all = copy_of(rows), targets = copy_of(given);
+  if (all.size() != targets.size()) throw std::invalid_argument("batch: one row for each target");
+  std::vector<int32_t> distinct;
+  std::vector<size_t> first;  // edge of each distinct row
+  for (size_t i = 0; i < all.size(); ++i) {
+    if (targets[i] < 0 || targets[i] >= runtime.config().vocab) throw std::invalid_argument("batch: target out of the vocabulary");
+    if (all[i] < (i ? all[i - 1] : 0) || static_cast<size_t>(all[i]) >= batch.tokens.size())
+      throw std::invalid_argument("batch: rows ascend, and are those of tokens");
+    if (!i || all[i] != all[i - 1]) distinct.push_back(all[i]), first.push_back(i);
+  }
+  first.push_back(all.size());
+  std::vector<float> out(all.size());
+  {
+    const Unlocked unlocked;
+    runtime.run(batch, distinct, [&](size_t r, float* logits) {
+      const float sum = runtime.kernels().log_sum_exp(logits, runtime.config().vocab);
+      for (size_t i = first[r]; i < first[r + 1]; ++i) out[i] = logits[targets[i]] - sum;
+    });
+  }
+  return owned(std::move(out), {all.size()});
+}
+
 // [rows of x, rows of w] = x w^T by one ISA's kernels; for tests and kernel benchmarks.
 Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa, bool exact) {
   const Kernels& k = select_kernels(isa);
@@ -432,6 +461,8 @@ NB_MODULE(_native, m) {
       .def("texts", &texts, "tokens"_a.noconvert(), "lengths"_a.noconvert(), "head"_a = false, "types"_a.noconvert() = nb::none(),
            "[texts, width]: an encoder's embedding of each text, or the logits of its head.")
       .def("score", &score, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "targets"_a.noconvert())
+      .def("score_tree", &score_tree, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(),
+           "parents"_a.noconvert(), "rows"_a.noconvert(), "targets"_a.noconvert())
       .def(
           "copy_page",
           [](Runtime& self, int from, int to) {

@@ -284,11 +284,13 @@ void Runtime::finish() {
   cache_.reset(static_cast<uint8_t*>(std::calloc(page_stride_ * static_cast<size_t>(config_.layers), static_cast<size_t>(config_.pages))));
   if (!cache_) throw std::bad_alloc();
   touch_cache();
-  for (const Op& op : ops_)
+  for (const Op& op : ops_) {
+    if (const auto* attention = std::get_if<AttentionOp>(&op)) masks_[attention->window];
     if (const auto* all = std::get_if<AttendAllOp>(&op))
       for (auto& own : private_) own.attention.resize(std::max(own.attention.size(), attend_all_floats(config_.context, all->head_dim)));
-  positions_.reserve(rows), sequences_.reserve(rows), begins_.reserve(rows);  // a step allocates nothing
-  fuse_norms();                                                               // last: ops_ stays as it is from here on
+  }
+  positions_.reserve(rows), slots_.reserve(rows), sequences_.reserve(rows), begins_.reserve(rows);  // a step allocates nothing
+  fuse_norms();                                                                                     // last: ops_ stays as it is from here on
   finished_ = true;
 }
 

@@ -57,6 +57,7 @@ struct Keys {
   const int32_t* table;  // page of positions [32 i, 32 i + 32)
   const uint8_t* cache;  // this layer and KV head in page 0: keys [head_dim][32], then values [32][head_dim]
   size_t page_stride;    // bytes from one page to the next
+  int masked_from;       // pages from here on hold a tree of tokens: each query sees what its mask says. A multiple of 32
 };
 
 // A few queries.
@@ -65,6 +66,7 @@ struct Attend : Keys {
   const float* q[kTileQueries];  // [head_dim] each
   float* out[kTileQueries];      // [head_dim] each; where partial: sums, then the largest score and the sum of weights
   int position[kTileQueries];
+  const uint32_t* mask[kTileQueries];  // a word a page from masked_from on, a bit a slot
   bool partial;
   float* scratch;  // [2 * kTileQueries * head_dim]
 };
@@ -94,6 +96,7 @@ struct AttendWide : Keys {
   const float* q[kWideQueries];
   float* out[kWideQueries];
   int position[kWideQueries];
+  const uint32_t* mask[kWideQueries];
   void (*product)(const WideTask& task);
   uint32_t* words;  // [wide_attention_words(head_dim)]
   float* floats;    // [wide_attention_floats(head_dim)]

@@ -14,6 +14,18 @@ void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 
+// Tokens on the longest way through `length` tokens of a sequence, the first of them number `first` of the batch.
+int64_t depth(const Batch& batch, size_t first, size_t length) {
+  if (batch.parents.empty()) return static_cast<int64_t>(length);
+  std::vector<int64_t> depths(length);
+  for (size_t i = 0; i < length; ++i) {
+    const int32_t parent = batch.parents[first + i];
+    require(parent >= -1 && parent < static_cast<int64_t>(i), "batch: a token's parent comes before it");
+    depths[i] = parent < 0 ? 1 : depths[static_cast<size_t>(parent)] + 1;
+  }
+  return *std::max_element(depths.begin(), depths.end());
+}
+
 }  // namespace
 
 void Runtime::check(const Batch& batch) const {
@@ -23,10 +35,12 @@ void Runtime::check(const Batch& batch) const {
   require(batch.tables.size() / sequences == batch.table_width, "batch: one page table for each sequence");
   require(tokens > 0 && tokens <= static_cast<size_t>(config_.max_tokens), "batch: more tokens than max_tokens, or none");
   for (const int32_t token : batch.tokens) require(token >= 0 && token < config_.vocab, "batch: token id out of the vocabulary");
+  require(batch.parents.empty() || batch.parents.size() == tokens, "batch: one parent for each token");
   int64_t total = 0;
   for (size_t s = 0; s < sequences; ++s) {
     const int64_t start = batch.starts[s], length = batch.lengths[s], end = start + length;
-    require(start >= 0 && length >= 1 && end <= config_.context, "batch: positions out of the context");
+    require(start >= 0 && length >= 1 && total + length <= static_cast<int64_t>(tokens), "batch: lengths do not add up to the tokens");
+    require(start + depth(batch, static_cast<size_t>(total), static_cast<size_t>(length)) <= config_.context, "batch: positions out of the context");
     const auto used = static_cast<size_t>((end + kPageTokens - 1) / kPageTokens);
     require(used <= batch.table_width, "batch: page table too short");
     for (size_t p = 0; p < used; ++p) {
@@ -39,11 +53,39 @@ void Runtime::check(const Batch& batch) const {
 }
 
 void Runtime::place(const Batch& batch) {
-  positions_.clear(), sequences_.clear(), begins_.clear();
+  positions_.clear(), slots_.clear(), sequences_.clear(), begins_.clear();
   for (size_t s = 0; s < batch.lengths.size(); ++s) {
+    const size_t first = slots_.size();
     const int32_t start = batch.starts.empty() ? 0 : batch.starts[s];
-    begins_.push_back(static_cast<int32_t>(positions_.size()));
-    for (int32_t i = 0; i < batch.lengths[s]; ++i) positions_.push_back(start + i), sequences_.push_back(static_cast<int32_t>(s));
+    begins_.push_back(static_cast<int32_t>(first));
+    for (int32_t i = 0; i < batch.lengths[s]; ++i) {
+      const int32_t parent = batch.parents.empty() ? i - 1 : batch.parents[first + static_cast<size_t>(i)];
+      positions_.push_back(parent < 0 ? start : positions_[first + static_cast<size_t>(parent)] + 1);
+      slots_.push_back(start + i), sequences_.push_back(static_cast<int32_t>(s));
+    }
+  }
+  if (!batch.parents.empty()) mask_trees(batch);
+}
+
+// A token of a tree sees, of the page that the tree begins in and those behind it, what was cached before and its ancestors.
+void Runtime::mask_trees(const Batch& batch) {
+  mask_words_ = 0;
+  for (size_t s = 0; s < batch.lengths.size(); ++s)
+    mask_words_ = std::max(mask_words_, static_cast<size_t>((batch.starts[s] % kPageTokens + batch.lengths[s] - 1) / kPageTokens + 1));
+  for (auto& [window, mask] : masks_) {
+    mask.assign(slots_.size() * mask_words_, 0);
+    size_t first = 0;
+    for (size_t s = 0; s < batch.lengths.size(); first += static_cast<size_t>(batch.lengths[s]), ++s) {
+      const int32_t lead = batch.starts[s] % kPageTokens;
+      for (int32_t i = 0; i < batch.lengths[s]; ++i) {
+        const size_t t = first + static_cast<size_t>(i);
+        const int32_t least = window ? positions_[t] - window + 1 : 0;  // position that it sees
+        const auto see = [&](int32_t slot) { mask[t * mask_words_ + static_cast<size_t>(slot / kPageTokens)] |= 1u << (slot % kPageTokens); };
+        for (int32_t slot = std::max(0, least - batch.starts[s] + lead); slot < lead; ++slot) see(slot);
+        for (int32_t a = i; a >= 0 && positions_[first + static_cast<size_t>(a)] >= least; a = batch.parents[first + static_cast<size_t>(a)])
+          see(lead + a);
+      }
+    }
   }
 }
 

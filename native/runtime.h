@@ -37,6 +37,7 @@ struct Batch {
   std::vector<int32_t> tokens, starts, lengths, tables;  // [T], [S], [S], [S * table_width]
   size_t table_width;
   std::vector<int32_t> types = {};  // [T] of an encoder's tokens; empty: all 0
+  std::vector<int32_t> parents = {};  // [T] of each token among those of its sequence, -1: what is cached; empty: the one before
 };
 
 using Vector = std::vector<float>;
@@ -166,6 +167,7 @@ class Runtime {
   const Matrix* matrix(const std::string& name) const;
   const Vector* vector(const std::string& name, size_t size) const;
   void place(const Batch& batch);
+  void mask_trees(const Batch& batch);
   void run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, size_t last, VisitRow visit, const void* context);
   void run_ops(Step step, int thread);  // each thread walks on its own copy
   void fuse_norms();
@@ -201,9 +203,11 @@ class Runtime {
   struct Free {
     void operator()(uint8_t* p) const { std::free(p); }
   };
-  std::unique_ptr<uint8_t[], Free> cache_;      // [layers][pages][kv_heads][2 * head_dim * 32]; calloc: pages come when touched
-  std::vector<int32_t> positions_, sequences_;  // [T] of the batch under way
-  std::vector<int32_t> begins_;                 // [S] row of each sequence's first token
+  std::unique_ptr<uint8_t[], Free> cache_;              // [layers][pages][kv_heads][2 * head_dim * 32]; calloc: pages come when touched
+  std::vector<int32_t> positions_, slots_, sequences_;  // [T] of the batch under way; slots are positions but in a tree
+  std::vector<int32_t> begins_;                         // [S] row of each sequence's first token
+  std::map<int, std::vector<uint32_t>> masks_;          // by window: [T][mask_words_] which slots a token of a tree sees
+  size_t mask_words_ = 0;
   struct Scratch {
     std::vector<float> rows, attention, tile;
     std::vector<ActBlock> acts;

@@ -89,6 +89,20 @@ class FakeRunner:
         said = [next_token(sequence[: start + i + 1]) for i in range(len(targets))]
         return np.array([0 if t < 0 else -abs(int(t) - s) for t, s in zip(targets, said, strict=True)], np.float32)
 
+    def score_tree(self, batch: Batch, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """As `score`, of trees: a token's text is what the cache holds before its sequence and its ancestors."""
+        assert batch.parents is not None and list(rows) == sorted(rows)
+        self.batches.append([int(n) for n in batch.lengths])
+        texts: list[list[int]] = []
+        first = 0
+        for sequence, start, length in zip(self._sequences(batch), batch.starts, batch.lengths, strict=True):
+            for i, parent in enumerate(batch.parents[first : first + length]):
+                before = sequence[:start] if parent < 0 else texts[first + int(parent)]
+                texts.append([*before, int(batch.tokens[first + i])])
+            first += int(length)
+        said = [next_token(texts[int(row)]) for row in rows]
+        return np.array([-abs(int(t) - s) for t, s in zip(targets, said, strict=True)], np.float32)
+
     def copy_page(self, source: int, target: int) -> None:
         self.memory[target] = self.memory[source]
 

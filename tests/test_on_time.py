@@ -325,7 +325,7 @@ def test_scores_are_work_like_any_other() -> None:
 
 def test_scores_that_run_out_of_time_keep_what_there_is() -> None:
     e = engine(calibrated=False)  # nothing is known yet, so it is tried
-    score = e.submit_score([1] * 50, [[2]] * 100, deadline_s=e.clock() + 0.1)
+    score = e.submit_score([1] * 50, [[i % 90] * (300 + i) for i in range(100)], deadline_s=e.clock() + 0.1)
     while score.finish_reason is None:
         e.step()
     assert score.finish_reason == "deadline" and score.score is not None

@@ -21,8 +21,9 @@ from shell import millis as shell
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "millis"
 PUBLIC = """
-    Classification Completion DeadlineError Encoder EngineConfig FormatError LanguageModel MillisError ModelError
-    OverloadError PullError RequestError SamplingParams Stream TemplateError Timings TokenLogprob load
+    Calibration Cascade Classification Completion DeadlineError Encoder EngineConfig FormatError LanguageModel
+    MillisError ModelError OverloadError PullError RequestError SamplingParams Stream TemplateError Timings
+    TokenLogprob cascade load
 """.split()
 HEAVY = ["numpy", "torch", "transformers", "jinja2", "tokenizers", "huggingface_hub", "typer", "rich", "millis._native"]
 

@@ -28,6 +28,8 @@ from millis.types import (
 
 if TYPE_CHECKING:
     from millis.config import EngineConfig
+    from millis.tasks.calibration import Calibration
+    from millis.tasks.cascade import Cascade, cascade
     from millis.tasks.encoder import Encoder
     from millis.tasks.load import load
     from millis.tasks.model import LanguageModel, Stream
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
+    "Cascade",
     "Classification",
     "Completion",
     "DeadlineError",
@@ -52,15 +56,19 @@ __all__ = [
     "TemplateError",
     "Timings",
     "TokenLogprob",
+    "cascade",
     "load",
 ]
 
 # Loaded on first use, so that `import millis` costs next to nothing.
 _LAZY = {
+    "Calibration": "tasks.calibration",
+    "Cascade": "tasks.cascade",
     "Encoder": "tasks.encoder",
     "EngineConfig": "config",
     "LanguageModel": "tasks.model",
     "Stream": "tasks.model",
+    "cascade": "tasks.cascade",
     "load": "tasks.load",
 }
 

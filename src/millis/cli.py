@@ -16,18 +16,10 @@ import typer
 
 from millis.types import MillisError
 
-COMMANDS = (
-    "run",
-    "chat",
-    "serve",
-    "pull",
-    "models",
-    "doctor",
-    "data",
-    "quantize",
-    "evaluate",
-    "bench",
-)  # each a module in millis.commands
+COMMANDS = (  # each a module in millis.commands
+    *("run", "chat", "classify", "embed", "extract", "translate", "summarize", "moderate"),
+    *("serve", "pull", "models", "doctor", "data", "quantize", "evaluate", "bench"),
+)
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 

@@ -184,14 +184,20 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Classification:
-    """What a text was taken for."""
+    """What a text is. `scores` sum to 1, best first; where several labels may fit each lies in [0, 1] by itself.
 
-    label: str  # the one of the highest score
-    scores: Mapping[str, float]  # best first; of labels that exclude each other they sum to 1
+    label: the best one; None where its score is below what was asked for. labels: those that fit, where several may.
+    complete: False where the deadline left time for the labels' first tokens only, which is what was compared.
+    """
+
+    label: str | None
+    scores: Mapping[str, float]
     timings: Timings
+    labels: tuple[str, ...] = ()
+    complete: bool = True
 
     def __str__(self) -> str:
-        return self.label
+        return self.label or ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

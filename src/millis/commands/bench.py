@@ -177,6 +177,35 @@ def speculation(
         bench_tables.show_speculation(found)
 
 
+@app.command(epilog="Example: millis bench labels banking77_test.csv -m smollm2")
+def labels(
+    file: Annotated[Path, typer.Argument(help="Texts and their labels: CSV or JSONL.")],
+    model: common.Model = "smollm2",
+    texts: Annotated[int, typer.Option(min=1, max=10000, help="Texts, spread evenly.")] = 20,
+    single: Annotated[int, typer.Option(min=1, max=1000, help="Of them, those done label by label, too.")] = 1,
+    threads: common.Threads = None,
+    precision: common.Precision = "fast",
+    json: common.Json = False,
+) -> None:
+    """Classification with all labels in one forward, beside one whole forward for each label."""
+    from millis.bench.labels import label_times
+    from millis.tasks.dataset import read_labelled, spread
+
+    rows = read_labelled(file)
+    names = sorted({label for _, label in rows})
+    lm = common.load(model, threads=threads, precision=precision)
+    chosen = [text for text, _ in spread(rows, texts)]
+    found = label_times(lm, chosen, names, min(single, len(chosen)))
+    if json:
+        common.print_json({"model": model, "file": str(file), "precision": precision, **found.asdict()})
+        return
+    print(f"{model}, {found.labels} labels, {found.texts} texts, precision {precision}, {lm.config.threads} threads")
+    steps = f"{found.forwards} step, {found.rows} rows"
+    print(f"one forward behind the cached instruction {found.tree_ms:9.1f} ms   ({steps})")
+    print(f"a whole forward for each label            {found.single_ms:9.1f} ms   ({found.single_texts} of the texts)")
+    print(f"{found.ratio:.0f} times faster; scores differ by {found.difference:.1e} at most")
+
+
 def _lengths(flag: str, text: str) -> list[int]:
     try:
         lengths = [int(part) for part in text.split(",")]

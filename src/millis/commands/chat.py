@@ -9,15 +9,20 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from millis.commands import common
+import typer
+
+from millis.commands import common, lines
+from millis.tasks.language import language
+from millis.tasks.memory import fitting, transcript
 from millis.types import MillisError, TemplateError
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel
 
 EXAMPLE = 'millis chat -m qwen2.5-0.5b --system "You answer in one sentence."'
+_PERSONA = {"en": "You are {persona}. Stay in this role.", "zh": "你是{persona}。请始终保持这个角色。"}
 HELP = (
     "/reset forgets the conversation · /save FILE writes it as JSON · /help · /exit or Ctrl-D leaves"
     " · Ctrl-C stops an answer"
@@ -27,6 +32,15 @@ HELP = (
 def command(
     model: common.Model = "smollm2",
     system: common.System = None,
+    persona: Annotated[
+        str | None, typer.Option("--persona", metavar="TEXT|@FILE", help="Who answers; part of the system message.")
+    ] = None,
+    memory_tokens: Annotated[
+        int | None, typer.Option("--memory-tokens", min=32, help="Of the conversation, the model is shown so many.")
+    ] = None,
+    summarize: Annotated[
+        bool, typer.Option("--summarize", help="With --memory-tokens: what is forgotten is kept as a summary.")
+    ] = False,
     max_tokens: common.MaxTokens = 1024,
     temperature: common.Temperature = 0.0,
     top_k: common.TopK = 0,
@@ -55,14 +69,70 @@ def command(
     if not lm.tokenizer.has_chat_template:
         raise TemplateError(f"{model} is a base model without a chat template; use: millis run -m {model} PROMPT")
     common.say(f"{model}: {HELP}")
-    talk(Conversation(lm, system, {**sampling, "deadline_ms": deadline_ms}))
+    if summarize and memory_tokens is None:
+        raise typer.BadParameter("--summarize is for what --memory-tokens drops; give both")
+    memory = Memory(lm, memory_tokens, summarize=summarize)
+    talk(Conversation(lm, _opening(system, persona), {**sampling, "deadline_ms": deadline_ms}, memory))
+
+
+def _opening(system: str | None, persona: str | None) -> str | None:
+    """The system message: who answers, then what else is to be heeded."""
+    if persona is None:
+        return system
+    given = lines.read_text(Path(persona[1:])) if persona.startswith("@") else persona
+    tongue = language(given)
+    whole = _PERSONA[tongue].replace("{persona}", given.strip())
+    return whole if system is None else f"{whole}\n\n{system}"
+
+
+class Memory:
+    """How much of a conversation the model is shown: all of it, or the latest turns and a summary of the others."""
+
+    def __init__(self, lm: LanguageModel, tokens: int | None = None, *, summarize: bool = False) -> None:
+        self._lm, self._tokens, self._summarize = lm, tokens, summarize
+        self._summary = ""
+        self._dropped = 0  # messages that are shown no more
+
+    def forget(self) -> None:
+        """The conversation starts anew."""
+        self._summary, self._dropped = "", 0
+
+    def shown(self, opening: list[dict[str, str]], messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """What the model is asked with; says so where older turns go. RequestError: the last message is too long."""
+        if self._tokens is None:
+            return [*opening, *messages]
+        turns = messages[self._dropped :]
+        kept, gone = fitting(self._head(opening), turns, self._tokens, self._count)
+        if gone:
+            self._dropped += len(gone)
+            how = "forgotten"
+            if self._summarize:
+                text = transcript([{"role": "summary", "content": self._summary}, *gone] if self._summary else gone)
+                self._summary = self._lm.summarize(text, sentences=3).text
+                how = "kept as a summary"
+                kept, more = fitting(self._head(opening), kept, self._tokens, self._count)
+                self._dropped += len(more)
+            common.say(f"memory of {self._tokens} tokens: the {self._dropped} oldest messages are {how}")
+        return [*self._head(opening), *kept]
+
+    def _head(self, opening: list[dict[str, str]]) -> list[dict[str, str]]:
+        if not self._summary:
+            return opening
+        before = f"{opening[0]['content']}\n\n" if opening else ""
+        return [{"role": "system", "content": f"{before}Earlier in this conversation: {self._summary}"}]
+
+    def _count(self, messages: list[dict[str, str]]) -> int:
+        return len(self._lm.tokenizer.encode_chat(messages)) if messages else 0
 
 
 class Conversation:
     """The messages so far, and what a line does to them."""
 
-    def __init__(self, lm: LanguageModel, system: str | None, options: dict[str, Any]) -> None:
+    def __init__(
+        self, lm: LanguageModel, system: str | None, options: dict[str, Any], memory: Memory | None = None
+    ) -> None:
         self._lm = lm
+        self._memory = memory or Memory(lm)
         self._options = options
         self._opening = [] if system is None else [{"role": "system", "content": system}]
         self.messages = list(self._opening)
@@ -72,6 +142,7 @@ class Conversation:
         verb, _, rest = line.strip().partition(" ")
         if verb == "/reset":
             self.messages = list(self._opening)
+            self._memory.forget()
             common.say("the conversation starts anew")
         elif verb == "/save":
             common.say(save(self.messages, rest.strip()))
@@ -84,7 +155,8 @@ class Conversation:
         """Answers and keeps both messages; what cannot be answered leaves the conversation as it was."""
         messages = [*self.messages, {"role": "user", "content": line}]
         try:
-            out = common.show(self._lm.chat_stream(messages, **self._options))
+            shown = self._memory.shown(self._opening, messages[len(self._opening) :])
+            out = common.show(self._lm.chat_stream(shown, **self._options))
         except MillisError as error:
             common.say(f"millis: {error}; the conversation is as it was before, /reset starts anew")
         else:

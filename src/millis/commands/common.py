@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +22,7 @@ TABLE_WIDTH = 110  # columns
 
 if TYPE_CHECKING:
     from millis.hub import Entry
+    from millis.tasks.cascade import Cascade
     from millis.tasks.model import LanguageModel, Stream
 
 Model = Annotated[
@@ -66,6 +69,29 @@ def load(name: str, **options: Any) -> LanguageModel:
 
     with Bar() as bar:
         return LanguageModel(name, progress=bar, agree=ask_terms, **options)
+
+
+def load_cascade(names: str, confidence: float, **options: Any) -> LanguageModel | Cascade:
+    """The model, or a cascade of several that are named with commas between them, the smallest first."""
+    from millis.tasks.cascade import Cascade
+
+    models = [load(name.strip(), **options) for name in names.split(",")]
+    return models[0] if len(models) == 1 else Cascade(models, confidence)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one move, so that a failure leaves an old one as it was. RequestError: it cannot be written."""
+    part = None
+    try:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            part = file.name
+            file.write(text)
+        os.replace(part, path)
+    except OSError as error:
+        if part is not None:
+            with suppress(OSError):
+                os.unlink(part)
+        raise RequestError(f"cannot write {path}: {error.strerror}") from None
 
 
 def resolve(name: str) -> Path:

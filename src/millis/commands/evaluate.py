@@ -1,102 +1,229 @@
-"""millis evaluate: quality beside a float32 reference."""
+"""millis evaluate: the quality of a task on examples, with what each answer took."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from millis.commands import common
-from millis.types import ModelError, RequestError
+from millis.commands import common, lines
+from millis.types import RequestError
 
 if TYPE_CHECKING:
-    from millis.tasks.model import LanguageModel
+    from millis.tasks.evaluation import Evaluation
 
-EXAMPLE = "millis evaluate -m smollm2 --perplexity wiki.txt"
+EXAMPLE = "millis evaluate classify test.csv -m smollm2 --limit 200 --plot reliability.svg"
 
 
 def command(
-    perplexity: Annotated[Path, typer.Option("--perplexity", metavar="FILE", help="A text file, UTF-8.")],
-    model: common.Model = "smollm2",
+    task: Annotated[
+        str | None, typer.Argument(help="classify, translate, summarize, answer or extract; none with --perplexity.")
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            help="CSV or JSONL: text, label | source, target | question, context, answers | text, value; SQuAD's .json."
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option("-m", "--model", help="A model; for classify also SMALL,LARGE.")] = "smollm2",
+    rows: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples, spread evenly.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="A,B,C", help="Labels, instead of those of the file.")] = None,
+    examples: Annotated[Path | None, typer.Option(metavar="FILE", help="Labelled texts shown to the model.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(metavar="contextual|FILE", help="Calibration of the labels' scores.")
+    ] = None,
+    abstain: Annotated[float | None, typer.Option(min=0, max=1, help="No label below this score.")] = None,
+    schema: Annotated[Path | None, typer.Option(metavar="FILE", help="extract: the JSON schema.")] = None,
+    words: Annotated[int | None, typer.Option(min=1, help="summarize: words at most.")] = None,
+    sentences: Annotated[int | None, typer.Option(min=1, help="summarize: sentences at most; 3 unless said.")] = None,
+    characters: Annotated[int | None, typer.Option(min=1, help="summarize: characters at most.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="classify: a reliability plot, .svg or .png.")
+    ] = None,
+    deadline_ms: common.DeadlineMs = None,
+    confidence: Annotated[float, typer.Option(min=0, max=1, help="Of SMALL,LARGE: what the small one keeps.")] = 0.9,
+    perplexity: Annotated[
+        Path | None, typer.Option("--perplexity", metavar="FILE", help="A text file: its perplexity instead of a task.")
+    ] = None,
     window: Annotated[int, typer.Option(min=2, help="Tokens that are predicted together.")] = 512,
     limit: Annotated[int | None, typer.Option("--windows", min=1, help="Only so many windows, spread evenly.")] = None,
     reference: Annotated[bool, typer.Option(help="Also run transformers in float32 on the same weights.")] = True,
     threads: common.Threads = None,
+    context: common.Context = None,
     precision: common.Precision = "fast",
     json: common.Json = False,
 ) -> None:
-    """Perplexity of a text: of Millis, and of the float32 reference on the same weights."""
-    text = _read(perplexity)
-    lm = common.load(model, threads=threads, precision=precision, context=None)
-    cut = _windows(lm, text, window, limit)
-    tokens = sum(len(w) - 1 for w in cut)
-    result: dict[str, Any] = {
-        "model": model,
-        "file": str(perplexity),
-        "precision": precision,
-        "window_tokens": window,
-        "windows": len(cut),
-        "tokens": tokens,
+    """Accuracy, F1, BLEU, ROUGE and the like of a task, with p50 and p99 milliseconds; or the perplexity of a text."""
+    if perplexity is not None:
+        if task is not None:
+            raise typer.BadParameter("a task and --perplexity exclude each other")
+        from millis.commands.evaluate_perplexity import perplexity_of
+
+        return perplexity_of(
+            perplexity,
+            model=model,
+            window=window,
+            limit=limit,
+            reference=reference,
+            threads=threads,
+            precision=precision,
+            json=json,
+        )
+    if task is None or file is None:
+        raise typer.BadParameter("give a task and a file, or --perplexity FILE")
+    given = {
+        "labels": labels,
+        "examples": examples,
+        "calibration": calibration,
+        "abstain": abstain,
+        "schema": schema,
+        "words": words,
+        "sentences": sentences,
+        "characters": characters,
     }
-    say = (lambda text: None) if json else print
-    say(f"{model} on {perplexity.name}: {len(cut)} windows of {window}, {tokens} tokens")
-    result["millis"] = _measure("millis", lambda w: lm.engine.score(w[:1], [w[1:]])[0], cut)
-    say(_line("millis", result["millis"]))
-    if reference:
-        result["reference"] = _reference(lm, cut)
-        result["ratio"] = result["millis"]["perplexity"] / result["reference"]["perplexity"]
-        say(_line("transformers, float32", result["reference"]))
-        say(f"ratio {result['ratio']:.5f} ({100 * (result['ratio'] - 1):+.3f} %)")
+    _check(task, {name: value for name, value in {**given, "plot": plot}.items() if value is not None})
+    found = _evaluate(task, file, rows, given, deadline_ms, lambda: common.load_cascade(
+        model, confidence, threads=threads, context=context, precision=precision))  # fmt: skip
+    if plot is not None:
+        reliability_plot(found, plot, f"{model} on {file.name}")
     if json:
-        common.print_json(result)
+        common.print_json({"model": model, "file": str(file), "precision": precision, **found.asdict()})
+    else:
+        _print(found, model, file)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise RequestError(f"{path} is not UTF-8 text; convert it first") from None
+ALLOWED = {
+    "classify": {"labels", "examples", "calibration", "abstain", "plot"},
+    "translate": set[str](),
+    "summarize": {"words", "sentences", "characters"},
+    "answer": set[str](),
+    "extract": {"schema"},
+}
 
 
-def _windows(lm: LanguageModel, text: str, window: int, limit: int | None) -> list[list[int]]:
-    from millis.tasks.perplexity import spread, windows
-
-    if window > lm.runner.context:
-        raise RequestError(f"--window {window} is longer than the model's context of {lm.runner.context} tokens")
-    tokenizer = lm.tokenizer
-    bos = tokenizer.bos if tokenizer.encode("a")[:1] == [tokenizer.bos] else None
-    cut = windows(tokenizer.encode(text, add_special=False), window, bos)
-    return cut if limit is None else spread(cut, limit)
-
-
-def _reference(lm: LanguageModel, cut: list[list[int]]) -> dict[str, float]:
-    from millis.bench.reference import log_likelihood, reference_model
-
-    other = reference_model(lm.model.checkpoint, lm.config.threads)
-    return _measure("transformers, float32", lambda w: log_likelihood(other, w), cut)
+def _check(task: str, given: dict[str, Any]) -> None:
+    if task not in ALLOWED:
+        raise typer.BadParameter(f"no task {task!r}; there are {', '.join(ALLOWED)}")
+    for name in given:
+        if name not in ALLOWED[task]:
+            raise typer.BadParameter(f"--{name} is not for {task}")
+    if task == "extract" and "schema" not in given:
+        raise typer.BadParameter("extract needs --schema FILE")
 
 
-def _measure(name: str, log_likelihood: Callable[[list[int]], float], cut: list[list[int]]) -> dict[str, float]:
+def _evaluate(
+    task: str,
+    file: Path,
+    limit: int | None,
+    given: dict[str, Any],
+    deadline_ms: float | None,
+    load: Callable[[], Any],
+) -> Evaluation:
     from rich.console import Console
     from rich.progress import Progress
 
-    from millis.tasks.perplexity import perplexity
+    from millis.tasks import evaluation
+    from millis.tasks.dataset import read_rows, spread
 
-    begin = time.perf_counter()
+    everything = read_rows(file, evaluation.COLUMNS[task])
+    some = spread(everything, limit)
+    lm = load()
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=len(cut))
-        value = perplexity(log_likelihood, cut, lambda: progress.advance(task))
-    if not math.isfinite(value):
-        raise ModelError(f"{name}: the perplexity is not finite; the weights of this model are not usable")
-    return {"perplexity": value, "seconds": time.perf_counter() - begin}
+        bar = progress.add_task(task, total=len(some))
+
+        def advance() -> None:
+            progress.advance(bar)
+
+        if task == "classify":
+            return evaluation.evaluate_classify(_classifier(lm, everything, given, deadline_ms), some, advance)
+        _whole_model(lm, task)
+        if task == "translate":
+            return evaluation.evaluate_translate(
+                lambda text, to: lm.translate(text, to, deadline_ms=deadline_ms), some, advance
+            )
+        if task == "summarize":
+            size = {name: given[name] for name in ("words", "sentences", "characters")}
+            return evaluation.evaluate_summarize(
+                lambda text: lm.summarize(text, **size, deadline_ms=deadline_ms), some, advance
+            )
+        if task == "answer":
+            from millis.tasks.question import question
+
+            return evaluation.evaluate_answer(lambda q, text: question(lm, q, text, deadline_ms), some, advance)
+        form = lines.read_text(given["schema"])
+        return evaluation.evaluate_extract(lambda text: lm.extract(text, form, deadline_ms=deadline_ms), some, advance)
 
 
-def _line(name: str, result: dict[str, float]) -> str:
-    return f"{name:<24} perplexity {result['perplexity']:.4f}   {result['seconds']:.1f} s"
+def _classifier(lm: Any, rows: list[Any], given: dict[str, Any], deadline_ms: float | None) -> Callable[[str], Any]:
+    """A call that classifies a text: with the labels of the file, or by a head that knows its own."""
+    from millis.tasks.calibration import Calibration
+    from millis.tasks.cascade import Cascade
+    from millis.tasks.dataset import read_labelled
+    from millis.tasks.methods import TaskMethods
+
+    if not isinstance(lm, (TaskMethods, Cascade)):
+        if any(value is not None for value in given.values()):
+            raise RequestError("a model with a trained head takes no labels, examples or calibration")
+        return lambda text: lm.classify(text)
+    names = given["labels"]
+    names = sorted({str(row["label"]) for row in rows}) if names is None else [n.strip() for n in names.split(",")]
+    kind = given["calibration"]
+    options: dict[str, Any] = {"abstain": given["abstain"]}
+    options["calibration"] = kind if kind in (None, "contextual") else Calibration.loads(lines.read_text(Path(kind)))
+    options["examples"] = [] if given["examples"] is None else read_labelled(given["examples"])
+    if rows:  # what is done once is no part of the first answer's time
+        lm.classify(str(rows[0]["text"]), names, **options)
+    return lambda text: lm.classify(text, names, deadline_ms=deadline_ms, **options)
+
+
+def _whole_model(lm: Any, task: str) -> None:
+    from millis.tasks.methods import TaskMethods
+
+    if not isinstance(lm, TaskMethods):
+        raise RequestError(f"{task} takes one language model with -m")
+
+
+def reliability_plot(found: Evaluation, path: Path, title: str) -> None:
+    """Accuracy over confidence (Guo et al., 2017), as .svg or .png. RequestError: no scores, or no matplotlib."""
+    if path.suffix not in (".svg", ".png"):
+        raise RequestError(f"{path}: a plot is .svg or .png")
+    if not found.bins:
+        raise RequestError("the answers have no scores to plot")
+    try:
+        import matplotlib
+    except ImportError:
+        raise RequestError("a plot needs matplotlib: pip install 'millis[evaluate]'") from None
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="perfectly calibrated")
+    width = found.bins[0].high - found.bins[0].low
+    axes.bar([b.low for b in found.bins], [b.accuracy for b in found.bins], width, align="edge", edgecolor="white")
+    axes.plot(
+        [b.confidence for b in found.bins], [b.accuracy for b in found.bins], "o", color="C1", label="mean confidence"
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    axes.set_title(f"{title}\nECE {found.metrics['ece']:.3f}, {found.count} texts", fontsize=10)
+    axes.legend(fontsize=8, loc="upper left")
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise RequestError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _print(found: Evaluation, model: str, file: Path) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{found.task}: {model} on {file.name}, {found.count} examples", title_justify="left")
+    for name in (*found.metrics, "p50 ms", "p99 ms"):
+        table.add_column(name, justify="right")
+    values = [f"{value:.1f}" if name in ("bleu", "chrf") else f"{value:.4f}" for name, value in found.metrics.items()]
+    table.add_row(*values, f"{found.p50_ms:.1f}", f"{found.p99_ms:.1f}")
+    common.print_table(table)
+    if found.refused:
+        common.say(f"{found.refused} examples were refused: their deadline could not be met; they count as wrong")

@@ -21,7 +21,9 @@ from millis.engine.promises import Verdict
 from millis.engine.request import Event, Request, Score
 from millis.engine.runner import Batch, Runner, Sampled
 from millis.engine.scheduler import Chunk, Scheduler
+from millis.engine.scoring import edges_of, path_sums, tree_batch
 from millis.engine.speculate import Speculator
+from millis.engine.tree import parts
 from millis.types import (
     DeadlineError,
     FinishReason,
@@ -78,10 +80,9 @@ class Engine:
             max_gap_ms=max_gap_ms,
             max_step_ms=math.inf if max_step_ms is None else max_step_ms,
         )
+        self._caching = prefix_cache
         if prefix_cache:
-            longest = -(-runner.context // runner.page_tokens)
-            most_pinned = max(0, min(runner.pages // 2, runner.pages - longest))  # the longest request still fits
-            self.scheduler.prefix = RadixCache(self.scheduler.allocator, runner.page_tokens, most_pinned)
+            self._make_cache()
         self.speculator = speculator
         self.grammars = grammars
         self.sentence_ends = sentence_ends
@@ -91,6 +92,11 @@ class Engine:
         self._turn = threading.Condition(threading.Lock())
         self._stepping = False
         self._free_s = -math.inf  # when the step under way is thought to end
+
+    def _make_cache(self) -> None:
+        longest = -(-self.runner.context // self.runner.page_tokens)
+        most_pinned = max(0, min(self.runner.pages // 2, self.runner.pages - longest))  # the longest request still fits
+        self.scheduler.prefix = RadixCache(self.scheduler.allocator, self.runner.page_tokens, most_pinned)
 
     @property
     def room(self) -> int:
@@ -134,6 +140,7 @@ class Engine:
             tenant=tenant,
             on_deadline=on_deadline,
             minimum=max(1, min(minimum_tokens, limit - len(tokens))),
+            caches=self._caching,
         )
         request.timings.prompt_tokens = len(tokens)
         if params.grammar is None:
@@ -167,14 +174,18 @@ class Engine:
         deadline_s: float | None = None,
         priority: Priority = "standard",
         tenant: str = "",
+        cache: bool = False,
     ) -> Request:
         """Queues the scoring of continuations; `request.score.values` grows with them, in their order. See `submit`.
 
-        A continuation's value is the summed log-probability (nats) of its tokens after the prompt. The prompt is
-        computed once; every continuation then overwrites the cache's positions behind it.
+        A continuation's value is the summed log-probability (nats) of its tokens after the prompt. What is not
+        cached of the prompt and a tree of all continuations run in one forward where a step holds them, or in several.
+        With a deadline that leaves no time for them whole, `request.score.depth` tokens of each are counted.
+
+        cache: keep the prompt for those that begin alike, even where the engine was made without a prefix cache.
         """
         tokens = self._checked(prompt)
-        checked = [self._checked(continuation) for continuation in continuations]
+        checked = tuple(tuple(self._checked(continuation)) for continuation in continuations)
         longest = len(tokens) + max((len(c) for c in checked), default=0)
         if longest > self.runner.context:
             raise RequestError(
@@ -184,20 +195,26 @@ class Engine:
             raise RequestError(
                 f"{longest} tokens do not fit the KV cache of {self.runner.pages} pages; raise cache_tokens"
             )
+        slots = self.runner.pages * self.runner.page_tokens - len(tokens)
+        score = Score(checked, list(parts(checked, min(self.runner.max_tokens - 1, slots))))
+        nodes = max((len(tree.tokens) for _, tree in score.parts if tree is not None), default=0)
         request = Request(
             prompt_tokens=len(tokens),
             tokens=tokens,
             params=SamplingParams(),
             sampler=None,
-            limit=longest,
+            limit=max(longest, len(tokens) + nodes),
             arrival_s=self.clock() if arrival_s is None else arrival_s,
             deadline_s=deadline_s,
             priority=priority,
             tenant=tenant,
-            score=Score(checked),
+            score=score,
+            caches=cache or self._caching,
         )
         request.timings.prompt_tokens = len(tokens)
         with self._turn:
+            if cache and self.scheduler.prefix is None:
+                self._make_cache()
             self._queue(request)
             if not checked:
                 self._finish(request, "stop", None)
@@ -206,10 +223,15 @@ class Engine:
     def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]], *, tenant: str = "") -> list[float]:
         """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
         request = self.submit_score(prompt, continuations, tenant=tenant)
-        for _ in self.events(request):
-            pass
+        self.wait(request)
         assert request.score is not None
         return request.score.values
+
+    def wait(self, request: Request) -> None:
+        """Until the request has ended; its events are taken."""
+        if request.finish_reason is None or request.inbox or request.error is not None:
+            for _ in self.events(request):
+                pass
 
     def events(self, request: Request) -> Iterator[Event]:
         """The request's events, up to and including its last; closing the iterator early cancels the request."""
@@ -344,7 +366,9 @@ class Engine:
             chunk.request.timings.steps += 1
             if chunk.request.first_step_s is None:
                 chunk.request.first_step_s = begin
-        if chunks[0].scores:
+        if chunks[0].tree is not None:
+            values, sampled = self.runner.score_tree(*tree_batch(chunks)), Sampled([], [])
+        elif chunks[0].scores:
             values, sampled = self._score_part(chunks[0]), Sampled([], [])
         else:
             sampled = self.runner.step(batch_of(chunks), [c.request.sampler if c.last else None for c in chunks])
@@ -355,7 +379,10 @@ class Engine:
         with self._turn:
             self.costs.observe(self.scheduler.work, predicted_ms, took_ms)
             self.counters.steps += 1
-            if chunks[0].scores:
+            if chunks[0].tree is not None:
+                for chunk, some in zip(chunks, edges_of(chunks, values), strict=True):
+                    self._take_tree(chunk, some, now)
+            elif chunks[0].scores:
                 self._take_scores(chunks[0], values, now)
             else:
                 self._emit(chunks, sampled, now)
@@ -380,7 +407,7 @@ class Engine:
 
     def _aim(self, request: Request, deadline_s: float) -> None:
         """Says when a request must be done, and how much of it need not be computed."""
-        if self.scheduler.prefix is not None:
+        if self.scheduler.prefix is not None and request.caches:
             request.cached = self.scheduler.prefix.match_length(request.tenant, request.tokens)
         request.due_s = deadline_s - self._delivery_ms / 1000
         request.latest_s = self.scheduler.promises.latest_s(request.due_s, request.owed)
@@ -439,7 +466,7 @@ class Engine:
         take half of the KV cache, and must leave room for the longest request.
         """
         prefix, tokens, salt = self.scheduler.prefix, self._checked(tokens), tenant or None
-        if prefix is None:
+        if prefix is None or not self._caching:
             raise RequestError("there is no prefix cache to pin to; load the model with prefix_cache=True")
         if len(tokens) >= self.runner.context:
             raise RequestError(f"a prefix of {len(tokens)} tokens leaves no room in a context of {self.runner.context}")
@@ -529,7 +556,25 @@ class Engine:
         if score.done == len(score.continuations[len(score.values)]):
             score.values.append(score.part)
             score.part, score.done = 0.0, 0
+            del score.parts[0]
         if len(score.values) == len(score.continuations):
+            self._finish(request, "stop", None)
+
+    def _take_tree(self, chunk: Chunk, values: NDArray[np.float32], now: float) -> None:
+        request, score = chunk.request, chunk.request.score
+        assert score is not None and chunk.tree is not None
+        request.first_token_s = now if request.first_token_s is None else request.first_token_s
+        request.last_token_s = now
+        request.computed = len(request.tokens) - 1  # the tree's own slots are written anew by the next one
+        self.scheduler.publish(request)
+        score.values += path_sums(chunk.tree, values, chunk.depth)
+        if len(score.values) < len(score.continuations):
+            del score.parts[0]
+        elif chunk.depth < chunk.tree.depth:
+            score.depth = chunk.depth
+            self.counters.landed += 1
+            self._finish(request, "deadline", None)
+        else:
             self._finish(request, "stop", None)
 
     def _drop_late(self) -> None:

@@ -123,6 +123,12 @@ class NativeRunner:
         targets = np.asarray(targets, np.int32)
         return self._runtime.score(batch.tokens, batch.starts, batch.lengths, batch.tables, targets)
 
+    def score_tree(self, batch: Batch, rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float32]:
+        assert batch.parents is not None
+        return self._runtime.score_tree(
+            batch.tokens, batch.starts, batch.lengths, batch.tables, batch.parents, rows, targets
+        )
+
     def copy_page(self, source: int, target: int) -> None:
         self._runtime.copy_page(source, target)
 

@@ -99,6 +99,9 @@ class Promises:
 
     def _score_plain_ms(self, request: Request) -> float:
         assert request.score is not None
+        if request.score.parts and request.score.parts[0][1] is not None:  # their first tokens are the least there is
+            rows = len(request.tokens) - request.start
+            return self._costs.plain_ms(Work().add(request.start, rows, 1))
         waiting = request.score.continuations[len(request.score.values) :]
         context = len(request.tokens)
         start = request.start

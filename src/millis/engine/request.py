@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from millis.engine.landing import Stage
+from millis.engine.tree import Part
 from millis.types import FinishReason, OnDeadline, Priority, SamplingParams, Timings, TokenLogprob
 
 if TYPE_CHECKING:
@@ -26,15 +27,12 @@ class Event:
 class Score:
     """Log-probabilities to be computed of tokens behind a prompt, and those that are known."""
 
-    continuations: list[list[int]]
+    continuations: tuple[tuple[int, ...], ...]
+    parts: list[Part]  # those that are still to be scored: a forward for each tree, pieces where there is none
     values: list[float] = field(default_factory=list)  # of the first of the continuations, in nats
-    part: float = 0.0  # of the next one: what is summed up
+    part: float = 0.0  # of the next one where it is scored in pieces: what is summed up
     done: int = 0  # and how many of its tokens that are
-
-    @property
-    def tokens(self) -> int:
-        """Rows that are still to be computed."""
-        return sum(map(len, self.continuations[len(self.values) :])) - self.done
+    depth: int | None = None  # only so many tokens of each continuation count, for want of time
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +56,7 @@ class Request:
     constraint: Constraint | None = None  # where only answers of a grammar are wanted
     stage: Stage = Stage.FLYING
     score: Score | None = None  # continuations to be scored instead of an answer to be written
+    caches: bool = True  # whether it uses the prefix cache, if there is one
     cached: int = 0  # tokens of the prompt that the prefix cache held when it came
     plain_ms: tuple[int, float] = (-1, 0.0)  # (start, what the rest of the prompt costs by the tables)
     computed: int = 0

@@ -24,6 +24,7 @@ class Batch:
     lengths: NDArray[np.int32]  # [S] ≥ 1
     tables: NDArray[np.int32]  # [S, P] page ids in order of position, −1 past the end
     drafted: NDArray[np.int32] | None = None  # [S] < lengths
+    parents: NDArray[np.int32] | None = None  # [T] place of each token's parent in its sequence; −1: what is cached
 
 
 @dataclass(slots=True)
@@ -64,6 +65,14 @@ class Runner(Protocol):
 
     def score(self, batch: Batch, targets: NDArray[np.int32]) -> NDArray[np.float32]:
         """[T] log-probability (nats) of targets[t] as the token after tokens[t]; 0 where the target is −1."""
+        ...
+
+    def score_tree(self, batch: Batch, rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float32]:
+        """[E] log-probability (nats) of targets[e] as the token after tokens[rows[e]]; rows ascend.
+
+        The sequences are trees: a token follows its parent and sees what is cached and its ancestors. Token i of a
+        sequence lies in slot start + i of its pages, whatever its position.
+        """
         ...
 
     def copy_page(self, source: int, target: int) -> None:

@@ -18,7 +18,9 @@ from millis.engine.predict import LEAST_CHUNK, StepModel, Work
 from millis.engine.prefix import Match, RadixCache
 from millis.engine.promises import Promises
 from millis.engine.request import Request
+from millis.engine.scoring import plan_tree
 from millis.engine.tenants import Tenants
+from millis.engine.tree import TokenTree
 from millis.types import Priority
 
 CLASSES: dict[Priority, int] = {"interactive": 0, "standard": 1, "batch": 2}
@@ -32,8 +34,9 @@ FORGET = 256  # requests between two looks at tenants that have gone
 class Chunk:
     """Tokens [start, start + length) of a request; `last` when they reach its end, so that a token is sampled.
 
-    `drafts` then run behind them, in the request's pages, too. `scores`: continuations are scored instead, behind
-    `start` tokens; such a chunk is a step of its own.
+    `drafts` then run behind them, in the request's pages, too. `scores`: a continuation is scored instead, behind
+    `start` tokens; such a chunk is a step of its own. `tree`: the rest of the prompt, then a tree of continuations that
+    is cut at `depth`; such chunks share their steps with each other only.
     """
 
     request: Request
@@ -42,6 +45,8 @@ class Chunk:
     last: bool
     drafts: list[int] = field(default_factory=list)
     scores: bool = False
+    tree: TokenTree | None = None
+    depth: int = 0
 
 
 @dataclass(slots=True)
@@ -113,12 +118,12 @@ class Scheduler:
         first = next((r for r in ranked if not r.decoding), None)
         turn = not self._scored or not self.decoding()  # decodes get every other step at least
         if first is not None and self._can_score(first) and turn:
-            chunks = self._score_step(first, limits)
+            chunks = self._score_step(first, ranked, limits, now_s) or self._step(ranked, limits, spare_ms)
         else:
             chunks = self._step(ranked, limits, spare_ms)
         if not chunks:
             scorable = next((r for r in ranked if self._can_score(r)), None)
-            chunks = [] if scorable is None else self._score_step(scorable, limits)
+            chunks = [] if scorable is None else self._score_step(scorable, ranked, limits, now_s)
         self._account(chunks, now_s)
         return chunks
 
@@ -223,19 +228,19 @@ class Scheduler:
 
     def publish(self, request: Request) -> None:
         """Caches the full pages of a request that goes on, for those that begin like it."""
-        if self.prefix is not None:
+        if self.prefix is not None and request.caches:
             full = min(request.computed, len(request.tokens)) // self._page_tokens * self._page_tokens
             self.prefix.insert(request.tenant, request.tokens[:full], request.pages)
 
     def _release(self, request: Request) -> None:
         """Gives a request's pages back, or to the cache: [0, computed) are its own tokens, as far as it has so many."""
-        if self.prefix is not None:
+        if self.prefix is not None and request.caches:
             self.prefix.insert(request.tenant, request.tokens[: request.computed], request.pages)
         self.allocator.give(request.pages)
 
     def _reuse(self, request: Request) -> Match | None:
         """Starts a request behind what is cached of it; `_reused` must follow."""
-        if self.prefix is None:
+        if self.prefix is None or not request.caches:
             return None
         prompt = request.tokens if request.score is None else request.tokens[:-1]  # its last token is scored anew
         match = self.prefix.find(request.tenant, prompt)
@@ -374,9 +379,70 @@ class Scheduler:
 
     def _can_score(self, request: Request) -> bool:
         """Whether continuations are next. A prompt of one token has nothing to compute before them."""
-        return request.score is not None and request.pending == 0
+        score = request.score
+        if score is None or not score.parts or request.pending == 0:
+            return score is not None
+        tree, pending = score.parts[0][1], request.pending
+        if tree is None:
+            return False
+        if not request.pages and self.prefix is not None and request.caches:
+            pending -= self.prefix.match_length(request.tenant, request.tokens[:-1])
+        return pending + 1 + len(tree.tokens) <= self._max_tokens
 
-    def _score_step(self, request: Request, limits: Limits) -> list[Chunk]:
+    def _score_step(self, first: Request, ranked: list[Request], limits: Limits, now_s: float) -> list[Chunk]:
+        """A step that scores continuations: trees of several requests, or a piece of the first one's next."""
+        assert first.score is not None
+        self.work = Work()
+        if first.score.parts[0][1] is None:
+            return self._score_piece(first, limits)
+        chunks: list[Chunk] = []
+        left = self._max_tokens
+        for request in (first, *(r for r in ranked if r is not first)):
+            if len(chunks) == self._max_sequences or not self._can_score(request):
+                continue
+            chunk = self._score_tree(request, left, limits, now_s)
+            if chunk is not None:
+                chunks.append(chunk)
+                left -= chunk.length
+        return [chunk for chunk in chunks if chunk.request in self.running]
+
+    def _score_tree(self, request: Request, left: int, limits: Limits, now_s: float) -> Chunk | None:
+        """The rest of a request's prompt and its next tree, with pages for them; None where there is no room."""
+        assert request.score is not None
+        running = request in self.running
+        match = None if running else self._reuse(request)
+        begin = request.pending + 1  # rows before the tree
+        left_ms = math.inf
+        if request.due_s is not None:
+            left_ms = 1000 * (request.due_s - now_s)
+            left_ms -= self.promises.caution.hand_ms(max(0.0, left_ms), self.costs.margin_ms)
+        limit_ms = (
+            min(limits.hard_ms, limits.soft_ms) if not self.work.rows else min(limits.hard_ms, limits.soft_ms, left_ms)
+        )
+        plan = plan_tree(
+            request.score, request.computed, begin, self._max_tokens, self.work, self.costs, left_ms, limit_ms
+        )
+        placed = plan is not None and plan.length <= left and self._has_room(request, request.computed + plan.length)
+        if not running:
+            self._reused(request, match, placed)
+        if plan is None or not placed:
+            return None
+        if not running:
+            self.waiting.remove(request)
+            self.running.append(request)
+        self.work = plan.work
+        return Chunk(request, request.computed, plan.length, False, scores=True, tree=plan.tree, depth=plan.depth)
+
+    def _has_room(self, request: Request, positions: int) -> bool:
+        """Gives the request pages for so many positions; they are taken only from lower classes."""
+        while not self._take(request, positions, may_preempt=False):
+            victim = self._victim(request)
+            if victim is None or _class(victim) <= _class(request):
+                return False
+            self.preempt(victim)
+        return True
+
+    def _score_piece(self, request: Request, limits: Limits) -> list[Chunk]:
         """A step that scores a piece of the request's next continuation."""
         assert request.score is not None
         continuation = request.score.continuations[len(request.score.values)]

@@ -29,6 +29,7 @@ from millis.engine.request import Request
 from millis.engine.speculate import Speculator
 from millis.models.load import Model, build_plan, is_encoder, load_model, read_checkpoint
 from millis.tasks.embed import embed
+from millis.tasks.methods import TaskMethods
 from millis.tasks.sentences import sentence_ends
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer, load_tokenizer
@@ -134,7 +135,7 @@ class Stream:
             )
 
 
-class LanguageModel:
+class LanguageModel(TaskMethods):
     """A model ready to answer. Calls from several threads share its steps.
 
     name: a catalogue name, a .gguf file, a Hugging Face folder, or a hub repo id. `progress` is told of a pull, `agree`
@@ -179,6 +180,7 @@ class LanguageModel:
             max_waiting=self.config.max_waiting,
         )
         self._ready_for_deadlines = False
+        self._classifiers = {}
 
     def _draft_model(
         self, name: str, progress: hub.Progress | None, agree: Callable[[hub.Entry], bool] | None
@@ -266,6 +268,10 @@ class LanguageModel:
             return [operator.index(token) for token in prompt]
         except TypeError as error:
             raise RequestError(f"token ids must be whole numbers: {error}") from None
+
+    def prepare_deadlines(self, deadline_ms: float = 1.0) -> None:
+        """Measures what steps take here, once, unless that was done. RequestError: no time that a deadline can be."""
+        self._prepare(deadline_ms, False)
 
     def _prepare(self, deadline_ms: float | None, constrained: bool) -> None:
         """Before the first deadline: measures what steps take here, and finds the tokens that end a sentence."""

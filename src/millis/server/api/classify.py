@@ -6,7 +6,6 @@ A label's score is the softmax over all labels of its log-probability as the mod
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -19,6 +18,7 @@ from millis.server.api.errors import invalid
 from millis.server.api.fields import Scheduling, schedule
 from millis.server.api.job import Instruction, Job, Limits
 from millis.server.api.writer import Head, timings_json
+from millis.tasks.calibration import softmax
 from millis.types import Timings
 
 TEMPLATE = "Classify the text below as one of: {labels}.\nAnswer with the label alone.\n\nText: {text}\n\nLabel:"
@@ -100,13 +100,3 @@ def classify_body(job: Job, head: Head, values: Sequence[Sequence[float]], timin
         "usage": {**batch_usage(timings), "completion_tokens": 0},
         "timings": timings_json([timings]),
     }
-
-
-def softmax(values: Sequence[float]) -> list[float]:
-    """exp(value) over their sum; all the same where every value is −∞."""
-    best = max(values)
-    if best == -math.inf:
-        return [1 / len(values)] * len(values)
-    weights = [math.exp(value - best) for value in values]
-    total = sum(weights)
-    return [weight / total for weight in weights]

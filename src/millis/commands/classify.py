@@ -1,0 +1,103 @@
+"""millis classify: which of some labels a text is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from millis.commands import common, lines
+from millis.types import RequestError
+
+if TYPE_CHECKING:
+    from millis.types import Classification
+
+EXAMPLE = 'millis classify -m qwen2.5-0.5b --labels 正面,负面 "这部电影太好看了"'
+Labelled = Annotated[Path | None, typer.Option(metavar="FILE", help="CSV or JSONL with text and label.")]
+
+
+def command(
+    text: lines.Text,
+    labels: Annotated[str, typer.Option(metavar="A,B,C", help="The labels, by commas; @FILE: one a line.")],
+    model: Annotated[
+        str, typer.Option("-m", "--model", help="A model; SMALL,LARGE: the large one answers where there is time.")
+    ] = "smollm2",
+    examples: Annotated[
+        Path | None, typer.Option("--examples", metavar="FILE", help="Labelled texts shown to the model: CSV or JSONL.")
+    ] = None,
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", metavar="FILE", help="Labelled texts to fit the scores to.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", metavar="contextual|FILE", help="A calibration made before.")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FILE", help="Where to keep what --calibrate found.")
+    ] = None,
+    multi: Annotated[bool, typer.Option("--multi", help="Every label by itself fits or does not.")] = False,
+    abstain: Annotated[float | None, typer.Option("--abstain", min=0, max=1, help="No label below this score.")] = None,
+    length_normalized: Annotated[
+        bool, typer.Option("--length-normalized", help="Mean over a label's tokens instead of their sum.")
+    ] = False,
+    confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Of SMALL,LARGE: from here on the small model's answer stays.")
+    ] = 0.9,
+    batch: lines.Together = 32,
+    deadline_ms: common.DeadlineMs = None,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precision: common.Precision = "fast",
+    json: common.Json = False,
+) -> None:
+    """Which of some labels a text is; with - one JSON line for each line of standard input."""
+    from millis.tasks.calibration import Calibration
+    from millis.tasks.dataset import read_labelled
+
+    names = _labels(labels)
+    options: dict[str, Any] = {"length_normalized": length_normalized}
+    options["examples"] = [] if examples is None else read_labelled(examples)
+    samples = None if calibrate is None else read_labelled(calibrate)
+    if calibrate is not None and calibration is not None:
+        raise RequestError("--calibrate and --calibration exclude each other; give one of them")
+    if save is not None and samples is None:
+        raise RequestError("--save keeps what --calibrate finds; give both")
+    made: Any = (
+        calibration if calibration in (None, "contextual") else Calibration.loads(lines.read_text(Path(calibration)))
+    )
+    lm = common.load_cascade(model, confidence, threads=threads, context=context, precision=precision)
+    if samples is not None:
+        if not hasattr(lm, "calibrate"):
+            raise RequestError("a calibration belongs to one model; give one with -m")
+        made = lm.calibrate(samples, names, **options)
+        common.say(f"temperature {made.temperature:.3f} from {len(samples)} texts")
+        if save is not None:
+            common.write_text(save, made.dumps() + "\n")
+    options |= {"calibration": made, "multi": multi, "abstain": abstain, "deadline_ms": deadline_ms}
+    lines.answer(
+        text,
+        batch,
+        lambda texts: lm.classify(texts, names, **options),
+        _record,
+        lambda one: _show(one, multi),
+        as_json=json,
+    )
+
+
+def _labels(given: str) -> list[str]:
+    text = lines.read_text(Path(given[1:])).replace("\n", ",") if given.startswith("@") else given.replace("，", ",")
+    return [label.strip() for label in text.split(",") if label.strip()]
+
+
+def _record(one: Classification) -> dict[str, Any]:
+    found: dict[str, Any] = {"label": one.label, "scores": one.scores}
+    if one.labels:
+        found["labels"] = list(one.labels)
+    return {**found, "complete": one.complete, "timings": one.timings.asdict()}
+
+
+def _show(one: Classification, multi: bool) -> str:
+    common.say(lines.status(one.timings) + ("" if one.complete else " · first tokens only: no time for more"))
+    best = list(one.scores.items())[:5]
+    common.say(" · ".join(f"{label} {score:.3f}" for label, score in best))
+    return ", ".join(one.labels) if multi else one.label or "(none)"

@@ -1,0 +1,28 @@
+"""millis embed: texts as vectors of unit length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from millis.commands import common, lines
+
+EXAMPLE = 'millis embed -m smollm2 "How do I reset my password?"'
+
+
+def command(
+    text: lines.Text,
+    model: common.Model = "smollm2",
+    batch: lines.Together = 32,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precision: common.Precision = "fast",
+) -> None:
+    """A vector of unit length for a text, as JSON; with - one line for each line of standard input."""
+    lm = common.load(model, threads=threads, context=context, precision=precision)
+
+    def run(texts: list[str]) -> list[Any]:
+        return [[float(f"{value:.8g}") for value in vector] for vector in lm.embed(texts)]
+
+    for together in lines.batches(text, batch):
+        for vector in run(together):
+            print("[" + ", ".join(map(repr, vector)) + "]", flush=True)

@@ -1,0 +1,77 @@
+"""millis summarize: a text in a wished number of words, sentences or characters."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from millis.commands import common, lines
+from millis.types import RequestError
+
+if TYPE_CHECKING:
+    from millis.tasks.summarize import Summary
+
+EXAMPLE = "millis summarize -m qwen2.5-0.5b --sentences 2 --file report.txt"
+Count = Annotated[int | None, typer.Option(min=1, help="At most so many.")]
+
+
+def command(
+    text: Annotated[
+        str | None, typer.Argument(help="The text; - reads standard input, one text a line with --lines.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="A text file instead.")] = None,
+    words: Count = None,
+    sentences: Count = None,
+    characters: Count = None,
+    each: Annotated[bool, typer.Option("--lines", help="Every line of standard input is a text.")] = False,
+    model: common.Model = "qwen2.5-0.5b",
+    batch: lines.Together = 8,
+    deadline_ms: common.DeadlineMs = None,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precision: common.Precision = "fast",
+    json: common.Json = False,
+) -> None:
+    """A summary; of a text longer than the context, by parts. With - and --lines one JSON line for each line."""
+    if (text is None) == (file is None):
+        raise typer.BadParameter("give a text, or - for standard input, or --file FILE")
+    given = lines.read_text(file) if file is not None else text or ""
+    if given == "-" and not each:
+        given = _whole_input()
+    lm = common.load(model, threads=threads, context=context, precision=precision)
+    options: dict[str, Any] = {
+        "words": words,
+        "sentences": sentences,
+        "characters": characters,
+        "deadline_ms": deadline_ms,
+    }
+    lines.answer(given, batch, lambda texts: lm.summarize(texts, **options), _record, _show, as_json=json)
+
+
+def _whole_input() -> str:
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from None
+    if not text.strip() or text.strip() == "-":
+        raise RequestError("the text is empty; give at least one word")
+    return text
+
+
+def _record(one: Summary) -> dict[str, Any]:
+    return {
+        "text": one.text,
+        "parts": one.parts,
+        "read": one.read,
+        "finish_reason": one.finish_reason,
+        "timings": one.timings.asdict(),
+    }
+
+
+def _show(one: Summary) -> str:
+    parts = f" · {one.parts} parts, {100 * one.read:.0f} % of them read" if one.parts > 1 else ""
+    common.say(lines.status(one.timings) + parts)
+    return one.text

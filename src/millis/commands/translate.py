@@ -1,0 +1,73 @@
+"""millis translate: Chinese to English and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from millis.commands import common, lines
+from millis.types import RequestError
+
+if TYPE_CHECKING:
+    from millis.tasks.translate import Translation
+
+EXAMPLE = 'millis translate -m qwen2.5-0.5b --to en "今天天气很好。"'
+
+
+def command(
+    text: lines.Text,
+    to: Annotated[str, typer.Option(help="zh or en.")],
+    source: Annotated[str | None, typer.Option("--from", help="zh or en; otherwise the characters tell.")] = None,
+    glossary: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Terms, one a line: term, a tab or =, translation.")
+    ] = None,
+    model: common.Model = "qwen2.5-0.5b",
+    batch: lines.Together = 8,
+    deadline_ms: common.DeadlineMs = None,
+    threads: common.Threads = None,
+    context: common.Context = None,
+    precision: common.Precision = "fast",
+    json: common.Json = False,
+) -> None:
+    """A text in the other language; with - one JSON line for each line of standard input."""
+    terms = {} if glossary is None else _glossary(glossary)
+    lm = common.load(model, threads=threads, context=context, precision=precision)
+    lines.answer(
+        text,
+        batch,
+        lambda texts: lm.translate(texts, to, source=source, glossary=terms, deadline_ms=deadline_ms),
+        _record,
+        _show,
+        as_json=json,
+    )
+
+
+def _glossary(path: Path) -> dict[str, str]:
+    found = {}
+    for number, line in enumerate(lines.read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        term, _, translation = line.partition("\t" if "\t" in line else "=")
+        if not term.strip() or not translation.strip():
+            raise RequestError(f"{path}, line {number}: a term, a tab or =, its translation")
+        found[term.strip()] = translation.strip()
+    return found
+
+
+def _record(one: Translation) -> dict[str, Any]:
+    return {
+        "text": one.text,
+        "source": one.source,
+        "target": one.target,
+        "missing": list(one.missing),
+        "finish_reason": one.finish_reason,
+        "timings": one.timings.asdict(),
+    }
+
+
+def _show(one: Translation) -> str:
+    lacking = f" · without the terms {', '.join(one.missing)}" if one.missing else ""
+    common.say(lines.status(one.timings) + lacking)
+    return one.text

@@ -1,0 +1,175 @@
+"""A cascade: a small model answers at once, a larger one replaces the answer where that is sure to be in time.
+
+Two rules, as FrugalGPT has them (Chen et al., 2023), with a clock: an answer that the small model is confident of
+stays; otherwise the larger model is asked if its predicted steps fit what is left of the deadline, and its answer is
+taken if it became whole. The models run one after the other: on the cores of one machine neither would be faster beside
+the other.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from millis.types import Classification, Completion, DeadlineError, MillisError, RequestError, Timings
+
+if TYPE_CHECKING:
+    from millis.tasks.model import LanguageModel, Message, Prompt
+
+LONGER = 1.25  # times the small model's answer: so long the large one's is thought to be
+SPARE = 8  # tokens beside
+Answer = TypeVar("Answer", Classification, Completion)
+
+
+@dataclass(slots=True, kw_only=True)
+class CascadeTimings(Timings):
+    """Timings of the answer that was taken; total_ms is that of the whole cascade."""
+
+    model: str = ""  # whose answer it is
+    model_ms: tuple[tuple[str, float], ...] = ()  # each model that was asked, and what it took
+    why: str = ""  # confident | no time | replaced | not whole | the largest
+    confidence: float | None = None  # of the first model
+
+
+class Cascade:
+    """Models, the smallest first. `confidence`: from which probability on an answer needs no larger model.
+
+    Of a classification that is the best score; of a text, the geometric mean of its tokens' probabilities.
+    """
+
+    def __init__(self, models: Sequence[LanguageModel], confidence: float = 0.9) -> None:
+        if len(models) < 2:
+            raise RequestError("a cascade needs at least two models, the smallest first")
+        if not 0 <= confidence <= 1:
+            raise RequestError(f"confidence must lie in [0, 1], not {confidence!r}")
+        self.models = list(models)
+        self.confidence = confidence
+
+    def classify(
+        self, texts: str | Sequence[str], labels: Sequence[str], *, deadline_ms: float | None = None, **options: Any
+    ) -> Any:
+        """As LanguageModel.classify; the deadline is each text's, one text after the other."""
+        if not isinstance(texts, str):
+            return [self.classify(text, labels, deadline_ms=deadline_ms, **options) for text in texts]
+        text = texts
+
+        def answer(lm: LanguageModel, left_ms: float | None) -> Classification:
+            found: Classification = lm.classify(text, labels, deadline_ms=left_ms, **options)
+            return found
+
+        return self._answer(
+            answer,
+            deadline_ms,
+            confident=lambda one: max(one.scores.values()),
+            whole=lambda one: one.complete,
+            fits=lambda lm, one, left_ms: True,  # whether it is in time is seen when it is asked: nothing is lost
+        )
+
+    def generate(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
+        """As LanguageModel.generate."""
+        return self._text(lambda lm, left, more: lm.generate(prompt, deadline_ms=left, **more), deadline_ms, sampling)
+
+    def chat(self, messages: Sequence[Message], *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
+        """As LanguageModel.chat."""
+        return self._text(lambda lm, left, more: lm.chat(messages, deadline_ms=left, **more), deadline_ms, sampling)
+
+    def _text(self, ask: Callable[..., Completion], deadline_ms: float | None, sampling: dict[str, Any]) -> Completion:
+        wished = sampling.get("logprobs")
+        first = self.models[0]
+
+        def answer(lm: LanguageModel, left_ms: float | None) -> Completion:
+            more = {**sampling, "logprobs": 0 if wished is None and lm is first else wished}
+            return ask(lm, left_ms, more)
+
+        found = self._answer(
+            answer,
+            deadline_ms,
+            confident=_certainty,
+            whole=lambda one: one.finish_reason in ("stop", "length"),
+            fits=_fits,
+        )
+        return found if wished is not None else replace(found, logprobs=None)
+
+    def _answer(
+        self,
+        ask: Callable[[LanguageModel, float | None], Answer],
+        deadline_ms: float | None,
+        *,
+        confident: Callable[[Answer], float],
+        whole: Callable[[Answer], bool],
+        fits: Callable[[LanguageModel, Answer, float], bool],
+    ) -> Answer:
+        if deadline_ms is not None:
+            for lm in self.models:
+                lm.prepare_deadlines(deadline_ms)
+        begin = time.perf_counter()
+        taken, name, why = ask(self.models[0], deadline_ms), self.models[0].path.stem, "the largest"
+        certainty = confident(taken)
+        spent = [(name, taken.timings.total_ms)]
+        for lm in self.models[1:]:
+            left_ms = None if deadline_ms is None else deadline_ms - 1000 * (time.perf_counter() - begin)
+            if certainty >= self.confidence:
+                why = "confident"
+                break
+            if left_ms is not None and (left_ms <= 0 or not fits(lm, taken, left_ms)):
+                why = "no time"
+                break
+            try:
+                other = ask(lm, left_ms)
+            except DeadlineError:
+                why = "no time"
+                break
+            spent.append((lm.path.stem, other.timings.total_ms))
+            if not whole(other):
+                why = "not whole"
+                break
+            taken, name, why = other, lm.path.stem, "replaced"
+            certainty = confident(other) if lm is not self.models[-1] else certainty
+        total_ms = 1000 * (time.perf_counter() - begin)
+        given = {field.name: getattr(taken.timings, field.name) for field in fields(Timings)}
+        given |= {"total_ms": total_ms, "deadline_ms": deadline_ms}
+        given |= {"slack_ms": None if deadline_ms is None else deadline_ms - total_ms}
+        first = confident(taken) if len(spent) == 1 else certainty
+        timings = CascadeTimings(**given, model=name, model_ms=tuple(spent), why=why, confidence=first)
+        return replace(taken, timings=timings)
+
+
+def _certainty(out: Completion) -> float:
+    """The geometric mean of the tokens' probabilities; 0 without any."""
+    known = [one.logprob for one in out.logprobs or ()]
+    return math.exp(sum(known) / len(known)) if known else 0.0
+
+
+def _fits(lm: LanguageModel, small: Completion, left_ms: float) -> bool:
+    """Whether an answer somewhat longer than the small model's is predicted to be in time."""
+    costs, tokens = lm.engine.costs, int(LONGER * len(small.tokens)) + SPARE
+    prompt = small.timings.prompt_tokens
+    ms = costs.prefill_ms(prompt, lm.runner.max_tokens) + tokens * costs.decode_ms(1, prompt + tokens)
+    return ms + costs.margin_ms <= left_ms
+
+
+def cascade(names: Sequence[str | Path], *, confidence: float = 0.9, **options: Any) -> Cascade:
+    """Loads models for a cascade, the smallest first; options are those of `load`.
+
+    >>> models = millis.cascade(["smollm2", "qwen2.5-0.5b"])
+    >>> models.classify("I want my money back", labels=["refund", "praise"], deadline_ms=200)
+    """
+    from millis.tasks.load import load
+    from millis.tasks.model import LanguageModel
+
+    if isinstance(names, (str, Path)):
+        raise RequestError("a cascade takes a list of models, the smallest first")
+    made: list[LanguageModel] = []
+    try:
+        for name in names:
+            lm = load(name, **options)
+            if not isinstance(lm, LanguageModel):
+                raise RequestError("this model writes no text, so it cannot be one of a cascade")
+            made.append(lm)
+    except MillisError as error:
+        raise type(error)(f"{names[len(made)]}: {error}") from None
+    return Cascade(made, confidence)

@@ -1,0 +1,120 @@
+"""Files of examples: CSV with a header line, JSONL, or SQuAD's JSON, as rows with the columns that a task needs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from millis.types import RequestError
+
+MOST_BYTES = 1 << 30
+NAMES: Mapping[str, tuple[str, ...]] = {  # of a column, where files differ
+    "text": ("text", "sentence", "content"),
+    "label": ("label", "category", "intent"),
+    "source": ("source", "src", "text", "document", "article"),
+    "target": ("target", "tgt", "summary", "reference", "translation"),
+    "question": ("question",),
+    "context": ("context", "passage"),
+    "answers": ("answers", "answer"),
+    "value": ("value", "json", "target"),
+}
+
+
+def read_labelled(path: Path) -> list[tuple[str, str]]:
+    """(text, label) of every row."""
+    return [(row["text"], str(row["label"])) for row in read_rows(path, ("text", "label"))]
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Every row's `columns`, whatever their names in the file. RequestError names the line and what it lacks."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise RequestError(f"{path} is larger than {MOST_BYTES >> 20} MB; split it")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RequestError(f"{path} is not UTF-8 text; convert it first") from None
+    rows = []
+    for where, row in _rows(path, text):
+        rows.append({name: _column(row, name, where) for name in columns})
+    if not rows:
+        raise RequestError(f"{path} holds no rows")
+    return rows
+
+
+def spread(rows: list[Any], limit: int | None) -> list[Any]:
+    """`limit` of the rows at even distances; all where there are no more."""
+    return rows if limit is None or limit >= len(rows) else [rows[i * len(rows) // limit] for i in range(limit)]
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if path.suffix == ".json":
+        yield from _squad(path, text)
+    elif path.suffix in (".jsonl", ".ndjson"):
+        yield from _json_lines(path, text)
+    elif path.suffix in (".csv", ".tsv"):
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
+        try:
+            for row in reader:
+                yield f"{path}, line {reader.line_num}", row
+        except csv.Error as error:
+            raise RequestError(f"{path}, line {reader.line_num}: {error}") from None
+    else:
+        raise RequestError(f"{path}: its name must end in .csv, .tsv, .jsonl or, for SQuAD, .json")
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RequestError(f"{path}, line {number}: no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise RequestError(f"{path}, line {number}: must be an object")
+        yield f"{path}, line {number}", row
+
+
+def _squad(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Rajpurkar et al., 2016: data → paragraphs → qas → answers."""
+    try:
+        for article in json.loads(text)["data"]:
+            for paragraph in article["paragraphs"]:
+                for qa in paragraph["qas"]:
+                    answers = [answer["text"] for answer in qa["answers"]]
+                    row = {"question": qa["question"], "context": paragraph["context"], "answers": answers}
+                    yield f"{path}, question {qa.get('id', '?')}", row
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RequestError(f"{path} is no SQuAD file: {error!r}") from None
+
+
+def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
+    for known in NAMES[name]:
+        if row.get(known) not in (None, "", []):
+            value = row[known]
+            if name == "answers":
+                return _answers(value)
+            if name != "value" and not isinstance(value, (str, int)):
+                raise RequestError(f"{where}: {known} must be a text")
+            return value if name == "value" else str(value)
+    raise RequestError(f"{where}: no column {' or '.join(NAMES[name])}")
+
+
+def _answers(value: Any) -> list[str]:
+    """A list of texts; SQuAD's and the hub's {"text": [...]} and a plain text are taken, too."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return [str(value)]
+    if isinstance(value, Mapping):
+        value = value.get("text", [])
+    return (
+        [value] if isinstance(value, str) else [one["text"] if isinstance(one, Mapping) else str(one) for one in value]
+    )

@@ -1,0 +1,88 @@
+"""Moderation: whether a text is safe, and if not, which kind of harm it is. Zero-shot, on classify.
+
+A model that was not trained for it finds the plain cases only: measure on your own texts (millis evaluate classify)
+before you rely on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from millis.tasks.ask import listed
+from millis.tasks.classify import Classifier
+from millis.types import Classification, RequestError, Timings
+
+if TYPE_CHECKING:
+    from millis.tasks.model import LanguageModel
+
+SAFE, UNSAFE = "safe", "unsafe"
+CATEGORIES = ("hate", "harassment", "violence", "sexual", "self-harm", "fraud", "illegal")
+_HARM = (
+    "You check messages before they are published. A message that harms nobody is safe; a threat, an insult, a fraud "
+    "or a call to harm is unsafe.\nIs the message safe or unsafe? Answer with one word.\n\nMessage: {text}\n\nAnswer:"
+)
+_KIND = (
+    "This message is harmful. Which kind of harm is it: {labels}?\nAnswer with one of them alone.\n\nMessage: {text}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moderation:
+    """scores sum to 1: of safe, and of each category or, where it is safe, unsafe. categories: the likeliest one, and
+    those above the threshold."""
+
+    safe: bool
+    categories: tuple[str, ...]
+    scores: Mapping[str, float]
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Moderator:
+    """Two questions: whether a text is harmful, and if it is, how."""
+
+    harm: Classifier
+    kind: Classifier
+
+
+def moderator(lm: LanguageModel, categories: Sequence[str] | None) -> Moderator:
+    """With the questions encoded, and calibrated by texts that say nothing."""
+    labels = CATEGORIES if categories is None else categories
+    if SAFE in labels or UNSAFE in labels:
+        raise RequestError("safe and unsafe are no categories of harm; leave them out")
+    return Moderator(
+        Classifier(lm, [SAFE, UNSAFE], template=_HARM, calibration="contextual"),
+        Classifier(lm, labels, template=_KIND, calibration="contextual"),
+    )
+
+
+def moderate(
+    judge: Moderator, texts: str | Sequence[str], *, threshold: float = 0.5, deadline_ms: float | None = None
+) -> Moderation | list[Moderation]:
+    """See TaskMethods.moderate."""
+    if not 0 < threshold <= 1:
+        raise RequestError(f"threshold must lie in (0, 1], not {threshold!r}")
+    given, single = listed(texts)
+    half_ms = None if deadline_ms is None else deadline_ms / 2  # of it for each of the questions
+    harms = judge.harm.classify(given, half_ms)
+    unsafe = [text for text, harm in zip(given, harms, strict=True) if harm.scores[UNSAFE] >= threshold]
+    kinds = iter(judge.kind.classify(unsafe, half_ms))
+    found = [_judged(harm, next(kinds) if harm.scores[UNSAFE] >= threshold else None, threshold) for harm in harms]
+    return found[0] if single else found
+
+
+def _judged(harm: Classification, kind: Classification | None, threshold: float) -> Moderation:
+    if kind is None:
+        return Moderation(safe=True, categories=(), scores=harm.scores, timings=harm.timings)
+    scores = {name: harm.scores[UNSAFE] * score for name, score in kind.scores.items()}
+    worst = next(iter(scores))
+    named = tuple(name for name, score in scores.items() if name == worst or score >= threshold)
+    timings = replace(
+        harm.timings,
+        prefill_ms=harm.timings.prefill_ms + kind.timings.prefill_ms,
+        total_ms=harm.timings.total_ms + kind.timings.total_ms,
+        steps=harm.timings.steps + kind.timings.steps,
+    )
+    return Moderation(safe=False, categories=named, scores={SAFE: harm.scores[SAFE], **scores}, timings=timings)

@@ -1,0 +1,187 @@
+"""Summaries of a wished length. Long texts in two rounds: each part is summarized, then the summaries are."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from millis.tasks.ask import ask, listed
+from millis.tasks.language import language
+from millis.types import FinishReason, RequestError, Timings
+
+if TYPE_CHECKING:
+    from millis.tasks.model import LanguageModel
+
+_UNITS = {
+    "words": ("words", "个词"),
+    "sentences": ("sentences", "句话"),
+    "characters": ("characters", "个字"),
+}
+_ASKED = {
+    "en": "Summarize the following text in at most {length}. Answer with the summary alone.\n\n{text}",
+    "zh": "请用不超过{length}概括下面的文本，只回答摘要。\n\n{text}",
+}
+SENTENCE = re.compile(r"[^。！？!?.]*(?:[。！？!?]+[”」』\"']*|\.+(?=\s|$)[\"']*|\.+(?!\s|$)|$)\s*")
+TOKENS = {"words": 1.6, "sentences": 40.0, "characters": 1.0}  # of an answer for each unit, at most
+PART_TOKENS = 96  # of the summary of a part
+MARGIN = 64  # tokens of the instruction and the template
+REDUCING = 0.5  # of a deadline, what is left for the second round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """parts: into how many the text was cut; read: the share of them that there was time for."""
+
+    text: str
+    finish_reason: FinishReason
+    timings: Timings
+    parts: int = 1
+    read: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a summary may be."""
+
+    count: int
+    unit: str  # words | sentences | characters
+
+    @property
+    def tokens(self) -> int:
+        """Of an answer so long, at most."""
+        return 16 + int(self.count * TOKENS[self.unit])
+
+    def cut(self, text: str) -> str:
+        """The sentences of `text` that fit; of the first one, as much of it as does."""
+        kept = ""
+        for i, sentence in enumerate(sentences(text)):
+            if self._size(kept + sentence, i + 1) > self.count:
+                return kept.strip() or self._head(sentence)
+            kept += sentence
+        return kept.strip()
+
+    def said(self, tongue: str) -> str:
+        """As an instruction says it."""
+        english, chinese = _UNITS[self.unit]
+        return f"{self.count}{chinese}" if tongue == "zh" else f"{self.count} {english}"
+
+    def _size(self, text: str, count: int) -> int:
+        return count if self.unit == "sentences" else words(text) if self.unit == "words" else len(text.strip())
+
+    def _head(self, sentence: str) -> str:
+        if self.unit == "characters":
+            return sentence[: self.count].strip()
+        if language(sentence) == "zh":
+            return "".join(_words(sentence)[: self.count])
+        return " ".join(sentence.split()[: self.count])
+
+
+def sentences(text: str) -> list[str]:
+    """Cut behind what ends a sentence, in Chinese or English; joined they are the text."""
+    return [match for match in SENTENCE.findall(text) if match]
+
+
+def words(text: str) -> int:
+    """Words, every Han character counting as one."""
+    return len(_words(text)) if language(text) == "zh" else len(text.split())
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+", text)
+
+
+def summarize(
+    lm: LanguageModel,
+    texts: str | Sequence[str],
+    *,
+    words: int | None = None,
+    sentences: int | None = None,
+    characters: int | None = None,
+    deadline_ms: float | None = None,
+) -> Summary | list[Summary]:
+    """See TaskMethods.summarize."""
+    given, single = listed(texts)
+    asked = [(n, unit) for n, unit in ((words, "words"), (sentences, "sentences"), (characters, "characters")) if n]
+    if len(asked) > 1 or any(n is not None and n < 1 for n in (words, sentences, characters)):
+        raise RequestError("give one of words, sentences and characters, a number of at least 1")
+    length = Length(*asked[0]) if asked else Length(3, "sentences")
+    begin = time.perf_counter()
+    room = lm.engine.room - length.tokens - MARGIN
+    if room < 2 * PART_TOKENS:
+        raise RequestError(f"a summary of {length.said('en')} does not fit the context of {lm.engine.room} tokens")
+    pieces = [cut_parts(lm, text, room) for text in given]
+    long = [i for i, parts in enumerate(pieces) if len(parts) > 1]
+    read = dict.fromkeys(range(len(given)), 1.0)
+    whole = list(given)
+    for i in long:
+        whole[i], read[i] = _first_round(lm, pieces[i], room, _left_ms(begin, deadline_ms))
+    prompts = [_prompt(text, length) for text in whole]
+    outs = ask(lm, prompts, deadline_ms=_left_ms(begin, deadline_ms), max_tokens=length.tokens)
+    found = []
+    for i, out in enumerate(outs):
+        timings = replace(out.timings, total_ms=1000 * (time.perf_counter() - begin)) if i in long else out.timings
+        if deadline_ms is not None:
+            timings = replace(timings, deadline_ms=deadline_ms, slack_ms=deadline_ms - timings.total_ms)
+        found.append(
+            Summary(
+                text=length.cut(out.text),
+                finish_reason=out.finish_reason,
+                timings=timings,
+                parts=len(pieces[i]),
+                read=read[i],
+            )
+        )
+    return found[0] if single else found
+
+
+def cut_parts(lm: LanguageModel, text: str, room: int) -> list[str]:
+    """Consecutive parts of at most `room` tokens, cut between sentences where they allow it."""
+    if len(lm.tokenizer.encode(text)) <= room:
+        return [text]
+    parts, current, size = [], "", 0
+    for sentence in _bounded(lm, text, room):
+        tokens = len(lm.tokenizer.encode(sentence, add_special=False))
+        if current and size + tokens > room:
+            parts.append(current)
+            current, size = "", 0
+        current, size = current + sentence, size + tokens
+    return [*parts, current] if current else parts
+
+
+def _bounded(lm: LanguageModel, text: str, room: int) -> list[str]:
+    """Sentences; one that is too long by itself in pieces."""
+    found = []
+    for sentence in sentences(text):
+        tokens = len(lm.tokenizer.encode(sentence, add_special=False))
+        step = max(1, len(sentence) * room // (2 * tokens)) if tokens > room else len(sentence)
+        found += [sentence[at : at + step] for at in range(0, len(sentence), step)]
+    return found
+
+
+def _first_round(lm: LanguageModel, parts: list[str], room: int, left_ms: float | None) -> tuple[str, float]:
+    """The summaries of the parts, one behind the other, and the share of the parts that there was time for."""
+    most = min(len(parts), max(1, room // PART_TOKENS))
+    if left_ms is not None:
+        lm.prepare_deadlines()
+        costs, chunk = lm.engine.costs, lm.engine.costs.chunk
+        slots = min(most, lm.config.max_sequences)
+        each = costs.prefill_ms(room // 1, chunk) + PART_TOKENS * costs.decode_ms(slots, room) / slots
+        most = max(1, min(most, int(REDUCING * left_ms / each))) if each > 0 else most
+    chosen = [parts[i * len(parts) // most] for i in range(most)]
+    length = Length(2, "sentences")
+    prompts = [_prompt(part, length) for part in chosen]
+    limit = None if left_ms is None else REDUCING * left_ms
+    outs = ask(lm, prompts, deadline_ms=limit, max_tokens=PART_TOKENS)
+    return "\n".join(out.text.strip() for out in outs), most / len(parts)
+
+
+def _prompt(text: str, length: Length) -> str:
+    tongue = language(text)
+    return text.join(_ASKED[tongue].replace("{length}", length.said(tongue)).split("{text}"))
+
+
+def _left_ms(begin: float, deadline_ms: float | None) -> float | None:
+    return None if deadline_ms is None else max(1e-3, deadline_ms - 1000 * (time.perf_counter() - begin))

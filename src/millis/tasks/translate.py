@@ -1,0 +1,123 @@
+"""Translation between Chinese and English, with a glossary that the answer is checked against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from millis.tasks.ask import ask, listed
+from millis.tasks.language import LANGUAGES, Language, language
+from millis.types import FinishReason, RequestError, Timings
+
+if TYPE_CHECKING:
+    from millis.tasks.model import LanguageModel
+
+_ASKED: dict[Language, str] = {
+    "en": "Translate the following text from Chinese to English. Answer with the translation alone.{terms}\n\n{text}",
+    "zh": "请把下面的英文翻译成中文，只回答译文。{terms}\n\n{text}",
+}
+_TERMS: dict[Language, str] = {"en": " Use these terms: {terms}.", "zh": "请使用以下术语：{terms}。"}
+_AGAIN: dict[Language, str] = {
+    "en": " The translation must contain: {terms}.",
+    "zh": "译文中必须出现：{terms}。",
+}
+GROWTH = 3  # tokens of a translation for each of its text, at most
+PAIRS = (("“", "”"), ('"', '"'), ("「", "」"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Translation:
+    """missing: terms of the glossary that belong into the translation and are not in it, though it was asked twice."""
+
+    text: str
+    source: Language
+    target: Language
+    finish_reason: FinishReason
+    timings: Timings
+    missing: tuple[str, ...] = ()
+
+
+def translate(
+    lm: LanguageModel,
+    texts: str | Sequence[str],
+    to: str,
+    *,
+    source: str | None = None,
+    glossary: Mapping[str, str] | None = None,
+    deadline_ms: float | None = None,
+    max_tokens: int | None = None,
+) -> Translation | list[Translation]:
+    """See TaskMethods.translate."""
+    given, single = listed(texts)
+    target, terms = _known(to, "to"), dict(glossary or {})
+    sources = [language(text) if source is None else _known(source, "source") for text in given]
+    wanted = [{a: b for a, b in terms.items() if _holds(text, a)} for text in given]
+    prompts = [_prompt(text, target, used) for text, used in zip(given, wanted, strict=True)]
+    most = max_tokens or 32 + GROWTH * max(len(lm.tokenizer.encode(text, add_special=False)) for text in given)
+    todo = [i for i in range(len(given)) if sources[i] != target]
+    done = {i: Translation(text=text, source=target, target=target, finish_reason="stop", timings=Timings())
+            for i, text in enumerate(given) if sources[i] == target}  # fmt: skip
+    for i, out in zip(todo, ask(lm, [prompts[i] for i in todo], deadline_ms=deadline_ms, max_tokens=most), strict=True):
+        done[i] = Translation(
+            text=_bare(out.text, given[i]),
+            source=sources[i],
+            target=target,
+            finish_reason=out.finish_reason,
+            timings=out.timings,
+            missing=tuple(term for term in wanted[i].values() if not _holds(out.text, term)),
+        )
+    if deadline_ms is None:  # with a deadline the time is spent
+        _again(lm, given, done, wanted, most)
+    found = [done[i] for i in range(len(given))]
+    return found[0] if single else found
+
+
+def _again(
+    lm: LanguageModel, given: list[str], done: dict[int, Translation], wanted: list[dict[str, str]], most: int
+) -> None:
+    """Asks once more for those that lack a term, and keeps what lacks fewer."""
+    todo = [i for i, one in done.items() if one.missing]
+    prompts = [_prompt(given[i], done[i].target, wanted[i], done[i].missing) for i in todo]
+    for i, out in zip(todo, ask(lm, prompts, max_tokens=most), strict=True):
+        missing = tuple(term for term in wanted[i].values() if not _holds(out.text, term))
+        if len(missing) < len(done[i].missing):
+            done[i] = Translation(
+                text=_bare(out.text, given[i]),
+                source=done[i].source,
+                target=done[i].target,
+                finish_reason=out.finish_reason,
+                timings=out.timings,
+                missing=missing,
+            )
+
+
+def _prompt(text: str, target: Language, used: Mapping[str, str], missing: Sequence[str] = ()) -> str:
+    terms = ""
+    if used:
+        between = "；" if target == "zh" else "; "
+        terms = _TERMS[target].replace("{terms}", between.join(f"{a} → {b}" for a, b in used.items()))
+    if missing:
+        terms += _AGAIN[target].replace("{terms}", ("、" if target == "zh" else ", ").join(missing))
+    return text.join(_ASKED[target].replace("{terms}", terms).split("{text}"))
+
+
+def _known(name: str, what: str) -> Language:
+    for code, full in LANGUAGES.items():
+        if name in (code, full, full.lower()):
+            return code
+    raise RequestError(f"{what}={name!r}: Millis translates between zh and en")
+
+
+def _holds(text: str, term: str) -> bool:
+    return term.casefold() in text.casefold()
+
+
+def _bare(text: str, source: str) -> str:
+    """Without the quotation marks that a model likes to put around its answer."""
+    text = text.strip()
+    for opening, closing in PAIRS:
+        quoted = text.startswith(opening) and text.endswith(closing) and len(text) > 1
+        if quoted and not source.strip().startswith(opening) and opening not in text[1:-1]:
+            return text[1:-1]
+    return text

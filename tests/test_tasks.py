@@ -1,0 +1,216 @@
+"""Extraction, translation, summaries, moderation, cascades: what they ask a scripted model, and a real one at work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+import millis
+from millis.tasks.cascade import Cascade
+from millis.tasks.classify import Classification
+from millis.tasks.language import language
+from millis.tasks.methods import TaskMethods
+from millis.tasks.summarize import Length, cut_parts, sentences, words
+from millis.types import Completion, DeadlineError, RequestError, Timings, TokenLogprob
+from shell import millis as shell
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+class Scripted(TaskMethods):
+    """A language model as the tasks see it: it writes what it is told to, and remembers what it was asked."""
+
+    def __init__(self, *says: str) -> None:
+        self._classifiers = {}
+        self.says, self.asked, self.options = list(says), [], []
+        self.engine = SimpleNamespace(room=300)
+        self.config = SimpleNamespace(max_sequences=8)
+        self.tokenizer = SimpleNamespace(
+            has_chat_template=True, encode=lambda text, add_special=True: text.replace("。", " 。").split()
+        )
+
+    def chat_stream(self, messages: Sequence[Any], **options: Any) -> Any:
+        self.asked.append(messages[-1]["content"])
+        self.options.append(options)
+        out = Completion(text=self.says.pop(0), tokens=[1], finish_reason="stop", timings=Timings(total_ms=1.0))
+        stream = SimpleNamespace(result=lambda: out)
+        return type("S", (), {"__enter__": lambda s: stream, "__exit__": lambda s, *a: None})()
+
+
+def test_a_language_is_told_by_its_characters() -> None:
+    assert [language(text) for text in ("你好 world", "Hello, 李!", "", "12 €", "今天 API 调用失败")] == [
+        *("zh", "en", "en", "en", "zh")
+    ]
+
+
+def test_translation_goes_the_right_way_and_strips_quotes() -> None:
+    lm = Scripted('"Good weather."', "“天气很好。”")
+    first, second, third = lm.translate(["天气很好。", "Fine.", "It is fine."], to="en")[0], None, None
+    assert (first.text, first.source, first.target) == ("Good weather.", "zh", "en")
+    assert "from Chinese to English" in lm.asked[0] and lm.asked[0].endswith("天气很好。")
+    assert len(lm.asked) == 1, "what is English already was translated"
+    back = lm.translate("Fine weather.", to="Chinese")
+    assert back.text == "天气很好。" and "翻译成中文" in lm.asked[1]
+    assert second is third is None
+    with pytest.raises(RequestError, match="between zh and en"):
+        lm.translate("hi", to="fr")
+
+
+def test_a_glossary_is_asked_for_and_checked() -> None:
+    glossary = {"bank card": "银行卡", "branch": "网点"}
+    lm = Scripted("卡被锁了。", "银行卡被锁了。")
+    out = lm.translate("My bank card was blocked.", to="zh", glossary=glossary)
+    assert "bank card → 银行卡" in lm.asked[0] and "网点" not in lm.asked[0]
+    assert "译文中必须出现：银行卡" in lm.asked[1]
+    assert (out.text, out.missing) == ("银行卡被锁了。", ())
+    lm = Scripted("卡被锁了。", "卡锁了。")
+    assert lm.translate("My bank card was blocked.", to="zh", glossary=glossary).missing == ("银行卡",)
+    lm = Scripted("卡被锁了。")
+    assert lm.translate("My bank card", to="zh", glossary=glossary, deadline_ms=500).missing == ("银行卡",)
+    assert len(lm.asked) == 1 and lm.options[0]["deadline_ms"] == 500
+
+
+class Person(BaseModel):
+    name: str
+    age: int = Field(ge=0, le=150)
+
+
+def test_extraction_gives_values_models_and_errors() -> None:
+    lm = Scripted('{"name": "Anna", "age": 31}', '{"name": "Bo", "age": 3', '{"name": "Cy", "age": 900}')
+    assert lm.extract("Anna is 31", SCHEMA).value == {"name": "Anna", "age": 31}
+    assert lm.options[0]["schema"] == SCHEMA and '"age"' in lm.asked[0]
+    cut = lm.extract("Bo is 3", json.dumps(SCHEMA))
+    assert cut.value is None and cut.error
+    wrong = lm.extract("Cy", Person)
+    assert wrong.value is None and "less than or equal to 150" in wrong.error
+    lm.says = ['{"name": "Di", "age": 4}']
+    assert lm.extract(["Di is 4"], Person)[0].value == Person(name="Di", age=4)
+    with pytest.raises(RequestError, match="not JSON"):
+        lm.extract("x", "{")
+    with pytest.raises(RequestError, match="a schema is a mapping"):
+        lm.extract("x", 3)
+
+
+def test_sentences_join_to_the_text_and_end_where_they_should() -> None:
+    text = "Version 3.5 is here! 他来了。“真的？” Yes... no"
+    cut = sentences(text)
+    assert "".join(cut) == text
+    assert [one.strip() for one in cut] == ["Version 3.5 is here!", "他来了。", "“真的？”", "Yes...", "no"]
+
+
+def test_lengths_are_kept_at_sentence_ends() -> None:
+    text = "One two three. Four five. Six seven eight nine."
+    assert Length(5, "words").cut(text) == "One two three. Four five."
+    assert Length(2, "words").cut(text) == "One two"
+    assert Length(1, "sentences").cut(text) == "One two three."
+    assert Length(6, "characters").cut("他来了。她走了，又回来了。") == "他来了。"
+    assert Length(3, "characters").cut("他又回来了。") == "他又回"
+    assert words("他来了 today") == 4 and words("he came") == 2
+
+
+def test_long_texts_are_summarized_by_parts() -> None:
+    part = " ".join(["word"] * 99) + " end. "
+    lm = Scripted(*[f"Summary {i}." for i in range(20)])
+    out = lm.summarize(part * 5, sentences=2)
+    assert out.parts > 1 and out.read == 1.0
+    assert all(f"Summary {i}." in lm.asked[-1] for i in range(out.parts))
+    assert out.text == f"Summary {out.parts}."
+    parts = cut_parts(lm, part * 5, 150)  # type: ignore[arg-type]
+    assert "".join(parts) == part * 5 and all(len(one.split()) <= 150 for one in parts)
+    with pytest.raises(RequestError, match="one of words"):
+        lm.summarize("x", words=3, sentences=2)
+
+
+class Judge:
+    """A model of a cascade that says what it is told to, how surely, and how long an answer takes."""
+
+    def __init__(self, name: str, label: str, sure: float, *, late: bool = False, complete: bool = True) -> None:
+        self.path, self.label, self.sure, self.late, self.complete = Path(name), label, sure, late, complete
+        self.calls = 0
+
+    def prepare_deadlines(self, deadline_ms: float) -> None:
+        pass
+
+    def classify(self, text: str, labels: Sequence[str], **options: Any) -> Classification:
+        self.calls += 1
+        if self.late:
+            raise DeadlineError("no", predicted_ms=1.0, retry_after_s=1.0)
+        scores = {self.label: self.sure, "other": 1 - self.sure}
+        return Classification(label=self.label, scores=scores, timings=Timings(total_ms=5.0), complete=self.complete)
+
+    def generate(self, prompt: str, **options: Any) -> Completion:
+        self.calls += 1
+        probs = [TokenLogprob(1, -0.5)] if options.get("logprobs") is not None else None
+        return Completion(text=self.label, tokens=[1], finish_reason="stop", timings=Timings(), logprobs=probs)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "label", "why"),
+    [
+        (Judge("s", "a", 0.95), Judge("l", "b", 0.9), "a", "confident"),
+        (Judge("s", "a", 0.6), Judge("l", "b", 0.9), "b", "replaced"),
+        (Judge("s", "a", 0.6), Judge("l", "b", 0.9, late=True), "a", "no time"),
+        (Judge("s", "a", 0.6), Judge("l", "b", 0.9, complete=False), "a", "not whole"),
+    ],
+)
+def test_a_cascade_takes_the_large_answer_where_it_is_sure_to_be_in_time(
+    small: Judge, large: Judge, label: str, why: str
+) -> None:
+    models: Any = [small, large]
+    out = Cascade(models, confidence=0.9).classify("text", ["a", "b"], deadline_ms=1000)
+    assert (out.label, out.timings.why) == (label, why)
+    assert out.timings.model == ("l" if why == "replaced" else "s")
+    assert large.calls == (why != "confident") and out.timings.deadline_ms == 1000
+    assert set(out.timings.asdict()) >= {"model", "model_ms", "why", "confidence", "slack_ms"}
+
+
+def test_a_cascades_text_is_kept_by_its_tokens_probabilities() -> None:
+    models: Any = [Judge("s", "small", 0), Judge("l", "large", 0)]
+    assert Cascade(models, confidence=0.6).generate("x").text == "small"  # exp(−0.5) = 0.61
+    out = Cascade(models, confidence=0.62).generate("x")
+    assert out.text == "large" and out.logprobs is None and out.timings.why == "replaced"
+    with pytest.raises(RequestError, match="at least two"):
+        Cascade(models[:1])
+    with pytest.raises(RequestError, match="takes a list"):
+        millis.cascade("smollm2")
+
+
+@pytest.fixture(scope="module")
+def lm(model_path: Callable[[str], Path]) -> millis.LanguageModel:
+    return millis.load(model_path("smollm2"), threads=1, context=1024)
+
+
+def test_a_real_model_does_the_tasks(lm: millis.LanguageModel) -> None:
+    found = lm.extract(["Anna is 31 years old.", "Bob is 7."], SCHEMA)
+    assert [one.value["age"] for one in found] == [31, 7]
+    person = lm.extract("Anna is 31 years old.", Person).value
+    assert isinstance(person, Person) and person.age == 31
+    short = lm.summarize("The cat sat on the mat. It was warm. The dog slept.", sentences=1)
+    assert len(sentences(short.text)) == 1
+    verdict = lm.moderate(["Have a nice day", "I hate you"], deadline_ms=60_000)
+    assert all(sum(one.scores.values()) == pytest.approx(1) for one in verdict)
+    lm.engine.scheduler.check_integrity()
+
+
+def test_the_commands_answer(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(SCHEMA), encoding="utf-8")
+    common = ("-m", model_path("smollm2"), "--threads", "1")
+    done = shell("extract", "Anna is 31 years old.", "--schema", schema, *common)
+    assert done.returncode == 0 and json.loads(done.stdout)["age"] == 31, done.stderr
+    done = shell("embed", "-", *common, stdin="one\ntwo\n")
+    vectors = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [len(v) for v in vectors] == [576, 576] and sum(x * x for x in vectors[0]) == pytest.approx(1, abs=1e-4)
+    done = shell("summarize", "-", "--sentences", "1", *common, stdin="The cat sat.\nIt was warm.\n")
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
