@@ -101,6 +101,13 @@ struct Bounds {
   float lower, upper;
 };
 
+// What an adapter adds to rows [first, first + rows) of a tile: u, [rows] of [rank], times a panel of its second matrix.
+struct Addend {
+  const uint8_t* panels;  // [panels][rank][16]
+  int rank, first, rows;
+  const float* u;
+};
+
 struct Kernels {
   const char* isa;
   // tile[m][16] = x[m] . panel, for m < rows. Strides count elements of x.
@@ -111,6 +118,8 @@ struct Kernels {
   void (*screen)(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const ScreenBlock* s, int rows, float* tile, Bounds* bounds);
   // out[m][n] for m < rows, n < columns (up to 16) from a tile.
   void (*finish)(const float* tile, const Epilogue& e, int rows, int columns, float* out, size_t stride);
+  // tile[m][16] += u[m] . panel; stride: floats from one row of u to the next. [0] f16, [1] f32.
+  void (*add_products[2])(const Addend* list, int count, int panel, size_t stride, float* tile);
   void (*quantize)(const float* x, int n, ActBlock* out);  // n: a multiple of 32
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n, float* out);

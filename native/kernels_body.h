@@ -203,6 +203,43 @@ void float_panel(const uint8_t* panel, int cols, const float* x, size_t stride, 
                 [&]<int M>(const float* at, float* to) { float_rows<static_cast<FormatId>(id), M>(panel, cols, at, stride, to); });
 }
 
+template <FormatId id, int M>
+void add_rows(const uint8_t* p, int rank, const float* u, size_t stride, float* tile) {
+  constexpr int U = M >= 4 ? 1 : M >= 2 ? 2 : 4;
+  F32 total[M][U];
+  for (int m = 0; m < M; ++m) {
+    total[m][0] = load(tile + m * kPanelRows);
+    for (int i = 1; i < U; ++i) total[m][i] = set1(0.0f);
+  }
+  int k = 0;
+  for (; k + U <= rank; k += U)
+    for (int i = 0; i < U; ++i) {
+      const F32 w = load_weights<id>(p, static_cast<size_t>(k + i) * kPanelRows);
+      for (int m = 0; m < M; ++m) total[m][i] = fma(w, set1(u[m * stride + static_cast<size_t>(k + i)]), total[m][i]);
+    }
+  for (; k < rank; ++k) {
+    const F32 w = load_weights<id>(p, static_cast<size_t>(k) * kPanelRows);
+    for (int m = 0; m < M; ++m) total[m][0] = fma(w, set1(u[m * stride + static_cast<size_t>(k)]), total[m][0]);
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int i = 1; i < U; ++i) total[m][0] = add(total[m][0], total[m][i]);
+    store(tile + m * kPanelRows, total[m][0]);
+  }
+}
+
+// The next panel of each is asked for: memory's own prefetching does not follow so many streams.
+template <FormatId id>
+void add_products(const Addend* list, int count, int panel, size_t stride, float* tile) {
+  constexpr size_t value_bytes = id == FormatId::F32 ? 4 : 2;
+  for (const Addend* a = list; a < list + count; ++a) {
+    const size_t bytes = static_cast<size_t>(a->rank) * kPanelRows * value_bytes;
+    const uint8_t* p = a->panels + static_cast<size_t>(panel) * bytes;
+    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + bytes + line);
+    in_row_groups(a->u, stride, a->rows, tile + a->first * kPanelRows,
+                  [&]<int M>(const float* u, float* to) { add_rows<id, M>(p, a->rank, u, stride, to); });
+  }
+}
+
 void finish(const float* tile, const Epilogue& e, int rows, int columns, float* out, size_t stride) {
   for (int m = 0; m < rows; ++m, tile += kPanelRows, out += stride) {
     F32 x = load(tile);
@@ -338,6 +375,7 @@ Kernels make_table(const char* isa) {
     if constexpr (id + 1 < kFormats) next.template operator()<id + 1>(next);
   };
   fill.template operator()<0>(fill);
+  k.add_products[0] = add_products<FormatId::F16>, k.add_products[1] = add_products<FormatId::F32>;
   k.finish = finish, k.quantize = quantize, k.rms_norm = rms_norm, k.layer_norm = layer_norm, k.rotate = rotate;
   k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
   k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide;

@@ -45,6 +45,9 @@ class Matrix {
   std::shared_ptr<const uint8_t> data_;
 };
 
+// Zeros, in huge pages where that pays; 64 bytes past them may be touched.
+std::shared_ptr<uint8_t> panel_memory(size_t bytes);
+
 // tile[m][16] = x[m] . panel p of a quantised matrix.
 void multiply_panel(const Kernels& k, const Matrix& w, int p, const ActBlock* x, size_t stride, int rows, float* tile);
 

@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "adapter.h"
 #include "kernels.h"
 #include "pack.h"
 #include "packed_file.h"
@@ -33,6 +34,7 @@ struct RuntimeConfig {
 struct Batch {
   std::vector<int32_t> tokens, starts, lengths, tables;  // [T], [S], [S], [S * table_width]
   size_t table_width;
+  std::vector<const Adapter*> adapters = {};  // [S], null: none; or none at all
 };
 
 using Vector = std::vector<float>;
@@ -65,6 +67,7 @@ struct MatMulOp {
   const Matrix* gate = nullptr;   // gated: out = activation(x gate^T) * (x segments[0]^T)
   Activation activation = Activation::None;
   const Buffer* residual = nullptr;
+  int number = 0;                // of the op in its plan
   const NormOp* norm = nullptr;  // applied to x on the way in, when its result has no other reader
   std::vector<float> padded_bias;
 };
@@ -102,6 +105,9 @@ class Runtime {
                  int window, const std::string& q_norm, const std::string& k_norm, float eps);
   void select(const std::string& out, const std::string& x);
   void finish();
+
+  // After finish(). Throws std::invalid_argument naming the weight that does not fit.
+  std::shared_ptr<const Adapter> adapter(const std::vector<AdapterPair>& pairs) const;
 
   // Throws std::invalid_argument where the batch, or the runtime, cannot be run.
   void check(const Batch& batch) const;
@@ -187,6 +193,7 @@ class Runtime {
   std::vector<float> upper_;    // of a screened output matrix: [rows][panels] bounds of a panel's largest logit
   std::vector<float> lower_;    // [threads][rows] lower bounds of the largest logit
   std::vector<float> partial_;  // of attention whose keys are shared among threads
+  Adding adding_;
   Pool pool_;
 };
 

@@ -1,0 +1,201 @@
+// Adapters: packed when they come, found row by row when a step begins, added to the tiles of its products.
+#include "adapter.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "step.h"
+
+namespace millis {
+namespace {
+
+constexpr int kHalfExponent = 14;  // the largest value of a scaled matrix lies below 2^14: sums of two still fit an f16
+
+void require(bool ok, const std::string& what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+// The power of two that brings the largest of `values` just below 2^kHalfExponent.
+int exponent_for(const std::vector<float>& values) {
+  float largest = 0.0f;
+  for (const float v : values) largest = std::max(largest, std::fabs(v));
+  int exponent = 0;
+  std::frexp(largest, &exponent);
+  return largest > 0.0f ? kHalfExponent - exponent : 0;
+}
+
+void check(const AdapterPair& pair, int rows, int cols) {
+  require(pair.rank >= 1 && pair.rank <= kMostRank, "the rank of " + pair.weight + " must lie in [1, " + std::to_string(kMostRank) + "]");
+  const auto rank = static_cast<size_t>(pair.rank);
+  require(pair.a.size() == rank * static_cast<size_t>(cols) && pair.b.size() == rank * static_cast<size_t>(rows),
+          "the matrices of " + pair.weight + " must be [rank, " + std::to_string(cols) + "] and [" + std::to_string(rows) + ", rank]");
+  const auto finite = [](float v) { return std::isfinite(v); };
+  require(std::all_of(pair.a.begin(), pair.a.end(), finite) && std::all_of(pair.b.begin(), pair.b.end(), finite) && finite(pair.scale),
+          pair.weight + " holds a value that is no finite number");
+}
+
+void store(bool exact, float value, int exponent, uint8_t* data, size_t at) {
+  if (exact) return void(std::memcpy(data + 4 * at, &value, 4));
+  const uint16_t half = float_to_half(std::ldexp(value, exponent));
+  std::memcpy(data + 2 * at, &half, 2);
+}
+
+// A weight's place: the op, which of its targets, and how many rows.
+struct Place {
+  const MatMulOp* op = nullptr;
+  size_t target = 0;
+  int rows = 0;
+};
+
+Place place_of(const std::vector<const MatMulOp*>& ops, const std::string& weight) {
+  for (const MatMulOp* op : ops) {
+    for (size_t s = 0; s < op->segments.size(); ++s)
+      if (op->segments[s].weight->name() == weight) return {op, s, op->segments[s].weight->rows()};
+    if (op->gate && op->gate->name() == weight) return {op, op->segments.size(), op->gate->rows()};
+  }
+  throw std::invalid_argument("no product of this model reads " + weight);
+}
+
+}  // namespace
+
+Adapter::Adapter(const Runtime& owner, const std::vector<const MatMulOp*>& ops, const std::vector<AdapterPair>& pairs, bool exact) : owner_(owner) {
+  const size_t element = exact ? 4 : 2;
+  std::vector<Place> places;
+  for (const MatMulOp* op : ops) parts_.resize(std::max(parts_.size(), static_cast<size_t>(op->number) + 1));
+  for (const MatMulOp* op : ops) parts_[static_cast<size_t>(op->number)].targets.resize(op->segments.size() + 1);
+  for (const AdapterPair& pair : pairs) {
+    const Place place = places.emplace_back(place_of(ops, pair.weight));
+    check(pair, place.rows, place.op->x->width);
+    Part& part = parts_[static_cast<size_t>(place.op->number)];
+    Target& target = part.targets[place.target];
+    require(target.rank == 0, pair.weight + " is given twice");
+    target.rank = pair.rank, target.first = part.ranks;
+    part.ranks += pair.rank;
+    panels_ = std::max(panels_, part.panels());
+  }
+  const auto a_values = [&](const MatMulOp& op) {
+    return static_cast<size_t>(part(op.number).panels()) * static_cast<size_t>(op.x->width) * kPanelRows;
+  };
+  const auto b_values = [](const Place& place, int rank) {
+    return static_cast<size_t>((place.rows + kPanelRows - 1) / kPanelRows) * static_cast<size_t>(rank) * kPanelRows;
+  };
+  for (const MatMulOp* op : ops) bytes_ += element * a_values(*op);
+  for (size_t i = 0; i < pairs.size(); ++i) bytes_ += element * b_values(places[i], pairs[i].rank);
+
+  data_ = panel_memory(bytes_);
+  uint8_t* at = data_.get();
+  for (const MatMulOp* op : ops) {  // in the order in which a step reads them
+    Part& p = parts_[static_cast<size_t>(op->number)];
+    const auto cols = static_cast<size_t>(op->x->width);
+    uint8_t* a = at;
+    p.a = a, p.bytes = element * a_values(*op), p.factors.assign(static_cast<size_t>(p.ranks), 0.0f);
+    at += p.bytes;
+    for (size_t i = 0; i < pairs.size(); ++i) {
+      if (places[i].op != op) continue;
+      const AdapterPair& pair = pairs[i];
+      Target& target = p.targets[places[i].target];
+      const int ea = exact ? 0 : exponent_for(pair.a), eb = exact ? 0 : exponent_for(pair.b);
+      const auto rank = static_cast<size_t>(pair.rank), first = static_cast<size_t>(target.first);
+      std::fill_n(p.factors.begin() + target.first, rank, std::ldexp(pair.scale, -ea - eb));
+      for (size_t r = 0; r < rank; ++r)
+        for (size_t k = 0; k < cols; ++k)
+          store(exact, pair.a[r * cols + k], ea, a, ((first + r) / kPanelRows * cols + k) * kPanelRows + (first + r) % kPanelRows);
+      for (size_t n = 0; n < static_cast<size_t>(places[i].rows); ++n)
+        for (size_t r = 0; r < rank; ++r) store(exact, pair.b[n * rank + r], eb, at, (n / kPanelRows * rank + r) * kPanelRows + n % kPanelRows);
+      target.b = at;
+      at += element * b_values(places[i], pair.rank);
+    }
+  }
+}
+
+void Adding::begin(const Batch& batch) {
+  runs_.clear();
+  int row = 0, most = 0;
+  for (size_t s = 0; s < batch.adapters.size(); row += batch.lengths[s], ++s) {
+    const Adapter* adapter = batch.adapters[s];
+    if (!adapter) continue;
+    most = std::max(most, adapter->panels());
+    if (!runs_.empty() && runs_.back().last == row && runs_.back().adapter == adapter) runs_.back().last += batch.lengths[s];
+    else runs_.push_back({row, row + batch.lengths[s], adapter});
+  }
+  if (runs_.empty()) return;
+  rows_ = static_cast<int>(batch.tokens.size()), panels_ = most;
+  const size_t panels = static_cast<size_t>(panels_) * kPanelRows, values = kColumnParts * panels * static_cast<size_t>(rows_);
+  if (parts_.size() < values) parts_.resize(values);
+  for (Own& own : own_)
+    if (own.sums.size() < kWideBlock * panels) own.sums.resize(kWideBlock * panels);
+}
+
+bool Adding::any(const MatMulOp& op) const {
+  return std::any_of(runs_.begin(), runs_.end(), [&](const Run& run) { return run.adapter->part(op.number).ranks > 0; });
+}
+
+void Adding::multiply(const Adapter::Part& part, int cols, int panel, int column_part, const float* x, int first, int last) {
+  const FormatId id = exact_ ? FormatId::F32 : FormatId::F16;
+  const size_t value_bytes = exact_ ? 4 : 2, width = static_cast<size_t>(cols);
+  const Range columns = share(cols, column_part, kColumnParts);
+  const uint8_t* a = part.a + (static_cast<size_t>(panel) * width + static_cast<size_t>(columns.first)) * kPanelRows * value_bytes;
+  kernels_.float_panel[static_cast<int>(id)](a, columns.last - columns.first, x + static_cast<size_t>(first) * width + columns.first, width,
+                                             last - first, sums_of(column_part, panel, first));
+}
+
+void Adding::shrink(const MatMulOp& op, const float* x, int first, int last) {
+  for (const Run& run : runs_) {
+    const Adapter::Part& part = run.adapter->part(op.number);
+    const int from = std::max(first, run.first), to = std::min(last, run.last);
+    for (int panel = 0; panel < part.panels() && from < to; ++panel)
+      for (int c = 0; c < kColumnParts; ++c) multiply(part, op.x->width, panel, c, x, from, to);
+  }
+}
+
+void Adding::shrink_share(const MatMulOp& op, const float* x, int thread, int threads) {
+  int units = 0;
+  for (const Run& run : runs_) units += kColumnParts * run.adapter->part(op.number).panels();
+  const Range mine = share(units, thread, threads);
+  int unit = 0;
+  for (const Run& run : runs_) {
+    const Adapter::Part& part = run.adapter->part(op.number);
+    for (int panel = 0; panel < part.panels(); ++panel)
+      for (int c = 0; c < kColumnParts; ++c, ++unit)
+        if (unit >= mine.first && unit < mine.last) multiply(part, op.x->width, panel, c, x, run.first, run.last);
+  }
+}
+
+void Adding::gather(const MatMulOp& op, int first, int count, int thread) {
+  Own& own = own_[static_cast<size_t>(thread)];
+  own.gathered = first, own.first = -1;
+  const size_t stride = static_cast<size_t>(panels_) * kPanelRows;
+  for (const Run& run : runs_) {
+    const Adapter::Part& part = run.adapter->part(op.number);
+    for (int r = std::max(first, run.first); r < std::min(first + count, run.last); ++r) {
+      float* sums = own.sums.data() + static_cast<size_t>(r - first) * stride;
+      for (int i = 0; i < part.ranks; i += kPanelRows) {
+        const float* parts[kColumnParts];
+        for (int c = 0; c < kColumnParts; ++c) parts[c] = sums_of(c, i / kPanelRows, r);
+        for (int j = 0; j < std::min(kPanelRows, part.ranks - i); ++j)
+          sums[i + j] = ((parts[0][j] + parts[1][j]) + (parts[2][j] + parts[3][j])) * part.factors[static_cast<size_t>(i + j)];
+      }
+    }
+  }
+}
+
+void Adding::add(const MatMulOp& op, size_t target, int panel, int first, int count, float* tile, int thread) {
+  Own& own = own_[static_cast<size_t>(thread)];
+  const size_t stride = static_cast<size_t>(panels_) * kPanelRows;
+  if (own.first != first || own.target != target || own.count != count) {
+    own.first = first, own.target = target, own.count = count;
+    own.addends.clear();
+    for (const Run& run : runs_) {
+      const Adapter::Part& part = run.adapter->part(op.number);
+      const int from = std::max(first, run.first), to = std::min(first + count, run.last);
+      if (part.ranks == 0 || from >= to || part.targets[target].rank == 0) continue;
+      const Adapter::Target& t = part.targets[target];
+      own.addends.push_back({t.b, t.rank, from - first, to - from, own.sums.data() + static_cast<size_t>(from - own.gathered) * stride + t.first});
+    }
+  }
+  if (!own.addends.empty()) kernels_.add_products[exact_](own.addends.data(), static_cast<int>(own.addends.size()), panel, stride, tile);
+}
+
+}  // namespace millis
