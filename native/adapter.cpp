@@ -2,6 +2,7 @@
 #include "adapter.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -10,6 +11,10 @@
 
 namespace millis {
 namespace {
+
+// A step reads the same place of many adapters at once. Were they laid out alike, these would share sets of the caches and
+// throw each other out (20 adapters: a step took half as long again); so each begins elsewhere.
+constexpr size_t kStagger = 37 * 512, kStaggerMost = size_t{128} << 10;
 
 constexpr int kHalfExponent = 14;  // the largest value of a scaled matrix lies below 2^14: sums of two still fit an f16
 
@@ -84,14 +89,21 @@ Adapter::Adapter(const Runtime& owner, const std::vector<const MatMulOp*>& ops, 
   for (const MatMulOp* op : ops) bytes_ += element * a_values(*op);
   for (size_t i = 0; i < pairs.size(); ++i) bytes_ += element * b_values(places[i], pairs[i].rank);
 
-  data_ = panel_memory(bytes_);
-  uint8_t* at = data_.get();
+  static std::atomic<size_t> made{0};
+  const size_t stagger = made++ * kStagger % kStaggerMost;
+  data_ = panel_memory(bytes_ + stagger);
+  next_.assign(parts_.size(), -1);
+  for (size_t i = parts_.size(), later = 0; i-- > 0;) {
+    next_[i] = later ? static_cast<int>(later) : -1;
+    if (parts_[i].ranks > 0) later = i;
+  }
+  uint8_t* at = data_.get() + stagger;
   for (const MatMulOp* op : ops) {  // in the order in which a step reads them
     Part& p = parts_[static_cast<size_t>(op->number)];
     const auto cols = static_cast<size_t>(op->x->width);
     uint8_t* a = at;
-    p.a = a, p.bytes = element * a_values(*op), p.factors.assign(static_cast<size_t>(p.ranks), 0.0f);
-    at += p.bytes;
+    p.a = a, p.cols = op->x->width, p.factors.assign(static_cast<size_t>(p.ranks), 0.0f);
+    at += element * a_values(*op);
     for (size_t i = 0; i < pairs.size(); ++i) {
       if (places[i].op != op) continue;
       const AdapterPair& pair = pairs[i];
@@ -124,47 +136,85 @@ void Adding::begin(const Batch& batch) {
   rows_ = static_cast<int>(batch.tokens.size()), panels_ = most;
   const size_t panels = static_cast<size_t>(panels_) * kPanelRows, values = kColumnParts * panels * static_cast<size_t>(rows_);
   if (parts_.size() < values) parts_.resize(values);
-  for (Own& own : own_)
+  for (Own& own : own_) {
     if (own.sums.size() < kWideBlock * panels) own.sums.resize(kWideBlock * panels);
+    own.tiles.resize(kAddingPanels * kTileRows * kPanelRows);
+  }
 }
 
-bool Adding::any(const MatMulOp& op) const {
-  return std::any_of(runs_.begin(), runs_.end(), [&](const Run& run) { return run.adapter->part(op.number).ranks > 0; });
+bool Adding::serves(const MatMulOp& op) const {
+  return op.number >= 0 && std::any_of(runs_.begin(), runs_.end(), [&](const Run& run) { return run.adapter->part(op.number).ranks > 0; });
 }
 
-void Adding::multiply(const Adapter::Part& part, int cols, int panel, int column_part, const float* x, int first, int last) {
-  const FormatId id = exact_ ? FormatId::F32 : FormatId::F16;
-  const size_t value_bytes = exact_ ? 4 : 2, width = static_cast<size_t>(cols);
-  const Range columns = share(cols, column_part, kColumnParts);
-  const uint8_t* a = part.a + (static_cast<size_t>(panel) * width + static_cast<size_t>(columns.first)) * kPanelRows * value_bytes;
-  kernels_.float_panel[static_cast<int>(id)](a, columns.last - columns.first, x + static_cast<size_t>(first) * width + columns.first, width,
-                                             last - first, sums_of(column_part, panel, first));
+template <class Visit>
+void Adding::each_share(int number, int thread, int threads, const Visit& visit) const {
+  int units = 0, before = 0;
+  for (const Run& run : runs_) units += run.adapter->part(number).units();
+  const Range mine = share(units, thread, threads);
+  for (const Run& run : runs_) {
+    const Adapter::Part& part = run.adapter->part(number);
+    const int first = std::max(0, mine.first - before), last = std::min(part.units(), mine.last - before);
+    if (first < last) visit(run, part, first, last);
+    before += part.units();
+  }
+}
+
+// A unit is a part of the columns of a panel of A: they lie one after the other.
+const uint8_t* Adding::a_of(const Adapter::Part& part, int unit) const {
+  const size_t value_bytes = exact_ ? 4 : 2, column = static_cast<size_t>(share(part.cols, unit % kColumnParts, kColumnParts).first);
+  return part.a + (static_cast<size_t>(unit / kColumnParts) * static_cast<size_t>(part.cols) + column) * kPanelRows * value_bytes;
+}
+
+void Adding::multiply(const Adapter::Part& part, int unit, const float* x, int first, int last) {
+  const auto id = static_cast<int>(exact_ ? FormatId::F32 : FormatId::F16);
+  const auto width = static_cast<size_t>(part.cols);
+  const Range columns = share(part.cols, unit % kColumnParts, kColumnParts);
+  kernels_.float_panel[id](a_of(part, unit), columns.last - columns.first, x + static_cast<size_t>(first) * width + columns.first, width,
+                           last - first, sums_of(unit % kColumnParts, unit / kColumnParts, first));
 }
 
 void Adding::shrink(const MatMulOp& op, const float* x, int first, int last) {
   for (const Run& run : runs_) {
     const Adapter::Part& part = run.adapter->part(op.number);
     const int from = std::max(first, run.first), to = std::min(last, run.last);
-    for (int panel = 0; panel < part.panels() && from < to; ++panel)
-      for (int c = 0; c < kColumnParts; ++c) multiply(part, op.x->width, panel, c, x, from, to);
+    for (int unit = 0; unit < part.units() && from < to; ++unit) multiply(part, unit, x, from, to);
   }
 }
 
 void Adding::shrink_share(const MatMulOp& op, const float* x, int thread, int threads) {
-  int units = 0;
-  for (const Run& run : runs_) units += kColumnParts * run.adapter->part(op.number).panels();
-  const Range mine = share(units, thread, threads);
-  int unit = 0;
-  for (const Run& run : runs_) {
-    const Adapter::Part& part = run.adapter->part(op.number);
-    for (int panel = 0; panel < part.panels(); ++panel)
-      for (int c = 0; c < kColumnParts; ++c, ++unit)
-        if (unit >= mine.first && unit < mine.last) multiply(part, op.x->width, panel, c, x, run.first, run.last);
-  }
+  each_share(op.number, thread, threads, [&](const Run& run, const Adapter::Part& part, int first, int last) {
+    for (int unit = first; unit < last; ++unit) multiply(part, unit, x, run.first, run.last);
+  });
 }
 
-void Adding::gather(const MatMulOp& op, int first, int count, int thread) {
+// Prepares to ask for the A that this thread reads for the op behind `op`, a little with each panel of this one.
+void Adding::look_ahead(const MatMulOp& op, int count, int thread, int threads) {
   Own& own = own_[static_cast<size_t>(thread)];
+  own.ahead.clear();
+  size_t lines = 0;
+  const auto ask = [&](const Adapter::Part& part, int first, int last) {
+    if (first >= last) return;
+    own.ahead.push_back({a_of(part, first), a_of(part, last)});
+    lines += static_cast<size_t>(own.ahead.back().end - own.ahead.back().at) / 64;
+  };
+  const int next = runs_.front().adapter->next(op.number);
+  if (next < 0) return;
+  if (rows_ <= kPrivateRows) {
+    each_share(next, thread, threads, [&](const Run&, const Adapter::Part& part, int first, int last) { ask(part, first, last); });
+  } else {
+    const Range mine = share(rows_, thread, threads);
+    for (const Run& run : runs_)
+      if (run.first < mine.last && run.last > mine.first) ask(run.adapter->part(next), 0, run.adapter->part(next).units());
+  }
+  int panels = 0;
+  for (const auto& s : op.segments) panels += s.weight->panels();
+  const int calls = std::max(1, (op.gate ? 4 : 1) * panels / threads / kAddingPanels) * ((count + kTileRows - 1) / kTileRows);
+  own.each = lines / static_cast<size_t>(calls) + 1;
+}
+
+void Adding::gather(const MatMulOp& op, int first, int count, int thread, int threads) {
+  Own& own = own_[static_cast<size_t>(thread)];
+  if (first == 0) look_ahead(op, std::min(count, rows_), thread, threads);
   own.gathered = first, own.first = -1;
   const size_t stride = static_cast<size_t>(panels_) * kPanelRows;
   for (const Run& run : runs_) {
@@ -181,7 +231,7 @@ void Adding::gather(const MatMulOp& op, int first, int count, int thread) {
   }
 }
 
-void Adding::add(const MatMulOp& op, size_t target, int panel, int first, int count, float* tile, int thread) {
+void Adding::add(const MatMulOp& op, size_t target, int panel, int panels, int first, int count, float* tiles, int tile_stride, int thread) {
   Own& own = own_[static_cast<size_t>(thread)];
   const size_t stride = static_cast<size_t>(panels_) * kPanelRows;
   if (own.first != first || own.target != target || own.count != count) {
@@ -195,7 +245,13 @@ void Adding::add(const MatMulOp& op, size_t target, int panel, int first, int co
       own.addends.push_back({t.b, t.rank, from - first, to - from, own.sums.data() + static_cast<size_t>(from - own.gathered) * stride + t.first});
     }
   }
-  if (!own.addends.empty()) kernels_.add_products[exact_](own.addends.data(), static_cast<int>(own.addends.size()), panel, stride, tile);
+  for (size_t left = own.each; left > 0 && !own.ahead.empty();) {
+    Span& span = own.ahead.back();
+    for (; left > 0 && span.at < span.end; span.at += 64, --left) __builtin_prefetch(span.at, 0, 2);
+    if (span.at >= span.end) own.ahead.pop_back();
+  }
+  for (const Addend& a : own.addends)
+    for (int i = 0; i < panels; ++i) kernels_.add_products[exact_](&a, 1, panel + i, stride, tiles + i * tile_stride);
 }
 
 }  // namespace millis

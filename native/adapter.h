@@ -20,7 +20,8 @@ struct MatMulOp;
 class Runtime;
 
 constexpr int kMostRank = 512;
-constexpr int kColumnParts = 4;  // of A x, which threads share out; summed up in the same order however many they are
+constexpr int kAddingPanels = 8;  // of a product, added to at a time
+constexpr int kColumnParts = 4;   // of A x, which threads share out; summed up in the same order however many they are
 
 // One weight's pair of matrices; the product is scaled.
 struct AdapterPair {
@@ -37,19 +38,21 @@ class Adapter {
     int rank = 0, first = 0;     // its ranks among all of the op's
     const uint8_t* b = nullptr;  // [panels][rank][16]
   };
-  struct Part {                   // of an op
-    int ranks = 0;                // 0: the op stays as it is
+  struct Part {     // of an op
+    int ranks = 0;  // 0: the op stays as it is
+    int cols = 0;
     const uint8_t* a = nullptr;   // [ranks / 16, rounded up][cols][16]
-    size_t bytes = 0;             // of a
     std::vector<Target> targets;  // one a segment, then one for the gate
     std::vector<float> factors;   // [ranks] what is still to be multiplied with A x
     int panels() const { return (ranks + kPanelRows - 1) / kPanelRows; }
+    int units() const { return kColumnParts * panels(); }
   };
 
   // ops: the plan's products by their number. Throws std::invalid_argument naming the weight that does not fit.
   Adapter(const Runtime& owner, const std::vector<const MatMulOp*>& ops, const std::vector<AdapterPair>& pairs, bool exact);
 
   const Part& part(int number) const { return parts_[static_cast<size_t>(number)]; }
+  int next(int number) const { return next_[static_cast<size_t>(number)]; }  // the next op that it changes, -1: none
   int panels() const { return panels_; }
   size_t bytes() const { return bytes_; }
   const Runtime& owner() const { return owner_; }
@@ -57,7 +60,8 @@ class Adapter {
  private:
   const Runtime& owner_;
   std::vector<Part> parts_;  // by number of the op
-  int panels_ = 0;           // of the part that has the most
+  std::vector<int> next_;
+  int panels_ = 0;  // of the part that has the most
   size_t bytes_ = 0;
   std::shared_ptr<uint8_t> data_;
 };
@@ -69,30 +73,41 @@ class Adding {
 
   // Before a step: who serves which rows. Makes room where no adapter before was as large.
   void begin(const Batch& batch);
-  bool serves(const MatMulOp& op) const { return !runs_.empty() && any(op); }
+  bool serves(const MatMulOp& op) const;
 
   // A x of rows [first, last), whose inputs lie one after the other behind x.
   void shrink(const MatMulOp& op, const float* x, int first, int last);
   // The share of one of `threads` threads in A x of all rows.
   void shrink_share(const MatMulOp& op, const float* x, int thread, int threads);
   // Behind a barrier: for rows [first, first + count), what `add` needs. `count` may be kWideBlock.
-  void gather(const MatMulOp& op, int first, int count, int thread);
-  // tile[m][16] += what the adapter of row first + m adds to a panel of a target: a segment or, behind them, the gate.
-  void add(const MatMulOp& op, size_t target, int panel, int first, int count, float* tile, int thread);
+  void gather(const MatMulOp& op, int first, int count, int thread, int threads);
+  // tiles[i][m][16] += what the adapter of row first + m adds to panel + i of a target: a segment or, behind them, the gate.
+  void add(const MatMulOp& op, size_t target, int panel, int panels, int first, int count, float* tiles, int tile_stride, int thread);
+  float* tiles(int thread) { return own_[static_cast<size_t>(thread)].tiles.data(); }  // [kAddingPanels][kTileRows][16]
 
  private:
   struct Run {  // rows in a row of one adapter
     int first, last;
     const Adapter* adapter;
   };
-  struct Own {                    // of a thread
+  struct Span {
+    const uint8_t *at, *end;
+  };
+  struct Own {  // of a thread
+    std::vector<float> tiles;
     std::vector<float> sums;      // [kWideBlock][16 panels_]: A x of the rows gathered
     std::vector<Addend> addends;  // of rows [first, first + count) and a target
     size_t target = 0;
     int gathered = 0, first = -1, count = 0;
+    std::vector<Span> ahead;  // what the next op reads first, to be asked for while this one computes
+    size_t each = 0;          // lines at a time
   };
-  bool any(const MatMulOp& op) const;
-  void multiply(const Adapter::Part& part, int cols, int panel, int column_part, const float* x, int first, int last);
+  void multiply(const Adapter::Part& part, int unit, const float* x, int first, int last);
+  const uint8_t* a_of(const Adapter::Part& part, int unit) const;
+  void look_ahead(const MatMulOp& op, int count, int thread, int threads);
+  // visit(run, part, first, last): a thread's share in the units of an op.
+  template <class Visit>
+  void each_share(int number, int thread, int threads, const Visit& visit) const;
   float* sums_of(int column_part, int panel, int row) {
     return parts_.data() +
            ((static_cast<size_t>(column_part * panels_ + panel)) * static_cast<size_t>(rows_) + static_cast<size_t>(row)) * kPanelRows;

@@ -157,7 +157,7 @@ void Runtime::matmul(const std::string& out, const std::string& x, const std::ve
     std::copy(bias->begin(), bias->end(), op.padded_bias.begin() + op.segments[i].column);
     op.segments[i].bias = op.padded_bias.data() + op.segments[i].column;
   }
-  op.number = static_cast<int>(ops_.size());
+  if (first_selected_ == 0) op.number = static_cast<int>(ops_.size());
   ops_.emplace_back(std::move(op));
 }
 

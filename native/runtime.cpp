@@ -170,27 +170,38 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
   int panels = 0;
   for (const auto& s : op.segments) panels += s.weight->panels();
   const Range own = share(panels, thread, threads);
-  alignas(64) float tile[kTileRows * kPanelRows], gate[kTileRows * kPanelRows];
+  // Where adapters add, several panels at a time: they read what lies side by side of each.
+  const int take = !adds ? 1 : op.gate ? kAddingPanels / 2 : kAddingPanels;
+  constexpr int kTile = kTileRows * kPanelRows;
+  alignas(64) float tile[2 * kTile];
+  float* tiles = adds ? adding_.tiles(thread) : tile;
   for (int block = 0; block < rows; block += kRowBlock) {
-    if (adds) adding_.gather(op, block, std::min(rows - block, kRowBlock), thread);
+    if (adds) adding_.gather(op, block, std::min(rows - block, kRowBlock), thread, threads);
     int before = 0;
     for (const auto& s : op.segments) {
       const int first = std::max(own.first - before, 0), last = std::min(own.last - before, s.weight->panels());
       before += s.weight->panels();
-      for (int p = first; p < last; ++p) {
-        const int column = s.column + p * kPanelRows, columns = std::min(kPanelRows, s.weight->rows() - p * kPanelRows);
+      for (int p = first; p < last; p += take) {
+        const int some = std::min(take, last - p);
+        float* gates = tiles + take * kTile;
         for (int r = block; r < std::min(rows, block + kRowBlock); r += kTileRows) {
           const int count = std::min({kTileRows, rows - r, block + kRowBlock - r});
-          const size_t at = static_cast<size_t>(r) * out_width + static_cast<size_t>(column);
-          product(*s.weight, p, r, count, tile);
-          if (adds) adding_.add(op, static_cast<size_t>(&s - op.segments.data()), p, r, count, tile, thread);
-          Epilogue e;
-          e.bias = s.bias ? s.bias + p * kPanelRows : nullptr;
-          e.activation = op.activation;
-          e.residual = op.residual ? op.residual->data.data() + at : nullptr;
-          if (op.gate) product(*op.gate, p, r, count, gate), e.gated = tile;
-          if (op.gate && adds) adding_.add(op, op.segments.size(), p, r, count, gate, thread);
-          kernels_.finish(op.gate ? gate : tile, e, count, columns, op.out->data.data() + at, out_width);
+          for (int i = 0; i < some; ++i) {
+            product(*s.weight, p + i, r, count, tiles + i * kTile);
+            if (op.gate) product(*op.gate, p + i, r, count, gates + i * kTile);
+          }
+          if (adds) adding_.add(op, static_cast<size_t>(&s - op.segments.data()), p, some, r, count, tiles, kTile, thread);
+          if (adds && op.gate) adding_.add(op, op.segments.size(), p, some, r, count, gates, kTile, thread);
+          for (int i = 0; i < some; ++i) {
+            const int from = (p + i) * kPanelRows, columns = std::min(kPanelRows, s.weight->rows() - from);
+            const size_t at = static_cast<size_t>(r) * out_width + static_cast<size_t>(s.column + from);
+            Epilogue e;
+            e.bias = s.bias ? s.bias + from : nullptr;
+            e.activation = op.activation;
+            e.residual = op.residual ? op.residual->data.data() + at : nullptr;
+            if (op.gate) e.gated = tiles + i * kTile;
+            kernels_.finish((op.gate ? gates : tiles) + i * kTile, e, count, columns, op.out->data.data() + at, out_width);
+          }
         }
       }
     }
@@ -244,7 +255,7 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
   const int take = op.gate ? 1 : wide.panels;
   for (int block = 0; block < rows; block += kWideBlock) {
     const int some = std::min(kWideBlock, rows - block);
-    if (adds) adding_.gather(op, block, some, thread);
+    if (adds) adding_.gather(op, block, some, thread, threads);
     int before = 0;
     for (const auto& s : op.segments) {
       const int first = std::max(mine.first - before, 0), last = std::min(mine.last - before, s.weight->panels());
@@ -257,13 +268,13 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
           const int at_panel = p + i, columns = std::min(kPanelRows, s.weight->rows() - at_panel * kPanelRows);
           const size_t at = static_cast<size_t>(block) * out_width + static_cast<size_t>(s.column + at_panel * kPanelRows);
           float* tiles = own.tile.data() + static_cast<size_t>(i) * kWideBlock * kPanelRows;
-          if (adds) adding_.add(op, static_cast<size_t>(&s - op.segments.data()), at_panel, block, some, tiles, thread);
+          if (adds) adding_.add(op, static_cast<size_t>(&s - op.segments.data()), at_panel, 1, block, some, tiles, 0, thread);
           Epilogue e;
           e.bias = s.bias ? s.bias + at_panel * kPanelRows : nullptr;
           e.activation = op.activation;
           e.residual = op.residual ? op.residual->data.data() + at : nullptr;
           if (op.gate) e.gated = tiles, tiles += static_cast<size_t>(kWideBlock) * kPanelRows;
-          if (op.gate && adds) adding_.add(op, op.segments.size(), at_panel, block, some, tiles, thread);
+          if (op.gate && adds) adding_.add(op, op.segments.size(), at_panel, 1, block, some, tiles, 0, thread);
           kernels_.finish(tiles, e, some, columns, op.out->data.data() + at, out_width);
         }
       }

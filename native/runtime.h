@@ -67,7 +67,7 @@ struct MatMulOp {
   const Matrix* gate = nullptr;   // gated: out = activation(x gate^T) * (x segments[0]^T)
   Activation activation = Activation::None;
   const Buffer* residual = nullptr;
-  int number = 0;                // of the op in its plan
+  int number = -1;               // of the op in its plan; -1 behind a select, where no adapter adds
   const NormOp* norm = nullptr;  // applied to x on the way in, when its result has no other reader
   std::vector<float> padded_bias;
 };
