@@ -23,12 +23,12 @@ void require(bool ok, const std::string& what) {
 }
 
 // The power of two that brings the largest of `values` just below 2^kHalfExponent.
-int exponent_for(const std::vector<float>& values) {
+float scale_for(const std::vector<float>& values) {
   float largest = 0.0f;
   for (const float v : values) largest = std::max(largest, std::fabs(v));
   int exponent = 0;
   std::frexp(largest, &exponent);
-  return largest > 0.0f ? kHalfExponent - exponent : 0;
+  return largest > 0.0f ? std::ldexp(1.0f, std::clamp(kHalfExponent - exponent, -100, 100)) : 1.0f;
 }
 
 void check(const AdapterPair& pair, int rows, int cols) {
@@ -41,9 +41,9 @@ void check(const AdapterPair& pair, int rows, int cols) {
           pair.weight + " holds a value that is no finite number");
 }
 
-void store(bool exact, float value, int exponent, uint8_t* data, size_t at) {
+void store(bool exact, float value, float scale, uint8_t* data, size_t at) {
   if (exact) return void(std::memcpy(data + 4 * at, &value, 4));
-  const uint16_t half = float_to_half(std::ldexp(value, exponent));
+  const uint16_t half = float_to_half(value * scale);
   std::memcpy(data + 2 * at, &half, 2);
 }
 
@@ -108,14 +108,14 @@ Adapter::Adapter(const Runtime& owner, const std::vector<const MatMulOp*>& ops, 
       if (places[i].op != op) continue;
       const AdapterPair& pair = pairs[i];
       Target& target = p.targets[places[i].target];
-      const int ea = exact ? 0 : exponent_for(pair.a), eb = exact ? 0 : exponent_for(pair.b);
+      const float scale_a = exact ? 1.0f : scale_for(pair.a), scale_b = exact ? 1.0f : scale_for(pair.b);
       const auto rank = static_cast<size_t>(pair.rank), first = static_cast<size_t>(target.first);
-      std::fill_n(p.factors.begin() + target.first, rank, std::ldexp(pair.scale, -ea - eb));
+      std::fill_n(p.factors.begin() + target.first, rank, pair.scale / scale_a / scale_b);
       for (size_t r = 0; r < rank; ++r)
         for (size_t k = 0; k < cols; ++k)
-          store(exact, pair.a[r * cols + k], ea, a, ((first + r) / kPanelRows * cols + k) * kPanelRows + (first + r) % kPanelRows);
+          store(exact, pair.a[r * cols + k], scale_a, a, ((first + r) / kPanelRows * cols + k) * kPanelRows + (first + r) % kPanelRows);
       for (size_t n = 0; n < static_cast<size_t>(places[i].rows); ++n)
-        for (size_t r = 0; r < rank; ++r) store(exact, pair.b[n * rank + r], eb, at, (n / kPanelRows * rank + r) * kPanelRows + n % kPanelRows);
+        for (size_t r = 0; r < rank; ++r) store(exact, pair.b[n * rank + r], scale_b, at, (n / kPanelRows * rank + r) * kPanelRows + n % kPanelRows);
       target.b = at;
       at += element * b_values(places[i], pair.rank);
     }
@@ -187,34 +187,52 @@ void Adding::shrink_share(const MatMulOp& op, const float* x, int thread, int th
   });
 }
 
-// Prepares to ask for the A that this thread reads for the op behind `op`, a little with each panel of this one.
-void Adding::look_ahead(const MatMulOp& op, int count, int thread, int threads) {
+// What this thread reads from here on: the B of `op`, several panels at a time, then the A of the next op. It is asked for while
+// products compute, which leave the memory idle where rows are several.
+void Adding::look_ahead(const MatMulOp& op, int thread, int threads) {
   Own& own = own_[static_cast<size_t>(thread)];
-  own.ahead.clear();
+  own.spans.clear();
   size_t lines = 0;
-  const auto ask = [&](const Adapter::Part& part, int first, int last) {
-    if (first >= last) return;
-    own.ahead.push_back({a_of(part, first), a_of(part, last)});
-    lines += static_cast<size_t>(own.ahead.back().end - own.ahead.back().at) / 64;
+  const auto expect = [&](const uint8_t* at, const uint8_t* end) {
+    if (at >= end) return;
+    own.spans.push_back({at, end});
+    lines += static_cast<size_t>(end - at) / 64;
   };
-  const int next = runs_.front().adapter->next(op.number);
-  if (next < 0) return;
-  if (rows_ <= kPrivateRows) {
-    each_share(next, thread, threads, [&](const Run&, const Adapter::Part& part, int first, int last) { ask(part, first, last); });
-  } else {
-    const Range mine = share(rows_, thread, threads);
-    for (const Run& run : runs_)
-      if (run.first < mine.last && run.last > mine.first) ask(run.adapter->part(next), 0, run.adapter->part(next).units());
-  }
-  int panels = 0;
+  const size_t value_bytes = exact_ ? 4 : 2;
+  int panels = 0, before = 0;
   for (const auto& s : op.segments) panels += s.weight->panels();
-  const int calls = std::max(1, (op.gate ? 4 : 1) * panels / threads / kAddingPanels) * ((count + kTileRows - 1) / kTileRows);
-  own.each = lines / static_cast<size_t>(calls) + 1;
+  const Range mine = share(panels, thread, threads);
+  const int take = op.gate ? kAddingPanels / 2 : kAddingPanels;
+  for (size_t s = 0; s < op.segments.size(); ++s) {
+    const int first = std::max(mine.first - before, 0), last = std::min(mine.last - before, op.segments[s].weight->panels());
+    before += op.segments[s].weight->panels();
+    for (int p = first; p < last; p += take)
+      for (size_t target = s; target < op.segments.size() + (op.gate ? 1 : 0); target += op.segments.size())
+        for (const Run& run : runs_) {
+          const Adapter::Part& part = run.adapter->part(op.number);
+          if (part.ranks == 0 || part.targets[target].rank == 0) continue;
+          const size_t bytes = static_cast<size_t>(part.targets[target].rank) * kPanelRows * value_bytes;
+          expect(part.targets[target].b + static_cast<size_t>(p) * bytes,
+                 part.targets[target].b + static_cast<size_t>(std::min(p + take, last)) * bytes);
+        }
+  }
+  const int next = runs_.front().adapter->next(op.number);
+  if (next >= 0 && rows_ <= kPrivateRows) {
+    each_share(next, thread, threads,
+               [&](const Run&, const Adapter::Part& part, int first, int last) { expect(a_of(part, first), a_of(part, last)); });
+  } else if (next >= 0) {
+    const Range rows = share(rows_, thread, threads);
+    for (const Run& run : runs_)
+      if (run.first < rows.last && run.last > rows.first)
+        expect(run.adapter->part(next).a, a_of(run.adapter->part(next), run.adapter->part(next).units()));
+  }
+  const int products = (op.gate ? 2 : 1) * (mine.last - mine.first) * ((rows_ + kAddingRows - 1) / kAddingRows);
+  const int blocks = std::max(1, products * (op.x->width / kBlock));
+  own.ahead = {own.spans.data(), own.spans.data() + own.spans.size(), static_cast<int>(lines / static_cast<size_t>(blocks)) + 1};
 }
 
-void Adding::gather(const MatMulOp& op, int first, int count, int thread, int threads) {
+void Adding::gather(const MatMulOp& op, int first, int count, int thread) {
   Own& own = own_[static_cast<size_t>(thread)];
-  if (first == 0) look_ahead(op, std::min(count, rows_), thread, threads);
   own.gathered = first, own.first = -1;
   const size_t stride = static_cast<size_t>(panels_) * kPanelRows;
   for (const Run& run : runs_) {
@@ -231,7 +249,7 @@ void Adding::gather(const MatMulOp& op, int first, int count, int thread, int th
   }
 }
 
-void Adding::add(const MatMulOp& op, size_t target, int panel, int panels, int first, int count, float* tiles, int tile_stride, int thread) {
+void Adding::add(const MatMulOp& op, size_t target, int panel, int panels, int first, int count, float* tiles, size_t tile_stride, int thread) {
   Own& own = own_[static_cast<size_t>(thread)];
   const size_t stride = static_cast<size_t>(panels_) * kPanelRows;
   if (own.first != first || own.target != target || own.count != count) {
@@ -245,13 +263,7 @@ void Adding::add(const MatMulOp& op, size_t target, int panel, int panels, int f
       own.addends.push_back({t.b, t.rank, from - first, to - from, own.sums.data() + static_cast<size_t>(from - own.gathered) * stride + t.first});
     }
   }
-  for (size_t left = own.each; left > 0 && !own.ahead.empty();) {
-    Span& span = own.ahead.back();
-    for (; left > 0 && span.at < span.end; span.at += 64, --left) __builtin_prefetch(span.at, 0, 2);
-    if (span.at >= span.end) own.ahead.pop_back();
-  }
-  for (const Addend& a : own.addends)
-    for (int i = 0; i < panels; ++i) kernels_.add_products[exact_](&a, 1, panel + i, stride, tiles + i * tile_stride);
+  kernels_.add_products[exact_](own.addends.data(), static_cast<int>(own.addends.size()), panel, panels, stride, tiles, tile_stride);
 }
 
 }  // namespace millis

@@ -21,6 +21,7 @@ class Runtime;
 
 constexpr int kMostRank = 512;
 constexpr int kAddingPanels = 8;  // of a product, added to at a time
+constexpr int kAddingRows = 8;    // of a product: what comes next is counted out to so many rows of a block
 constexpr int kColumnParts = 4;   // of A x, which threads share out; summed up in the same order however many they are
 
 // One weight's pair of matrices; the product is scaled.
@@ -80,9 +81,12 @@ class Adding {
   // The share of one of `threads` threads in A x of all rows.
   void shrink_share(const MatMulOp& op, const float* x, int thread, int threads);
   // Behind a barrier: for rows [first, first + count), what `add` needs. `count` may be kWideBlock.
-  void gather(const MatMulOp& op, int first, int count, int thread, int threads);
+  void gather(const MatMulOp& op, int first, int count, int thread);
+  // What a thread reads next of all adapters, for the products of `op` to ask for.
+  void look_ahead(const MatMulOp& op, int thread, int threads);
+  Ahead& ahead(int thread) { return own_[static_cast<size_t>(thread)].ahead; }
   // tiles[i][m][16] += what the adapter of row first + m adds to panel + i of a target: a segment or, behind them, the gate.
-  void add(const MatMulOp& op, size_t target, int panel, int panels, int first, int count, float* tiles, int tile_stride, int thread);
+  void add(const MatMulOp& op, size_t target, int panel, int panels, int first, int count, float* tiles, size_t tile_stride, int thread);
   float* tiles(int thread) { return own_[static_cast<size_t>(thread)].tiles.data(); }  // [kAddingPanels][kTileRows][16]
 
  private:
@@ -90,21 +94,17 @@ class Adding {
     int first, last;
     const Adapter* adapter;
   };
-  struct Span {
-    const uint8_t *at, *end;
-  };
   struct Own {  // of a thread
     std::vector<float> tiles;
     std::vector<float> sums;      // [kWideBlock][16 panels_]: A x of the rows gathered
     std::vector<Addend> addends;  // of rows [first, first + count) and a target
     size_t target = 0;
     int gathered = 0, first = -1, count = 0;
-    std::vector<Span> ahead;  // what the next op reads first, to be asked for while this one computes
-    size_t each = 0;          // lines at a time
+    std::vector<Span> spans;  // what will be read next
+    Ahead ahead;              // of them, what was not asked for yet
   };
   void multiply(const Adapter::Part& part, int unit, const float* x, int first, int last);
   const uint8_t* a_of(const Adapter::Part& part, int unit) const;
-  void look_ahead(const MatMulOp& op, int count, int thread, int threads);
   // visit(run, part, first, last): a thread's share in the units of an op.
   template <class Visit>
   void each_share(int number, int thread, int threads, const Visit& visit) const;

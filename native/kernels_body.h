@@ -97,8 +97,15 @@ template <int first, int count, int M, class Quants>
   }
 }
 
+inline void ask(Ahead& ahead) {
+  for (int i = 0; i < ahead.lines && ahead.span != ahead.last; ++i) {
+    __builtin_prefetch(ahead.span->at, 0, 2);
+    if ((ahead.span->at += 64) >= ahead.span->end) ++ahead.span;
+  }
+}
+
 template <const Format& f, int M>
-void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, float* tile) {
+void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, float* tile, Ahead& ahead) {
   constexpr int groups = f.groups(), vectors = 8 / groups;
   constexpr bool super = f.scales != Scales::Block32;
   constexpr int offset = f.offset - (f.bits == 8 ? kWideOffset : 0);
@@ -113,6 +120,7 @@ void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, fl
     }
     const uint8_t* q = p + f.block_header();
     prefetch_blocks<f.block_header() + f.quant_bytes()>(p);
+    if (ahead.span != ahead.last) ask(ahead);
     const auto group = [&]<int g>() __attribute__((always_inline)) {
       I32 high[M], low[M];  // their sums stay below 2^28
       for (int m = 0; m < M; ++m) {
@@ -193,8 +201,8 @@ inline void in_row_groups(const X* x, size_t stride, int rows, float* tile, cons
 }
 
 template <int id>
-void quant_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile) {
-  in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) { quant_rows<kFormat[id], M>(panel, cols, at, stride, to); });
+void quant_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile, Ahead& ahead) {
+  in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) { quant_rows<kFormat[id], M>(panel, cols, at, stride, to, ahead); });
 }
 
 template <int id>
@@ -227,16 +235,14 @@ void add_rows(const uint8_t* p, int rank, const float* u, size_t stride, float* 
   }
 }
 
-// The next panel of each is asked for: memory's own prefetching does not follow so many streams.
 template <FormatId id>
-void add_products(const Addend* list, int count, int panel, size_t stride, float* tile) {
-  constexpr size_t value_bytes = id == FormatId::F32 ? 4 : 2;
+void add_products(const Addend* list, int count, int panel, int panels, size_t stride, float* tiles, size_t tile_stride) {
   for (const Addend* a = list; a < list + count; ++a) {
-    const size_t bytes = static_cast<size_t>(a->rank) * kPanelRows * value_bytes;
+    const size_t bytes = static_cast<size_t>(a->rank) * kPanelRows * (id == FormatId::F32 ? 4 : 2);
     const uint8_t* p = a->panels + static_cast<size_t>(panel) * bytes;
-    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + bytes + line);
-    in_row_groups(a->u, stride, a->rows, tile + a->first * kPanelRows,
-                  [&]<int M>(const float* u, float* to) { add_rows<id, M>(p, a->rank, u, stride, to); });
+    float* tile = tiles + a->first * kPanelRows;
+    for (int i = 0; i < panels; ++i, p += bytes, tile += tile_stride)
+      in_row_groups(a->u, stride, a->rows, tile, [&]<int M>(const float* u, float* to) { add_rows<id, M>(p, a->rank, u, stride, to); });
   }
 }
 

@@ -295,9 +295,10 @@ void Matrix::set_strides() {
   stride_ = panel_bytes_ - low;
 }
 
-void multiply_panel(const Kernels& k, const Matrix& w, int p, const ActBlock* x, size_t stride, int rows, float* tile) {
+void multiply_panel(const Kernels& k, const Matrix& w, int p, const ActBlock* x, size_t stride, int rows, float* tile, Ahead* ahead) {
+  Ahead none;
   if (w.format_id() == FormatId::Q8_0Planes) k.planes_panel(w.panel(p), w.low_plane(p), w.cols(), x, stride, rows, tile);
-  else k.quant_panel[static_cast<int>(w.format_id())](w.panel(p), w.cols(), x, stride, rows, tile);
+  else k.quant_panel[static_cast<int>(w.format_id())](w.panel(p), w.cols(), x, stride, rows, tile, ahead ? *ahead : none);
 }
 
 void Matrix::unpack_row(int row, float* out) const {

@@ -165,7 +165,9 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
     const auto id = static_cast<int>(w.format_id());
     if (format(w.format_id()).is_float())
       kernels_.float_panel[id](w.panel(panel), cols, floats + static_cast<size_t>(first) * width, width, count, tile);
-    else multiply_panel(kernels_, w, panel, scratch.acts.data() + static_cast<size_t>(first) * blocks, blocks, count, tile);
+    else
+      multiply_panel(kernels_, w, panel, scratch.acts.data() + static_cast<size_t>(first) * blocks, blocks, count, tile,
+                     adds ? &adding_.ahead(thread) : nullptr);
   };
   int panels = 0;
   for (const auto& s : op.segments) panels += s.weight->panels();
@@ -175,8 +177,9 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
   constexpr int kTile = kTileRows * kPanelRows;
   alignas(64) float tile[2 * kTile];
   float* tiles = adds ? adding_.tiles(thread) : tile;
+  if (adds) adding_.look_ahead(op, thread, threads);
   for (int block = 0; block < rows; block += kRowBlock) {
-    if (adds) adding_.gather(op, block, std::min(rows - block, kRowBlock), thread, threads);
+    if (adds) adding_.gather(op, block, std::min(rows - block, kRowBlock), thread);
     int before = 0;
     for (const auto& s : op.segments) {
       const int first = std::max(own.first - before, 0), last = std::min(own.last - before, s.weight->panels());
@@ -255,7 +258,7 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
   const int take = op.gate ? 1 : wide.panels;
   for (int block = 0; block < rows; block += kWideBlock) {
     const int some = std::min(kWideBlock, rows - block);
-    if (adds) adding_.gather(op, block, some, thread, threads);
+    if (adds) adding_.gather(op, block, some, thread);
     int before = 0;
     for (const auto& s : op.segments) {
       const int first = std::max(mine.first - before, 0), last = std::min(mine.last - before, s.weight->panels());

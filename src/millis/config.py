@@ -76,6 +76,8 @@ class EngineConfig:
     """Milliseconds from an answer's last token to its reader: deadlines are kept so much earlier."""
     speculation: Speculation = "auto"
     """auto: guess tokens from the text so far, and with a draft model where one is given; ngram: from the text; off."""
+    max_adapters: int = 32
+    """LoRA adapters held in memory at once; others are read again when a request names them."""
     draft: str | None = None
     """A smaller model of the same vocabulary that guesses tokens, named as a model is; answers stay the same."""
 
@@ -87,6 +89,7 @@ class EngineConfig:
             ("max_batch_tokens", 65536),
             ("cache_tokens", 1 << 30),
             ("max_waiting", 1 << 20),
+            ("max_adapters", 4096),
         ):
             value = getattr(self, name)
             if value is None and name in ("context", "cache_tokens"):

@@ -225,12 +225,12 @@ class Scheduler:
         """Caches the full pages of a request that goes on, for those that begin like it."""
         if self.prefix is not None:
             full = min(request.computed, len(request.tokens)) // self._page_tokens * self._page_tokens
-            self.prefix.insert(request.tenant, request.tokens[:full], request.pages)
+            self.prefix.insert(request.salt, request.tokens[:full], request.pages)
 
     def _release(self, request: Request) -> None:
         """Gives a request's pages back, or to the cache: [0, computed) are its own tokens, as far as it has so many."""
         if self.prefix is not None:
-            self.prefix.insert(request.tenant, request.tokens[: request.computed], request.pages)
+            self.prefix.insert(request.salt, request.tokens[: request.computed], request.pages)
         self.allocator.give(request.pages)
 
     def _reuse(self, request: Request) -> Match | None:
@@ -238,7 +238,7 @@ class Scheduler:
         if self.prefix is None:
             return None
         prompt = request.tokens if request.score is None else request.tokens[:-1]  # its last token is scored anew
-        match = self.prefix.find(request.tenant, prompt)
+        match = self.prefix.find(request.salt, prompt)
         request.pages, request.computed = self.prefix.hold(match), match.tokens
         return match
 
