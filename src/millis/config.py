@@ -135,6 +135,11 @@ class ServerConfig:
     """File of the certificate's private key, PEM."""
     served_name: str | None = None
     """What the model is called in requests and answers; unless given, its name."""
+    adapter: list[str] | None = None
+    """LoRA adapter to serve as MODEL:NAME, given as NAME=PATH; may be given again. In the environment with commas between."""
+    adapter_dir: str | None = None
+    """Folder whose adapters may be loaded while the server runs, by POST /v1/load_lora_adapter; with --api-key-file, by keys
+    whose name begins with admin. Unless given, none may."""
     pin: str | None = None
     """File of texts whose keys and values stay in the prefix cache, one a line, \\n for a line break."""
     drain_s: float = 30.0
@@ -199,12 +204,15 @@ class ServerConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 86400:
                 raise RequestError(f"{name} must lie in [{least:g}, 86400], not {value!r}")
-        for name in ("host", "api_key_file", "tls_cert", "tls_key", "served_name", "pin"):
+        for name in ("host", "api_key_file", "tls_cert", "tls_key", "served_name", "pin", "adapter_dir"):
             value = getattr(self, name)
             if value is None and name != "host":
                 continue
             if not isinstance(value, str) or not value:
                 raise RequestError(f"{name} must be a text, not {value!r}")
+        given = self.adapter
+        if given is not None and not (isinstance(given, list) and all(isinstance(one, str) and one for one in given)):
+            raise RequestError(f"adapter must list NAME=PATH, not {given!r}")
         if not isinstance(self.access_log, bool):
             raise RequestError(f"access_log must be true or false, not {self.access_log!r}")
         if (self.tls_cert is None) != (self.tls_key is None):

@@ -40,6 +40,7 @@ def command(
     precision: common.Precision = "fast",
     speculation: common.Speculation = "auto",
     draft: common.Draft = None,
+    adapter: common.Adapter = None,
 ) -> None:
     """A conversation in the terminal; every line is a message, or a command such as /help."""
     sampling = common.checked(
@@ -54,8 +55,9 @@ def command(
     lm = common.load(model, threads=threads, context=context, precision=precision, speculation=speculation, draft=draft)
     if not lm.tokenizer.has_chat_template:
         raise TemplateError(f"{model} is a base model without a chat template; use: millis run -m {model} PROMPT")
+    name = None if adapter is None else lm.load_adapter(adapter, "adapter")
     common.say(f"{model}: {HELP}")
-    talk(Conversation(lm, system, {**sampling, "deadline_ms": deadline_ms}))
+    talk(Conversation(lm, system, {**sampling, "deadline_ms": deadline_ms, "adapter": name}))
 
 
 class Conversation:
