@@ -27,6 +27,7 @@ using namespace nb::literals;
 
 namespace millis {
 
+void bind_adapter(nb::module_& m);
 void bind_bench(nb::module_& m);
 void bind_packed(nb::module_& m);
 void bind_quantize(nb::module_& m);
@@ -45,10 +46,14 @@ nb::ndarray<nb::numpy, T> owned(std::vector<T>&& values, std::vector<size_t> sha
   return nb::ndarray<nb::numpy, T>(kept.release()->data(), shape.size(), shape.data(), owner);
 }
 
-// Checked, so that it may be run.
+using Adapters = std::optional<std::vector<std::shared_ptr<const Adapter>>>;  // of each sequence; None: it has none
+
+// Checked, so that it may be run; the caller holds the adapters meanwhile.
 Batch batch_of(const Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-               const Array2<int32_t>& tables) {
+               const Array2<int32_t>& tables, const Adapters& adapters = {}, std::vector<int32_t> parents = {}) {
   Batch batch{copy_of(tokens), copy_of(starts), copy_of(lengths), copy_of(tables), tables.shape(1)};
+  batch.parents = std::move(parents);
+  for (const auto& adapter : adapters.value_or(std::vector<std::shared_ptr<const Adapter>>{})) batch.adapters.push_back(adapter.get());
   runtime.check(batch);
   return batch;
 }
@@ -113,8 +118,9 @@ void require_usable(const std::vector<Choice>& choices) {
 // A sequence's [(token, log-probability, best)]: the drafts that its sampler chooses as well, then the first token that is
 // its choice alone; none where its sampler is None. Each row is chosen as if all drafts before it were right, side by side.
 std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-                                       const Array2<int32_t>& tables, const Samplers& given, const Array<int32_t>& drafted) {
-  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
+                                       const Array2<int32_t>& tables, const Samplers& given, const Array<int32_t>& drafted,
+                                       const Adapters& adapters) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables, adapters);
   const Held held(given, runtime.config().vocab);
   if (held.samplers.size() != batch.lengths.size()) throw std::invalid_argument("batch: one sampler or None for each sequence");
   const Verified v(batch, held.samplers, copy_of(drafted));
@@ -182,8 +188,8 @@ std::vector<std::pair<int32_t, float>> propose(Runtime& runtime, const Array<int
 
 // [rows, vocab]: of each sequence's last token, or of all tokens.
 Floats logits(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-              const Array2<int32_t>& tables, bool all) {
-  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
+              const Array2<int32_t>& tables, bool all, const Adapters& adapters) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables, adapters);
   std::vector<int32_t> rows = last_rows(batch);
   if (all) {
     rows.resize(batch.tokens.size());
@@ -230,8 +236,8 @@ Floats texts(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t
 
 // [tokens]: the log-probability of each token's target, 0 where that is -1.
 Floats score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-             const Array2<int32_t>& tables, const Array<int32_t>& given) {
-  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
+             const Array2<int32_t>& tables, const Array<int32_t>& given, const Adapters& adapters) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables, adapters);
   const std::vector<int32_t> targets = copy_of(given);
   if (targets.size() != batch.tokens.size()) throw std::invalid_argument("batch: one target for each token");
   std::vector<int32_t> rows;
@@ -253,10 +259,10 @@ Floats score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t
 // [edges]: the log-probability of targets[i] behind token rows[i] of the batch, whose sequences are trees: parents[t] is the
 // place of token t's parent among those of its sequence, -1 what the cache holds. rows ascend; all targets of a row share it.
 Floats score_tree(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-                  const Array2<int32_t>& tables, const Array<int32_t>& parents, const Array<int32_t>& rows, const Array<int32_t>& given) {
-  Batch batch{copy_of(tokens), copy_of(starts), copy_of(lengths), copy_of(tables), tables.shape(1), copy_of(parents)};
+                  const Array2<int32_t>& tables, const Array<int32_t>& parents, const Array<int32_t>& rows, const Array<int32_t>& given,
+                  const Adapters& adapters) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables, adapters, copy_of(parents));
   if (batch.parents.empty()) throw std::invalid_argument("batch: one parent for each token");
-  runtime.check(batch);
   const std::vector<int32_t> all = copy_of(rows), targets = copy_of(given);
   if (all.size() != targets.size()) throw std::invalid_argument("batch: one row for each target");
   std::vector<int32_t> distinct;
@@ -277,6 +283,20 @@ Floats score_tree(Runtime& runtime, const Array<int32_t>& tokens, const Array<in
     });
   }
   return owned(std::move(out), {all.size()});
+}
+
+using Pair = std::tuple<std::string, Array2<float>, Array2<float>, float>;
+
+std::shared_ptr<const Adapter> make_adapter(const Runtime& runtime, const std::vector<Pair>& given) {
+  std::vector<AdapterPair> pairs;
+  for (const auto& [weight, a, b, scale] : given) {
+    const size_t rank = a.shape(0);
+    if (rank != b.shape(1)) throw std::invalid_argument("the two matrices of " + weight + " differ in rank");
+    if (rank < 1 || rank > kMostRank) throw std::invalid_argument("the rank of " + weight + " must lie in [1, " + std::to_string(kMostRank) + "]");
+    pairs.push_back({weight, static_cast<int>(rank), copy_of(a), copy_of(b), scale});
+  }
+  const Unlocked unlocked;
+  return runtime.adapter(pairs);
 }
 
 // [rows of x, rows of w] = x w^T by one ISA's kernels; for tests and kernel benchmarks.
@@ -404,6 +424,7 @@ double barrier_ns(int threads) {
 
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // a daemon thread that still waits at the end keeps its runtime, and that is no leak
+  bind_adapter(m);
   bind_bench(m);
   bind_sampler(m);
   bind_packed(m);
@@ -451,18 +472,22 @@ NB_MODULE(_native, m) {
       .def("select", &Runtime::select, "out"_a, "x"_a)
       .def("pool", &Runtime::pool, "out"_a, "x"_a, "mean"_a)
       .def("finish", &Runtime::finish)
+      .def("adapter", &make_adapter, "pairs"_a, nb::keep_alive<0, 1>(),
+           "An adapter of this runtime, after finish(): (weight, A [rank, inputs], B [outputs, rank], scale) of each product it changes.")
       // Integers are taken as they are: a conversion from 64 bits would silently wrap.
       .def("step", &step, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
-           "drafted"_a.noconvert())
+           "drafted"_a.noconvert(), "adapters"_a = nb::none())
       .def("propose", &propose, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
            "ahead"_a)
-      .def("logits", &logits, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "all"_a = false)
+      .def("logits", &logits, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "all"_a = false,
+           "adapters"_a = nb::none())
       .def("hidden", &hidden, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert())
       .def("texts", &texts, "tokens"_a.noconvert(), "lengths"_a.noconvert(), "head"_a = false, "types"_a.noconvert() = nb::none(),
            "[texts, width]: an encoder's embedding of each text, or the logits of its head.")
-      .def("score", &score, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "targets"_a.noconvert())
+      .def("score", &score, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "targets"_a.noconvert(),
+           "adapters"_a = nb::none())
       .def("score_tree", &score_tree, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(),
-           "parents"_a.noconvert(), "rows"_a.noconvert(), "targets"_a.noconvert())
+           "parents"_a.noconvert(), "rows"_a.noconvert(), "targets"_a.noconvert(), "adapters"_a = nb::none())
       .def(
           "copy_page",
           [](Runtime& self, int from, int to) {

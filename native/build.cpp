@@ -45,7 +45,11 @@ const RuntimeConfig& checked(const RuntimeConfig& c) {
 }  // namespace
 
 Runtime::Runtime(const RuntimeConfig& config)
-    : config_(checked(config)), kernels_(select_kernels(config.isa)), private_(static_cast<size_t>(config.threads)), pool_(config.threads) {}
+    : config_(checked(config)),
+      kernels_(select_kernels(config.isa)),
+      private_(static_cast<size_t>(config.threads)),
+      adding_(kernels_, config.exact, config.threads),
+      pool_(config.threads) {}
 
 // Waits until no other thread builds or runs.
 std::unique_lock<std::mutex> Runtime::turn() {
@@ -157,7 +161,16 @@ void Runtime::matmul(const std::string& out, const std::string& x, const std::ve
     std::copy(bias->begin(), bias->end(), op.padded_bias.begin() + op.segments[i].column);
     op.segments[i].bias = op.padded_bias.data() + op.segments[i].column;
   }
+  if (first_selected_ == 0) op.number = static_cast<int>(ops_.size());
   ops_.emplace_back(std::move(op));
+}
+
+std::shared_ptr<const Adapter> Runtime::adapter(const std::vector<AdapterPair>& pairs) const {
+  require(finished_, "the runtime is not finished");
+  std::vector<const MatMulOp*> products;
+  for (size_t i = 0; i < first_selected_; ++i)
+    if (const auto* product = std::get_if<MatMulOp>(&ops_[i])) products.push_back(product);
+  return std::make_shared<const Adapter>(*this, products, pairs, config_.exact);
 }
 
 void Runtime::attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope, bool interleaved,

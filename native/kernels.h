@@ -121,16 +121,35 @@ struct Bounds {
   float lower, upper;
 };
 
+// Memory to be asked for in the midst of products, so that it comes while they compute: spans, one after the other, so many
+// lines with each block of 32 columns.
+struct Span {
+  const uint8_t *at, *end;
+};
+struct Ahead {
+  Span *span = nullptr, *last = nullptr;  // [span, last)
+  int lines = 0;
+};
+
+// What an adapter adds to rows [first, first + rows) of a tile: u, [rows] of [rank], times a panel of its second matrix.
+struct Addend {
+  const uint8_t* panels;  // [panels][rank][16]
+  int rank, first, rows;
+  const float* u;
+};
+
 struct Kernels {
   const char* isa;
-  // tile[m][16] = x[m] . panel, for m < rows. Strides count elements of x.
-  void (*quant_panel[kFormats])(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile);
+  // tile[m][16] = x[m] . panel, for m < rows. Strides count elements of x. `ahead` goes on as far as was asked for.
+  void (*quant_panel[kFormats])(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile, Ahead& ahead);
   void (*float_panel[kFormats])(const uint8_t* panel, int cols, const float* x, size_t stride, int rows, float* tile);
   void (*planes_panel)(const uint8_t* high, const uint8_t* low, int cols, const ActBlock* x, size_t stride, int rows, float* tile);
   // The same from the first plane of Q8_0Planes alone, six standard deviations to either side. s: [rows][blocks].
   void (*screen)(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const ScreenBlock* s, int rows, float* tile, Bounds* bounds);
   // out[m][n] for m < rows, n < columns (up to 16) from a tile.
   void (*finish)(const float* tile, const Epilogue& e, int rows, int columns, float* out, size_t stride);
+  // tiles[i][m][16] += u[m] . panel + i. Strides in floats: from one row of u, from one tile, to the next. [0] f16, [1] f32.
+  void (*add_products[2])(const Addend* list, int count, int panel, int panels, size_t stride, float* tiles, size_t tile_stride);
   void (*quantize)(const float* x, int n, ActBlock* out);  // n: a multiple of 32
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* out);
   void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n, float* out);

@@ -111,8 +111,15 @@ template <int first, int count, int M, class Quants>
   }
 }
 
+inline void ask(Ahead& ahead) {
+  for (int i = 0; i < ahead.lines && ahead.span != ahead.last; ++i) {
+    __builtin_prefetch(ahead.span->at, 0, 2);
+    if ((ahead.span->at += 64) >= ahead.span->end) ++ahead.span;
+  }
+}
+
 template <const Format& f, int M>
-void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, float* tile) {
+void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, float* tile, Ahead& ahead) {
   constexpr int groups = f.groups(), vectors = 8 / groups;
   constexpr bool super = f.scales != Scales::Block32;
   constexpr int offset = f.offset - (f.bits == 8 ? kWideOffset : 0);
@@ -127,6 +134,7 @@ void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, fl
     }
     const uint8_t* q = p + f.block_header();
     prefetch_blocks<f.block_header() + f.quant_bytes()>(p);
+    if (ahead.span != ahead.last) ask(ahead);
     const auto group = [&]<int g>() __attribute__((always_inline)) {
       I32 high[M], low[M];  // their sums stay below 2^28
       for (int m = 0; m < M; ++m) {
@@ -207,14 +215,49 @@ inline void in_row_groups(const X* x, size_t stride, int rows, float* tile, cons
 }
 
 template <int id>
-void quant_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile) {
-  in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) { quant_rows<kFormat[id], M>(panel, cols, at, stride, to); });
+void quant_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, int rows, float* tile, Ahead& ahead) {
+  in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) { quant_rows<kFormat[id], M>(panel, cols, at, stride, to, ahead); });
 }
 
 template <int id>
 void float_panel(const uint8_t* panel, int cols, const float* x, size_t stride, int rows, float* tile) {
   in_row_groups(x, stride, rows, tile,
                 [&]<int M>(const float* at, float* to) { float_rows<static_cast<FormatId>(id), M>(panel, cols, at, stride, to); });
+}
+
+template <FormatId id, int M>
+void add_rows(const uint8_t* p, int rank, const float* u, size_t stride, float* tile) {
+  constexpr int U = M >= 4 ? 1 : M >= 2 ? 2 : 4;
+  F32 total[M][U];
+  for (int m = 0; m < M; ++m) {
+    total[m][0] = load(tile + m * kPanelRows);
+    for (int i = 1; i < U; ++i) total[m][i] = set1(0.0f);
+  }
+  int k = 0;
+  for (; k + U <= rank; k += U)
+    for (int i = 0; i < U; ++i) {
+      const F32 w = load_weights<id>(p, static_cast<size_t>(k + i) * kPanelRows);
+      for (int m = 0; m < M; ++m) total[m][i] = fma(w, set1(u[m * stride + static_cast<size_t>(k + i)]), total[m][i]);
+    }
+  for (; k < rank; ++k) {
+    const F32 w = load_weights<id>(p, static_cast<size_t>(k) * kPanelRows);
+    for (int m = 0; m < M; ++m) total[m][0] = fma(w, set1(u[m * stride + static_cast<size_t>(k)]), total[m][0]);
+  }
+  for (int m = 0; m < M; ++m) {
+    for (int i = 1; i < U; ++i) total[m][0] = add(total[m][0], total[m][i]);
+    store(tile + m * kPanelRows, total[m][0]);
+  }
+}
+
+template <FormatId id>
+void add_products(const Addend* list, int count, int panel, int panels, size_t stride, float* tiles, size_t tile_stride) {
+  for (const Addend* a = list; a < list + count; ++a) {
+    const size_t bytes = static_cast<size_t>(a->rank) * kPanelRows * (id == FormatId::F32 ? 4 : 2);
+    const uint8_t* p = a->panels + static_cast<size_t>(panel) * bytes;
+    float* tile = tiles + a->first * kPanelRows;
+    for (int i = 0; i < panels; ++i, p += bytes, tile += tile_stride)
+      in_row_groups(a->u, stride, a->rows, tile, [&]<int M>(const float* u, float* to) { add_rows<id, M>(p, a->rank, u, stride, to); });
+  }
 }
 
 void finish(const float* tile, const Epilogue& e, int rows, int columns, float* out, size_t stride) {
@@ -353,6 +396,7 @@ Kernels make_table(const char* isa) {
     if constexpr (id + 1 < kFormats) next.template operator()<id + 1>(next);
   };
   fill.template operator()<0>(fill);
+  k.add_products[0] = add_products<FormatId::F16>, k.add_products[1] = add_products<FormatId::F32>;
   k.finish = finish, k.quantize = quantize, k.rms_norm = rms_norm, k.layer_norm = layer_norm, k.rotate = rotate;
   k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
   k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide, k.attend_all = attend_all;

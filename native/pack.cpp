@@ -204,7 +204,9 @@ void pack_row(FormatId id, int r, int cols, const uint8_t* src, uint8_t* panel) 
 
 constexpr size_t kHugePage = size_t{2} << 20;
 
-std::shared_ptr<uint8_t> allocate(size_t bytes) {
+}  // namespace
+
+std::shared_ptr<uint8_t> panel_memory(size_t bytes) {
   const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
   const size_t rounded = (bytes + 64 + alignment - 1) / alignment * alignment;  // a tail that vector loads may touch
   void* memory = std::aligned_alloc(alignment, rounded);
@@ -215,8 +217,6 @@ std::shared_ptr<uint8_t> allocate(size_t bytes) {
   std::memset(memory, 0, rounded);
   return {static_cast<uint8_t*>(memory), [](uint8_t* p) { std::free(p); }};
 }
-
-}  // namespace
 
 FormatId format_of(GgmlType type) {
   for (int i = 0; i < kFormats; ++i)
@@ -258,7 +258,7 @@ Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<co
   if (as_f32) format_ = FormatId::F32;
   panel_bytes_ = format(format_).panel_bytes(cols);
   set_strides();
-  const std::shared_ptr<uint8_t> panels_data = allocate(bytes());
+  const std::shared_ptr<uint8_t> panels_data = panel_memory(bytes());
   data_ = panels_data;
   const auto threads = static_cast<size_t>(pool.threads()), width = static_cast<size_t>(cols);
   std::vector<float> values(as_f32 ? threads * width : 0);  // a row for each thread
@@ -295,9 +295,10 @@ void Matrix::set_strides() {
   stride_ = panel_bytes_ - low;
 }
 
-void multiply_panel(const Kernels& k, const Matrix& w, int p, const ActBlock* x, size_t stride, int rows, float* tile) {
+void multiply_panel(const Kernels& k, const Matrix& w, int p, const ActBlock* x, size_t stride, int rows, float* tile, Ahead* ahead) {
+  Ahead none;
   if (w.format_id() == FormatId::Q8_0Planes) k.planes_panel(w.panel(p), w.low_plane(p), w.cols(), x, stride, rows, tile);
-  else k.quant_panel[static_cast<int>(w.format_id())](w.panel(p), w.cols(), x, stride, rows, tile);
+  else k.quant_panel[static_cast<int>(w.format_id())](w.panel(p), w.cols(), x, stride, rows, tile, ahead ? *ahead : none);
 }
 
 void Matrix::unpack_row(int row, float* out) const {

@@ -45,8 +45,11 @@ class Matrix {
   std::shared_ptr<const uint8_t> data_;
 };
 
+// Zeros, in huge pages where that pays; 64 bytes past them may be touched.
+std::shared_ptr<uint8_t> panel_memory(size_t bytes);
+
 // tile[m][16] = x[m] . panel p of a quantised matrix.
-void multiply_panel(const Kernels& k, const Matrix& w, int p, const ActBlock* x, size_t stride, int rows, float* tile);
+void multiply_panel(const Kernels& k, const Matrix& w, int p, const ActBlock* x, size_t stride, int rows, float* tile, Ahead* ahead = nullptr);
 
 // The format of a GGML type; throws std::invalid_argument for one we do not read.
 FormatId format_of(GgmlType type);

@@ -50,6 +50,8 @@ void Runtime::check(const Batch& batch) const {
     total += length;
   }
   require(total == static_cast<int64_t>(tokens), "batch: lengths do not add up to the tokens");
+  require(batch.adapters.empty() || batch.adapters.size() == sequences, "batch: one adapter or None for each sequence");
+  for (const Adapter* adapter : batch.adapters) require(!adapter || &adapter->owner() == this, "batch: an adapter of another runtime");
 }
 
 void Runtime::place(const Batch& batch) {
@@ -103,6 +105,7 @@ void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::s
                        const void* context) {
   const auto lock = turn();
   place(batch);
+  adding_.begin(batch);
   std::mutex failing;
   std::exception_ptr failure;
   const Step step{batch, rows, margins, last, 0, 0, visit, context, failing, failure};
@@ -192,7 +195,9 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
   // The input: normalised and quantised here, for all rows by each thread where they are few, else a share each.
   const bool mine = rows <= kPrivateRows;
   Scratch& scratch = mine ? private_[static_cast<size_t>(thread)] : shared_;
-  for (int r = mine ? 0 : thread; r < rows; r += mine ? 1 : threads) {
+  const bool adds = adding_.serves(op);  // then shares are rows in a row, so that neighbours pass over an adapter together
+  const Range part = share(rows, thread, threads);
+  for (int r = mine ? 0 : adds ? part.first : thread; r < (adds && !mine ? part.last : rows); r += mine || adds ? 1 : threads) {
     const float* x = row(*(op.norm ? op.norm->x : op.x), r);
     if (op.norm) {
       float* normal = scratch.rows.data() + static_cast<size_t>(r) * width;
@@ -201,36 +206,55 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
     }
     if (quantised) kernels_.quantize(x, cols, scratch.acts.data() + static_cast<size_t>(r) * blocks);
   }
-  if (!mine && (quantised || op.norm)) pool_.barrier(thread);
   const float* floats = op.norm ? scratch.rows.data() : op.x->data.data();
+  if (adds && mine) adding_.shrink_share(op, floats, thread, threads);
+  if (adds && !mine) adding_.shrink(op, floats, part.first, part.last);
+  if (adds || (!mine && (quantised || op.norm))) pool_.barrier(thread);
 
   const auto product = [&](const Matrix& w, int panel, int first, int count, float* tile) {
     const auto id = static_cast<int>(w.format_id());
     if (format(w.format_id()).is_float())
       kernels_.float_panel[id](w.panel(panel), cols, floats + static_cast<size_t>(first) * width, width, count, tile);
-    else multiply_panel(kernels_, w, panel, scratch.acts.data() + static_cast<size_t>(first) * blocks, blocks, count, tile);
+    else
+      multiply_panel(kernels_, w, panel, scratch.acts.data() + static_cast<size_t>(first) * blocks, blocks, count, tile,
+                     adds ? &adding_.ahead(thread) : nullptr);
   };
   int panels = 0;
   for (const auto& s : op.segments) panels += s.weight->panels();
   const Range own = share(panels, thread, threads);
-  alignas(64) float tile[kTileRows * kPanelRows], gate[kTileRows * kPanelRows];
+  // Where adapters add, several panels at a time: they read what lies side by side of each.
+  const int take = !adds ? 1 : op.gate ? kAddingPanels / 2 : kAddingPanels;
+  constexpr int kTile = kTileRows * kPanelRows;
+  alignas(64) float tile[2 * kTile];
+  float* tiles = adds ? adding_.tiles(thread) : tile;
+  if (adds) adding_.look_ahead(op, thread, threads);
   for (int block = 0; block < rows; block += kRowBlock) {
+    if (adds) adding_.gather(op, block, std::min(rows - block, kRowBlock), thread);
     int before = 0;
     for (const auto& s : op.segments) {
       const int first = std::max(own.first - before, 0), last = std::min(own.last - before, s.weight->panels());
       before += s.weight->panels();
-      for (int p = first; p < last; ++p) {
-        const int column = s.column + p * kPanelRows, columns = std::min(kPanelRows, s.weight->rows() - p * kPanelRows);
+      for (int p = first; p < last; p += take) {
+        const int some = std::min(take, last - p);
+        float* gates = tiles + take * kTile;
         for (int r = block; r < std::min(rows, block + kRowBlock); r += kTileRows) {
           const int count = std::min({kTileRows, rows - r, block + kRowBlock - r});
-          const size_t at = static_cast<size_t>(r) * out_width + static_cast<size_t>(column);
-          product(*s.weight, p, r, count, tile);
-          Epilogue e;
-          e.bias = s.bias ? s.bias + p * kPanelRows : nullptr;
-          e.activation = op.activation;
-          e.residual = op.residual ? op.residual->data.data() + at : nullptr;
-          if (op.gate) product(*op.gate, p, r, count, gate), e.gated = tile;
-          kernels_.finish(op.gate ? gate : tile, e, count, columns, op.out->data.data() + at, out_width);
+          for (int i = 0; i < some; ++i) {
+            product(*s.weight, p + i, r, count, tiles + i * kTile);
+            if (op.gate) product(*op.gate, p + i, r, count, gates + i * kTile);
+          }
+          if (adds) adding_.add(op, static_cast<size_t>(&s - op.segments.data()), p, some, r, count, tiles, kTile, thread);
+          if (adds && op.gate) adding_.add(op, op.segments.size(), p, some, r, count, gates, kTile, thread);
+          for (int i = 0; i < some; ++i) {
+            const int from = (p + i) * kPanelRows, columns = std::min(kPanelRows, s.weight->rows() - from);
+            const size_t at = static_cast<size_t>(r) * out_width + static_cast<size_t>(s.column + from);
+            Epilogue e;
+            e.bias = s.bias ? s.bias + from : nullptr;
+            e.activation = op.activation;
+            e.residual = op.residual ? op.residual->data.data() + at : nullptr;
+            if (op.gate) e.gated = tiles + i * kTile;
+            kernels_.finish((op.gate ? gates : tiles) + i * kTile, e, count, columns, op.out->data.data() + at, out_width);
+          }
         }
       }
     }
@@ -248,12 +272,16 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
   const int threads = pool_.threads(), rows = step.count, cols = op.x->width, steps = (cols + wide.step_columns - 1) / wide.step_columns;
   const auto out_width = static_cast<size_t>(op.out->width), group = static_cast<size_t>(steps) * kGroupRows * kStepDwords;
   Scratch& own = private_[static_cast<size_t>(thread)];
-  for (int r = thread; r < rows; r += threads) {
+  const bool adds = adding_.serves(op);
+  const Range part = share(rows, thread, threads);
+  for (int r = adds ? part.first : thread; r < (adds ? part.last : rows); r += adds ? 1 : threads) {
     const float* x = row(*(op.norm ? op.norm->x : op.x), r);
-    if (op.norm) normalize_row(kernels_, *op.norm, x, own.rows.data());
+    float* normal = adds ? shared_.rows.data() + static_cast<size_t>(r) * static_cast<size_t>(cols) : own.rows.data();
+    if (op.norm) normalize_row(kernels_, *op.norm, x, normal);
     uint32_t* to = shared_.wide.data() + static_cast<size_t>(r / kGroupRows) * group + static_cast<size_t>(r % kGroupRows) * kStepDwords;
-    wide.pack_row(op.norm ? own.rows.data() : x, cols, to);
+    wide.pack_row(op.norm ? normal : x, cols, to);
   }
+  if (adds) adding_.shrink(op, op.norm ? shared_.rows.data() : op.x->data.data(), part.first, part.last);
   pool_.barrier(thread);
 
   struct Panel {
@@ -280,6 +308,7 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
   const int take = op.gate ? 1 : wide.panels;
   for (int block = 0; block < rows; block += kWideBlock) {
     const int some = std::min(kWideBlock, rows - block);
+    if (adds) adding_.gather(op, block, some, thread);
     int before = 0;
     for (const auto& s : op.segments) {
       const int first = std::max(mine.first - before, 0), last = std::min(mine.last - before, s.weight->panels());
@@ -291,12 +320,14 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
         for (int i = 0; i < count; ++i) {
           const int at_panel = p + i, columns = std::min(kPanelRows, s.weight->rows() - at_panel * kPanelRows);
           const size_t at = static_cast<size_t>(block) * out_width + static_cast<size_t>(s.column + at_panel * kPanelRows);
-          const float* tiles = own.tile.data() + static_cast<size_t>(i) * kWideBlock * kPanelRows;
+          float* tiles = own.tile.data() + static_cast<size_t>(i) * kWideBlock * kPanelRows;
+          if (adds) adding_.add(op, static_cast<size_t>(&s - op.segments.data()), at_panel, 1, block, some, tiles, 0, thread);
           Epilogue e;
           e.bias = s.bias ? s.bias + at_panel * kPanelRows : nullptr;
           e.activation = op.activation;
           e.residual = op.residual ? op.residual->data.data() + at : nullptr;
           if (op.gate) e.gated = tiles, tiles += static_cast<size_t>(kWideBlock) * kPanelRows;
+          if (op.gate && adds) adding_.add(op, op.segments.size(), at_panel, 1, block, some, tiles, 0, thread);
           kernels_.finish(tiles, e, some, columns, op.out->data.data() + at, out_width);
         }
       }

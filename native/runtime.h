@@ -11,6 +11,7 @@
 #include <variant>
 #include <vector>
 
+#include "adapter.h"
 #include "kernels.h"
 #include "pack.h"
 #include "packed_file.h"
@@ -36,8 +37,9 @@ struct RuntimeConfig {
 struct Batch {
   std::vector<int32_t> tokens, starts, lengths, tables;  // [T], [S], [S], [S * table_width]
   size_t table_width;
-  std::vector<int32_t> types = {};  // [T] of an encoder's tokens; empty: all 0
-  std::vector<int32_t> parents = {};  // [T] of each token among those of its sequence, -1: what is cached; empty: the one before
+  std::vector<int32_t> types = {};            // [T] of an encoder's tokens; empty: all 0
+  std::vector<int32_t> parents = {};          // [T] of each token among those of its sequence, -1: what is cached; empty: the one before
+  std::vector<const Adapter*> adapters = {};  // [S], null: none; or none at all
 };
 
 using Vector = std::vector<float>;
@@ -70,6 +72,7 @@ struct MatMulOp {
   const Matrix* gate = nullptr;   // gated: out = activation(x gate^T) * (x segments[0]^T)
   Activation activation = Activation::None;
   const Buffer* residual = nullptr;
+  int number = -1;               // of the op in its plan; -1 behind a select, where no adapter adds
   const NormOp* norm = nullptr;  // applied to x on the way in, when its result has no other reader
   std::vector<float> padded_bias;
 };
@@ -118,6 +121,9 @@ class Runtime {
   void select(const std::string& out, const std::string& x);
   void pool(const std::string& out, const std::string& x, bool mean);
   void finish();
+
+  // After finish(). Throws std::invalid_argument naming the weight that does not fit.
+  std::shared_ptr<const Adapter> adapter(const std::vector<AdapterPair>& pairs) const;
 
   // Throws std::invalid_argument where the batch, or the runtime, cannot be run.
   void check(const Batch& batch) const;
@@ -219,6 +225,7 @@ class Runtime {
   std::vector<float> upper_;    // of a screened output matrix: [rows][panels] bounds of a panel's largest logit
   std::vector<float> lower_;    // [threads][rows] lower bounds of the largest logit
   std::vector<float> partial_;  // of attention whose keys are shared among threads
+  Adding adding_;
   Pool pool_;
 };
 

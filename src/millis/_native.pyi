@@ -4,6 +4,11 @@ from typing import Annotated
 import numpy
 from numpy.typing import NDArray
 
+class Adapter:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed matrices."""
+
 class Sampler:
     def __init__(
         self,
@@ -118,6 +123,7 @@ def strings(
     The strings at `places`, up to the first that is cut off or not UTF-8.
     """
 
+MOST_RANK: int = 512
 PAGE_TOKENS: int = 32
 
 def time_matmul(
@@ -236,6 +242,21 @@ class Runtime:
     def select(self, out: str, x: str) -> None: ...
     def pool(self, out: str, x: str, mean: bool) -> None: ...
     def finish(self) -> None: ...
+    def adapter(
+        self,
+        pairs: Sequence[
+            tuple[
+                str,
+                Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+                Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+                float,
+            ]
+        ],
+    ) -> Adapter:
+        """
+        An adapter of this runtime, after finish(): (weight, A [rank, inputs], B [outputs, rank], scale) of each product it changes.
+        """
+
     def step(
         self,
         tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
@@ -244,6 +265,7 @@ class Runtime:
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
         samplers: Sequence[Sampler | None],
         drafted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        adapters: Sequence[Adapter | None] | None = None,
     ) -> list[list[tuple[int, float, list[tuple[int, float]]]]]: ...
     def propose(
         self,
@@ -261,6 +283,7 @@ class Runtime:
         lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
         all: bool = False,
+        adapters: Sequence[Adapter | None] | None = None,
     ) -> NDArray[numpy.float32]: ...
     def hidden(
         self,
@@ -288,6 +311,7 @@ class Runtime:
         lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
         targets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        adapters: Sequence[Adapter | None] | None = None,
     ) -> NDArray[numpy.float32]: ...
     def score_tree(
         self,
@@ -298,6 +322,7 @@ class Runtime:
         parents: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         rows: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         targets: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        adapters: Sequence[Adapter | None] | None = None,
     ) -> NDArray[numpy.float32]: ...
     def copy_page(self, source: int, target: int) -> None:
         """Copies the keys and values of page `source`, all layers, into page `target`."""

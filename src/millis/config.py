@@ -76,6 +76,8 @@ class EngineConfig:
     """Milliseconds from an answer's last token to its reader: deadlines are kept so much earlier."""
     speculation: Speculation = "auto"
     """auto: guess tokens from the text so far, and with a draft model where one is given; ngram: from the text; off."""
+    max_adapters: int = 32
+    """LoRA adapters held in memory at once; others are read again when a request names them."""
     draft: str | None = None
     """A smaller model of the same vocabulary that guesses tokens, named as a model is; answers stay the same."""
 
@@ -87,6 +89,7 @@ class EngineConfig:
             ("max_batch_tokens", 65536),
             ("cache_tokens", 1 << 30),
             ("max_waiting", 1 << 20),
+            ("max_adapters", 4096),
         ):
             value = getattr(self, name)
             if value is None and name in ("context", "cache_tokens"):
@@ -132,6 +135,11 @@ class ServerConfig:
     """File of the certificate's private key, PEM."""
     served_name: str | None = None
     """What the model is called in requests and answers; unless given, its name."""
+    adapter: list[str] | None = None
+    """LoRA adapter to serve as MODEL:NAME, given as NAME=PATH; may be given again. In the environment with commas between."""
+    adapter_dir: str | None = None
+    """Folder whose adapters may be loaded while the server runs, by POST /v1/load_lora_adapter; with --api-key-file, by keys
+    whose name begins with admin. Unless given, none may."""
     pin: str | None = None
     """File of texts whose keys and values stay in the prefix cache, one a line, \\n for a line break."""
     drain_s: float = 30.0
@@ -200,12 +208,24 @@ class ServerConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 86400:
                 raise RequestError(f"{name} must lie in [{least:g}, 86400], not {value!r}")
-        for name in ("host", "api_key_file", "tls_cert", "tls_key", "served_name", "pin", "otlp_endpoint"):
+        for name in (
+            "host",
+            "api_key_file",
+            "tls_cert",
+            "tls_key",
+            "served_name",
+            "pin",
+            "otlp_endpoint",
+            "adapter_dir",
+        ):
             value = getattr(self, name)
             if value is None and name != "host":
                 continue
             if not isinstance(value, str) or not value:
                 raise RequestError(f"{name} must be a text, not {value!r}")
+        given = self.adapter
+        if given is not None and not (isinstance(given, list) and all(isinstance(one, str) and one for one in given)):
+            raise RequestError(f"adapter must list NAME=PATH, not {given!r}")
         for name in ("access_log", "otlp_content"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")

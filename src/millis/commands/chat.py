@@ -54,6 +54,7 @@ def command(
     precision: common.Precision = "fast",
     speculation: common.Speculation = "auto",
     draft: common.Draft = None,
+    adapter: common.Adapter = None,
 ) -> None:
     """A conversation in the terminal; every line is a message, or a command such as /help."""
     sampling = common.checked(
@@ -68,11 +69,12 @@ def command(
     lm = common.load(model, threads=threads, context=context, precision=precision, speculation=speculation, draft=draft)
     if not lm.tokenizer.has_chat_template:
         raise TemplateError(f"{model} is a base model without a chat template; use: millis run -m {model} PROMPT")
+    name = None if adapter is None else lm.load_adapter(adapter, "adapter")
     common.say(f"{model}: {HELP}")
     if summarize and memory_tokens is None:
         raise typer.BadParameter("--summarize is for what --memory-tokens drops; give both")
     memory = Memory(lm, memory_tokens, summarize=summarize)
-    talk(Conversation(lm, _opening(system, persona), {**sampling, "deadline_ms": deadline_ms}, memory))
+    talk(Conversation(lm, _opening(system, persona), {**sampling, "deadline_ms": deadline_ms, "adapter": name}, memory))
 
 
 def _opening(system: str | None, persona: str | None) -> str | None:

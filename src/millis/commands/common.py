@@ -39,6 +39,9 @@ Draft = Annotated[
 Speculation = Annotated[
     config.Speculation, typer.Option(help="Guess tokens: auto; ngram: from the text alone; off. Answers stay the same.")
 ]
+Adapter = Annotated[
+    Path | None, typer.Option(exists=True, help="A LoRA adapter: a folder as peft saves it, or a GGUF file.")
+]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0, max=100, help="0: always the likeliest token.")]
 TopK = Annotated[int, typer.Option(min=0, help="Draw from the k likeliest tokens; 0: off.")]

@@ -40,6 +40,7 @@ def command(
     precision: common.Precision = "fast",
     speculation: common.Speculation = "auto",
     draft: common.Draft = None,
+    adapter: common.Adapter = None,
     json: common.Json = False,
 ) -> None:
     """Answers one prompt, as it is written."""
@@ -57,7 +58,8 @@ def command(
     text = _prompt(prompt)
     form = None if schema is None else _schema(schema)
     lm = common.load(model, threads=threads, context=context, precision=precision, speculation=speculation, draft=draft)
-    stream = _stream(lm, text, system, raw, {**sampling, "deadline_ms": deadline_ms, "schema": form})
+    name = None if adapter is None else lm.load_adapter(adapter, "adapter")
+    stream = _stream(lm, text, system, raw, {**sampling, "deadline_ms": deadline_ms, "schema": form, "adapter": name})
     if json:
         with common.stopped_by_interrupt(stream):
             out = stream.result()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from millis.engine.adapters import Adapter, natives
 from millis.engine.calibrate import calibrate
 from millis.engine.constraint import Constraint, Matcher
 from millis.engine.landing import EPSILON_MS, Stage, stage
@@ -114,6 +115,7 @@ class Engine:
         tenant: str = "",
         on_deadline: OnDeadline = "partial",
         minimum_tokens: int | None = None,
+        adapter: Adapter | None = None,
     ) -> Request:
         """Queues a prompt. Times are on the engine's clock; `minimum_tokens` are those of the shortest useful answer.
 
@@ -139,6 +141,7 @@ class Engine:
             priority=priority,
             tenant=tenant,
             on_deadline=on_deadline,
+            adapter=adapter,
             minimum=max(1, min(minimum_tokens, limit - len(tokens))),
             caches=self._caching,
         )
@@ -175,6 +178,7 @@ class Engine:
         priority: Priority = "standard",
         tenant: str = "",
         cache: bool = False,
+        adapter: Adapter | None = None,
     ) -> Request:
         """Queues the scoring of continuations; `request.score.values` grows with them, in their order. See `submit`.
 
@@ -208,6 +212,7 @@ class Engine:
             deadline_s=deadline_s,
             priority=priority,
             tenant=tenant,
+            adapter=adapter,
             score=score,
             caches=cache or self._caching,
         )
@@ -220,9 +225,16 @@ class Engine:
                 self._finish(request, "stop", None)
         return request
 
-    def score(self, prompt: Sequence[int], continuations: Sequence[Sequence[int]], *, tenant: str = "") -> list[float]:
+    def score(
+        self,
+        prompt: Sequence[int],
+        continuations: Sequence[Sequence[int]],
+        *,
+        tenant: str = "",
+        adapter: Adapter | None = None,
+    ) -> list[float]:
         """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
-        request = self.submit_score(prompt, continuations, tenant=tenant)
+        request = self.submit_score(prompt, continuations, tenant=tenant, adapter=adapter)
         self.wait(request)
         assert request.score is not None
         return request.score.values
@@ -359,6 +371,8 @@ class Engine:
             self._copy_pages()
             if not chunks:
                 return False
+            if any(chunk.request.adapter for chunk in chunks):  # those that share one pass over it together
+                chunks.sort(key=lambda chunk: chunk.request.adapter.number if chunk.request.adapter else 0)
             predicted_ms = self.costs.ms(self.scheduler.work)
             self._free_s = begin + predicted_ms / 1000
             self._approach(chunks, begin, predicted_ms)
@@ -408,7 +422,7 @@ class Engine:
     def _aim(self, request: Request, deadline_s: float) -> None:
         """Says when a request must be done, and how much of it need not be computed."""
         if self.scheduler.prefix is not None and request.caches:
-            request.cached = self.scheduler.prefix.match_length(request.tenant, request.tokens)
+            request.cached = self.scheduler.prefix.match_length(request.salt, request.tokens)
         request.due_s = deadline_s - self._delivery_ms / 1000
         request.latest_s = self.scheduler.promises.latest_s(request.due_s, request.owed)
 
@@ -426,6 +440,8 @@ class Engine:
             request.sampler = self.runner.sampler(request.params, request.tokens)
         self.scheduler.add(request)
         self.counters.admitted += 1
+        if request.adapter is not None:
+            request.adapter.users += 1
 
     def _promise(self, request: Request, deadline_s: float) -> None:
         """Refuses a deadline that cannot be kept."""
@@ -544,6 +560,7 @@ class Engine:
         inputs = [request.tokens[-1], *targets[:-1]]
         part = slice(score.done, score.done + chunk.length)
         batch = Batch(_ints(inputs[part]), _ints([chunk.start]), _ints([chunk.length]), _ints([request.pages]))
+        batch.adapters = natives([chunk.request.adapter])
         return self.runner.score(batch, _ints(targets[part]))
 
     def _take_scores(self, chunk: Chunk, values: NDArray[np.float32], now: float) -> None:
@@ -688,6 +705,9 @@ class Engine:
         self.scheduler.remove(request)
         if self.speculator is not None:
             self.speculator.forget(request)
+        if request.adapter is not None:
+            request.adapter.users -= 1
+            request.adapter = None
         now = self.clock()
         request.finish(reason, now)
         request.inbox.append(Event(token, logprob, reason))
@@ -713,6 +733,7 @@ def batch_of(chunks: Sequence[Chunk]) -> Batch:
         _ints([chunk.length + len(chunk.drafts) for chunk in chunks]),
         tables,
         _ints([len(chunk.drafts) for chunk in chunks]),
+        adapters=natives([chunk.request.adapter for chunk in chunks]),
     )
 
 

@@ -14,11 +14,12 @@ from millis import _native
 from millis.config import EngineConfig, available_memory_bytes
 from millis.engine.kvcache import pool_tokens
 from millis.engine.runner import Batch, Sampled
+from millis.models.adapter import AdapterWeights
 from millis.models.load import Model
 from millis.models.mapped import forget
 from millis.models.plan import Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Pool, Select, SelfAttention
 from millis.models.tensor import Tensor
-from millis.types import ModelError, RequestError, SamplingParams, TokenLogprob
+from millis.types import FormatError, ModelError, RequestError, SamplingParams, TokenLogprob
 
 OUTPUT_ROWS = 16  # rows of logits held at once
 SMALLEST = float(np.finfo(np.float32).tiny)  # smaller shares of probability would be none to the native sampler
@@ -102,9 +103,20 @@ class NativeRunner:
         bias = {token: params.logit_bias.get(token, 0.0) + ALLOWED for token in allowed}
         return self.sampler(replace(params, logit_bias={**params.logit_bias, **bias}), tokens)
 
+    def adapter(self, weights: AdapterWeights) -> Any:
+        """The adapter packed for this model, `nbytes` large. FormatError: it does not fit. ModelError: no memory."""
+        try:
+            return self._runtime.adapter([(pair.weight, pair.a, pair.b, pair.scale) for pair in weights.pairs])
+        except ValueError as error:
+            raise FormatError(f"{weights.path.name}: {error}") from None
+        except MemoryError:
+            raise ModelError(f"not enough memory for the adapter {weights.path.name}; unload another") from None
+
     def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
         drafted = np.zeros(len(batch.lengths), np.int32) if batch.drafted is None else batch.drafted
-        found = self._runtime.step(batch.tokens, batch.starts, batch.lengths, batch.tables, samplers, drafted)
+        found = self._runtime.step(
+            batch.tokens, batch.starts, batch.lengths, batch.tables, samplers, drafted, batch.adapters
+        )
         return Sampled(
             [[token for token, _, _ in row] for row in found],
             [
@@ -121,12 +133,12 @@ class NativeRunner:
 
     def score(self, batch: Batch, targets: NDArray[np.int32]) -> NDArray[np.float32]:
         targets = np.asarray(targets, np.int32)
-        return self._runtime.score(batch.tokens, batch.starts, batch.lengths, batch.tables, targets)
+        return self._runtime.score(batch.tokens, batch.starts, batch.lengths, batch.tables, targets, batch.adapters)
 
     def score_tree(self, batch: Batch, rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float32]:
         assert batch.parents is not None
         return self._runtime.score_tree(
-            batch.tokens, batch.starts, batch.lengths, batch.tables, batch.parents, rows, targets
+            batch.tokens, batch.starts, batch.lengths, batch.tables, batch.parents, rows, targets, batch.adapters
         )
 
     def copy_page(self, source: int, target: int) -> None:
@@ -138,7 +150,7 @@ class NativeRunner:
 
     def logits(self, batch: Batch, *, every: bool = False) -> NDArray[np.float32]:
         """[S, vocab] logits after each sequence's last token, or [T, vocab] after every token."""
-        return self._runtime.logits(batch.tokens, batch.starts, batch.lengths, batch.tables, all=every)
+        return self._runtime.logits(batch.tokens, batch.starts, batch.lengths, batch.tables, every, batch.adapters)
 
 
 def _cache_tokens(plan: Plan, config: EngineConfig) -> int:

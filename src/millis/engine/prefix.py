@@ -22,6 +22,8 @@ from millis.engine.kvcache import PageAllocator
 LEAST_COPIED = 4  # tokens; fewer are computed faster than their page is copied
 MOST_USES = 8  # that count, so that what was popular once leaves in the end
 
+Salt = str | tuple[str, int] | None  # a tenant, with the number of an adapter where there is one; None: everybody
+
 _tokens_of = attrgetter("tokens")
 
 
@@ -29,11 +31,11 @@ _tokens_of = attrgetter("tokens")
 class Node:
     """A cached page. `children` of each tenant are sorted by tokens; of two, neither begins with all of the other."""
 
-    tenant: str | None  # None: everybody's
+    tenant: Salt  # None: everybody's
     tokens: tuple[int, ...]
     page: int
     parent: Node | None  # None: no longer in the tree
-    children: dict[str | None, list[Node]] = field(default_factory=dict)
+    children: dict[Salt, list[Node]] = field(default_factory=dict)
     uses: int = 1
     worth: float = 0.0
     used: int = 0  # number of its latest use
@@ -82,11 +84,11 @@ class RadixCache:
         """Pages in the tree, those pinned among them."""
         return len(self._nodes)
 
-    def match_length(self, tenant: str, tokens: Sequence[int]) -> int:
+    def match_length(self, tenant: Salt, tokens: Sequence[int]) -> int:
         """How many of a prompt's tokens are cached. Changes nothing."""
         return self.find(tenant, tokens).tokens
 
-    def find(self, tenant: str | None, tokens: Sequence[int]) -> Match:
+    def find(self, tenant: Salt, tokens: Sequence[int]) -> Match:
         """The longest cached beginning of tokens[:-1] that `tenant` may see. Changes nothing, holds nothing."""
         node, most = self._root, len(tokens) - 1
         nodes: list[Node] = []
@@ -119,7 +121,7 @@ class RadixCache:
                 node.uses = min(node.uses + 1, MOST_USES)
                 self._touch(node)
 
-    def insert(self, tenant: str, tokens: Sequence[int], pages: list[int]) -> None:
+    def insert(self, tenant: Salt, tokens: Sequence[int], pages: list[int]) -> None:
         """Keeps the pages that hold `tokens`, where they are not cached yet; the caller still holds them, too.
 
         Where other pages hold the same already, it gives its own back and holds those: whoever holds a page holds all
@@ -142,7 +144,7 @@ class RadixCache:
                 child = self._add(node, tenant, part, pages[at // self.page_tokens])
             node = child
 
-    def pin(self, tenant: str | None, tokens: Sequence[int], pages: Sequence[int]) -> int:
+    def pin(self, tenant: Salt, tokens: Sequence[int], pages: Sequence[int]) -> int:
         """Keeps the pages that hold `tokens` for ever, for one tenant or, with None, for all; returns how many tokens.
 
         What would be too few tokens to be copied out of a page is left out.
@@ -164,7 +166,7 @@ class RadixCache:
             node = child
         return len(tokens)
 
-    def unpinned(self, tenant: str | None, tokens: Sequence[int]) -> int:
+    def unpinned(self, tenant: Salt, tokens: Sequence[int]) -> int:
         """How many pages pinning `tokens` would pin beside those that are."""
         length = self._worthwhile(len(tokens))
         match = self.find(tenant, [*tokens[:length], 0])
@@ -218,7 +220,7 @@ class RadixCache:
         rest = length % self.page_tokens
         return length if rest >= LEAST_COPIED else length - rest
 
-    def _add(self, parent: Node, tenant: str | None, tokens: tuple[int, ...], page: int) -> Node:
+    def _add(self, parent: Node, tenant: Salt, tokens: tuple[int, ...], page: int) -> Node:
         """A new leaf; it replaces one that holds but the beginning of it."""
         siblings = parent.children.setdefault(tenant, [])
         at = bisect_left(siblings, tokens, key=_tokens_of)
@@ -274,11 +276,12 @@ class RadixCache:
             todo += below
 
 
-def _salts(tenant: str | None) -> tuple[str | None, ...]:
-    return (None,) if tenant is None else (None, tenant)  # what is everybody's first
+def _salts(tenant: Salt) -> tuple[Salt, ...]:
+    """Whose pages one may see: what is everybody's first, but it was computed without an adapter."""
+    return (None, tenant) if isinstance(tenant, str) else (tenant,)
 
 
-def _child(node: Node, tenant: str | None, tokens: tuple[int, ...]) -> Node | None:
+def _child(node: Node, tenant: Salt, tokens: tuple[int, ...]) -> Node | None:
     """The child that holds exactly `tokens`."""
     for salt in _salts(tenant):
         siblings = node.children.get(salt, [])
@@ -288,7 +291,7 @@ def _child(node: Node, tenant: str | None, tokens: tuple[int, ...]) -> Node | No
     return None
 
 
-def _nearest(node: Node, tenant: str | None, tokens: tuple[int, ...]) -> tuple[Node | None, int]:
+def _nearest(node: Node, tenant: Salt, tokens: tuple[int, ...]) -> tuple[Node | None, int]:
     """The child that begins with the most of `tokens`, and how many: a neighbour of where they belong in the order."""
     best: Node | None = None
     longest = 0

@@ -11,7 +11,9 @@ from millis.engine.tree import Part
 from millis.types import FinishReason, OnDeadline, Priority, SamplingParams, Timings, TokenLogprob
 
 if TYPE_CHECKING:
+    from millis.engine.adapters import Adapter
     from millis.engine.constraint import Constraint
+    from millis.engine.prefix import Salt
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Request:
     due_s: float | None = None  # the deadline without what delivery takes
     latest_s: float = 0.0  # when its prompt must be computed for the shortest useful answer to be in time
     number: int = 0  # in order of submission
+    adapter: Adapter | None = None  # None: the model as it is, or a request that has ended
     constraint: Constraint | None = None  # where only answers of a grammar are wanted
     stage: Stage = Stage.FLYING
     score: Score | None = None  # continuations to be scored instead of an answer to be written
@@ -72,6 +75,11 @@ class Request:
     first_step_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
+
+    @property
+    def salt(self) -> Salt:
+        """Who may share cached pages with it: an adapter's keys and values are its own."""
+        return self.tenant if self.adapter is None else (self.tenant, self.adapter.number)
 
     @property
     def pending(self) -> int:

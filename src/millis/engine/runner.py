@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from millis.models.adapter import AdapterWeights
 from millis.types import SamplingParams, TokenLogprob
 
 
@@ -25,6 +26,9 @@ class Batch:
     tables: NDArray[np.int32]  # [S, P] page ids in order of position, −1 past the end
     drafted: NDArray[np.int32] | None = None  # [S] < lengths
     parents: NDArray[np.int32] | None = None  # [T] place of each token's parent in its sequence; −1: what is cached
+    adapters: list[Any | None] | None = (
+        None  # [S] what `Runner.adapter` made, None for the model as it is; or None at all
+    )
 
 
 @dataclass(slots=True)
@@ -54,6 +58,10 @@ class Runner(Protocol):
 
     def restricted(self, params: SamplingParams, tokens: Sequence[int], allowed: frozenset[int]) -> Any:
         """A sampler as `sampler` makes it, for one token that is one of `allowed`."""
+        ...
+
+    def adapter(self, weights: AdapterWeights) -> Any:
+        """The native state of an adapter, for batches of this runner."""
         ...
 
     def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:

@@ -230,12 +230,12 @@ class Scheduler:
         """Caches the full pages of a request that goes on, for those that begin like it."""
         if self.prefix is not None and request.caches:
             full = min(request.computed, len(request.tokens)) // self._page_tokens * self._page_tokens
-            self.prefix.insert(request.tenant, request.tokens[:full], request.pages)
+            self.prefix.insert(request.salt, request.tokens[:full], request.pages)
 
     def _release(self, request: Request) -> None:
         """Gives a request's pages back, or to the cache: [0, computed) are its own tokens, as far as it has so many."""
         if self.prefix is not None and request.caches:
-            self.prefix.insert(request.tenant, request.tokens[: request.computed], request.pages)
+            self.prefix.insert(request.salt, request.tokens[: request.computed], request.pages)
         self.allocator.give(request.pages)
 
     def _reuse(self, request: Request) -> Match | None:
@@ -243,7 +243,7 @@ class Scheduler:
         if self.prefix is None or not request.caches:
             return None
         prompt = request.tokens if request.score is None else request.tokens[:-1]  # its last token is scored anew
-        match = self.prefix.find(request.tenant, prompt)
+        match = self.prefix.find(request.salt, prompt)
         request.pages, request.computed = self.prefix.hold(match), match.tokens
         return match
 
@@ -386,7 +386,7 @@ class Scheduler:
         if tree is None:
             return False
         if not request.pages and self.prefix is not None and request.caches:
-            pending -= self.prefix.match_length(request.tenant, request.tokens[:-1])
+            pending -= self.prefix.match_length(request.salt, request.tokens[:-1])
         return pending + 1 + len(tree.tokens) <= self._max_tokens
 
     def _score_step(self, first: Request, ranked: list[Request], limits: Limits, now_s: float) -> list[Chunk]:

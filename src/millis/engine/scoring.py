@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from millis.engine.adapters import natives
 from millis.engine.predict import StepModel, Work
 from millis.engine.request import Score
 from millis.engine.runner import Batch
@@ -94,6 +95,7 @@ def tree_batch(chunks: Sequence[Chunk]) -> tuple[Batch, NDArray[np.int32], NDArr
         np.asarray([chunk.length for chunk in chunks], np.int32),
         tables,
         parents=np.asarray(parents, np.int32),
+        adapters=natives([chunk.request.adapter for chunk in chunks]),
     )
     return batch, np.asarray(rows, np.int32), np.asarray(targets, np.int32)
 

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from millis.server.api.classify import classify_body
 from millis.server.api.embeddings import embedding_body
+from millis.server.api.errors import unsupported
 from millis.server.api.job import Endpoint, Job, check_ids, continuation_ids
 from millis.server.api.similarity import rerank_body, score_body
 from millis.server.api.tokenize import detokenize_body, tokenize_body
@@ -81,7 +82,7 @@ class Classification(Batch):
         labels = tuple(tuple(label) for label in continuation_ids(job, tokenizer))
         order = []
         for prompt in ids:
-            work = Score(prompt=tuple(prompt), continuations=labels, **self.common(job))
+            work = Score(prompt=tuple(prompt), continuations=labels, adapter=self.adapter, **self.common(job))
             order.append(work.id)
             self.service.client.submit(work, self.mailbox)
         found: dict[int, Scores] = {}
@@ -101,6 +102,8 @@ class Embedding(Batch):
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         info = self.service.client.info
         assert info is not None
+        if self.adapter is not None:
+            raise unsupported("model", "adapters write and classify; vectors come from the model itself")
         for prompt in ids:
             check_ids(prompt, info.vocab, "input")
         work = Embed(prompts=tuple(map(tuple, ids)), **self.common(job))

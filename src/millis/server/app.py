@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from millis import __version__
+from millis.server.adapters import load_adapter, unload_adapter
 from millis.server.answers import Exchange
 from millis.server.api.endpoints import ROUTES
 from millis.server.api.errors import ApiError
@@ -49,10 +50,12 @@ def create_app(service: Service) -> ASGIApp:
     for endpoint in ROUTES:
         _add_endpoint(app, endpoint, direct[ROUTES[endpoint].path])
     _add_models(app, service)
+    if service.config.adapter_dir is not None:
+        _add_adapters(app, service)
     _add_docs(app)
     _add_life(app, service)
     mount_page(app)
-    app.openapi = lambda: app.openapi_schema or _describe(app, service.model)  # type: ignore[method-assign]
+    app.openapi = lambda: app.openapi_schema or _describe(app, service)  # type: ignore[method-assign]
     return Gate(app, direct, service)
 
 
@@ -76,7 +79,11 @@ def _add_endpoint(app: FastAPI, endpoint: Endpoint, exchange: Exchange) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     def served() -> list[Served]:
         info = service.client.info
-        return [Served(service.model, service.created, info.context)] if info is not None else []
+        if info is None:
+            return []
+        base = Served(service.model, service.created, info.context)
+        adapters = service.client.adapters
+        return [base, *(Served(f"{base.name}:{name}", base.created, base.context, base.name) for name in adapters)]
 
     @app.get("/v1/models", summary="What is served here")
     async def models() -> Response:
@@ -85,6 +92,18 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}", summary="One model")
     async def model(name: str) -> Response:
         return JSONResponse(model_body(served(), name))
+
+
+def _add_adapters(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/load_lora_adapter", summary="Load an adapter from --adapter-dir")
+    async def load(request: Request) -> Response:
+        app.openapi_schema = None
+        return await load_adapter(service, request)
+
+    @app.post("/v1/unload_lora_adapter", summary="Forget an adapter")
+    async def unload(request: Request) -> Response:
+        app.openapi_schema = None
+        return await unload_adapter(service, request)
 
 
 def _add_docs(app: FastAPI) -> None:
@@ -129,12 +148,13 @@ async def _invalid(request: Request, error: Exception) -> Response:
     return JSONResponse(found.body_for(request.url.path), 422)
 
 
-def _describe(app: FastAPI, model: str) -> dict[str, Any]:
+def _describe(app: FastAPI, service: Service) -> dict[str, Any]:
     """The OpenAPI document: what the framework knows of the routes, the bodies of the endpoints, and errors."""
     found = get_openapi(title=app.title, version=app.version, routes=app.routes)
     models, definitions = models_json_schema(
         [(route.request, "validation") for route in ROUTES.values()], ref_template="#/components/schemas/{model}"
     )
+    names = [service.model, *(f"{service.model}:{name}" for name in service.client.adapters)]
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
     schemas |= definitions["$defs"] | {"Error": ERROR}
     for path, methods in found["paths"].items():
@@ -149,7 +169,7 @@ def _describe(app: FastAPI, model: str) -> dict[str, Any]:
     for route in ROUTES.values():
         named = schemas[route.request.__name__]["properties"]
         if "model" in named:
-            named["model"] = {"type": "string", "enum": [model]}
+            named["model"] = {"type": "string", "enum": names}
         content = {JSON: {"schema": models[(route.request, "validation")]}}
         found["paths"][route.path]["post"]["requestBody"] = {"required": True, "content": content}
         if route.writer is not None:

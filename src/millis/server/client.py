@@ -105,7 +105,8 @@ class EngineClient:
     `info` and `stats` are those of the latest process; `restarts` counts crashes.
     """
 
-    def __init__(self, model: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, model: str, options: Mapping[str, Any], adapters: Mapping[str, str] | None = None) -> None:
+        self.adapters = dict(adapters or {})  # name → path, those of every later process, too
         self.info: EngineInfo | None = None
         self.stats = Stats(at_s=time.monotonic())
         self.restarts = 0
@@ -306,7 +307,7 @@ class EngineClient:
         ours.setblocking(False)
         _, link = await asyncio.get_running_loop().create_unix_connection(lambda: _Link(self), sock=ours)
         self._link = link
-        link.send(replace(self._start, again=self.restarts > 0))
+        link.send(replace(self._start, again=self.restarts > 0, adapters=tuple(self.adapters.items())))
         if self.closing:
             link.close()
         watching = asyncio.create_task(self._watch(self._process))
@@ -365,8 +366,8 @@ def _content(work: Work) -> bytes:
     digest = hashlib.sha256(type(work).__name__.encode())
     if isinstance(work, Submit):
         digest.update(array("q", work.prompt).tobytes())
-        digest.update(pickle.dumps(work.params))
+        digest.update(pickle.dumps((work.params, work.adapter)))
     else:
-        for name in ("prompt", "prompts", "continuations"):
+        for name in ("prompt", "prompts", "continuations", "adapter", "name", "path"):
             digest.update(pickle.dumps(getattr(work, name, None)))
     return digest.digest()

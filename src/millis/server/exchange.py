@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from millis.server.api import endpoints
-from millis.server.api.errors import ApiError, from_error, internal, model_not_found
+from millis.server.api.errors import ApiError, from_error, internal
 from millis.server.api.job import Endpoint, Job, prompt_ids, with_deadline
 from millis.server.api.writer import Head
 from millis.server.client import Lost, Mailbox
@@ -46,6 +46,8 @@ class Answer:
         self.ended: list[tuple[Timings, str]] = []  # of each part that was answered: how, too
         self.first_s: float | None = None  # when the first token was sent
         self._error: str | None = None
+        self.model = service.model  # as the request names it
+        self.adapter: str | None = None
         self._endpoint: Endpoint = endpoint
         self._scope, self._send = scope, send
 
@@ -78,8 +80,8 @@ class Answer:
         service = self.service
         job = await service.run(len(body), endpoints.parse, self._endpoint, body, service.limits)
         job = with_deadline(job, _deadline_headers(self._scope))
-        if job.model is not None and job.model != service.model:
-            raise model_not_found(job.model)
+        self.adapter = service.adapter_of(job.model)
+        self.model = job.model or service.model
         self.job = job
         service.refuse_early(job, len(body), self.arrival_s)
         tokenizer = await service.loaded(job, self.arrival_s)
@@ -105,7 +107,7 @@ class Answer:
     def head(self, tokenizer: Tokenizer) -> Head:
         """What an answer says of itself."""
         service = self.service
-        return Head(self.request_id, int(time.time()), service.model, service.fingerprint, tokenizer.token_bytes)
+        return Head(self.request_id, int(time.time()), self.model, service.fingerprint, tokenizer.token_bytes)
 
     async def next(self) -> Any:
         """The next reply of the engine. ClientGone, or the ApiError that a refusal or a crash means."""
@@ -115,16 +117,13 @@ class Answer:
         """A reply that is an answer."""
         if isinstance(reply, Gone):
             raise ClientGone
-        if isinstance(reply, Refused):
-            raise _refusal(reply)
         if isinstance(reply, Failed):
             self.service.metrics.fail("failed")
             log.error("request %s failed in the engine", self.request_id)
             raise internal()
         if isinstance(reply, Lost):
             self.service.metrics.fail(reply.code)
-            raise _lost(reply)
-        return reply
+        return checked_reply(reply)
 
     async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         """Sends the whole answer."""
@@ -195,6 +194,15 @@ async def read_body(receive: Receive, limit: int) -> bytes:
             raise ApiError(413, text, code="body_too_large")  # the rest is read and dropped, up to the body's timeout
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+def checked_reply(reply: Any) -> Any:
+    """A reply of the engine that is an answer. ApiError: a refusal, or work that was lost."""
+    if isinstance(reply, Refused):
+        raise _refusal(reply)
+    if isinstance(reply, Lost):
+        raise _lost(reply)
+    return reply
 
 
 def _refusal(reply: Refused) -> ApiError:

@@ -105,6 +105,7 @@ class Generation(Answer):
                         priority=job.priority,
                         tenant=self.tenant,
                         on_deadline=job.on_deadline,
+                        adapter=self.adapter,
                     )
                 )
                 text = TextStream(tokenizer.detokenizer(continues=job.endpoint == "completions"), params.stop)

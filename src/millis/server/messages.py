@@ -25,6 +25,7 @@ class Start:
     model: str
     options: dict[str, Any]
     again: bool = False
+    adapters: tuple[tuple[str, str], ...] = ()  # name, path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,7 @@ class Submit:
     tenant: str = ""
     on_deadline: OnDeadline = "partial"
     minimum_tokens: int | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +55,7 @@ class Score:
     deadline_s: float | None = None
     priority: Priority = "standard"
     tenant: str = ""
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,30 @@ class Embed:
     deadline_s: float | None = None
     priority: Priority = "standard"
     tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAdapter:
+    """Makes an adapter known; answered by Done or Refused."""
+
+    id: int
+    name: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadAdapter:
+    """Forgets an adapter; answered as LoadAdapter."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What was asked for is so."""
+
+    id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +215,12 @@ class Stats:
 class Batch:
     """What one step brought forth."""
 
-    items: list[Tokens | Scores | Vectors | Refused | Failed]
+    items: list[Answer]
     at_s: float = field(default_factory=time.monotonic)  # when the step had ended
 
 
-Work = Submit | Score | Embed
-Answer = Tokens | Scores | Vectors | Refused | Failed
+Work = Submit | Score | Embed | LoadAdapter | UnloadAdapter
+Answer = Tokens | Scores | Vectors | Refused | Failed | Done
 
 
 def frame(message: Any) -> bytes:

@@ -18,6 +18,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from millis.engine.adapters import named
 from millis.models.load import read_checkpoint
 from millis.server.app import create_app
 from millis.server.auth import Keys
@@ -52,7 +53,7 @@ async def _serve(path: Path, settings: Settings, announce: Callable[[dict[str, A
     config, loop = settings.server, asyncio.get_running_loop()
     keys = None if config.api_key_file is None else Keys.read(Path(config.api_key_file))
     pin = None if config.pin is None else _pin_text(Path(config.pin))
-    client = EngineClient(str(path), settings.engine)
+    client = EngineClient(str(path), settings.engine, _adapters(config.adapter or []))
     service = Service(config, client, config.served_name or settings.model, keys)
     server = _Server(_uvicorn_config(service))
     service.connections = lambda: len(server.server_state.connections)
@@ -136,6 +137,17 @@ def _uvicorn_config(service: Service) -> uvicorn.Config:
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"cannot use {config.tls_cert} with {config.tls_key}: {reason}; give PEM files") from None
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # its lines may quote what clients sent
+    return found
+
+
+def _adapters(given: list[str]) -> dict[str, str]:
+    """Name → path of the adapters that a server is started with. RequestError."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, path = named(text)
+        if name in found:
+            raise RequestError(f"two adapters are called {name!r}; name them apart: NAME=PATH")
+        found[name] = str(Path(path).resolve())
     return found
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from millis import __version__
 from millis.config import ServerConfig
-from millis.server.api.errors import ApiError, from_error
+from millis.server.api.errors import ApiError, from_error, model_not_found
 from millis.server.api.job import Job, Limits
 from millis.server.auth import Key, Keys, Quotas
 from millis.server.client import EngineClient
@@ -62,6 +62,19 @@ class Service:
     def ready(self) -> bool:
         """Whether requests are answered now."""
         return self.tokenizer is not None and self.client.ready and not self.draining
+
+    def adapter_of(self, model: str | None) -> str | None:
+        """The adapter in `MODEL:ADAPTER`; None for the model as it is. ApiError 404: it is not served."""
+        if model is None or model == self.model:
+            return None
+        name = model.removeprefix(f"{self.model}:")
+        if name == model or name not in self.client.adapters:
+            raise self.not_served(model)
+        return name
+
+    def not_served(self, model: str, param: str = "model") -> ApiError:
+        """The answer to a request for another model, which names those there are."""
+        return model_not_found(model, [f"{self.model}:{name}" for name in self.client.adapters], param)
 
     def request_id(self) -> str:
         """A fresh one; nobody can guess those of another server."""

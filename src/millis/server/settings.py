@@ -70,7 +70,7 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str], file
     if file is not None:
         values |= _from_file(Path(file), settings)
     values |= _from_environment(environment, settings)
-    values |= {name: value for name, value in flags.items() if value is not None}
+    values |= {name: value for name, value in flags.items() if value is not None and value != []}
     model = values.pop("model", DEFAULT_MODEL)
     if not isinstance(model, str) or not model:
         raise RequestError(f"model must be a model's name, not {model!r}")
@@ -116,6 +116,8 @@ def _parsed(variable: str, text: str, kind: Any) -> Any:
     kinds = [one for one in get_args(kind) or (kind,) if one is not NoneType]
     if get_origin(kind) is Literal or str in kinds:
         return text
+    if list[str] in kinds:
+        return text.split(",")
     try:
         if bool in kinds:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]

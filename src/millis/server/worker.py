@@ -19,17 +19,21 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from millis.engine.adapters import Adapter
 from millis.engine.predict import Work
 from millis.engine.request import Request
 from millis.server.messages import (
     Batch,
     Cancel,
+    Done,
     Embed,
     EngineInfo,
     Failed,
     Frames,
+    LoadAdapter,
     Pin,
     Progress,
     Ready,
@@ -40,6 +44,7 @@ from millis.server.messages import (
     Stats,
     Submit,
     Tokens,
+    UnloadAdapter,
     Vectors,
     frame,
 )
@@ -61,6 +66,7 @@ class Worker:
         self.engine.clock = time.monotonic
         self.engine.sentence_ends = sentence_ends(lm.tokenizer)
         self._grammars = lm.grammars
+        self._adapters = lm.adapters
         self._socket = connection
         self._sending = threading.Lock()
         self._wake = threading.Event()
@@ -204,14 +210,13 @@ class Worker:
     def _take(self, message: Any) -> None:
         match message:
             case Submit():
-                if message.params.grammar is None:
-                    self._admit(message, self._submit)
-                else:
-                    with self._changed:
-                        self._compiling.add(message.id)
-                    self._compiler.submit(self._compile, message)
+                self._prepared(message, self._submit, message.params.grammar is None)
             case Score():
-                self._admit(message, self._submit_score)
+                self._prepared(message, self._submit_score, True)
+            case LoadAdapter():
+                self._compiler.submit(self._adapt, message)
+            case UnloadAdapter():
+                self._adapt(message)
             case Pin():
                 with self._changed:
                     self._pins.append(message)
@@ -228,6 +233,31 @@ class Worker:
                 raise TypeError(f"the engine process understands no {type(message).__name__}")
         self._wake.set()
 
+    def _prepared(self, job: Submit | Score, submit: Callable[[Any], Request], plain: bool) -> None:
+        """Admits a request at once or, where a grammar or an adapter is to be prepared, when that is done."""
+        if plain and self._adapters.ready(job.adapter):
+            self._admit(job, submit)
+            return
+        with self._changed:
+            self._compiling.add(job.id)
+        self._compiler.submit(self._compile, job, submit)
+
+    def _adapt(self, message: LoadAdapter | UnloadAdapter) -> None:
+        try:
+            if isinstance(message, LoadAdapter):
+                self._adapters.add(message.name, Path(message.path))
+            else:
+                self._adapters.remove(message.name)
+        except OverloadError as error:
+            self._refuse(Refused(message.id, "overloaded", str(error), None, error.retry_after_s))
+        except MillisError as error:
+            self._refuse(Refused(message.id, "invalid_request", str(error)))
+        else:
+            self.send(Batch([Done(message.id)]))
+
+    def _adapter(self, name: str | None) -> Adapter | None:
+        return None if name is None else self._adapters.use(name)
+
     def _submit(self, job: Submit) -> Request:
         return self.engine.submit(
             job.prompt,
@@ -238,6 +268,7 @@ class Worker:
             tenant=job.tenant,
             on_deadline=job.on_deadline,
             minimum_tokens=job.minimum_tokens,
+            adapter=self._adapter(job.adapter),
         )
 
     def _submit_score(self, job: Score) -> Request:
@@ -248,11 +279,12 @@ class Worker:
             deadline_s=job.deadline_s,
             priority=job.priority,
             tenant=job.tenant,
+            adapter=self._adapter(job.adapter),
         )
 
-    def _compile(self, job: Submit) -> None:
-        """Admits a request with a grammar. That may take long, and others must not wait for it."""
-        self._admit(job, self._submit)
+    def _compile(self, job: Submit | Score, submit: Callable[[Any], Request]) -> None:
+        """Admits a request with a grammar or an adapter. That may take long, and others must not wait for it."""
+        self._admit(job, submit)
         with self._changed:
             request = self._table.get(job.id)
             wanted = job.id in self._compiling
@@ -333,6 +365,8 @@ def main() -> None:
     try:
         began = time.monotonic()
         lm = LanguageModel(start.model, progress=_Report(connection), **start.options)
+        for name, path in start.adapters:  # after a crash they are read when they are asked for
+            lm.adapters.add(name, Path(path), load=not start.again)
         loaded = time.monotonic()
         worker = Worker(lm, connection)
         worker.warm_up(again=start.again)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from millis import _native, hub
 from millis.config import EngineConfig
+from millis.engine.adapters import Adapter, Adapters, named
 from millis.engine.draft import DraftModel
 from millis.engine.engine import Engine
 from millis.engine.grammar import GrammarCompiler
@@ -27,6 +28,7 @@ from millis.engine.packed import packed_weights
 from millis.engine.requantize import requantize
 from millis.engine.request import Request
 from millis.engine.speculate import Speculator
+from millis.models.adapter import read_adapter
 from millis.models.load import Model, build_plan, is_encoder, load_model, read_checkpoint
 from millis.tasks.embed import embed
 from millis.tasks.methods import TaskMethods
@@ -165,6 +167,8 @@ class LanguageModel(TaskMethods):
             say = progress.say if progress else hub.Silent().say
             packed = packed_weights(self.model, self.config, hub.packed_path(self.path), say)
             self.runner = NativeRunner(self.model, self.config, packed)
+        base = self.model.checkpoint.config
+        self.adapters = Adapters(lambda at: read_adapter(at, base), self.runner.adapter, self.config.max_adapters)
         draft = None if self.config.draft is None else self._draft_model(self.config.draft, progress, agree)
         speculator = None if self.config.speculation == "off" else Speculator(time.perf_counter, draft)
         self.grammars = GrammarCompiler(self.tokenizer)
@@ -198,7 +202,13 @@ class LanguageModel(TaskMethods):
         return DraftModel(NativeRunner(Model(checkpoint, build_plan(checkpoint, context)), self.config))
 
     def generate(
-        self, prompt: Prompt, *, deadline_ms: float | None = None, schema: Schema | None = None, **sampling: Any
+        self,
+        prompt: Prompt,
+        *,
+        deadline_ms: float | None = None,
+        schema: Schema | None = None,
+        adapter: str | None = None,
+        **sampling: Any,
     ) -> Completion:
         """Continues `prompt`, a text or token ids. `sampling`: the fields of SamplingParams.
 
@@ -206,16 +216,25 @@ class LanguageModel(TaskMethods):
         even a sentence would be done by then. The first call with a deadline takes a moment longer: it measures.
 
         schema: a JSON schema; the answer is then JSON of it. GrammarError names what of it is not supported.
+        adapter: one that `load_adapter` has loaded, for this answer only.
         """
-        return self.stream(prompt, deadline_ms=deadline_ms, schema=schema, **sampling).result()
+        return self.stream(prompt, deadline_ms=deadline_ms, schema=schema, adapter=adapter, **sampling).result()
 
     def stream(
-        self, prompt: Prompt, *, deadline_ms: float | None = None, schema: Schema | None = None, **sampling: Any
+        self,
+        prompt: Prompt,
+        *,
+        deadline_ms: float | None = None,
+        schema: Schema | None = None,
+        adapter: str | None = None,
+        **sampling: Any,
     ) -> Stream:
         """As `generate`, but hands out the text as it is written."""
         self._prepare(deadline_ms, schema is not None or sampling.get("grammar") is not None)
         begin = time.perf_counter()
-        return self._start(self._ids(prompt), begin, deadline_ms, with_schema(sampling, schema), continues=True)
+        found = self._adapter(adapter)
+        ids = self._ids(prompt)
+        return self._start(ids, begin, deadline_ms, with_schema(sampling, schema), found, continues=True)
 
     def chat(
         self,
@@ -223,10 +242,11 @@ class LanguageModel(TaskMethods):
         *,
         deadline_ms: float | None = None,
         schema: Schema | None = None,
+        adapter: str | None = None,
         **sampling: Any,
     ) -> Completion:
-        """Answers a conversation through the model's own chat template; `schema` as in `generate`."""
-        return self.chat_stream(messages, deadline_ms=deadline_ms, schema=schema, **sampling).result()
+        """Answers a conversation through the model's own chat template; `schema`, `adapter` as in `generate`."""
+        return self.chat_stream(messages, deadline_ms=deadline_ms, schema=schema, adapter=adapter, **sampling).result()
 
     def chat_stream(
         self,
@@ -234,22 +254,41 @@ class LanguageModel(TaskMethods):
         *,
         deadline_ms: float | None = None,
         schema: Schema | None = None,
+        adapter: str | None = None,
         **sampling: Any,
     ) -> Stream:
         """As `chat`, but hands out the text as it is written."""
         self._prepare(deadline_ms, schema is not None or sampling.get("grammar") is not None)
         begin = time.perf_counter()
+        found = self._adapter(adapter)
         ids = self.tokenizer.encode_chat(messages)
-        return self._start(ids, begin, deadline_ms, with_schema(sampling, schema), continues=False)
+        return self._start(ids, begin, deadline_ms, with_schema(sampling, schema), found, continues=False)
 
-    def score(self, prompt: Prompt, continuations: Sequence[Prompt]) -> list[float]:
+    def score(self, prompt: Prompt, continuations: Sequence[Prompt], *, adapter: str | None = None) -> list[float]:
         """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
         if isinstance(continuations, str):
             raise RequestError("continuations must be a list; give [text] for a single one")
         ids = [self._ids(continuation, add_special=False) for continuation in continuations]
         if [] in ids:
             raise RequestError(f"continuation {ids.index([])} is empty; give at least one token")
-        return self.engine.score(self._ids(prompt), ids)
+        return self.engine.score(self._ids(prompt), ids, adapter=self._adapter(adapter))
+
+    def load_adapter(self, path: str | Path, name: str | None = None) -> str:
+        """Makes a LoRA adapter known, for requests to name; returns its name, by default the last part of its path.
+
+        path: a folder as peft saves it, or a GGUF file. ModelError: it cannot be read, or is none of this model.
+        RequestError: the name is taken. OverloadError: requests use all `max_adapters` that are loaded.
+        """
+        name = name if name is not None else named(str(path))[0]
+        self.adapters.add(name, Path(path))
+        return name
+
+    def unload_adapter(self, name: str) -> None:
+        """Forgets an adapter; answers under way go on with it. RequestError: there is none of that name."""
+        self.adapters.remove(name)
+
+    def _adapter(self, name: str | None) -> Adapter | None:
+        return None if name is None else self.adapters.use(name)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[N, D] float32, one vector of unit length a text: the mean of its tokens' final hidden states.
@@ -288,14 +327,21 @@ class LanguageModel(TaskMethods):
         self._ready_for_deadlines = True
 
     def _start(
-        self, ids: list[int], begin: float, deadline_ms: float | None, sampling: dict[str, Any], *, continues: bool
+        self,
+        ids: list[int],
+        begin: float,
+        deadline_ms: float | None,
+        sampling: dict[str, Any],
+        adapter: Adapter | None,
+        *,
+        continues: bool,
     ) -> Stream:
         check_names(sampling, SamplingParams, "sampling parameter")
         params = SamplingParams(**sampling)
         deadline = None if deadline_ms is None else begin + _positive_ms(deadline_ms) / 1000
         text = TextStream(self.tokenizer.detokenizer(continues=continues), params.stop)
         tokenize_ms = 1000 * (time.perf_counter() - begin)
-        request = self.engine.submit(ids, params, arrival_s=begin, deadline_s=deadline)
+        request = self.engine.submit(ids, params, arrival_s=begin, deadline_s=deadline, adapter=adapter)
         return Stream(self.engine, request, text, tokenize_ms)
 
 

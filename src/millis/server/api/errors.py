@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from millis.types import (
@@ -84,10 +84,12 @@ def unsupported(param: str, reason: str) -> ApiError:
     return ApiError(400, f"{param} is not supported: {reason}", param=param, code="unsupported_parameter")
 
 
-def model_not_found(name: str) -> ApiError:
-    """A model that is not served here."""
+def model_not_found(name: str, adapters: Sequence[str] = (), param: str = "model") -> ApiError:
+    """A model that is not served here, or an adapter; `adapters` are those that are."""
     message = f"the model {name!r:.100} is not served here; GET /v1/models lists what is"
-    return ApiError(404, message, param="model", code="model_not_found")
+    if adapters:
+        message += f": beside the model itself {', '.join(adapters[:20])}{' …' if len(adapters) > 20 else ''}"
+    return ApiError(404, message, param=param, code="model_not_found")
 
 
 def deadline_exceeded() -> ApiError:

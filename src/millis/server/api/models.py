@@ -16,6 +16,7 @@ class Served:
     name: str
     created: int  # seconds since 1970
     context: int  # tokens of prompt and answer together
+    parent: str | None = None  # of an adapter: its model
 
 
 def models_body(served: Iterable[Served]) -> dict[str, Any]:
@@ -43,4 +44,5 @@ def _entry(one: Served) -> dict[str, Any]:
         "created": one.created,
         "owned_by": "millis",
         "max_model_len": one.context,
+        **({} if one.parent is None else {"parent": one.parent}),
     }
