@@ -16,7 +16,17 @@ import typer
 
 from millis.types import MillisError
 
-COMMANDS = ("run", "chat", "serve", "pull", "models", "doctor", "evaluate", "bench")  # each a module in millis.commands
+COMMANDS = (
+    "run",
+    "chat",
+    "serve",
+    "pull",
+    "models",
+    "doctor",
+    "train",
+    "evaluate",
+    "bench",
+)  # each a module in millis.commands
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
