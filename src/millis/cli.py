@@ -16,17 +16,8 @@ import typer
 
 from millis.types import MillisError
 
-COMMANDS = (
-    "run",
-    "chat",
-    "serve",
-    "pull",
-    "models",
-    "doctor",
-    "train",
-    "evaluate",
-    "bench",
-)  # each a module in millis.commands
+# Each a module in millis.commands.
+COMMANDS = ("run", "chat", "serve", "pull", "models", "doctor", "train", "evaluate", "bench")
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 

@@ -24,9 +24,7 @@ MaxTokens = Annotated[int | None, typer.Option(min=8, help="Longest sample in to
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Same seed, same machine: same model.")]
 Resume = Annotated[
     bool | None,
-    typer.Option(
-        "--resume/--no-resume", help="Go on with the run in --out; start over. Default: go on if it is the same."
-    ),
+    typer.Option("--resume/--no-resume", help="Go on with the run in --out, or start over. Default: go on."),
 ]
 CheckpointEvery = Annotated[
     int | None, typer.Option(min=1, help="Updates between checkpoints; default: by time, for a few percent of it.")

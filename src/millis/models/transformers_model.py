@@ -1,6 +1,6 @@
-"""A checkpoint as a transformers model in float32, its weights dequantised: for training, and as an independent reference.
+"""a checkpoint as a transformers model in float32: what training starts from, and an independent reference
 
-Needs the extra `train`; nothing here is imported when a model is served.
+Its weights are dequantised. Needs the extra `train`; nothing here is imported when a model is served.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ def torch_module(what: str = "the float32 reference") -> Any:
     """torch, or a ModelError that says how to get it."""
     try:
         import torch
-        import transformers
+        import transformers as library
 
-        transformers.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        logging: Any = library.utils.logging
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         return torch
     except ImportError as error:
         raise ModelError(f"{what} needs {error.name}; install it with: pip install 'millis[train]'") from None

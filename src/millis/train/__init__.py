@@ -1,1 +1,1 @@
-"""training: fine-tuning, training from scratch and distillation, with PyTorch (extra `train`). Never imported by the engine"""
+"""training with PyTorch (extra `train`): fine-tuning, from scratch, distillation. The engine never imports it"""

@@ -1,4 +1,4 @@
-"""The model a run starts from: a GGUF file or a Hugging Face folder, as a transformers model with its tokenizer."""
+"""the model a run starts from: a GGUF file or a Hugging Face folder, as a transformers model with its tokenizer."""
 
 from __future__ import annotations
 
@@ -64,9 +64,8 @@ class Base:
         """With a new head for `labels`; `layers`: only so many of the body's, from the first on."""
         names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
         if self.checkpoint is None:
-            kind = (
-                transformers.AutoModelForSequenceClassification
-            )  # "eager": faster than the fused kernel on short texts
+            kind = transformers.AutoModelForSequenceClassification
+            # Eager attention is faster than the fused kernel on texts as short as these.
             model = self._pretrained(kind, "eager", num_labels=len(labels), ignore_mismatched_sizes=True)
         else:
             body = self.encoder()
@@ -131,7 +130,8 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
 
 def keep_layers(model: Any, kept: Any) -> None:
     """Drops all layers but `kept`, numbers in order. RequestError where there is no such layer."""
-    stack, kept = layers_of(model), list(kept)
+    stack: Any = layers_of(model)
+    kept = list(kept)
     if not kept or max(kept) >= len(stack):
         raise RequestError(f"--layers must lie in [1, {len(stack)}] for this model, not {len(kept)}")
     layers = [stack[i] for i in kept]

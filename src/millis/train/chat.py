@@ -19,7 +19,7 @@ _COLUMNS = (("prompt", "response"), ("prompt", "completion"), ("question", "answ
 
 
 def messages_of(row: Row) -> list[dict[str, Any]] | None:
-    """The conversation of a row: `messages`, or a question and an answer, perhaps with `system`; None without either."""
+    """A row's conversation: `messages`, or a question and an answer, perhaps with `system`; None without either."""
     fields = row.fields
     if isinstance(fields.get("messages"), list):
         return list(fields["messages"])

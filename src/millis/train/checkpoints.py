@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written under another name, synced, renamed; the last two are kept, and a damaged one is passed over."""
+"""checkpoints of a run: written aside, synced, renamed. The last two are kept; a damaged one is passed over"""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Checkpoints:
 
     def load(self) -> tuple[State | None, list[Path]]:
         """The newest state that can be read, None without one; and the files that were damaged."""
-        damaged = []
+        damaged: list[Path] = []
         for path in self._paths():
             try:
                 state: State = torch.load(path, map_location="cpu", weights_only=True)

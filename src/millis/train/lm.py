@@ -1,4 +1,4 @@
-"""millis train --task lm: next-token training on texts, packed into sequences of equal length; what chats share with it."""
+"""millis train --task lm: next-token training on packed texts, and what chats share with it"""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class LanguageModelling:
         length = sum(n * n for n in self._lengths) / sum(self._lengths)
         attention = 2 * 2 * config.num_hidden_layers * config.hidden_size * length / 2
         factor = 4 if self._settings.finetune == "lora" else 6
-        return factor * weights + 3 * attention
+        return float(factor * weights + 3 * attention)
 
     def evaluate(self) -> dict[str, float]:
         """Perplexity of what was held out, before (of a model that was there before) and after."""
@@ -93,7 +93,7 @@ class LanguageModelling:
         return found | {"perplexity": self._perplexity()}
 
     def export(self, folder: Path) -> list[str]:
-        """A Hugging Face folder; with LoRA the adapter beside it in peft's format, and its weights merged into the folder."""
+        """A Hugging Face folder; with LoRA it is the merged model, and adapter/ holds the adapter in peft's format."""
         written = []
         if self._settings.finetune == "lora":
             self.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
@@ -134,15 +134,14 @@ class LanguageModelling:
 def with_adapter(model: Any, name: str, settings: Settings) -> Any:
     """`model` with a low-rank adapter (Hu et al., 2021) at every matrix of its layers; only the adapter is trained."""
     from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
 
     output = model.get_output_embeddings()
-    names = {
-        path.rpartition(".")[2] for path, m in model.named_modules() if isinstance(m, nn.Linear) and m is not output
-    }
+    matrices = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not output]
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=sorted(names),
+        lora_alpha=int(settings.alpha),
+        target_modules=sorted({name.rpartition(".")[2] for name in matrices}),
         task_type="CAUSAL_LM",
         base_model_name_or_path=name,
     )

@@ -1,8 +1,8 @@
-"""The training loop every task shares: update, report, keep a checkpoint, go on where a killed run ended.
+"""the training loop every task shares: update, report, keep a checkpoint, go on where a killed run ended
 
 A task is a `Job`: a model, the samples of each step, and a loss. All that the next update depends on (weights,
-optimiser, averaged weights, random state, place in the data, time used) is in a checkpoint, so that a run that was killed
-and resumed makes the updates it would have made.
+optimiser, averaged weights, random state, place in the data, time used) is in a checkpoint, so that a run that was
+killed and resumed makes the updates it would have made.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ def _total_steps(options: Options, per_epoch: int) -> int | None:
 
 
 def _groups(job: Job, trained: dict[str, nn.Parameter], options: Options) -> list[dict[str, Any]]:
-    """Only matrices decay: norms and biases have no reason to, and rows of an embedding that no text uses keep still."""
+    """Only matrices decay: norms and biases have no reason to, and an embedding's rows that no text uses stay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
         decays = parameter.dim() >= 2 and "embed" not in name
@@ -311,7 +311,7 @@ def _stop_at_signals(loop: Loop) -> Iterator[None]:
 
     previous: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
             previous[number] = signal.signal(number, stop)
     except ValueError:
         pass

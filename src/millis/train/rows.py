@@ -1,4 +1,4 @@
-"""Only the rows of an embedding that the data uses take part in training: the others would get no gradient anyway.
+"""only the rows of an embedding that the data uses take part in training: the others would get no gradient anyway.
 
 For a small encoder the embedding is half of all weights, and the optimiser would walk through all of it at every step.
 The result is that of training the whole table, for rows without gradient and without decay do not move.
@@ -22,7 +22,8 @@ class UsedRows:
         self._rows = torch.tensor(sorted(set(ids)), dtype=torch.long)
         self._place = torch.full((self._whole.num_embeddings,), -1, dtype=torch.long)  # id → row of the small table
         self._place[self._rows] = torch.arange(len(self._rows))
-        small = type(self._whole).__new__(type(self._whole))  # keeps a subclass's own scaling, as gemma3's has
+        kind: Any = type(self._whole)
+        small = kind.__new__(kind)  # keeps a subclass's own scaling, as gemma3's has
         nn.Module.__init__(small)
         small.__dict__.update({k: v for k, v in self._whole.__dict__.items() if not k.startswith("_")})
         small.num_embeddings, small.padding_idx = len(self._rows), None

@@ -1,4 +1,4 @@
-"""Training data out of files: rows of CSV, TSV, JSON and JSONL, lines or whole texts. A bad row is reported, never fatal."""
+"""training data out of files: rows of CSV, TSV, JSON and JSONL, or whole texts. A bad row is reported, never fatal"""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Skipped:
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """The files that `paths` name, folders searched, in a fixed order. RequestError for what is not there or unreadable."""
+    """The files that `paths` name, folders searched, in a fixed order. RequestError for what is not there."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -78,8 +78,8 @@ def read_rows(paths: Iterable[Path], skipped: Skipped) -> Iterator[Row]:
                 yield from _json_row(path, line, text, skipped)
         elif path.suffix == ".json":
             yield from _json_file(path, skipped)
-        elif (text := _whole(path, skipped)) is not None:
-            yield Row(path, 1, {"text": text})
+        elif (whole := _whole(path, skipped)) is not None:
+            yield Row(path, 1, {"text": whole})
 
 
 def _whole(path: Path, skipped: Skipped) -> str | None:
@@ -112,7 +112,7 @@ def _lines(path: Path, skipped: Skipped) -> Iterator[tuple[int, str]]:
 
 
 def _csv_rows(path: Path, skipped: Skipped) -> Iterator[Row]:
-    """Rows under the names of the first line; a quoted value may span lines, and its row bears the number of the first."""
+    """Rows under the names of the first line; a row whose quoted values span lines bears the first one's number."""
     read: list[int] = []  # numbers of the lines of the row under way
 
     def texts() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""millis train --shape: a model from nothing: its own byte-level BPE, a shape for the wanted size, then next-token training."""
+"""millis train --shape: a model from nothing: its own byte-level BPE, a shape for the wanted size, then as lm"""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from millis.types import RequestError
 transformers: Any = library
 END = "<|endoftext|>"
 _HEAD_DIM = 64
-_WIDTH_PER_LAYER = (
-    48  # hidden values for each layer: between the wide and the deep (Kaplan et al., 2020: it matters little)
-)
+_WIDTH_PER_LAYER = 48  # hidden values a layer; it matters little (Kaplan et al., 2020)
 
 
 def prepare(
@@ -80,8 +78,8 @@ def config_of(settings: Settings, tokenizer: Tokenizer) -> Any:
         )  # fmt: skip
     return transformers.LlamaConfig(
         vocab_size=vocab, max_position_embeddings=context, hidden_size=hidden, num_hidden_layers=layers,
-        num_attention_heads=hidden // _HEAD_DIM, num_key_value_heads=hidden // _HEAD_DIM, intermediate_size=_ffn(hidden),
-        tie_word_embeddings=True, bos_token_id=end, eos_token_id=end, pad_token_id=end,
+        num_attention_heads=hidden // _HEAD_DIM, num_key_value_heads=hidden // _HEAD_DIM,
+        intermediate_size=_ffn(hidden), tie_word_embeddings=True, bos_token_id=end, eos_token_id=end, pad_token_id=end,
     )  # fmt: skip
 
 
@@ -94,15 +92,14 @@ def best_shape(shape: str, parameters: int, vocab: int, context: int) -> tuple[i
     """(hidden, layers) nearest in size to `parameters`, and among those within 5 % the one nearest the usual width."""
     found = []
     for hidden in range(_HEAD_DIM, 8193, _HEAD_DIM):
-        layer = (
-            12 * hidden**2 + 13 * hidden if shape == "gpt2" else 4 * hidden**2 + 3 * hidden * _ffn(hidden) + 2 * hidden
-        )
-        fixed = vocab * hidden + (context * hidden + 2 * hidden if shape == "gpt2" else hidden)
+        if shape == "gpt2":
+            layer, fixed = 12 * hidden**2 + 13 * hidden, (vocab + context + 2) * hidden
+        else:
+            layer, fixed = 4 * hidden**2 + 3 * hidden * _ffn(hidden) + 2 * hidden, (vocab + 1) * hidden
         layers = max(1, round((parameters - fixed) / layer))
         size = fixed + layers * layer
-        found.append(
-            (max(0.05, abs(size / parameters - 1)), abs(hidden / layers / _WIDTH_PER_LAYER - 1), hidden, layers)
-        )
+        off, odd = abs(size / parameters - 1), abs(hidden / layers / _WIDTH_PER_LAYER - 1)
+        found.append((max(0.05, off), odd, hidden, layers))
     off, _, hidden, layers = min(found)
     if off > 0.5:
         raise RequestError(f"no model of {parameters:,} weights holds a vocabulary of {vocab}; give a smaller --vocab")

@@ -1,4 +1,4 @@
-"""What a run is told, in one frozen record: it is compared when a run is resumed, and written beside the result."""
+"""what a run is told, in one frozen record: it is compared when a run is resumed, and written beside the result."""
 
 from __future__ import annotations
 

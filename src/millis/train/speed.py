@@ -1,4 +1,4 @@
-"""How fast a run is beside what the processor can: training FLOPs over the speed of a large matrix product."""
+"""how fast a run is beside what the processor can: training FLOPs over the speed of a large matrix product."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TRIES, _TRY_S = 3, 0.15
 
 
 def matmul_flops(bf16: bool) -> float:
-    """Operations a second of a product of two square matrices, in the numbers that training uses; the best of a few tries."""
+    """Operations a second of a large matrix product in the numbers that training uses; the best of a few."""
     dtype = torch.bfloat16 if bf16 else torch.float32
     left, right = (torch.randn(_SIZE, _SIZE, generator=torch.Generator().manual_seed(i)).to(dtype) for i in (0, 1))
     torch.mm(left, right)

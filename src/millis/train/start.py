@@ -1,4 +1,4 @@
-"""From what a user asked to a finished run: defaults of each task, the job, the run in its folder, the report."""
+"""from what a user asked to a finished run: defaults of each task, the job, the run in its folder, the report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ _SCRATCH = {"lr": 2e-3, "epochs": 1.0, "batch": 32, "max_tokens": 512, "weight_d
 _LORA_LR = 3e-4
 # Options that mean something for some tasks only; for another they are refused, not ignored.
 _ONLY = {
-    "layers": ("classify",), "alpha": ("lm", "chat"), "label_smoothing": ("classify",), "dropout": ("classify",), "label_column": ("classify",),
+    "layers": ("classify",), "label_smoothing": ("classify",), "dropout": ("classify",),
+    "label_column": ("classify",), "alpha": ("lm", "chat"),
     "temperature": ("embed",), "rank": ("lm", "chat"), "shape": ("lm",), "parameters": ("lm",), "vocab": ("lm",),
 }  # fmt: skip
 
@@ -45,7 +46,7 @@ _TASKS: Mapping[str, Prepare] = {
 
 
 def settings_of(task: str, data: Sequence[Path], held: Sequence[Path], given: Mapping[str, Any]) -> Settings:
-    """`given`: settings as the user chose them, None where nothing was said. RequestError for what does not fit the task."""
+    """`given`: settings as the user chose them, None where nothing was said. RequestError for what does not fit."""
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if task not in _ONLY.get(name, (task,)):

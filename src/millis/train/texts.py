@@ -1,4 +1,4 @@
-"""Texts as token ids, cut to a length, and batches of them as tensors."""
+"""texts as token ids, cut to a length, and batches of them as tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a run is followed: a bar on the terminal, plain lines elsewhere, a TensorBoard log, and the loss curve as a picture."""
+"""how a run is followed: a bar or plain lines, a TensorBoard log, and the loss curve as a picture"""
 
 from __future__ import annotations
 
