@@ -25,6 +25,8 @@ from millis.train.settings import Settings
 from millis.train.watch import Watch, draw_losses
 from millis.types import RequestError
 
+Report = dict[str, Any]
+
 _LAST = ("config.json", "adapter_config.json")  # files that make a folder a model: moved into place last
 
 
@@ -72,7 +74,7 @@ class Run:
         write_json(self.folder / "settings.json", asdict(self.settings))
         return None
 
-    def train(self, task: Task, options: Options, skipped: Skipped, extra: Callable[[Outcome], dict[str, Any]]) -> Any:
+    def train(self, task: Task, options: Options, skipped: Skipped, extra: Callable[[Outcome], dict[str, Any]]) -> Report:
         """Trains, evaluates and exports; returns the report, which also lies in report.json."""
         if skipped.count:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in skipped.rows)
