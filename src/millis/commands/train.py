@@ -77,7 +77,11 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Train on your data. Killed, it goes on where it was when you run the same again."""
+    from millis.train.samples import files_of
+
+    files_of([*data, *(eval_data or [])])  # what is not there is said before anything large is loaded
     prepare_torch(threads)
+    from millis.train.gguf_out import write_gguf
     from millis.train.settings import amount
     from millis.train.start import settings_of, train
 
@@ -90,7 +94,8 @@ def command(
     settings = settings_of(task, data, eval_data or [], given | limits(time_limit, numbers))
     report = train(settings, out, common.resolve, resume=resume, checkpoint_steps=checkpoint_every)
     if gguf is not None:
-        report["gguf"] = write_gguf(settings.model, out, gguf)
+        source = None if settings.model is None else common.resolve(settings.model)
+        report["gguf_bytes"] = write_gguf(out, out / "model.gguf", gguf, source)
     show(report, json)
 
 
@@ -144,10 +149,5 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append((name.replace("_", " "), text))
     if report["skipped_rows"]:
         lines.append(("skipped", f"{report['skipped_rows']} rows: {report['out']}/train/skipped.jsonl"))
-    written = [*report["written"], *(["model.gguf"] if "gguf" in report else [])]
+    written = [*report["written"], *(["model.gguf"] if "gguf_bytes" in report else [])]
     return [*lines, ("written", f"{report['out']}: {', '.join(written)}"), ("curve", f"{report['out']}/train/loss.png")]
-
-
-def write_gguf(model: str | None, out: Path, type: str) -> str:
-    """The folder's model as OUT/model.gguf; a GGUF file it came from lends its key-values."""
-    raise NotImplementedError

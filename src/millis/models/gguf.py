@@ -71,6 +71,19 @@ def parse_gguf(data: NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, Tenso
     return metadata, {entry.name: Tensor(entry.name, entry.type, entry.shape, places[entry.name]) for entry in entries}
 
 
+def exact_metadata(path: Path) -> dict[str, Any]:
+    """A file's key-values with every number as a NumPy scalar of its own type: so they can be written as they were.
+
+    ModelError, FormatError: as `read_gguf`.
+    """
+    cursor = Cursor(map_file(Path(path)))
+    try:
+        _, key_count = _header(cursor)
+        return read_key_values(cursor, key_count, exact=True)
+    except FormatError as error:
+        raise FormatError(f"{Path(path).name}: {error}") from None
+
+
 def _header(cursor: Cursor) -> tuple[int, int]:
     """Counts of tensors and of key-values."""
     magic = bytes(cursor.bytes[:4])

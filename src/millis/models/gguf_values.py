@@ -101,8 +101,8 @@ class Cursor:
             raise FormatError(f"{what} is not UTF-8") from None
 
 
-def read_key_values(cursor: Cursor, count: int) -> dict[str, Any]:
-    """`count` key-values, in the file's order. Raises FormatError."""
+def read_key_values(cursor: Cursor, count: int, exact: bool = False) -> dict[str, Any]:
+    """`count` key-values, in the file's order; `exact`: numbers as NumPy scalars of the file's type. FormatError."""
     if count > _MAX_KEYS or count * 13 > cursor.left:  # 13 bytes: an empty key and a value of one byte
         raise FormatError(f"the header claims {count} key-values, more than it can hold; pull it again")
     found: dict[str, Any] = {}
@@ -110,7 +110,8 @@ def read_key_values(cursor: Cursor, count: int) -> dict[str, Any]:
         key = cursor.text(f"key {index}", _MAX_KEY_BYTES)
         if key in found:
             raise FormatError(f"the key {key!r:.80} appears twice")
-        found[key] = _value(cursor, key)
+        value = _value(cursor, key)
+        found[key] = value.item() if isinstance(value, np.generic) and not exact else value
     return found
 
 
@@ -121,7 +122,7 @@ def _value(cursor: Cursor, key: str) -> Any:
         return cursor.text(what)
     if kind == _ARRAY:
         return _array(cursor, key)
-    return _numbers(cursor, kind, 1, key)[0].item()
+    return _numbers(cursor, kind, 1, key)[0]
 
 
 def _array(cursor: Cursor, key: str) -> NDArray[Any] | StringArray:

@@ -24,18 +24,22 @@ def rope_table(
     Frequency i is theta^(−2i / head_dim), then stretched by `scaling`, then divided by factors[i] where a file lists
     them (GGUF's `rope_freqs.weight`). FormatError: factors that are not head_dim / 2 positive numbers.
     """
-    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    if scaling is not None:
-        frequencies = _scaled(frequencies, scaling)
+    turned = frequencies(head_dim, theta, scaling)
     if factors is not None:
-        if factors.shape != frequencies.shape or not np.all(np.isfinite(factors) & (factors > 0)):
+        if factors.shape != turned.shape or not np.all(np.isfinite(factors) & (factors > 0)):
             raise FormatError(f"rope_freqs.weight must hold {head_dim // 2} positive numbers; convert the model again")
-        frequencies = frequencies / factors
-    angles = np.outer(np.arange(context, dtype=np.float64), frequencies)
+        turned = turned / factors
+    angles = np.outer(np.arange(context, dtype=np.float64), turned)
     table = np.empty((2, *angles.shape), np.float32)
     np.cos(angles, out=table[0], casting="same_kind")  # computed in float64: the casting is that of the result
     np.sin(angles, out=table[1], casting="same_kind")
     return table
+
+
+def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> NDArray[np.float64]:
+    """[head_dim / 2]: by how much each pair of coordinates turns from one position to the next, in radians."""
+    plain: NDArray[np.float64] = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    return plain if scaling is None else _scaled(plain, scaling)
 
 
 def _scaled(frequencies: NDArray[np.float64], scaling: RopeScaling) -> NDArray[np.float64]:

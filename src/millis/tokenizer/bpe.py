@@ -18,8 +18,8 @@ _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS = {"qwen2": _WORDS.format(digits=r"\p{N}"), "llama-bpe": _WORDS.format(digits=r"\p{N}{1,3}")}
-PRE_TOKENIZERS = ("gpt-2", "gpt2", "default", "smollm", *_SPLITS)
+SPLITS = {"qwen2": _WORDS.format(digits=r"\p{N}"), "llama-bpe": _WORDS.format(digits=r"\p{N}{1,3}")}
+PRE_TOKENIZERS = ("gpt-2", "gpt2", "default", "smollm", *SPLITS)
 
 
 class BpeEncoder:
@@ -82,8 +82,8 @@ def _pre_tokenizer(pre: str) -> PreTokenizer:
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
     from tokenizers.pre_tokenizers import Sequence as Steps
 
-    if pre in _SPLITS:
-        split = Split(Regex(_SPLITS[pre]), behavior="isolated")
+    if pre in SPLITS:
+        split = Split(Regex(SPLITS[pre]), behavior="isolated")
         return Steps([split, ByteLevel(add_prefix_space=False, use_regex=False)])
     words = ByteLevel(add_prefix_space=False, use_regex=True)
     return Steps([Digits(individual_digits=True), words]) if pre == "smollm" else words

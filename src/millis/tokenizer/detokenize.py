@@ -26,7 +26,7 @@ def _byte_characters() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_BYTES = _byte_characters()
+BYTES = _byte_characters()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Spelling:
     def _styled(self, text: str) -> bytes:
         if self.style == "byte-level":
             try:
-                return bytes([_BYTES[character] for character in text])
+                return bytes([BYTES[character] for character in text])
             except KeyError:
                 return text.encode()
         if self.style == "sentencepiece":

@@ -1,0 +1,105 @@
+"""A ModelConfig → the key-values of a GGUF file, and a checkpoint's tensors as such a file stores them.
+
+Key names: the GGUF specification. What it has no key for is refused, so that no file computes something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from millis.models.checkpoint import Checkpoint
+from millis.models.config import ModelConfig
+from millis.models.rope import frequencies
+from millis.models.tensor import Tensor
+from millis.types import FormatError
+
+_SWA_PERIOD = 6  # of gemma3's layers, every sixth attends to all; readers of GGUF files take that for granted
+
+
+def config_metadata(config: ModelConfig) -> dict[str, Any]:
+    """general.* and the architecture's keys. FormatError: a setting that GGUF cannot say for this architecture."""
+    prefix = config.architecture
+    keys: dict[str, Any] = {
+        "block_count": config.layers,
+        "context_length": config.context,
+        "embedding_length": config.hidden,
+        "feed_forward_length": config.ffn,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        "vocab_size": config.vocab,
+    }
+    keys |= _gpt2(config) if config.architecture == "gpt2" else _rotary(config)
+    general = {"general.architecture": prefix, "general.type": "model", "general.name": config.name or prefix}
+    return general | {f"{prefix}.{key}": value for key, value in keys.items()}
+
+
+def _gpt2(config: ModelConfig) -> dict[str, Any]:
+    return {"attention.layer_norm_epsilon": config.norm_eps}
+
+
+def _rotary(config: ModelConfig) -> dict[str, Any]:
+    keys: dict[str, Any] = {
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": config.rope_theta,
+    }
+    if config.attention_scale is not None and not np.isclose(config.attention_scale, config.head_dim**-0.5):
+        keys["attention.scale"] = config.attention_scale
+    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
+        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_scaling.factor}
+    if config.architecture == "gemma3":
+        keys |= _gemma3(config)
+    elif any(config.windows):
+        raise FormatError(f"windowed attention of {config.architecture} cannot be said in a GGUF file")
+    return keys
+
+
+def _gemma3(config: ModelConfig) -> dict[str, Any]:
+    windows = {window for window in config.windows if window}
+    usual = all(bool(window) == (i % _SWA_PERIOD != _SWA_PERIOD - 1) for i, window in enumerate(config.windows))
+    if not usual or len(windows) > 1 or not config.windows:
+        raise FormatError(f"gemma3 in a GGUF file has windows of one size in all but every {_SWA_PERIOD}th layer")
+    window = max(windows, default=config.context)
+    return {"attention.sliding_window": window, "rope.freq_base_swa": config.rope_local_theta}
+
+
+def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model with tensors and rotation as a GGUF file has them; one from a GGUF file is returned as is.
+
+    Llama's q and k rows are put in the order that rotates neighbours; Llama 3.1's scaling becomes a tensor.
+    """
+    config = checkpoint.config
+    if checkpoint.metadata or config.architecture != "llama":
+        if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
+            raise FormatError(f"llama3's rope scaling of a {config.architecture} model cannot be said in a GGUF file")
+        return checkpoint
+    tensors = dict(checkpoint.tensors)
+    if config.rope_style == "half":
+        for name, tensor in checkpoint.tensors.items():
+            part = name.split(".")[2] if name.startswith("blk.") else ""
+            if part in ("attn_q", "attn_k"):
+                tensors[name] = _interleaved(tensor, config.heads if part == "attn_q" else config.kv_heads)
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "llama3":
+        tensors["rope_freqs.weight"] = _rope_factors(config)
+        scaling = None
+    config = replace(config, rope_style="interleaved", rope_scaling=scaling)
+    return replace(checkpoint, config=config, tensors=tensors)
+
+
+def _interleaved(tensor: Tensor, heads: int) -> Tensor:
+    """Rows (or biases) of each head in the order 0, d/2, 1, d/2 + 1 …: pairs that rotate together become neighbours."""
+    rows = tensor.data.reshape(heads, 2, tensor.shape[0] // heads // 2, -1)
+    return replace(tensor, data=np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1))
+
+
+def _rope_factors(config: ModelConfig) -> Tensor:
+    """What each frequency of llama3's scaling is divided by: GGUF's rope_freqs."""
+    plain = frequencies(config.head_dim, config.rope_theta)
+    scaled = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    return Tensor.from_numpy("rope_freqs.weight", (plain / scaled).astype(np.float32))
