@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -41,6 +42,8 @@ class Base:
         if path.is_dir():
             return cls(name, path, Tokenizer.from_folder(path), None)
         checkpoint = read_gguf(path)
+        with TemporaryDirectory() as folder:  # a tokenizer that cannot be written in the end is refused before the work
+            write_tokenizer(checkpoint.metadata, Path(folder))
         tokenizer = Tokenizer.from_gguf(checkpoint.metadata).for_model(checkpoint.config.vocab)
         return cls(name, path, tokenizer, checkpoint)
 

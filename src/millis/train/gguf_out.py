@@ -1,4 +1,4 @@
-"""a trained folder as a GGUF file, in F16 or Q8_0; one that began as a GGUF file keeps that file's tokenizer and key-values"""
+"""a trained folder as a GGUF file, in F16 or Q8_0; one that began as a GGUF file keeps that file's tokenizer"""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def write_gguf(folder: Path, path: Path, type: str, source: Path | None = None) 
     wanted = GgmlType[type]
     checkpoint = gguf_checkpoint(read_folder(folder))
     if source is not None and source.is_file():
-        metadata = dict(exact_metadata(source))
+        metadata = {key: value for key, value in exact_metadata(source).items() if key.startswith("tokenizer.")}
     else:
-        metadata = config_metadata(checkpoint.config) | tokenizer_metadata(folder, checkpoint.config.vocab)
+        metadata = tokenizer_metadata(folder, checkpoint.config.vocab)
+    metadata |= config_metadata(checkpoint.config)
     metadata |= {"general.file_type": _FILE_TYPES[wanted], "general.quantization_version": 2}
     return write_file(path, metadata, [_out(tensor, wanted) for tensor in checkpoint.tensors.values()])
 

@@ -105,18 +105,26 @@ class LanguageModelling:
         return [*written, "Hugging Face folder"]
 
     def _loss(self, samples: Sequence[Tokens]) -> Tensor:
-        """Padding comes last, where no token attends to it and none is learned."""
+        ids, targets = self._batch(samples)
+        learned = targets != IGNORED
+        return nn.functional.cross_entropy(self._logits(self._inner, ids, learned).float(), targets[learned])
+
+    def _batch(self, samples: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+        """ids and targets [samples, longest]. Padding comes last, where no token attends to it and none is learned."""
         longest = max(len(sample.ids) for sample in samples)
         ids = torch.zeros((len(samples), longest), dtype=torch.long)
         targets = torch.full((len(samples), longest), IGNORED, dtype=torch.long)
         for row, sample in enumerate(samples):
             ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
             targets[row, : len(sample.ids)] = torch.tensor(sample.targets)
-        body = getattr(self._inner, self._inner.base_model_prefix)
+        return ids, targets
+
+    def _logits(self, model: Any, ids: Tensor, learned: Tensor) -> Tensor:
+        """[counted, vocab]: only where something is learned is the large output matrix worth its work."""
+        body = getattr(model, model.base_model_prefix)
         hidden = body(ids, use_cache=False).last_hidden_state  # [samples, longest, hidden]
-        learned = targets != IGNORED
-        logits = self._inner.get_output_embeddings()(hidden[learned])  # [counted, vocab]
-        return nn.functional.cross_entropy(logits.float(), targets[learned])
+        logits: Tensor = model.get_output_embeddings()(hidden[learned])
+        return logits
 
     def _perplexity(self) -> float:
         self.model.eval()
@@ -143,7 +151,6 @@ def with_adapter(model: Any, name: str, settings: Settings) -> Any:
         lora_alpha=int(settings.alpha),
         target_modules=sorted({name.rpartition(".")[2] for name in matrices}),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=name,
     )
     adapted = get_peft_model(model, config)
     adapted.peft_config["default"].base_model_name_or_path = name

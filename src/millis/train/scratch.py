@@ -32,7 +32,8 @@ def prepare(
         train_tokenizer(_texts(settings, data), settings.vocab, folder)
     tokenizer = Tokenizer.from_folder(folder)
     base = Base("from scratch", folder, tokenizer, None)
-    config = config_of(settings, tokenizer)
+    assert settings.shape is not None and settings.parameters is not None
+    config = config_of(settings.shape, settings.parameters, settings.max_tokens, tokenizer)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     return LanguageModelling(base, settings, model, *split_texts(tokenizer, settings, skipped, data, held))
 
@@ -65,13 +66,11 @@ def train_tokenizer(texts: Iterator[str], vocab: int, folder: Path) -> None:
     (folder / "tokenizer.part").replace(folder / "tokenizer.json")
 
 
-def config_of(settings: Settings, tokenizer: Tokenizer) -> Any:
-    """A configuration of about the wanted number of weights. RequestError where no shape comes near it."""
-    assert settings.parameters is not None
-    vocab, context = tokenizer.vocab_size, settings.max_tokens
-    end = min(tokenizer.eos)
-    hidden, layers = best_shape(settings.shape or "llama", settings.parameters, vocab, context)
-    if settings.shape == "gpt2":
+def config_of(shape: str, parameters: int, context: int, tokenizer: Tokenizer) -> Any:
+    """A configuration of about `parameters` weights. RequestError where no shape comes near it."""
+    vocab, end = tokenizer.vocab_size, min(tokenizer.eos)
+    hidden, layers = best_shape(shape, parameters, vocab, context)
+    if shape == "gpt2":
         return transformers.GPT2Config(
             vocab_size=vocab, n_positions=context, n_embd=hidden, n_layer=layers, n_head=hidden // _HEAD_DIM,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=end, eos_token_id=end, pad_token_id=end,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from millis.train.samples import files_of
 from millis.types import RequestError
 
-Task = Literal["classify", "embed", "lm", "chat"]
+Task = Literal["classify", "embed", "lm", "chat", "distil"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,10 @@ class Settings:
     parameters: int | None = None
     vocab: int | None = None
     temperature: float = 0.05  # of the contrastive loss
+    student: str | None = None  # distil: a model, layers=N or llama:15M; `model` is the teacher
+    top_k: int = 64  # distil: tokens of the teacher's that are told apart
+    soft_temperature: float = 1.0  # distil
+    hard: float = 0.0  # distil: weight of the text itself
     eval_split: float = 0.0
     bf16: bool = False
     seed: int = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from millis.train import chat, classify, embed, lm, scratch
+from millis.train import chat, classify, distil, embed, lm, scratch
 from millis.train.base import Base
 from millis.train.loop import Options, Outcome
 from millis.train.run import Run, Task
@@ -26,6 +26,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "embed": {"model": "minilm", "lr": 5e-5, "epochs": 3.0, "batch": 64, "max_tokens": 128, "layer_decay": 0.9},
     "lm": {"model": "smollm2", "lr": 3e-5, "epochs": 1.0, "batch": 8, "max_tokens": 512},
     "chat": {"model": "smollm2", "lr": 3e-5, "epochs": 3.0, "batch": 16, "max_tokens": 1024},
+    "distil": {"lr": 3e-4, "epochs": 1.0, "batch": 16, "max_tokens": 256},
 }  # fmt: skip
 _SCRATCH = {"lr": 2e-3, "epochs": 1.0, "batch": 32, "max_tokens": 512, "weight_decay": 0.1, "warmup": 0.04}
 _LORA_LR = 3e-4
@@ -66,7 +67,7 @@ def settings_of(task: str, data: Sequence[Path], held: Sequence[Path], given: Ma
         values["epochs"] = None  # the time is to be used
     elif chosen.get("steps") and "epochs" not in chosen:
         values["epochs"] = None
-    if "micro_tokens" not in chosen and task in ("lm", "chat"):
+    if "micro_tokens" not in chosen and task in ("lm", "chat", "distil"):
         values["micro_tokens"] = 2048
     return Settings(task=task, data=fingerprints(data), held=fingerprints(held), **_NO_END | values | chosen)  # type: ignore[arg-type]
 
@@ -97,6 +98,8 @@ def train(
         skipped = Skipped()
         if settings.model is None:
             task: Task = scratch.prepare(settings, skipped, data, held, run.folder / "tokenizer")
+        elif settings.task == "distil":
+            task = distil.prepare(settings, skipped, data, held, lambda name: Base.open(name, resolve(name)))
         else:
             base = Base.open(settings.model, resolve(settings.model))
             task = _TASKS[settings.task](base, settings, skipped, data, held)
@@ -109,5 +112,5 @@ def _extra(task: Task, outcome: Outcome) -> dict[str, Any]:
 
 def _options(settings: Settings, checkpoint_steps: int | None) -> Options:
     same = ("lr", "epochs", "steps", "time_limit_s", "warmup", "weight_decay", "ema", "bf16", "seed")
-    betas = (0.9, 0.95 if settings.task in ("lm", "chat") else 0.999)
+    betas = (0.9, 0.95 if settings.task in ("lm", "chat", "distil") else 0.999)
     return Options(checkpoint_steps=checkpoint_steps, betas=betas, **{name: getattr(settings, name) for name in same})
