@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_only_what_the_assistant_says_is_learned(tmp_path: Path) -> None:
     sample = chat_tokens(tokenizer, TALK)
     learned = [t for t in sample.targets if t != IGNORED]
     assert tokenizer.decode(learned, skip_special=False) == "hell<|im_end|>he he<|im_end|>"
-    whole = tokenizer.decode([*sample.ids, sample.targets[-1]], skip_special=False)
+    whole = tokenizer.decode(sample.ids, skip_special=False)
     assert whole.startswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
     at = [i for i, t in enumerate(sample.targets) if t != IGNORED]
     assert all(sample.ids[i + 1] == sample.targets[i] for i in at if i + 1 < len(sample.ids))
@@ -89,7 +90,11 @@ def test_a_gguf_models_tokenizer_as_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     write_tokenizer(metadata, folder)
-    ours, again, theirs = Tokenizer.from_gguf(metadata), Tokenizer.from_folder(folder), AutoTokenizer.from_pretrained(folder)
+    ours, again, theirs = (
+        Tokenizer.from_gguf(metadata),
+        Tokenizer.from_folder(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     for line in lines()[:400]:
         ids = ours.encode(line)
         assert again.encode(line) == ids
@@ -109,7 +114,8 @@ def test_an_adapter_is_read_by_peft_and_is_what_was_merged(tmp_path: Path) -> No
     assert (config["r"], config["peft_type"], config["base_model_name_or_path"]) == (4, "LORA", str(path))
     ids = torch.tensor([[72, 5, 80, 260]])
     base = transformers_model(read_gguf(path))
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft's own, of transformers' next version
         plain = base(ids).logits
         adapted = PeftModel.from_pretrained(base, out / "adapter")(ids).logits
         merged = loaded(out, AutoModelForCausalLM)(ids).logits
@@ -160,7 +166,11 @@ def test_from_nothing(shape: str, tmp_path: Path) -> None:
 def test_rows_that_cannot_be_learned_are_skipped(tmp_path: Path) -> None:
     path, out = chat_gguf(tmp_path / "m.gguf"), tmp_path / "out"
     rows: list[Any] = [{"prompt": "hello", "response": "hell"}] * 4
-    rows += [{"prompt": "hello"}, {"messages": [{"role": "user", "content": 5}]}, {"prompt": "a", "response": "b" * 999}]
+    rows += [
+        {"prompt": "hello"},
+        {"messages": [{"role": "user", "content": 5}]},
+        {"prompt": "a", "response": "b" * 999},
+    ]
     report = run("chat", jsonl(tmp_path / "talk.jsonl", rows), out, path, steps=1, max_tokens=100)
     reasons = [json.loads(line) for line in (out / "train" / "skipped.jsonl").read_text().splitlines()]
     assert [(r["line"], r["reason"].partition(":")[0]) for r in reasons] == [

@@ -72,7 +72,9 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path: Path) -> None:
 
 def test_bad_lines_of_json(tmp_path: Path) -> None:
     lines = tmp_path / "a.jsonl"
-    lines.write_bytes(b'{"text": "fine"}\n{"text": \n[1]\n"bare text"\n{"text": 5}\n{"text": "\\ud800"}\n' + b"[" * 9999)
+    lines.write_bytes(
+        b'{"text": "fine"}\n{"text": \n[1]\n"bare text"\n{"text": 5}\n{"text": "\\ud800"}\n' + b"[" * 9999
+    )
     skipped = Skipped()
     rows = list(read_rows([lines], skipped))
     assert [text_of(row, "text", skipped) for row in rows] == ["fine", "bare text", None, None]

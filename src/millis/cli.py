@@ -17,7 +17,7 @@ import typer
 from millis.types import MillisError
 
 # Each a module in millis.commands.
-COMMANDS = ("run", "chat", "serve", "pull", "models", "doctor", "train", "evaluate", "bench")
+COMMANDS = ("run", "chat", "serve", "pull", "models", "doctor", "train", "distil", "evaluate", "bench")
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 

@@ -147,6 +147,9 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         if value is not None:
             text = f"{value:.2f} ms a text, one at a time, in PyTorch" if name == "latency_ms" else f"{value:.4f}"
             lines.append((name.replace("_", " "), text))
+    for name, value in (report.get("served") or {}).items():
+        if value is not None:
+            lines.append((name.replace("_", " "), f"{value:.4g}" + (" ms, in Millis" if "_ms_" in name else "")))
     if report["skipped_rows"]:
         lines.append(("skipped", f"{report['skipped_rows']} rows: {report['out']}/train/skipped.jsonl"))
     written = [*report["written"], *(["model.gguf"] if "gguf_bytes" in report else [])]

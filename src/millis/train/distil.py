@@ -47,7 +47,7 @@ class Distil(LanguageModelling):
         learned = targets != IGNORED
         with torch.no_grad():
             wanted = self._logits(self._teacher, ids, learned)
-        got = self._logits(self._inner, ids, learned)
+        got = self._logits(self.model, ids, learned)
         s = self._settings
         loss = soft_loss(got.float(), wanted.float(), s.top_k, s.soft_temperature)
         if s.hard:
@@ -62,10 +62,9 @@ class Distil(LanguageModelling):
         """Perplexities of teacher and student on what was held out, and how often they would choose the same token."""
         if not self._held:
             return {}
-        student = self._inner
-        self._inner = self._teacher
+        student, self.model = self.model, self._teacher
         teacher = self._perplexity()
-        self._inner = student
+        self.model = student
         return super().evaluate() | {"teacher_perplexity": teacher, "agreement": self._agreement()}
 
     def _agreement(self) -> float:
@@ -76,14 +75,14 @@ class Distil(LanguageModelling):
             for sample in self._held:
                 ids, targets = self._batch([sample])
                 learned = targets != IGNORED
-                ours, theirs = (self._logits(m, ids, learned).argmax(-1) for m in (self._inner, self._teacher))
+                ours, theirs = (self._logits(m, ids, learned).argmax(-1) for m in (self.model, self._teacher))
                 same, count = same + int((ours == theirs).sum()), count + len(ours)
         self.model.train()
         return same / count
 
 
 def soft_loss(got: Tensor, wanted: Tensor, top_k: int, temperature: float) -> Tensor:
-    """Mean divergence of `got` from `wanted`, logits [n, vocab], both softened; scaled by temperature² as in the paper."""
+    """Mean divergence of `got` from `wanted`, logits [n, vocab], both softened; times temperature², as in the paper."""
     ours = nn.functional.log_softmax(got / temperature, -1)
     theirs = nn.functional.softmax(wanted / temperature, -1)
     best, places = theirs.topk(min(top_k, theirs.shape[-1]), -1)
@@ -93,6 +92,11 @@ def soft_loss(got: Tensor, wanted: Tensor, top_k: int, temperature: float) -> Te
     inside = (best * (best.clamp_min(_LEAST).log() - chosen)).sum(-1)
     outside = rest_theirs * (rest_theirs.clamp_min(_LEAST).log() - rest_ours.log())
     return (inside + outside).mean() * temperature**2
+
+
+def derived(spec: str) -> bool:
+    """Whether a student is made from its teacher: layers=N or llama:15M."""
+    return spec.replace("=", ":").partition(":")[0] in ("layers", "llama", "gpt2") and not Path(spec).exists()
 
 
 def same_vocabulary(teacher: Base, student: Base) -> bool:

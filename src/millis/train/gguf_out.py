@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from millis.models.gguf import exact_metadata
 from millis.models.gguf_metadata import config_metadata, gguf_checkpoint
-from millis.models.gguf_write import TensorOut, write_gguf as write_file
+from millis.models.gguf_write import TensorOut
+from millis.models.gguf_write import write_gguf as write_file
 from millis.models.huggingface import read_folder
 from millis.models.tensor import GgmlType, Tensor
 from millis.tokenizer.to_gguf import tokenizer_metadata

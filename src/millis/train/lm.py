@@ -15,6 +15,7 @@ from millis.tokenizer import Tokenizer
 from millis.train.base import Base
 from millis.train.batches import Micro, Step, epoch_steps, micro_batches, split
 from millis.train.loop import autocast
+from millis.train.lora import add_adapter, merge_adapter, write_adapter
 from millis.train.samples import Skipped, column, files_of, read_rows, text_of
 from millis.train.settings import Settings
 from millis.train.speed import matmul_flops
@@ -53,8 +54,7 @@ class LanguageModelling:
         self._weights = [sample.counted for sample in train]
         self.peak_flops = matmul_flops(settings.bf16)
         if settings.finetune == "lora":
-            self.model = with_adapter(model, base.name, settings)
-        self._inner = self.model.get_base_model() if settings.finetune == "lora" else self.model
+            add_adapter(model, settings.rank, settings.alpha)
         self._before = self._perplexity() if held and settings.shape is None else None
 
     def epoch(self, number: int) -> list[Step]:
@@ -76,10 +76,10 @@ class LanguageModelling:
     def flops_a_token(self) -> float:
         """Floating-point operations that training on one token takes: 6 a weight (Kaplan et al., 2020), 4 where the
         weights stay as they are; and attention's, over half of the sequence on average."""
-        config = self._inner.config
-        weights = sum(p.numel() for n, p in self._inner.named_parameters() if "lora_" not in n)
+        config = self.model.config
+        weights = sum(p.numel() for n, p in self.model.named_parameters() if "lora_" not in n)
         if not config.tie_word_embeddings:
-            weights -= self._inner.get_input_embeddings().weight.numel()  # looked up, not multiplied
+            weights -= self.model.get_input_embeddings().weight.numel()  # looked up, not multiplied
         length = sum(n * n for n in self._lengths) / sum(self._lengths)
         attention = 2 * 2 * config.num_hidden_layers * config.hidden_size * length / 2
         factor = 4 if self._settings.finetune == "lora" else 6
@@ -96,18 +96,17 @@ class LanguageModelling:
         """A Hugging Face folder; with LoRA it is the merged model, and adapter/ holds the adapter in peft's format."""
         written = []
         if self._settings.finetune == "lora":
-            self.model.save_pretrained(folder / "adapter", save_embedding_layers=False)
-            (folder / "adapter" / "README.md").unlink(missing_ok=True)  # a model card with nothing filled in
+            write_adapter(self.model, folder / "adapter", self._base.name, self._settings.alpha)
             written.append("adapter in peft's format (adapter/)")
-            self._inner = self.model.merge_and_unload()
-        self._inner.save_pretrained(folder)
+            merge_adapter(self.model)
+        self.model.save_pretrained(folder)
         self._base.write_beside(folder)
         return [*written, "Hugging Face folder"]
 
     def _loss(self, samples: Sequence[Tokens]) -> Tensor:
         ids, targets = self._batch(samples)
         learned = targets != IGNORED
-        return nn.functional.cross_entropy(self._logits(self._inner, ids, learned).float(), targets[learned])
+        return nn.functional.cross_entropy(self._logits(self.model, ids, learned).float(), targets[learned])
 
     def _batch(self, samples: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         """ids and targets [samples, longest]. Padding comes last, where no token attends to it and none is learned."""
@@ -137,24 +136,6 @@ class LanguageModelling:
                 total, count = total + self._loss(samples).item() * counted, count + counted
         self.model.train()
         return math.exp(min(700.0, total / count))
-
-
-def with_adapter(model: Any, name: str, settings: Settings) -> Any:
-    """`model` with a low-rank adapter (Hu et al., 2021) at every matrix of its layers; only the adapter is trained."""
-    from peft import LoraConfig, get_peft_model
-    from transformers.pytorch_utils import Conv1D
-
-    output = model.get_output_embeddings()
-    matrices = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not output]
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=int(settings.alpha),
-        target_modules=sorted({name.rpartition(".")[2] for name in matrices}),
-        task_type="CAUSAL_LM",
-    )
-    adapted = get_peft_model(model, config)
-    adapted.peft_config["default"].base_model_name_or_path = name
-    return adapted
 
 
 def packed(documents: Iterable[Sequence[int]], length: int) -> list[Tokens]:

@@ -74,7 +74,9 @@ class Run:
         write_json(self.folder / "settings.json", asdict(self.settings))
         return None
 
-    def train(self, task: Task, options: Options, skipped: Skipped, extra: Callable[[Outcome], dict[str, Any]]) -> Report:
+    def train(
+        self, task: Task, options: Options, skipped: Skipped, extra: Callable[[Outcome], dict[str, Any]]
+    ) -> Report:
         """Trains, evaluates and exports; returns the report, which also lies in report.json."""
         if skipped.count:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in skipped.rows)

@@ -106,6 +106,13 @@ def train(
         return run.train(task, _options(settings, checkpoint_steps), skipped, lambda done: _extra(task, done))
 
 
+def shares_vocabulary(teacher: str, student: str, resolve: Callable[[str], Path]) -> bool:
+    """Whether a student of this name (see `distil.student_of`) can learn the teacher's view of each token."""
+    if distil.derived(student):
+        return True
+    return distil.same_vocabulary(*(Base.open(name, resolve(name)) for name in (teacher, student)))
+
+
 def _extra(task: Task, outcome: Outcome) -> dict[str, Any]:
     return speeds(task, outcome) if isinstance(task, lm.LanguageModelling) else {}
 
