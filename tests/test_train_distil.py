@@ -1,4 +1,4 @@
-"""millis distil on tiny models: the loss against closed forms, students of every kind, drafts as the engine takes them."""
+"""millis distil on tiny models: the loss against closed forms, students of every kind, drafts in the engine"""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from millis.train.distil import soft_loss
 from millis.train.gguf_out import write_gguf
 from millis.train.start import settings_of, train
 from millis.types import RequestError
-from shell import error_line
-from shell import millis as shell
-from training import chat_gguf, loaded
+from training import chat_gguf, command, loaded
 
 TEXT = "the hello hell of wells. hello hello. " * 20
 
@@ -72,18 +70,18 @@ def test_a_new_student_with_the_teachers_vocabulary(tmp_path: Path) -> None:
         run(data, tmp_path / "other", teacher, "layers=3", steps=1)
 
 
-def test_another_vocabulary_is_refused_or_taught_by_texts(tmp_path: Path) -> None:
+def test_another_vocabulary_is_refused_or_taught_by_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher, data = chat_gguf(tmp_path / "t.gguf"), tmp_path / "text.txt"
     data.write_text(TEXT)
     given = {"shape": "llama", "parameters": 90_000, "vocab": 280, "max_tokens": 64, "steps": 1, "bf16": False}
     train(settings_of("lm", [data], [], given), tmp_path / "student", Path)
     arguments = ["--teacher", teacher, "--student", tmp_path / "student", "--out", tmp_path / "out"]
-    refused = shell("distil", data, *arguments)
-    assert "different vocabularies; give --write 128" in error_line(refused)
-    refused = shell("distil", data, *arguments, "--draft-for", teacher, "--write", "8")
-    assert "a draft model shares the vocabulary" in error_line(refused)
-    done = shell("distil", data, *arguments, "--write", "8", "--steps", "2", "--threads", "1", "--json")
-    report = json.loads(done.stdout)
+    assert command("distil", data, *arguments) == 1
+    assert "different vocabularies; give --write 128" in capsys.readouterr().err
+    assert command("distil", data, *arguments, "--draft-for", teacher, "--write", "8") == 1
+    assert "a draft model shares the vocabulary" in capsys.readouterr().err
+    assert command("distil", data, *arguments, "--write", "8", "--steps", "2", "--threads", "1", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
     written = [json.loads(line)["text"] for line in next(tmp_path.glob("out.written-*.jsonl")).read_text().splitlines()]
     assert report["steps"] == 2 and written and all(text for text in written)
     assert report["served"]["student_ms_a_token"] > 0 and (tmp_path / "out" / "model.gguf").exists()

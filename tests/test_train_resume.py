@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from millis.train.start import settings_of, train
 from millis.types import RequestError
 from shell import error_line, millis
-from training import bert_folder, labelled_csv
+from training import bert_folder, command, labelled_csv
 
 # A process that trains as told, over and over in children of its own, so that PyTorch is imported once only. It reads a
 # line of JSON for each child, answers with its number, then with its exit code once it has ended.
@@ -28,6 +28,8 @@ import json, os, signal, sys
 from pathlib import Path
 from millis.train.start import settings_of, train
 import tensorboardX, training
+from millis.models.transformers_model import torch_module
+torch_module()
 for line in sys.stdin:
     ask = json.loads(line)
     child = os.fork()
@@ -142,12 +144,16 @@ def test_one_run_a_folder(tmp_path: Path) -> None:
         train(settings(tmp_path, steps=1), tmp_path / "out", Path)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     absent = millis("train", tmp_path / "absent.csv", "--task", "classify", "--out", tmp_path / "out")
     assert "no file or folder" in error_line(absent)
     settings(tmp_path)  # makes the data
     arguments = ["--task", "classify", "-m", tmp_path / "model", "--out", tmp_path / "out", "--steps", "2"]
-    done = millis("train", tmp_path / "a.csv", *arguments, "--eval-split", "0.2", "--threads", "1", "--json")
-    report = json.loads(done.stdout)
-    assert done.returncode == 0 and report["steps"] == 2 and 0 <= report["quality"]["accuracy"] <= 1
-    assert "evaluating" in done.stderr
+    arguments += ["--eval-split", "0.2", "--threads", "1"]
+    assert command("train", tmp_path / "a.csv", *arguments, "--json") == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert report["steps"] == 2 and 0 <= report["quality"]["accuracy"] <= 1
+    assert "evaluating" in shown.err
+    assert command("train", tmp_path / "a.csv", *arguments) == 0  # done already: its report again, as a table
+    assert f"{report['quality']['accuracy']:.4f}" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
@@ -16,8 +17,11 @@ from transformers import BertConfig, BertModel
 
 import gguf_files
 import tokenizer_tiny
+from millis import cli
+from millis.models.transformers_model import torch_module
 
 torch.set_num_threads(1)
+torch_module()  # quiets transformers
 
 WORDS = {"cold": ["snow", "ice", "frost", "winter"], "warm": ["sun", "beach", "summer", "heat"]}
 COMMON = ["the", "is", "and", "we", "like", "today", "with", "very"]
@@ -79,6 +83,13 @@ def chat_gguf(path: Path, architecture: str = "llama") -> Path:
     keys = tokenizer | {".context_length": 256, "tokenizer.ggml.scores": gguf_files.DROP}
     gguf_files.write_tiny(path, architecture, keys, {"token_embd.weight": (size, gguf_files.HIDDEN)})
     return path
+
+
+def command(*arguments: str | Path) -> int:
+    """`millis ARGUMENTS` in this process, where PyTorch is there already; its exit code."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*map(str, arguments)])
+    return int(ended.value.code or 0)
 
 
 def loaded(folder: Path, kind: Any) -> Any:

@@ -139,9 +139,9 @@ class Loop:
 
         ModelError: the loss is not finite, time and again.
         """
-        options, place = self._options, self._place
-        torch.manual_seed(options.seed)
+        torch.manual_seed(self._options.seed)
         resumed_at = self._resume()
+        options, place = self._options, self._place
         first = self._job.epoch(place.epoch)
         steps = _total_steps(options, len(first))
         self._watcher.start(self._done(steps), place.step, place.points())
