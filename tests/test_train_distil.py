@@ -1,4 +1,4 @@
-"""millis distil on tiny models: the loss against closed forms, students of every kind, drafts in the engine"""
+"""millis distil on tiny models: the loss against closed forms, students of every kind, drafts in the engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""a checkpoint as a transformers model in float32: what training starts from, and an independent reference
+"""A checkpoint as a transformers model in float32: what training starts from, and an independent reference.
 
 Its weights are dequantised. Needs the extra `train`; nothing here is imported when a model is served.
 """

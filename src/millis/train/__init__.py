@@ -1,1 +1,1 @@
-"""training with PyTorch (extra `train`): fine-tuning, from scratch, distillation. The engine never imports it"""
+"""Training with PyTorch (extra `train`): fine-tuning, from scratch, distillation. The engine never imports it."""

@@ -1,4 +1,4 @@
-"""the model a run starts from: a GGUF file or a Hugging Face folder, as a transformers model with its tokenizer."""
+"""The model a run starts from: a GGUF file or a Hugging Face folder, as a transformers model with its tokenizer."""
 
 from __future__ import annotations
 
@@ -96,6 +96,12 @@ class Base:
         if not others:
             raise ModelError(f"{self.name}: its tokenizer has no control token to pad batches with")
         return (named or others)[0]
+
+    @property
+    def mask(self) -> int | None:
+        """The token that stands for a hidden one, as BERT has it; None where there is none."""
+        named = [t for t in self.tokenizer.control if b"mask" in self.tokenizer.token_bytes(t).lower()]
+        return min(named, default=None)
 
     def write_beside(self, folder: Path) -> None:
         """The tokenizer's files, into `folder`."""

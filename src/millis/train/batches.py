@@ -1,4 +1,4 @@
-"""which samples make up a step: shuffled, batches of like length, cut into micro-batches of bounded size. Pure.
+"""Which samples make up a step: shuffled, batches of like length, cut into micro-batches of bounded size. Pure.
 
 The order follows from seed and epoch alone, so that a resumed run goes on with the very batch it would have had.
 """

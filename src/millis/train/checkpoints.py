@@ -1,4 +1,4 @@
-"""checkpoints of a run: written aside, synced, renamed. The last two are kept; a damaged one is passed over"""
+"""Checkpoints of a run: written aside, synced, renamed. The last two are kept; a damaged one is passed over."""
 
 from __future__ import annotations
 

@@ -79,7 +79,9 @@ class Classify:
         self._lengths = [len(ids) for ids in train.ids]
         self._base, self._pad = base, base.pad
         self.model = base.classifier(labels, settings.layers, settings.dropout)
-        used = {token for ids in [*train.ids, *held.ids] for token in ids} | {self._pad}
+        self._mask = base.mask if settings.token_dropout else None
+        self._around = set(base.tokenizer.encode(""))  # what belongs around every text is never masked
+        used = {token for ids in [*train.ids, *held.ids] for token in ids} | {self._pad, *_set(self._mask)}
         self._rows = UsedRows(self.model, used)
         self._depths = _depths(self.model)
 
@@ -88,7 +90,7 @@ class Classify:
         return epoch_steps(self._lengths, s.batch, s.micro_tokens, s.seed, number)
 
     def loss(self, micro: Micro) -> Tensor:
-        logits = self._logits([self._train.ids[i] for i in micro])
+        logits = self._logits([self._masked(self._train.ids[i]) for i in micro])
         targets = torch.tensor([self._train.labels[i] for i in micro])
         return nn.functional.cross_entropy(logits, targets, label_smoothing=self._settings.label_smoothing)
 
@@ -118,6 +120,14 @@ class Classify:
         self.model.save_pretrained(folder)
         self._base.write_beside(folder)
         return ["Hugging Face folder"]
+
+    def _masked(self, ids: list[int]) -> list[int]:
+        """Some tokens hidden, other ones each time: the label must follow from what is left."""
+        if self._mask is None:
+            return ids
+        hidden = (torch.rand(len(ids)) < self._settings.token_dropout).tolist()
+        pairs = zip(ids, hidden, strict=True)
+        return [self._mask if hide and token not in self._around else token for token, hide in pairs]
 
     def _logits(self, samples: Sequence[Sequence[int]]) -> Tensor:
         ids, mask = padded(samples, self._pad)
@@ -162,6 +172,10 @@ def scores(truth: Sequence[int], guesses: Sequence[int], classes: int) -> dict[s
     if classes == 2 and f1[1] == f1[1]:
         found["f1"] = f1[1]
     return found
+
+
+def _set(token: int | None) -> set[int]:
+    return set() if token is None else {token}
 
 
 def _depths(model: Any) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""millis train --task embed: texts that belong together get near vectors; the batch's others are the negatives
+"""millis train --task embed: texts that belong together get near vectors; the batch's others are the negatives.
 
 InfoNCE (van den Oord et al., 2018) on the cosine of mean-pooled final states, as `millis embed` computes them.
 """

@@ -1,4 +1,4 @@
-"""a trained folder as a GGUF file, in F16 or Q8_0; one that began as a GGUF file keeps that file's tokenizer"""
+"""A trained folder as a GGUF file, in F16 or Q8_0; one that began as a GGUF file keeps that file's tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""millis train --task lm: next-token training on packed texts, and what chats share with it"""
+"""millis train --task lm: next-token training on packed texts, and what chats share with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""the training loop every task shares: update, report, keep a checkpoint, go on where a killed run ended
+"""The training loop every task shares: update, report, keep a checkpoint, go on where a killed run ended.
 
 A task is a `Job`: a model, the samples of each step, and a loss. All that the next update depends on (weights,
 optimiser, averaged weights, random state, place in the data, time used) is in a checkpoint, so that a run that was

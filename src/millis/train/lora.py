@@ -1,4 +1,4 @@
-"""low-rank adapters (Hu et al., 2021): a frozen matrix plus a small product beside it; kept in peft's format
+"""Low-rank adapters (Hu et al., 2021): a frozen matrix plus a small product beside it; kept in peft's format.
 
 Ours rather than peft's: its two libraries more would buy nothing that these lines do not do. Its format is public, and
 the tests let it read what is written here.

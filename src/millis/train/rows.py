@@ -1,4 +1,4 @@
-"""only the rows of an embedding that the data uses take part in training: the others would get no gradient anyway.
+"""Only the rows of an embedding that the data uses take part in training: the others would get no gradient anyway.
 
 For a small encoder the embedding is half of all weights, and the optimiser would walk through all of it at every step.
 The result is that of training the whole table, for rows without gradient and without decay do not move.

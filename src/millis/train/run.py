@@ -1,4 +1,4 @@
-"""one run in its folder: begin, resume or refuse; train; evaluate; export whole or not at all; report.
+"""One run in its folder: begin, resume or refuse; train; evaluate; export whole or not at all; report.
 
 The folder OUT holds the model; OUT/train what belongs to the run: settings.json, checkpoints/, tensorboard/, loss.png,
 skipped.jsonl and report.json, which is written last and says that the run is done.

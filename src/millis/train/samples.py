@@ -1,4 +1,4 @@
-"""training data out of files: rows of CSV, TSV, JSON and JSONL, or whole texts. A bad row is reported, never fatal"""
+"""Training data out of files: rows of CSV, TSV, JSON and JSONL, or whole texts. A bad row is reported, never fatal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""learning rate over a run: linear warm-up, then a cosine (Loshchilov and Hutter, 2017). Pure"""
+"""Learning rate over a run: linear warm-up, then a cosine (Loshchilov and Hutter, 2017). Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""millis train --shape: a model from nothing: its own byte-level BPE, a shape for the wanted size, then as lm"""
+"""millis train --shape: a model from nothing: its own byte-level BPE, a shape for the wanted size, then as lm."""
 
 from __future__ import annotations
 

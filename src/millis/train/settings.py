@@ -1,4 +1,4 @@
-"""what a run is told, in one frozen record: it is compared when a run is resumed, and written beside the result."""
+"""What a run is told, in one frozen record: it is compared when a run is resumed, and written beside the result."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Settings:
     weight_decay: float = 0.01
     label_smoothing: float = 0.0
     dropout: float | None = None  # None: the model's own
+    token_dropout: float = 0.0  # share of a text's tokens that a mask stands for, where the tokenizer has one
     ema: float = 0.0
     head_lr: float = 1.0
     layer_decay: float = 1.0

@@ -1,4 +1,4 @@
-"""how fast a run is beside what the processor can: training FLOPs over the speed of a large matrix product."""
+"""How fast a run is beside what the processor can: training FLOPs over the speed of a large matrix product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""from what a user asked to a finished run: defaults of each task, the job, the run in its folder, the report."""
+"""From what a user asked to a finished run: defaults of each task, the job, the run in its folder, the report."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from millis.types import RequestError
 # What suits each task where nothing else is said.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "classify": {
-        "model": "minilm", "lr": 1.5e-4, "epochs": 12.0, "batch": 32, "max_tokens": 128, "head_lr": 6.0,
-        "layer_decay": 0.9, "label_smoothing": 0.1, "ema": 0.995, "dropout": 0.1,
+        "model": "minilm", "lr": 1.5e-4, "epochs": 12.0, "batch": 32, "max_tokens": 128, "head_lr": 6.7,
+        "layer_decay": 0.9, "label_smoothing": 0.1, "ema": 0.995, "dropout": 0.1, "token_dropout": 0.05,
     },
     "embed": {"model": "minilm", "lr": 5e-5, "epochs": 3.0, "batch": 64, "max_tokens": 128, "layer_decay": 0.9},
     "lm": {"model": "smollm2", "lr": 3e-5, "epochs": 1.0, "batch": 8, "max_tokens": 512},
@@ -32,7 +32,7 @@ _SCRATCH = {"lr": 2e-3, "epochs": 1.0, "batch": 32, "max_tokens": 512, "weight_d
 _LORA_LR = 3e-4
 # Options that mean something for some tasks only; for another they are refused, not ignored.
 _ONLY = {
-    "layers": ("classify",), "label_smoothing": ("classify",), "dropout": ("classify",),
+    "layers": ("classify",), "token_dropout": ("classify",), "label_smoothing": ("classify",), "dropout": ("classify",),
     "label_column": ("classify",), "alpha": ("lm", "chat"),
     "temperature": ("embed",), "rank": ("lm", "chat"), "shape": ("lm",), "parameters": ("lm",), "vocab": ("lm",),
 }  # fmt: skip

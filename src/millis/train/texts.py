@@ -1,4 +1,4 @@
-"""texts as token ids, cut to a length, and batches of them as tensors."""
+"""Texts as token ids, cut to a length, and batches of them as tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""how a run is followed: a bar or plain lines, a TensorBoard log, and the loss curve as a picture"""
+"""How a run is followed: a bar or plain lines, a TensorBoard log, and the loss curve as a picture."""
 
 from __future__ import annotations
 
