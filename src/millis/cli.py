@@ -18,7 +18,7 @@ from millis.types import MillisError
 
 COMMANDS = (  # each a module in millis.commands
     *("run", "chat", "classify", "embed", "extract", "translate", "summarize", "moderate"),
-    *("serve", "pull", "models", "doctor", "data", "quantize", "evaluate", "bench"),
+    *("serve", "pull", "models", "doctor", "data", "train", "distil", "quantize", "evaluate", "bench"),
 )
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 

@@ -5,115 +5,18 @@ Its arithmetic is independent of ours; only the dequantised weights are shared.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from millis.models.checkpoint import Checkpoint
-from millis.models.config import ModelConfig
-from millis.models.huggingface import gguf_name
-from millis.types import ModelError
+from millis.models.transformers_model import torch_module, transformers_model
 
-Floats = NDArray[np.float32]
-
-
-def torch_module() -> Any:
-    """torch, or a ModelError that says how to get it."""
-    try:
-        import torch
-        import transformers  # noqa: F401
-
-        return torch
-    except ImportError as error:
-        raise ModelError(
-            f"the float32 reference needs {error.name}; install it with: pip install 'millis[train]'"
-        ) from None
+__all__ = ["log_likelihood", "reference_model", "torch_module"]
 
 
 def reference_model(checkpoint: Checkpoint, threads: int) -> Any:
     """A transformers model in float32. ModelError for an architecture without such a reference here."""
-    torch = torch_module()
-    import transformers as library
-
-    transformers: Any = library
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(threads)
-    config = _config(checkpoint.config, "output.weight" not in checkpoint.tensors)
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    state = {name: torch.from_numpy(values) for name, values in _weights(checkpoint, model)}
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
-    missing = [name for name, p in model.named_parameters() if p.is_meta]
-    if missing:
-        raise ModelError(f"{checkpoint.path}: no weights for the reference's {missing[0]}")
-    for module in model.modules():  # tables that from_config left without memory
-        if type(module).__name__.endswith("RotaryEmbedding"):
-            module.__init__(config)
-        if hasattr(module, "embed_scale") and module.embed_scale.is_meta:
-            module.embed_scale = torch.tensor(module.scalar_embed_scale)
-    return model.eval()
-
-
-def _config(config: ModelConfig, tied: bool) -> Any:
-    import transformers
-
-    classes = {
-        "llama": transformers.LlamaConfig,
-        "qwen2": transformers.Qwen2Config,
-        "qwen3": transformers.Qwen3Config,
-        "gemma3": transformers.Gemma3TextConfig,
-    }
-    if config.architecture not in classes or config.rope_scaling is not None:
-        raise ModelError(f"no float32 reference for architecture {config.architecture} of this form")
-    extra: dict[str, Any] = {}
-    if config.architecture == "gemma3":
-        full, local = config.rope_theta, config.rope_local_theta
-        extra = {
-            "sliding_window": max(config.windows),
-            "layer_types": ["sliding_attention" if window else "full_attention" for window in config.windows],
-            "query_pre_attn_scalar": config.head_dim if config.attention_scale is None else config.attention_scale**-2,
-            "rope_parameters": {
-                "full_attention": {"rope_type": "default", "rope_theta": full},
-                "sliding_attention": {"rope_type": "default", "rope_theta": local},
-            },
-        }
-    else:
-        extra = {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
-    return classes[config.architecture](
-        hidden_size=config.hidden,
-        intermediate_size=config.ffn,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        vocab_size=config.vocab,
-        max_position_embeddings=config.context,
-        rms_norm_eps=config.norm_eps,
-        tie_word_embeddings=tied,
-        attn_implementation="eager",
-        **extra,
-    )
-
-
-def _weights(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Floats]]:
-    """What the checkpoint holds of the model's parameters, under their names and as transformers stores them."""
-    config = checkpoint.config
-    for theirs, _ in model.named_parameters():
-        name = gguf_name(theirs, config.architecture)
-        if name is None or name not in checkpoint.tensors:
-            continue  # an output that is tied; what is truly missing is seen after the tying
-        values = np.array(checkpoint.tensors[name].numpy())
-        if config.rope_style == "interleaved" and (part := re.fullmatch(r"blk\.\d+\.attn_(q|k)\.\w+", name)):
-            heads = config.heads if part[1] == "q" else config.kv_heads
-            pairs = values.reshape(heads, config.head_dim // 2, 2, -1)
-            values = pairs.swapaxes(1, 2).reshape(values.shape)
-        if config.architecture == "gemma3" and name.endswith("norm.weight"):
-            values = values - 1  # transformers adds the one itself
-        yield theirs, values
+    torch_module().set_num_threads(threads)
+    return transformers_model(checkpoint)
 
 
 def log_likelihood(model: Any, window: list[int]) -> float:

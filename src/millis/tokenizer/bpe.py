@@ -31,7 +31,7 @@ class BpeEncoder:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._user_defined = Matcher(vocabulary.of_kind(Kind.USER_DEFINED))
-        self._backend = _backend(vocabulary)
+        self._backend = backend(vocabulary)
 
     def __call__(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -43,7 +43,8 @@ class BpeEncoder:
         return ids
 
 
-def _backend(vocabulary: Vocabulary) -> Backend:
+def backend(vocabulary: Vocabulary, *, control: bool = False) -> Backend:
+    """The library's model; FormatError names what is wrong. `control`: with control tokens in its vocabulary."""
     from tokenizers import Tokenizer as Backend
     from tokenizers.models import BPE
     from tokenizers.normalizers import NFC
@@ -54,17 +55,18 @@ def _backend(vocabulary: Vocabulary) -> Backend:
         raise FormatError(f"{PREFIX}add_space_prefix is set, which byte-level BPE has no meaning for")
     if not vocabulary.merges:
         raise FormatError(f"{PREFIX}merges is missing; byte-level BPE needs it")
-    known = vocabulary.of_kind(Kind.NORMAL, Kind.USER_DEFINED, Kind.BYTE)
+    kinds = (Kind.NORMAL, Kind.USER_DEFINED, Kind.BYTE)
+    known = vocabulary.of_kind(*kinds, Kind.CONTROL) if control else vocabulary.of_kind(*kinds)
     pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in vocabulary.merges]
     try:
-        backend = Backend(BPE(known, pairs, ignore_merges=vocabulary.pre == "llama-bpe"))
+        made = Backend(BPE(known, pairs, ignore_merges=vocabulary.pre == "llama-bpe"))
     except Exception:  # the library looks up all three tokens of a merge, and names none of them usefully
         _refuse_merge(vocabulary.merges, known)
         raise
-    backend.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
+    made.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
     if vocabulary.pre == "qwen2":
-        backend.normalizer = NFC()
-    return backend
+        made.normalizer = NFC()
+    return made
 
 
 def _refuse_merge(merges: Sequence[str], known: Mapping[str, int]) -> None:

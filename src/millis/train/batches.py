@@ -1,0 +1,53 @@
+"""Which samples make up a step: shuffled, batches of like length, cut into micro-batches of bounded size. Pure.
+
+The order follows from seed and epoch alone, so that a resumed run goes on with the very batch it would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Micro = list[int]  # numbers of samples that are computed together
+Step = list[Micro]  # what one update of the weights is computed from
+
+_POOL = 32  # batches that are sorted together: little padding, and still a new mixture every epoch
+
+
+def epoch_steps(lengths: Sequence[int], batch: int, micro_tokens: int, seed: int, epoch: int) -> list[Step]:
+    """All samples once, `batch` a step; each micro-batch has at most `micro_tokens` tokens, padding counted."""
+    draw = np.random.default_rng((seed, epoch))
+    order = draw.permutation(len(lengths))
+    sizes = np.asarray(lengths)
+    batches: list[list[int]] = []
+    for start in range(0, len(order), batch * _POOL):
+        pool = order[start : start + batch * _POOL]
+        pool = pool[np.argsort(sizes[pool], kind="stable")]
+        batches += [pool[i : i + batch].tolist() for i in range(0, len(pool), batch)]
+    return [micro_batches(batches[i], lengths, micro_tokens) for i in draw.permutation(len(batches))]
+
+
+def micro_batches(samples: Sequence[int], lengths: Sequence[int], micro_tokens: int) -> Step:
+    """`samples` by length, cut so that count × longest stays within `micro_tokens`; a longer sample stands alone."""
+    step: Step = []
+    for sample in sorted(samples, key=lambda i: (lengths[i], i)):
+        if step and (len(step[-1]) + 1) * lengths[sample] <= micro_tokens:
+            step[-1].append(sample)
+        else:
+            step.append([sample])
+    return step
+
+
+def padding(steps: Sequence[Step], lengths: Sequence[int]) -> float:
+    """The share of computed tokens that is padding."""
+    used = sum(lengths[i] for step in steps for micro in step for i in micro)
+    computed = sum(len(micro) * max(lengths[i] for i in micro) for step in steps for micro in step)
+    return 1 - used / computed if computed else 0.0
+
+
+def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Numbers below `count`, at random: those to train on, and a `share` of them to evaluate on; each in order."""
+    order = np.random.default_rng((seed, 0x5EED)).permutation(count)
+    held = round(count * share)
+    return sorted(order[held:].tolist()), sorted(order[:held].tolist())

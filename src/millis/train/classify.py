@@ -1,0 +1,207 @@
+"""millis train --task classify: a body with a new head, on texts with one label each."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from millis.train.base import Base, layers_of
+from millis.train.batches import Micro, Step, epoch_steps, micro_batches
+from millis.train.loop import autocast
+from millis.train.rows import UsedRows
+from millis.train.samples import Row, Skipped, column, files_of, read_rows, text_of
+from millis.train.settings import Settings
+from millis.train.texts import encode_cut, padded
+from millis.types import RequestError
+
+_TEXT = ("text", "sentence", "content", "question", "review", "message")
+_LABEL = ("label", "category", "intent", "class", "topic")
+_LATENCY_SAMPLES = 100
+
+
+@dataclass(slots=True)
+class Labelled:
+    """Texts as ids, each with the number of its label."""
+
+    ids: list[list[int]]
+    labels: list[int]
+
+
+def read_labelled(
+    paths: Sequence[Path], settings: Settings, skipped: Skipped, known: Sequence[str] | None = None
+) -> list[tuple[Row, str, str]]:
+    """(row, text, label) of every usable row. `known`: labels there are; a row with another is skipped.
+
+    A folder's text files bear the name of the folder they lie in as label. RequestError without a single usable row.
+    """
+    rows = [_with_folder_label(row) for row in read_rows(files_of(paths), skipped)]
+    text_name = column(rows, settings.text_column, _TEXT, "the text", "--text-column")
+    label_name = column(rows, settings.label_column, _LABEL, "the label", "--label-column")
+    found = []
+    for row in rows:
+        text, label = text_of(row, text_name, skipped), _label_of(row, label_name)
+        if text is None:
+            continue
+        if label is None or (known is not None and label not in known):
+            skipped.add(row.file, row.line, "no label" if label is None else f"unknown label: {label[:60]!r}")
+            continue
+        found.append((row, text, label))
+    if not found:
+        raise RequestError(f"no usable row in {', '.join(map(str, paths))}: {skipped.summary()}")
+    return found
+
+
+def _with_folder_label(row: Row) -> Row:
+    if row.file.suffix in (".txt", ".md"):
+        return Row(row.file, row.line, row.fields | {"label": row.file.parent.name})
+    return row
+
+
+def _label_of(row: Row, name: str) -> str | None:
+    value = row.fields.get(name)
+    if isinstance(value, bool | int | float):
+        value = str(value).lower() if isinstance(value, bool) else str(value)
+    return value.strip() or None if isinstance(value, str) else None
+
+
+class Classify:
+    """The job. `labels` in the order of their numbers; the body is `base`'s, perhaps with fewer layers."""
+
+    def __init__(self, base: Base, settings: Settings, labels: list[str], train: Labelled, held: Labelled) -> None:
+        self._settings, self.labels, self._train, self._held = settings, labels, train, held
+        self._lengths = [len(ids) for ids in train.ids]
+        self._base, self._pad = base, base.pad
+        self.model = base.classifier(labels, settings.layers, settings.dropout)
+        self._mask = base.mask if settings.token_dropout else None
+        self._around = set(base.tokenizer.encode(""))  # what belongs around every text is never masked
+        used = {token for ids in [*train.ids, *held.ids] for token in ids} | {self._pad, *_set(self._mask)}
+        self._rows = UsedRows(self.model, used)
+        self._depths = _depths(self.model)
+
+    def epoch(self, number: int) -> list[Step]:
+        s = self._settings
+        return epoch_steps(self._lengths, s.batch, s.micro_tokens, s.seed, number)
+
+    def loss(self, micro: Micro) -> Tensor:
+        logits = self._logits([self._masked(self._train.ids[i]) for i in micro])
+        targets = torch.tensor([self._train.labels[i] for i in micro])
+        return nn.functional.cross_entropy(logits, targets, label_smoothing=self._settings.label_smoothing)
+
+    def weight(self, micro: Micro) -> float:
+        return float(len(micro))
+
+    def tokens(self, micro: Micro) -> int:
+        return sum(self._lengths[i] for i in micro)
+
+    def rate_of(self, name: str) -> float:
+        """Deeper layers hold what is general, and move less (Howard and Ruder, 2018); the new head moves most."""
+        if name.startswith(("classifier", "score")):
+            return self._settings.head_lr
+        return self._settings.layer_decay ** self._depths.get(name, 0)
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy, macro F1 and milliseconds a text (one at a time) on what was held out; {} where nothing was."""
+        held = self._held
+        if not held.ids:
+            return {}
+        guesses = self._guesses(held.ids)
+        return scores(held.labels, guesses, len(self.labels)) | {"latency_ms": self._latency_ms(held.ids)}
+
+    def export(self, folder: Path) -> list[str]:
+        """The folder that transformers and Millis read."""
+        self._rows.restore()
+        self.model.save_pretrained(folder)
+        self._base.write_beside(folder)
+        return ["Hugging Face folder"]
+
+    def _masked(self, ids: list[int]) -> list[int]:
+        """Some tokens hidden, other ones each time: the label must follow from what is left."""
+        if self._mask is None:
+            return ids
+        hidden = (torch.rand(len(ids)) < self._settings.token_dropout).tolist()
+        pairs = zip(ids, hidden, strict=True)
+        return [self._mask if hide and token not in self._around else token for token, hide in pairs]
+
+    def _logits(self, samples: Sequence[Sequence[int]]) -> Tensor:
+        ids, mask = padded(samples, self._pad)
+        logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
+        return logits.float()
+
+    def _guesses(self, samples: Sequence[Sequence[int]]) -> list[int]:
+        self.model.eval()
+        lengths, found = [len(ids) for ids in samples], [0] * len(samples)
+        with torch.inference_mode(), autocast(self._settings.bf16):
+            for micro in micro_batches(range(len(samples)), lengths, self._settings.micro_tokens):
+                best = self._logits([samples[i] for i in micro]).argmax(-1).tolist()
+                for i, label in zip(micro, best, strict=True):
+                    found[i] = label
+        self.model.train()
+        return found
+
+    def _latency_ms(self, samples: Sequence[Sequence[int]]) -> float:
+        """The median over some texts, in PyTorch."""
+        self.model.eval()
+        times = []
+        every = max(1, len(samples) // _LATENCY_SAMPLES)
+        with torch.inference_mode(), autocast(self._settings.bf16):
+            for ids in samples[::every][:_LATENCY_SAMPLES]:
+                begin = time.perf_counter()
+                self._logits([ids])
+                times.append(1e3 * (time.perf_counter() - begin))
+        self.model.train()
+        return statistics.median(times)
+
+
+def scores(truth: Sequence[int], guesses: Sequence[int], classes: int) -> dict[str, float]:
+    """Accuracy, and F1 of each class averaged; with two classes also the F1 of the second."""
+    pairs = list(zip(truth, guesses, strict=True))
+    f1 = []
+    for label in range(classes):
+        hit = sum(t == g == label for t, g in pairs)
+        named = sum(t == label for t, _ in pairs) + sum(g == label for _, g in pairs)
+        f1.append(2 * hit / named if named else float("nan"))
+    present = [value for value in f1 if value == value]
+    found = {"accuracy": sum(t == g for t, g in pairs) / len(pairs), "macro_f1": sum(present) / len(present)}
+    if classes == 2 and f1[1] == f1[1]:
+        found["f1"] = f1[1]
+    return found
+
+
+def _set(token: int | None) -> set[int]:
+    return set() if token is None else {token}
+
+
+def _depths(model: Any) -> dict[str, int]:
+    """Parameter → how many layers lie between it and the head; an embedding lies below them all."""
+    stack = layers_of(model)
+    numbers = {id(p): len(stack) - 1 - i for i, layer in enumerate(stack) for p in layer.parameters()}
+    return {name: numbers.get(id(p), len(stack) if "embed" in name else 0) for name, p in model.named_parameters()}
+
+
+def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Path], held: Sequence[Path]) -> Classify:
+    """Reads the data and makes the job. RequestError where there are fewer than two labels."""
+    from millis.train.batches import split
+
+    rows = read_labelled(data, settings, skipped)
+    labels = sorted({label for _, _, label in rows})
+    if len(labels) < 2:
+        raise RequestError(f"all rows have the label {labels[0]!r:.60}; a classifier needs two or more")
+    if held:
+        train, other = rows, read_labelled(held, settings, skipped, labels)
+    else:
+        kept, out = split(len(rows), settings.eval_split, settings.seed)
+        train, other = [rows[i] for i in kept], [rows[i] for i in out]
+    return Classify(base, settings, labels, *(_encoded(base, settings, part, labels) for part in (train, other)))
+
+
+def _encoded(base: Base, settings: Settings, rows: Sequence[tuple[Row, str, str]], labels: list[str]) -> Labelled:
+    number = {label: i for i, label in enumerate(labels)}
+    ids = [encode_cut(base.tokenizer, text, settings.max_tokens)[0] for _, text, _ in rows]
+    return Labelled(ids, [number[label] for _, _, label in rows])

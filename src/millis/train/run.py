@@ -1,0 +1,164 @@
+"""One run in its folder: begin, resume or refuse; train; evaluate; export whole or not at all; report.
+
+The folder OUT holds the model; OUT/train what belongs to the run: settings.json, checkpoints/, tensorboard/, loss.png,
+skipped.jsonl and report.json, which is written last and says that the run is done.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from millis.train.checkpoints import Checkpoints
+from millis.train.loop import Job, Loop, Options, Outcome
+from millis.train.samples import Skipped
+from millis.train.settings import Settings
+from millis.train.watch import Watch, draw_losses
+from millis.types import RequestError
+
+Report = dict[str, Any]
+
+_LAST = ("config.json", "adapter_config.json")  # files that make a folder a model: moved into place last
+
+
+class Task(Job, Protocol):
+    """A job that can also say how good it is, and leave its model."""
+
+    def evaluate(self) -> dict[str, float]: ...
+    def export(self, folder: Path) -> list[str]:
+        """Writes the model into `folder`; returns what was written, in words."""
+
+
+class Run:
+    """The folder of one run, locked for as long as this object is used as a context."""
+
+    def __init__(self, out: Path, settings: Settings) -> None:
+        self.out, self.folder, self.settings = out, out / "train", settings
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+
+    def begin(self, resume: bool | None) -> dict[str, Any] | None:
+        """Makes the folder ready. The report of a run that is done already, None where there is something to train.
+
+        `resume`: True demands a run to go on with, False starts over, None goes on where the settings are the same.
+        RequestError: another run, or something else, is in the way.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        before = _read(self.folder / "settings.json")
+        if before is None:
+            others = [p.name for p in self.out.iterdir() if p.name not in ("train", ".lock")]
+            if others and resume is not False:
+                raise RequestError(
+                    f"{self.out} is not empty (it holds {others[0]}); give another --out, or --no-resume"
+                )
+            if resume:
+                raise RequestError(f"{self.out} holds no run to resume")
+        elif resume is False:
+            self._clear()
+        elif different := self.settings.differences(before):
+            raise RequestError(
+                f"{self.out} holds a run with other settings ({', '.join(different)}); "
+                "give the same again, another --out, or --no-resume to start over"
+            )
+        elif (report := _read(self.folder / "report.json")) is not None:
+            return report
+        self.folder.mkdir(exist_ok=True)
+        write_json(self.folder / "settings.json", asdict(self.settings))
+        return None
+
+    def train(
+        self, task: Task, options: Options, skipped: Skipped, extra: Callable[[Outcome], dict[str, Any]]
+    ) -> Report:
+        """Trains, evaluates and exports; returns the report, which also lies in report.json."""
+        if skipped.count:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in skipped.rows)
+            (self.folder / "skipped.jsonl").write_text(lines, encoding="utf-8")
+        with Watch(self.folder) as watch:
+            if skipped.count:
+                watch.say(f"{skipped.summary()}; all of them: {self.folder / 'skipped.jsonl'}")
+            loop = Loop(task, options, self.checkpoints, watch)
+            outcome = loop.run()
+            watch.say("evaluating and writing the model")
+            begin = time.monotonic()
+            quality = task.evaluate()
+        draw_losses(outcome.history, self.folder / "loss.png")
+        written = self._export(task)
+        report = {
+            "out": str(self.out),
+            "written": written,
+            "steps": outcome.steps,
+            "epochs": round(outcome.epochs, 3),
+            "tokens": outcome.tokens,
+            "seconds": round(outcome.elapsed_s, 2),
+            "evaluation_seconds": round(time.monotonic() - begin, 2),
+            "tokens_s": round(outcome.tokens / max(1e-9, outcome.elapsed_s), 1),
+            "loss": _last_loss(outcome),
+            "resumed_at": outcome.resumed_at,
+            "skipped_rows": skipped.count,
+            "quality": quality,
+            **extra(outcome),
+        }
+        write_json(self.folder / "report.json", report)
+        self.checkpoints.clear()
+        return report
+
+    def _export(self, task: Task) -> list[str]:
+        """Into a folder beside, then file by file into place."""
+        staged = self.folder / "export"
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+        written = task.export(staged)
+        for path in sorted(staged.iterdir(), key=lambda p: (p.name in _LAST, p.name)):
+            target = self.out / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(path, target)
+        staged.rmdir()
+        return written
+
+    def _clear(self) -> None:
+        """Takes away what the earlier run left of itself; its model is replaced when this one is done."""
+        self.checkpoints.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Run:
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.out / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RequestError(f"another process trains into {self.out}; wait for it, or give another --out") from None
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+        (self.out / ".lock").unlink(missing_ok=True)
+
+
+def _last_loss(outcome: Outcome) -> float | None:
+    """The mean over the last twentieth of the run."""
+    tail = [p.loss for p in outcome.history[-max(1, len(outcome.history) // 20) :] if math.isfinite(p.loss)]
+    return sum(tail) / len(tail) if tail else None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,145 @@
+"""millis train --task classify and embed on tiny models, against what transformers makes of the folders they leave."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+from millis.train.classify import scores
+from millis.train.start import settings_of, train
+from millis.types import RequestError
+from training import bert_folder, chat_gguf, jsonl, labelled_csv, loaded, sentences
+
+
+def run(task: str, data: Path, out: Path, model: Path, **given: Any) -> dict[str, Any]:
+    held = given.pop("held", [])
+    options = {name: given.pop(name) for name in ("resume", "checkpoint_steps") if name in given}
+    settings = settings_of(task, [data], held, {"model": str(model), "lr": 3e-3} | given)
+    return train(settings, out, Path, **options)
+
+
+def test_transformers_reads_the_folder_and_finds_the_same_accuracy(tmp_path: Path) -> None:
+    base, data = bert_folder(tmp_path / "base"), labelled_csv(tmp_path / "train.csv")
+    held = labelled_csv(tmp_path / "held.csv", 60, seed=1)
+    report = run("classify", data, tmp_path / "out", base, held=[held], epochs=5.0, batch=8)
+    assert report["quality"]["accuracy"] > 0.9
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = loaded(tmp_path / "out", AutoModelForSequenceClassification)
+    assert model.config.id2label == {0: "cold", 1: "warm"} and type(model).__name__ == "BertForSequenceClassification"
+    right = 0
+    with open(held, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            with torch.no_grad():
+                best = model(**tokenizer(row["text"], return_tensors="pt")).logits.argmax().item()
+            right += model.config.id2label[best] == row["category"]
+    assert right / 60 == pytest.approx(report["quality"]["accuracy"], abs=1 / 60 + 1e-9)  # bfloat16 may turn one
+    assert json.loads((tmp_path / "out" / "train" / "report.json").read_text()) == report
+    assert (tmp_path / "out" / "train" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "out" / "train" / "tensorboard").glob("events.*"))
+    assert not (tmp_path / "out" / "train" / "checkpoints").exists()
+
+
+def test_rows_of_the_embedding_that_no_text_uses_stay_as_they_were(tmp_path: Path) -> None:
+    base, data = bert_folder(tmp_path / "base"), labelled_csv(tmp_path / "train.csv", 40)
+    run("classify", data, tmp_path / "out", base, steps=5, batch=8)
+    name = "embeddings.word_embeddings.weight"
+    before = load_file(base / "model.safetensors")[name]
+    after = load_file(tmp_path / "out" / "model.safetensors")[f"bert.{name}"]
+    moved = (before != after).any(1)
+    assert before.shape == after.shape and not moved[-2:].any()  # "unused" and "never"
+    assert moved[4:20].all()
+
+
+def test_a_decoder_with_fewer_layers_as_classifier(tmp_path: Path) -> None:
+    data = labelled_csv(tmp_path / "train.csv", 24)
+    given = {"epochs": 1.0, "batch": 8, "layers": 1, "dropout": 0.0, "eval_split": 0.25, "bf16": False}
+    report = run("classify", data, tmp_path / "out", chat_gguf(tmp_path / "m.gguf", "qwen2"), **given)
+    model = loaded(tmp_path / "out", AutoModelForSequenceClassification)
+    assert type(model).__name__ == "Qwen2ForSequenceClassification" and model.config.num_hidden_layers == 1
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    texts, labels = zip(*sentences(24), strict=True)
+    with torch.no_grad():
+        guesses = [model(torch.tensor([tokenizer(text).input_ids])).logits.argmax().item() for text in texts]
+    assert 0 <= report["quality"]["accuracy"] <= 1 and len(set(labels)) == 2 and set(guesses) <= {0, 1}
+
+
+def test_bad_rows_are_skipped_and_reported(tmp_path: Path) -> None:
+    base, data = bert_folder(tmp_path / "base"), labelled_csv(tmp_path / "train.csv", 30)
+    data.write_bytes(data.read_bytes() + b"\xff\xff,cold\n,warm\nno label,\n")
+    held = jsonl(tmp_path / "held.jsonl", [{"text": "snow", "label": "cold"}, {"text": "fog", "label": "wet"}])
+    report = run("classify", data, tmp_path / "out", base, held=[held], steps=2, batch=8)
+    assert report["skipped_rows"] == 4
+    lines = [json.loads(line) for line in (tmp_path / "out" / "train" / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["line"], line["reason"].partition(":")[0]) for line in lines] == [
+        (32, "not UTF-8"),
+        (33, "empty"),
+        (34, "no label"),
+        (2, "unknown label"),
+    ]
+
+
+def test_a_folder_of_another_run_is_refused_and_the_same_run_is_not_repeated(tmp_path: Path) -> None:
+    base, data, out = bert_folder(tmp_path / "base"), labelled_csv(tmp_path / "train.csv", 16), tmp_path / "out"
+    report = run("classify", data, out, base, steps=2, batch=8)
+    assert run("classify", data, out, base, steps=2, batch=8) == report | {"already_done": True}
+    with pytest.raises(RequestError, match=r"other settings \(steps\)"):
+        run("classify", data, out, base, steps=3, batch=8)
+    labelled_csv(data, 17)
+    with pytest.raises(RequestError, match=r"other settings \(data\)"):
+        run("classify", data, out, base, steps=2, batch=8)
+    assert run("classify", data, out, base, steps=3, batch=8, resume=False)["steps"] == 3
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.doc").touch()
+    with pytest.raises(RequestError, match=r"not empty \(it holds thesis.doc\)"):
+        run("classify", data, tmp_path / "full", base, steps=2)
+
+
+def test_options_without_meaning_are_refused(tmp_path: Path) -> None:
+    data = labelled_csv(tmp_path / "train.csv", 16)
+    with pytest.raises(RequestError, match="layers has no meaning for --task embed"):
+        settings_of("embed", [data], [], {"layers": 2})
+    with pytest.raises(RequestError, match="--finetune lora is for lm and chat"):
+        settings_of("classify", [data], [], {"finetune": "lora"})
+    with pytest.raises(RequestError, match="--shape starts from nothing"):
+        settings_of("lm", [data], [], {"shape": "llama", "model": "smollm2"})
+    with pytest.raises(RequestError, match="--shape llama too"):
+        settings_of("lm", [data], [], {"vocab": 500})
+
+
+def test_one_label_is_no_classification(tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "a.jsonl", [{"text": "snow", "label": "cold"}] * 3)
+    with pytest.raises(RequestError, match="all rows have the label 'cold'"):
+        run("classify", data, tmp_path / "out", bert_folder(tmp_path / "base"), steps=1)
+
+
+def test_scores_against_their_closed_forms() -> None:
+    found = scores([0, 0, 1, 1, 1], [0, 1, 1, 1, 0], 2)
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["f1"] == pytest.approx(2 / 3)  # precision 2/3, recall 2/3
+    assert found["macro_f1"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+def test_embeddings_of_pairs_come_together(tmp_path: Path) -> None:
+    words = ["snow", "ice", "frost", "winter", "sun", "beach", "summer", "heat"]
+    pairs = [{"query": f"the {a} is {b}", "positive": f"{b} and {a}"} for a in words for b in words if a != b]
+    data = jsonl(tmp_path / "pairs.jsonl", pairs)
+    given = {"epochs": 12.0, "batch": 14, "lr": 4e-3, "eval_split": 0.25}
+    report = run("embed", data, tmp_path / "out", bert_folder(tmp_path / "base"), **given)
+    quality = report["quality"]
+    assert quality["recall_at_1"] > quality["recall_at_1_before"] + 0.15
+    model, tokenizer = loaded(tmp_path / "out", AutoModel), AutoTokenizer.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        left, right = (
+            torch.cat([model(**tokenizer(p[side], return_tensors="pt")).last_hidden_state.mean(1) for p in pairs])
+            for side in ("query", "positive")
+        )
+    near = torch.nn.functional.cosine_similarity(left[:, None], right[None], dim=-1)
+    assert (near.argmax(1) == torch.arange(len(pairs))).float().mean() > 0.5
+    assert json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"]

@@ -1,0 +1,87 @@
+"""millis distil on tiny models: the loss against closed forms, students of every kind, drafts in the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import millis
+from millis.models.gguf import read_gguf
+from millis.models.transformers_model import transformers_model
+from millis.train.distil import soft_loss
+from millis.train.gguf_out import write_gguf
+from millis.train.start import settings_of, train
+from millis.types import RequestError
+from training import chat_gguf, command, loaded
+
+TEXT = "the hello hell of wells. hello hello. " * 20
+
+
+def run(data: Path, out: Path, teacher: Path, student: str, **given: Any) -> dict[str, Any]:
+    fixed = {"model": str(teacher), "student": student, "bf16": False, "max_tokens": 32, "batch": 4}
+    return train(settings_of("distil", [data], [data], fixed | given), out, Path)
+
+
+def test_with_all_tokens_the_loss_is_the_kl_divergence() -> None:
+    torch.manual_seed(0)
+    got, wanted = torch.randn(5, 20), torch.randn(5, 20)
+    for temperature in (1.0, 2.5):
+        p, q = (torch.softmax(x / temperature, -1) for x in (wanted, got))
+        divergence = (p * (p / q).log()).sum(-1).mean() * temperature**2
+        assert soft_loss(got, wanted, 20, temperature).item() == pytest.approx(divergence.item(), rel=1e-4)
+    p, q = torch.softmax(wanted, -1), torch.softmax(got, -1)
+    best = wanted.argmax(-1, keepdim=True)
+    p, q = p.gather(-1, best), q.gather(-1, best)  # one token against all others
+    divergence = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    assert soft_loss(got, wanted, 1, 1.0).item() == pytest.approx(divergence.item(), rel=1e-4)
+    assert soft_loss(wanted, wanted, 4, 1.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_student_of_the_teachers_layers(tmp_path: Path) -> None:
+    teacher, data = chat_gguf(tmp_path / "t.gguf"), tmp_path / "text.txt"
+    data.write_text(TEXT)
+    report = run(data, tmp_path / "out", teacher, "layers=1", steps=30, lr=5e-3)
+    quality = report["quality"]
+    model = loaded(tmp_path / "out", AutoModelForCausalLM)
+    assert model.config.num_hidden_layers == 1
+    assert quality["agreement"] > 0.5  # of 266 tokens
+    ids = torch.tensor([[72, 101, 259, 80, 10, 4]])
+    with torch.no_grad():
+        ours, theirs = (torch.log_softmax(m(ids).logits, -1) for m in (model, transformers_model(read_gguf(teacher))))
+    assert torch.isfinite(ours).all() and (ours.exp() - theirs.exp()).abs().sum(-1).mean() < 1
+    write_gguf(tmp_path / "out", tmp_path / "m.gguf", "F16", teacher)
+    pair = millis.load(teacher, draft=tmp_path / "m.gguf", threads=1)
+    assert pair.generate([72, 101, 259, 80], max_tokens=8, ignore_eos=True).timings.completion_tokens == 8
+
+
+def test_a_new_student_with_the_teachers_vocabulary(tmp_path: Path) -> None:
+    teacher, data = chat_gguf(tmp_path / "t.gguf"), tmp_path / "text.txt"
+    data.write_text(TEXT)
+    report = run(data, tmp_path / "out", teacher, "llama:90k", steps=30, lr=5e-3, hard=0.2)
+    model = loaded(tmp_path / "out", AutoModelForCausalLM)
+    assert model.config.vocab_size == 266
+    assert report["quality"]["perplexity"] < report["quality"]["perplexity_before"]
+    with pytest.raises(RequestError, match="the teacher has 2 layers"):
+        run(data, tmp_path / "other", teacher, "layers=3", steps=1)
+
+
+def test_another_vocabulary_is_refused_or_taught_by_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, data = chat_gguf(tmp_path / "t.gguf"), tmp_path / "text.txt"
+    data.write_text(TEXT)
+    given = {"shape": "llama", "parameters": 90_000, "vocab": 280, "max_tokens": 64, "steps": 1, "bf16": False}
+    train(settings_of("lm", [data], [], given), tmp_path / "student", Path)
+    arguments = ["--teacher", teacher, "--student", tmp_path / "student", "--out", tmp_path / "out"]
+    assert command("distil", data, *arguments) == 1
+    assert "different vocabularies; give --write 128" in capsys.readouterr().err
+    assert command("distil", data, *arguments, "--draft-for", teacher, "--write", "8") == 1
+    assert "a draft model shares the vocabulary" in capsys.readouterr().err
+    assert command("distil", data, *arguments, "--write", "8", "--steps", "2", "--threads", "1", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    written = [json.loads(line)["text"] for line in next(tmp_path.glob("out.written-*.jsonl")).read_text().splitlines()]
+    assert report["steps"] == 2 and written and all(text for text in written)
+    assert report["served"]["student_ms_a_token"] > 0 and (tmp_path / "out" / "model.gguf").exists()

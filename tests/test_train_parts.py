@@ -1,0 +1,173 @@
+"""Parts of training alone: schedule, batches, rows of files, settings, checkpoints, shapes of new models."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from millis.train.batches import epoch_steps, micro_batches, padding, split
+from millis.train.checkpoints import Checkpoints
+from millis.train.samples import Skipped, column, files_of, read_rows, text_of
+from millis.train.schedule import progress, rate
+from millis.train.scratch import best_shape
+from millis.train.settings import amount, seconds
+from millis.types import RequestError
+
+
+def test_the_rate_rises_then_follows_a_cosine() -> None:
+    assert rate(0.05, 0.1) == pytest.approx(0.5)
+    assert rate(0.1, 0.1) == pytest.approx(1)
+    assert rate(0.55, 0.1) == pytest.approx(0.5)  # halfway down
+    assert rate(0.325, 0.1) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert rate(1, 0.1, floor=0.1) == pytest.approx(0.1)
+
+
+def test_progress_is_by_steps_or_time_whichever_is_further() -> None:
+    assert progress(5, 10, 0, None) == 0.5
+    assert progress(5, 10, 90, 100) == 0.9
+    assert progress(5, None, 10, 100) == 0.1
+    assert progress(20, 10, 0, None) == 1
+
+
+def test_every_sample_once_an_epoch_in_an_order_of_its_own() -> None:
+    draw = random.Random(0)
+    lengths = [draw.randint(1, 60) for _ in range(1000)]
+    first, second = (epoch_steps(lengths, 16, 256, 3, epoch) for epoch in (0, 1))
+    for steps in (first, second):
+        assert sorted(i for step in steps for micro in step for i in micro) == list(range(1000))
+        assert all(sum(map(len, step)) <= 16 for step in steps)
+        assert all(len(micro) * max(lengths[i] for i in micro) <= 256 for step in steps for micro in step)
+    assert first != second
+    assert first == epoch_steps(lengths, 16, 256, 3, 0)
+    plain = [[list(range(i, min(i + 16, 1000)))] for i in range(0, 1000, 16)]
+    assert padding(first, lengths) < 0.1 < 0.4 < padding(plain, lengths)
+
+
+def test_a_sample_longer_than_a_micro_batch_stands_alone() -> None:
+    assert micro_batches([0, 1, 2], [500, 3, 4], 100) == [[1, 2], [0]]
+
+
+def test_split_is_disjoint_and_whole() -> None:
+    train, held = split(100, 0.2, 7)
+    assert len(held) == 20 and sorted(train + held) == list(range(100))
+    assert split(100, 0.2, 7) == (train, held) != split(100, 0.2, 8)
+
+
+def test_bad_rows_are_named_by_file_and_line(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_bytes(b'text,label\nfine,x\n\xff\xfe,x\n\n"two\nlines",y\nonly one\n,z\nlast,x\n')
+    skipped = Skipped()
+    rows = list(read_rows([table], skipped))
+    assert [(row.line, row.fields["text"]) for row in rows] == [(2, "fine"), (5, "two\nlines"), (8, ""), (9, "last")]
+    assert [text_of(row, "text", skipped) for row in rows] == ["fine", "two\nlines", None, "last"]
+    reasons = [(row["line"], row["reason"].partition(":")[0]) for row in skipped.rows]
+    assert reasons == [(3, "not UTF-8"), (7, "malformed"), (8, "empty")]
+    assert "3 rows skipped" in skipped.summary() and f"{table}:3" in skipped.summary()
+
+
+def test_bad_lines_of_json(tmp_path: Path) -> None:
+    lines = tmp_path / "a.jsonl"
+    lines.write_bytes(
+        b'{"text": "fine"}\n{"text": \n[1]\n"bare text"\n{"text": 5}\n{"text": "\\ud800"}\n' + b"[" * 9999
+    )
+    skipped = Skipped()
+    rows = list(read_rows([lines], skipped))
+    assert [text_of(row, "text", skipped) for row in rows] == ["fine", "bare text", None, None]
+    assert [row["line"] for row in skipped.rows] == [2, 3, 7, 5, 6]
+
+
+def test_a_folder_is_its_files(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "one.txt").write_text("One.")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "Two."}))
+    (tmp_path / "ignored.png").write_bytes(b"")
+    assert [path.name for path in files_of([tmp_path])] == ["a.jsonl", "one.txt"]
+    with pytest.raises(RequestError, match="no file or folder"):
+        files_of([tmp_path / "absent.csv"])
+    with pytest.raises(RequestError, match="data files end in"):
+        files_of([tmp_path / "ignored.png"])
+
+
+def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("words,kind\nx,y\n")
+    rows = list(read_rows([table], Skipped()))
+    assert column(rows, "words", ["text"], "the text", "--text-column") == "words"
+    with pytest.raises(RequestError, match=r"no column text for the text; it has words, kind: .*--text-column"):
+        column(rows, None, ["text"], "the text", "--text-column")
+
+
+@pytest.mark.parametrize(("text", "value"), [("90", 90), ("90s", 90), ("30m", 1800), ("1h30m", 5400), ("1.5h", 5400)])
+def test_lengths_of_time(text: str, value: float) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "0", "soon", "-5m", "5d"])
+def test_what_is_no_length_of_time(text: str) -> None:
+    with pytest.raises(RequestError, match="no length of time"):
+        seconds(text)
+
+
+def test_amounts() -> None:
+    assert [amount(text) for text in ("15M", "1.5b", "800k", "12345")] == [15_000_000, 1_500_000_000, 800_000, 12345]
+    for text in ("", "M", "-3M", "nan", "1e999"):
+        with pytest.raises(RequestError, match="no number of parameters"):
+            amount(text)
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])
+@pytest.mark.parametrize(("size", "vocab"), [(15_000_000, 8000), (1_000_000, 2000), (125_000_000, 32000)])
+def test_a_new_model_has_the_wanted_size(shape: str, size: int, vocab: int) -> None:
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+    hidden, layers = best_shape(shape, size, vocab, 512)
+    with torch.device("meta"):
+        if shape == "gpt2":
+            config = GPT2Config(vocab_size=vocab, n_positions=512, n_embd=hidden, n_layer=layers, n_head=hidden // 64)
+        else:
+            config = LlamaConfig(
+                vocab_size=vocab,
+                hidden_size=hidden,
+                num_hidden_layers=layers,
+                num_attention_heads=hidden // 64,
+                intermediate_size=max(64, round(8 * hidden / 3 / 64) * 64),
+                tie_word_embeddings=True,
+            )
+        weights = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    assert abs(weights / size - 1) < 0.2
+
+
+def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "c")
+    assert kept.load() == (None, [])
+    for step in (1, 2, 3):
+        kept.save(step, {"value": torch.full((3,), step)})
+    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    assert names == ["step-000000002.pt", "step-000000003.pt"]
+    newest = tmp_path / "c" / "step-000000003.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    state, damaged = kept.load()
+    assert state is not None and state["value"].tolist() == [2, 2, 2] and damaged == [newest]
+    kept.clear()
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
+    """A pickle that would run a command when it is read is not read."""
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            import os
+
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    kept = Checkpoints(tmp_path / "c")
+    (tmp_path / "c").mkdir()
+    torch.save({"value": Hostile()}, tmp_path / "c" / "step-000000001.pt")
+    assert kept.load()[0] is None
+    assert not (tmp_path / "ran").exists()

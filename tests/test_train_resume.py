@@ -1,0 +1,159 @@
+"""Runs that are killed, interrupted or cut short by time: what is left of them, and what resuming makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from millis.train.start import settings_of, train
+from millis.types import RequestError
+from shell import error_line, millis
+from training import bert_folder, command, labelled_csv
+
+# A process that trains as told, over and over in children of its own, so that PyTorch is imported once only. It reads a
+# line of JSON for each child, answers with its number, then with its exit code once it has ended.
+DRIVER = """
+import json, os, signal, sys
+from pathlib import Path
+from millis.train.start import settings_of, train
+import tensorboardX, training
+from millis.models.transformers_model import torch_module
+torch_module()
+for line in sys.stdin:
+    ask = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(2, 1)
+        try:
+            settings = settings_of("classify", [Path(ask["data"])], [], ask["given"])
+            train(settings, Path(ask["out"]), Path, checkpoint_steps=4)
+            os._exit(0)
+        except KeyboardInterrupt:
+            os._exit(130)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+GIVEN = {"epochs": 2.0, "batch": 4, "lr": 1e-3, "ema": 0.9, "dropout": 0.2, "bf16": False}
+
+
+class Driver:
+    """The process, as a context manager."""
+
+    def __enter__(self) -> Driver:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([sys.executable, "-c", DRIVER], stdin=pipe, stdout=pipe, encoding="utf-8")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.wait(60)
+
+    def start(self, data: Path, out: Path, model: Path) -> int:
+        ask = {"data": str(data), "out": str(out), "given": GIVEN | {"model": str(model)}}
+        print(json.dumps(ask), file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())  # type: ignore[union-attr]
+
+    def code(self) -> int:
+        return int(self._process.stdout.readline())  # type: ignore[union-attr]
+
+
+def wait_for_checkpoint(out: Path, newer_than: str) -> str:
+    """The name of the first checkpoint that is newer; "" where the run ended before."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not (out / "train" / "report.json").exists():
+        names = [p.name for p in (out / "train" / "checkpoints").glob("step-*.pt")]
+        if names and max(names) > newer_than:
+            return max(names)
+        time.sleep(0.002)
+    return ""
+
+
+def test_killed_at_any_moment_it_ends_where_it_would_have(tmp_path: Path) -> None:
+    """kill -9 at random moments, and the weights of the end are bit for bit those of a run that nothing disturbed."""
+    model, data = bert_folder(tmp_path / "model"), labelled_csv(tmp_path / "a.csv", 64)
+    draw, kills = random.Random(5), 0
+    with Driver() as driver:
+        driver.start(data, tmp_path / "whole", model)
+        assert driver.code() == 0
+        newest = ""
+        while True:
+            child = driver.start(data, tmp_path / "cut", model)
+            if kills < 3:
+                newest = wait_for_checkpoint(tmp_path / "cut", newest)
+                time.sleep(draw.uniform(0, 0.03))
+                os.kill(child, signal.SIGTERM if kills == 1 else signal.SIGKILL)
+                kills += 1
+            code = driver.code()
+            if code == 0:
+                break
+            assert code in (-signal.SIGKILL, 130)
+            assert not (tmp_path / "cut" / "config.json").exists()  # no half of a model
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[name], cut[name]) for name in whole)
+    one, other = (json.loads((tmp_path / n / "train" / "report.json").read_text()) for n in ("whole", "cut"))
+    assert other["resumed_at"] is not None and one["resumed_at"] is None
+    assert one["loss"] == other["loss"] and one["steps"] == other["steps"] and one["tokens"] == other["tokens"]
+
+
+def settings(tmp_path: Path, **given: Any) -> Any:
+    model, data = tmp_path / "model", tmp_path / "a.csv"
+    if not data.exists():
+        bert_folder(model)
+        labelled_csv(data, 24)
+    return settings_of("classify", [data], [], {"model": str(model), "batch": 4, "bf16": False} | given)
+
+
+def test_time_ends_a_run_with_the_rate_down(tmp_path: Path) -> None:
+    report = train(settings(tmp_path, time_limit_s=0.5), tmp_path / "out", Path)
+    assert report["seconds"] == pytest.approx(0.5, abs=0.4)
+    assert report["epochs"] > 0 and (tmp_path / "out" / "config.json").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_by_name(tmp_path: Path) -> None:
+    from millis.types import ModelError
+
+    with pytest.raises(ModelError, match="not finite 10 times in a row; train with a lower --lr"):
+        train(settings(tmp_path, lr=1e9, epochs=50.0), tmp_path / "out", Path)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_resume_where_there_is_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="no run to resume"):
+        train(settings(tmp_path, steps=1), tmp_path / "out", Path, resume=True)
+
+
+def test_one_run_a_folder(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(RequestError, match="another process trains into"):
+        train(settings(tmp_path, steps=1), tmp_path / "out", Path)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    absent = millis("train", tmp_path / "absent.csv", "--task", "classify", "--out", tmp_path / "out")
+    assert "no file or folder" in error_line(absent)
+    settings(tmp_path)  # makes the data
+    arguments = ["--task", "classify", "-m", tmp_path / "model", "--out", tmp_path / "out", "--steps", "2"]
+    arguments += ["--eval-split", "0.2", "--threads", "1"]
+    assert command("train", tmp_path / "a.csv", *arguments, "--json") == 0
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    assert report["steps"] == 2 and 0 <= report["quality"]["accuracy"] <= 1
+    assert "evaluating" in shown.err
+    assert command("train", tmp_path / "a.csv", *arguments) == 0  # done already: its report again, as a table
+    assert f"{report['quality']['accuracy']:.4f}" in capsys.readouterr().out
