@@ -21,7 +21,7 @@ from shell import millis as shell
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "millis"
 PUBLIC = """
-    Completion DeadlineError EngineConfig FormatError LanguageModel MillisError ModelError OverloadError PullError
+    Completion DeadlineError EngineConfig FormatError Index LanguageModel MillisError ModelError OverloadError PullError
     RequestError SamplingParams Stream TemplateError Timings TokenLogprob load
 """.split()
 HEAVY = ["numpy", "torch", "transformers", "jinja2", "tokenizers", "huggingface_hub", "typer", "rich", "millis._native"]
@@ -34,10 +34,11 @@ MAY_IMPORT = {
     "tokenizer": {"models.checkpoint"},
     "hub": set(),
     "engine": {"_native", "config", "models"},
-    "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub"},
+    "documents": set(),
+    "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub", "documents"},
     "bench": {"_native", "models", "tasks"},
     "server": {"__version__", "_native", "config", "models", "engine", "tasks", "tokenizer", "hub"},
-    "commands": {"_native", "config", "hub", "tasks", "bench", "server"},
+    "commands": {"_native", "config", "hub", "documents", "tasks", "bench", "server"},
     "cli": {"commands", "__version__"},
     "__main__": {"cli"},
     "__init__": {"config", "tasks"},

@@ -27,6 +27,7 @@ from millis.types import (
 
 if TYPE_CHECKING:
     from millis.config import EngineConfig
+    from millis.tasks.index import Index
     from millis.tasks.model import LanguageModel, Stream, load
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "DeadlineError",
     "EngineConfig",
     "FormatError",
+    "Index",
     "LanguageModel",
     "MillisError",
     "ModelError",
@@ -51,7 +53,13 @@ __all__ = [
 ]
 
 # Loaded on first use, so that `import millis` costs next to nothing.
-_LAZY = {"EngineConfig": "config", "LanguageModel": "tasks.model", "Stream": "tasks.model", "load": "tasks.model"}
+_LAZY = {
+    "EngineConfig": "config",
+    "Index": "tasks.index",
+    "LanguageModel": "tasks.model",
+    "Stream": "tasks.model",
+    "load": "tasks.model",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,18 @@ import typer
 
 from millis.types import MillisError
 
-COMMANDS = ("run", "chat", "serve", "pull", "models", "doctor", "evaluate", "bench")  # each a module in millis.commands
+COMMANDS = (  # each a module in millis.commands
+    "run",
+    "chat",
+    "index",
+    "answer",
+    "serve",
+    "pull",
+    "models",
+    "doctor",
+    "evaluate",
+    "bench",
+)
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 

@@ -1,4 +1,4 @@
-"""A document's text → passages: a few lines or sentences each, never across a heading, the last one repeated in the next."""
+"""a document's text → passages: a few lines or sentences each, never across a heading, overlapping by one"""
 
 from __future__ import annotations
 

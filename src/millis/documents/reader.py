@@ -1,4 +1,4 @@
-"""Files → documents: .txt and .md are one document each, .json and .jsonl hold objects with id, title and text; also .gz."""
+"""files → documents: a .txt or .md is one, .json and .jsonl hold objects with id, title and text; also .gz"""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def _files(path: Path) -> Iterator[Path]:
         raise RequestError(f"there is no file or folder {path}")
     if not path.is_dir():
         if not _kind(path):
-            raise RequestError(f"{path} is of no kind that is read; there are {', '.join(TEXTS + LISTS)}, also with .gz")
+            raise RequestError(
+                f"{path} is of no kind that is read; there are {', '.join(TEXTS + LISTS)}, also with .gz"
+            )
         yield path
         return
     inside = sorted(p for p in path.rglob("*") if p.is_file() and _kind(p))

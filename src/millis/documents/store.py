@@ -1,4 +1,4 @@
-"""An index as it lies on disk: one SQLite file with documents, their passages, terms and vectors.
+"""an index as it lies on disk: one SQLite file with documents, their passages, terms and vectors.
 
 Every change is one transaction: it is there wholly or not at all, whatever ends the process. Several processes may
 read and write one file; SQLite makes them take turns.
@@ -103,7 +103,7 @@ class Store:
             return {id: (title, text) for id, title, text in self._db.execute("SELECT id, title, text FROM documents")}
 
     def put(self, entries: Iterable[tuple[Document, list[Entry]]], deleted: Iterable[str] = ()) -> None:
-        """Adds documents with their passages, or replaces those of the same ids, and deletes others: one transaction."""
+        """Adds documents with their passages, or replaces those of their ids, and deletes others, all or none."""
         with self._errors(), self._transaction():
             self._db.executemany("DELETE FROM documents WHERE id = ?", ((id,) for id in deleted))
             for document, passages in entries:
@@ -199,7 +199,9 @@ class Store:
             yield
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
-                raise RequestError(f"{self.path} has been written by another process for {WAIT_S} s; try later") from None
+                raise RequestError(
+                    f"{self.path} has been written by another process for {WAIT_S} s; try later"
+                ) from None
             raise FormatError(f"{self.path}: {error}") from None
         except sqlite3.DatabaseError as error:
             raise self._damaged(str(error)) from None

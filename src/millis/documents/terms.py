@@ -1,4 +1,4 @@
-"""Text → the terms it is searched by: word stems for alphabets, pairs of characters for Chinese, Japanese and Korean."""
+"""text → the terms it is searched by: stems of words, and pairs of Chinese, Japanese and Korean characters"""
 
 from __future__ import annotations
 
@@ -84,4 +84,6 @@ def _plain(text: str) -> str:
     if text.isascii():
         return text
     split = unicodedata.normalize("NFD", text)
-    return unicodedata.normalize("NFC", "".join(c for c in split if unicodedata.category(c) != "Mn" or c in "\u3099\u309a"))
+    return unicodedata.normalize(
+        "NFC", "".join(c for c in split if unicodedata.category(c) != "Mn" or c in "\u3099\u309a")
+    )

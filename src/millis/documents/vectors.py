@@ -1,4 +1,4 @@
-"""Nearest neighbours among unit vectors: signs choose the candidates, one byte a number decides.
+"""nearest neighbours among unit vectors: signs choose the candidates, one byte a number decides.
 
 The share of signs in which two vectors differ estimates the angle between them (Charikar, 2002). For 100,000 vectors
 of 384 numbers the signs are 5 MB: they are compared in a millisecond, where the numbers themselves take ten.
@@ -15,7 +15,8 @@ CANDIDATES = 400
 def quantise(vectors: NDArray[np.float32]) -> NDArray[np.int8]:
     """[N, D] float32 → int8, each row by its own scale, which the length of the row gives back."""
     scale = np.abs(vectors).max(axis=1, keepdims=True) / 127
-    return np.rint(vectors / np.maximum(scale, 1e-12)).astype(np.int8)
+    codes: NDArray[np.int8] = np.rint(vectors / np.maximum(scale, 1e-12)).astype(np.int8)
+    return codes
 
 
 class Vectors:

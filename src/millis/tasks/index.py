@@ -55,10 +55,12 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search found, best first, and the idf of the question's terms: how rare each is in these documents."""
+    """What a search found, best first, and how rare each of the question's terms is in these documents."""
 
     hits: list[Hit]
     idf: dict[str, float]
+    unknown: frozenset[str]  # terms that no passage holds
+    most: float  # the idf of such a term
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +175,17 @@ class Index:
         """[D] float32: a question's vector, or None where meanings are not compared."""
         if self._load_embedder is None or (self._english_only and is_cjk(question)):
             return None
-        return self._vectors([question])[0]
+        vector: NDArray[np.float32] = self._vectors([question])[0]
+        return vector
 
-    def search(self, question: str, count: int = 10, *, vector: NDArray[np.float32] | None = None) -> Found:
-        """The passages that fit a question best. vector: what `embed` made of it; made here where it is not given."""
+    def search(self, question: str, count: int = 10) -> Found:
+        """The passages that fit a question best."""
         if not question.strip():
             raise RequestError("the question is empty")
-        if vector is None:
-            vector = self.embed(question)
+        return self.search_with(self.embed(question), question, count)
+
+    def search_with(self, vector: NDArray[np.float32] | None, question: str, count: int = 10) -> Found:
+        """As `search`, for a question whose vector, or None, is there already."""
         with self._lock:
             for _ in range(10):
                 try:
@@ -193,7 +198,8 @@ class Index:
     def _search(self, now: Snapshot, question: str, vector: NDArray[np.float32] | None, count: int) -> Found:
         asked = question_terms(question)
         known = [now.terms[t] for t in asked if t in now.terms]
-        idf = {t: float(now.postings.idf[now.terms[t]]) if t in now.terms else _unknown(now) for t in asked}
+        most = float(np.log1p((now.postings.size + 0.5) / 0.5))  # BM25's idf of a term that no passage holds
+        idf = {t: float(now.postings.idf[now.terms[t]]) if t in now.terms else most for t in asked}
         total = sum(idf.values()) or 1.0
         words = now.postings.scores(known) / np.float32(total)
         rows, _ = top(words, CANDIDATES)
@@ -210,7 +216,7 @@ class Index:
             cosine = None if cosines is None else float(cosines[i])
             hit = Hit(document=document, span=span, score=float(scores[i]), words=float(words[rows[i]]), cosine=cosine)
             hits.append(hit)
-        return Found(hits, idf)
+        return Found(hits, idf, frozenset(t for t in asked if idf[t] > most - 1e-4), most)
 
     def _current(self) -> Snapshot:
         """The passages as the file has them now."""
@@ -247,11 +253,6 @@ class Index:
             if self._embedder is None:
                 self._embedder = self._load_embedder()
             return self._embedder.embed(texts)
-
-
-def _unknown(now: Snapshot) -> float:
-    """The idf of a term that no passage holds."""
-    return float(np.log1p((now.postings.size + 0.5) / 0.5))
 
 
 def _embedder(embedder: str | Embedder) -> Embedder:
