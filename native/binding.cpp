@@ -212,6 +212,21 @@ Floats hidden(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_
   return owned(std::move(out), {rows.size(), width});
 }
 
+// [texts, width]: the embedding of each text, or what the head makes of it.
+Floats texts(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& lengths, bool head, const std::optional<Array<int32_t>>& types) {
+  Batch batch{copy_of(tokens), {}, copy_of(lengths), {}, 0, types ? copy_of(*types) : std::vector<int32_t>{}};
+  runtime.check_texts(batch);
+  std::vector<int32_t> rows(batch.lengths.size());
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<int32_t>(i);
+  const size_t width = runtime.text_width(head);
+  std::vector<float> out(rows.size() * width);
+  {
+    const Unlocked unlocked;
+    runtime.run_texts(batch, rows, head, [&](size_t i, float* row) { std::copy(row, row + width, out.data() + i * width); });
+  }
+  return owned(std::move(out), {rows.size(), width});
+}
+
 // [tokens]: the log-probability of each token's target, 0 where that is -1.
 Floats score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
              const Array2<int32_t>& tables, const Array<int32_t>& given) {
@@ -396,12 +411,14 @@ NB_MODULE(_native, m) {
       .def(
           "add_vector", [](Runtime& self, const std::string& name, const Array<float>& values) { self.add_vector(name, copy_of(values)); }, "name"_a,
           "values"_a)
-      .def("embed", &Runtime::embed, "out"_a, "weight"_a, "scale"_a, "positions"_a)
+      .def("embed", &Runtime::embed, "out"_a, "weight"_a, "scale"_a, "positions"_a, "types"_a = "")
       .def("norm", &Runtime::norm, "out"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a, "layer"_a, "residual"_a)
       .def("matmul", &Runtime::matmul, "out"_a, "x"_a, "weights"_a, "biases"_a, "activation"_a, "residual"_a, "gate"_a)
       .def("attention", &Runtime::attention, "out"_a, "qkv"_a, "layer"_a, "heads"_a, "scale"_a, "rope"_a, "interleaved"_a, "window"_a, "q_norm"_a,
            "k_norm"_a, "eps"_a)
+      .def("attend_all", &Runtime::attend_all, "out"_a, "qkv"_a, "heads"_a, "head_dim"_a, "scale"_a)
       .def("select", &Runtime::select, "out"_a, "x"_a)
+      .def("pool", &Runtime::pool, "out"_a, "x"_a, "mean"_a)
       .def("finish", &Runtime::finish)
       // Integers are taken as they are: a conversion from 64 bits would silently wrap.
       .def("step", &step, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
@@ -410,6 +427,8 @@ NB_MODULE(_native, m) {
            "ahead"_a)
       .def("logits", &logits, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "all"_a = false)
       .def("hidden", &hidden, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert())
+      .def("texts", &texts, "tokens"_a.noconvert(), "lengths"_a.noconvert(), "head"_a = false, "types"_a.noconvert() = nb::none(),
+           "[texts, width]: an encoder's embedding of each text, or the logits of its head.")
       .def("score", &score, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "targets"_a.noconvert())
       .def(
           "copy_page",

@@ -2,7 +2,7 @@
 #include <stdexcept>
 
 #include "cpu.h"
-#include "runtime.h"
+#include "step.h"
 
 namespace millis {
 namespace {
@@ -17,6 +17,9 @@ Activation activation_of(const std::string& name) {
   if (name.empty()) return Activation::None;
   if (name == "silu") return Activation::Silu;
   if (name == "gelu_tanh") return Activation::GeluTanh;
+  if (name == "gelu") return Activation::Gelu;
+  if (name == "relu") return Activation::Relu;
+  if (name == "tanh") return Activation::Tanh;
   throw std::invalid_argument("unknown activation " + name);
 }
 
@@ -108,11 +111,12 @@ void Runtime::add_vector(const std::string& name, Vector values) {
   require(vectors_.try_emplace(name, std::move(values)).second, "vector " + name + " is given twice");
 }
 
-void Runtime::embed(const std::string& out, const std::string& weight, float scale, const std::string& positions) {
+void Runtime::embed(const std::string& out, const std::string& weight, float scale, const std::string& positions, const std::string& types) {
   const auto lock = building();
-  EmbedOp op{buffer(out), matrix(weight), positions.empty() ? nullptr : matrix(positions), scale};
+  EmbedOp op{buffer(out), matrix(weight), positions.empty() ? nullptr : matrix(positions), types.empty() ? nullptr : matrix(types), scale};
   require(op.weight->cols() == op.out->width && op.weight->rows() >= config_.vocab, weight + " does not fit " + out);
   require(!op.positions || (op.positions->cols() == op.out->width && op.positions->rows() >= config_.context), positions + " does not fit");
+  require(!op.types || op.types->cols() == op.out->width, types + " does not fit");
   ops_.emplace_back(op);
 }
 
@@ -189,14 +193,12 @@ void Runtime::select(const std::string& out, const std::string& x) {
 
 namespace {
 
-const Buffer* output_of(const Op& op) {
-  return std::visit([](const auto& o) -> const Buffer* { return o.out; }, op);
-}
-
 bool reads(const Op& op, const Buffer* b) {
   if (const auto* o = std::get_if<NormOp>(&op)) return o->x == b || o->residual == b;
   if (const auto* o = std::get_if<MatMulOp>(&op)) return o->x == b || o->residual == b;
   if (const auto* o = std::get_if<AttentionOp>(&op)) return o->qkv == b;
+  if (const auto* o = std::get_if<AttendAllOp>(&op)) return o->qkv == b;
+  if (const auto* o = std::get_if<PoolOp>(&op)) return o->x == b;
   if (const auto* o = std::get_if<SelectOp>(&op)) return o->x == b;
   return false;
 }
@@ -237,15 +239,21 @@ void Runtime::touch_cache() {
 
 void Runtime::finish() {
   const auto lock = building();
-  require(!ops_.empty() && first_selected_ > 0, "a plan needs ops, and a select among them");
-  const Buffer* logits = buffer("logits");
-  require(output_of(ops_.back()) == logits && logits->width == config_.vocab, "the last op must write logits [rows, vocab]");
+  require(!ops_.empty() && first_selected_ > 0, "a plan needs ops, and a select or a pool among them");
+  const bool writes = pooled_ == 0;
+  const Buffer* logits = writes || pooled_ < ops_.size() ? buffer("logits") : nullptr;
+  require(!logits || output_of(ops_.back()) == logits, "the last op must write logits");
+  require(!writes || logits->width == config_.vocab, "logits must be [rows, vocab]");
   for (const Op& op : ops_)  // it has max_outputs rows only
-    require(!reads(op, logits) && (output_of(op) != logits || &op == &ops_.back()), "no op but the last may use logits");
+    require(!logits || (!reads(op, logits) && (output_of(op) != logits || &op == &ops_.back())), "no op but the last may use logits");
   for (size_t i = first_selected_; i < ops_.size(); ++i) {
-    require(!std::holds_alternative<AttentionOp>(ops_[i]) && !std::holds_alternative<EmbedOp>(ops_[i]), "attention after a select");
-    for (size_t j = first_selected_; j < ops_.size(); ++j)
+    const bool attends = std::holds_alternative<AttentionOp>(ops_[i]) || std::holds_alternative<AttendAllOp>(ops_[i]);
+    require(!attends && !std::holds_alternative<EmbedOp>(ops_[i]), "attention after a select");
+    require(!std::holds_alternative<SelectOp>(ops_[i]) || writes, "a plan selects or pools, not both");
+    for (size_t j = first_selected_; j < ops_.size(); ++j) {
       if (const auto* s = std::get_if<SelectOp>(&ops_[j])) require(s->x != output_of(ops_[i]), "a selected buffer is written after the select");
+      if (const auto* p = std::get_if<PoolOp>(&ops_[j])) require(p->x != output_of(ops_[i]), "a pooled buffer is written after the pool");
+    }
   }
   int widest = 1;
   for (const auto& [name, b] : buffers_) widest = name == "logits" ? widest : std::max(widest, b.width);
@@ -276,8 +284,11 @@ void Runtime::finish() {
   cache_.reset(static_cast<uint8_t*>(std::calloc(page_stride_ * static_cast<size_t>(config_.layers), static_cast<size_t>(config_.pages))));
   if (!cache_) throw std::bad_alloc();
   touch_cache();
-  positions_.reserve(rows), sequences_.reserve(rows);  // a step allocates nothing
-  fuse_norms();                                        // last: ops_ stays as it is from here on
+  for (const Op& op : ops_)
+    if (const auto* all = std::get_if<AttendAllOp>(&op))
+      for (auto& own : private_) own.attention.resize(std::max(own.attention.size(), attend_all_floats(config_.context, all->head_dim)));
+  positions_.reserve(rows), sequences_.reserve(rows), begins_.reserve(rows);  // a step allocates nothing
+  fuse_norms();                                                               // last: ops_ stays as it is from here on
   finished_ = true;
 }
 

@@ -9,7 +9,7 @@ constexpr int kPageTokens = 32;  // positions in a page of the KV cache
 constexpr int kTileQueries = 4;  // queries that share one pass over the keys
 constexpr int kTileRows = 32;    // activation rows of one call of a panel kernel
 
-enum class Activation { None, Silu, GeluTanh };
+enum class Activation { None, Silu, GeluTanh, Gelu, Relu, Tanh };
 
 // What becomes of a tile of products before it is stored. Null pointers and None mean "leave out".
 struct Epilogue {
@@ -69,6 +69,23 @@ struct Attend : Keys {
   float* scratch;  // [2 * kTileQueries * head_dim]
 };
 
+// Queries of one head of a text over all of its tokens.
+struct AttendAll {
+  const float *q, *k, *v;  // [head_dim] of the first query and the first token; `stride` floats to the next
+  size_t stride;
+  int queries, keys, head_dim;  // head_dim: a multiple of 16
+  float scale;
+  float* out;  // likewise, `out_stride` floats apart
+  size_t out_stride;
+  float* scratch;  // [attend_all_floats(keys, head_dim)]
+};
+
+constexpr int kAllRows = 8;  // queries that pass over the keys together
+
+constexpr size_t attend_all_floats(int keys, int head_dim) {
+  return (static_cast<size_t>(keys) + kPanelRows) * static_cast<size_t>(head_dim + kAllRows);
+}
+
 constexpr int kWideQueries = 64, kWideKeys = 128;  // of a block of AttendWide
 
 // Many queries, over an f16 cache.
@@ -119,6 +136,7 @@ struct Kernels {
   void (*write_kv[2])(const float* key, const float* value, int head_dim, int slot, uint8_t* page);  // [0] f16, [1] f32
   void (*attend[2])(const Attend& task);                                                             // likewise
   void (*attend_wide)(const AttendWide& task);
+  void (*attend_all)(const AttendAll& task);
   float (*log_sum_exp)(const float* x, int n);
   Wide wide;
   uint64_t (*read)(const uint8_t* data, size_t bytes);  // streams the bytes; for measuring bandwidth

@@ -26,8 +26,22 @@ inline F32 exp(F32 x) {
   return mul(add(fma(mul(r, r), p, r), set1(1.0f)), exp2_whole(n));
 }
 
+// x (1 + erf(x / sqrt 2)) / 2 to 4e-7, by erf's formula 7.1.26 of Abramowitz and Stegun (1964).
+inline F32 gelu(F32 x) {
+  const F32 size = abs(x), z = mul(size, set1(0.70710678f)), t = div(set1(1.0f), fma(z, set1(0.3275911f), set1(1.0f)));
+  F32 p = fma(t, set1(1.061405429f), set1(-1.453152027f));
+  p = fma(p, t, set1(1.421413741f));
+  p = fma(p, t, set1(-0.284496736f));
+  p = fma(p, t, set1(0.254829592f));
+  const F32 rest = mul(mul(p, t), exp(sub(set1(0.0f), mul(z, z))));  // 1 - erf(z)
+  return fnma(mul(size, set1(0.5f)), rest, max(x, set1(0.0f)));
+}
+
 inline F32 activate(F32 x, Activation kind) {
   if (kind == Activation::None) return x;
+  if (kind == Activation::Gelu) return gelu(x);
+  if (kind == Activation::Relu) return max(x, set1(0.0f));
+  if (kind == Activation::Tanh) return sub(set1(1.0f), div(set1(2.0f), add(set1(1.0f), exp(add(x, x)))));
   F32 z = x;  // silu is x sigmoid(x); gelu's tanh form is x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))
   if (kind == Activation::GeluTanh) z = mul(mul(set1(1.5957691216f), x), fma(mul(x, x), set1(0.044715f), set1(1.0f)));
   return div(x, add(set1(1.0f), exp(sub(set1(0.0f), z))));
@@ -324,6 +338,7 @@ uint64_t read(const uint8_t* data, size_t bytes) {
 }  // namespace millis
 
 #include "attention_body.h"
+#include "encoder_body.h"
 #include "screen_body.h"
 
 namespace millis {
@@ -340,7 +355,7 @@ Kernels make_table(const char* isa) {
   fill.template operator()<0>(fill);
   k.finish = finish, k.quantize = quantize, k.rms_norm = rms_norm, k.layer_norm = layer_norm, k.rotate = rotate;
   k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
-  k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide;
+  k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide, k.attend_all = attend_all;
   k.screen = screen_panel, k.planes_panel = planes_panel;
   k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide();
   return k;

@@ -18,7 +18,7 @@ void require(bool ok, const char* what) {
 
 void Runtime::check(const Batch& batch) const {
   const size_t sequences = batch.lengths.size(), tokens = batch.tokens.size();
-  require(finished_, "the runtime is not finished");
+  require(finished_ && pooled_ == 0, "the runtime is not finished, or runs an encoder");
   require(sequences > 0 && batch.starts.size() == sequences && batch.tables.size() % sequences == 0, "batch: array sizes differ");
   require(batch.tables.size() / sequences == batch.table_width, "batch: one page table for each sequence");
   require(tokens > 0 && tokens <= static_cast<size_t>(config_.max_tokens), "batch: more tokens than max_tokens, or none");
@@ -39,9 +39,12 @@ void Runtime::check(const Batch& batch) const {
 }
 
 void Runtime::place(const Batch& batch) {
-  positions_.clear(), sequences_.clear();
-  for (size_t s = 0; s < batch.lengths.size(); ++s)
-    for (int32_t i = 0; i < batch.lengths[s]; ++i) positions_.push_back(batch.starts[s] + i), sequences_.push_back(static_cast<int32_t>(s));
+  positions_.clear(), sequences_.clear(), begins_.clear();
+  for (size_t s = 0; s < batch.lengths.size(); ++s) {
+    const int32_t start = batch.starts.empty() ? 0 : batch.starts[s];
+    begins_.push_back(static_cast<int32_t>(positions_.size()));
+    for (int32_t i = 0; i < batch.lengths[s]; ++i) positions_.push_back(start + i), sequences_.push_back(static_cast<int32_t>(s));
+  }
 }
 
 void Runtime::copy_page(int from, int to) {
@@ -78,7 +81,8 @@ void Runtime::run_ops(Step step, int thread) {
   };
   step.count = static_cast<int>(step.batch.tokens.size());
   run(0, first_selected_);
-  const Buffer& visited = step.last == ops_.size() ? buffers_.at("logits") : *std::get<MatMulOp>(ops_.back()).x;
+  const bool hidden = step.last < ops_.size() && pooled_ == 0;
+  const Buffer& visited = hidden ? *std::get<MatMulOp>(ops_.back()).x : *output_of(ops_[step.last - 1]);
   const auto most = static_cast<size_t>(config_.max_outputs);
   for (; step.chunk < step.rows.size(); step.chunk += most) {
     step.count = static_cast<int>(std::min(most, step.rows.size() - step.chunk));
@@ -106,10 +110,14 @@ void Runtime::execute(const EmbedOp& op, Step& step, int thread) {
     float* out = row(*op.out, t);
     op.weight->unpack_row(step.batch.tokens[static_cast<size_t>(t)], out);
     for (size_t i = 0; op.scale != 1.0f && i < width; ++i) out[i] *= op.scale;
-    if (!op.positions) continue;
-    std::vector<float>& position = private_[static_cast<size_t>(thread)].rows;
-    op.positions->unpack_row(positions_[static_cast<size_t>(t)], position.data());
-    for (size_t i = 0; i < width; ++i) out[i] += position[i];
+    const auto add = [&](const Matrix* table, int at) {
+      if (!table) return;
+      std::vector<float>& more = private_[static_cast<size_t>(thread)].rows;
+      table->unpack_row(at, more.data());
+      for (size_t i = 0; i < width; ++i) out[i] += more[i];
+    };
+    add(op.positions, positions_[static_cast<size_t>(t)]);
+    add(op.types, step.batch.types.empty() ? 0 : step.batch.types[static_cast<size_t>(t)]);
   }
 }
 

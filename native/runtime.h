@@ -33,6 +33,7 @@ struct RuntimeConfig {
 struct Batch {
   std::vector<int32_t> tokens, starts, lengths, tables;  // [T], [S], [S], [S * table_width]
   size_t table_width;
+  std::vector<int32_t> types = {};  // [T] of an encoder's tokens; empty: all 0
 };
 
 using Vector = std::vector<float>;
@@ -51,7 +52,7 @@ struct NormOp {
 };
 struct EmbedOp {
   Buffer* out;
-  const Matrix *weight, *positions;
+  const Matrix *weight, *positions, *types;
   float scale;
 };
 struct Segment {
@@ -78,7 +79,16 @@ struct AttentionOp {
 struct SelectOp {
   Buffer *out, *x;
 };
-using Op = std::variant<EmbedOp, NormOp, MatMulOp, AttentionOp, SelectOp>;
+struct AttendAllOp {
+  Buffer *out, *qkv;
+  int heads, head_dim;
+  float scale;
+};
+struct PoolOp {
+  Buffer *out, *x;
+  bool mean;  // of all rows of a text; else its first
+};
+using Op = std::variant<EmbedOp, NormOp, MatMulOp, AttentionOp, SelectOp, AttendAllOp, PoolOp>;
 static_assert(std::is_nothrow_move_constructible_v<Op>, "a growing list must move ops: segments point into their bias");
 
 // Any thread may call any of it: building and running take turns.
@@ -93,14 +103,16 @@ class Runtime {
   void use_packed(std::shared_ptr<const PackedFile> file);  // matrices added from here on are taken from it where it has them
   void add_matrix(const std::string& name, int type, int rows, int cols, std::span<const uint8_t> data);
   void add_vector(const std::string& name, Vector values);
-  void embed(const std::string& out, const std::string& weight, float scale, const std::string& positions);
+  void embed(const std::string& out, const std::string& weight, float scale, const std::string& positions, const std::string& types);
   void norm(const std::string& out, const std::string& x, const std::string& weight, const std::string& bias, float eps, bool layer,
             const std::string& residual);
   void matmul(const std::string& out, const std::string& x, const std::vector<std::string>& weights, const std::vector<std::string>& biases,
               const std::string& activation, const std::string& residual, const std::string& gate);
   void attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope, bool interleaved,
                  int window, const std::string& q_norm, const std::string& k_norm, float eps);
+  void attend_all(const std::string& out, const std::string& qkv, int heads, int head_dim, float scale);
   void select(const std::string& out, const std::string& x);
+  void pool(const std::string& out, const std::string& x, bool mean);
   void finish();
 
   // Throws std::invalid_argument where the batch, or the runtime, cannot be run.
@@ -123,6 +135,15 @@ class Runtime {
     run_rows(batch, rows, {}, ops_.size() - 1, visit_row<Visit>, &visit);
   }
   size_t hidden_width() const;  // throws std::invalid_argument where the last op is no product
+
+  // The same for an encoder, whose batch has neither starts nor pages: visit(i, row) is handed the embedding of text i, or what
+  // the head makes of it, [text_width(head)].
+  void check_texts(const Batch& batch) const;
+  template <class Visit>
+  void run_texts(const Batch& batch, std::span<const int32_t> texts, bool head, const Visit& visit) {
+    run_rows(batch, texts, {}, head ? ops_.size() : pooled_, visit_row<Visit>, &visit);
+  }
+  size_t text_width(bool head) const;  // throws std::invalid_argument where the plan is no encoder's, or has no head
 
   const RuntimeConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
@@ -158,6 +179,8 @@ class Runtime {
   Keys keys_of(const AttentionOp& op, const Step& step, size_t s, int head, int low, int high) const;
   void execute(const AttentionOp& op, Step& step, int thread);
   void execute(const SelectOp& op, Step& step, int thread);
+  void execute(const AttendAllOp& op, Step& step, int thread);
+  void execute(const PoolOp& op, Step& step, int thread);
 
   RuntimeConfig config_;
   const Kernels& kernels_;
@@ -168,6 +191,7 @@ class Runtime {
   std::map<std::string, Vector> vectors_;
   std::vector<Op> ops_;
   size_t first_selected_ = 0;  // ops from here on run on selected rows
+  size_t pooled_ = 0;          // of an encoder: ops up to the embedding; what follows is its head
   std::atomic<bool> finished_ = false;
   std::atomic<size_t> weight_bytes_ = 0;
   size_t page_stride_ = 0;  // bytes of one page of one layer
@@ -176,6 +200,7 @@ class Runtime {
   };
   std::unique_ptr<uint8_t[], Free> cache_;      // [layers][pages][kv_heads][2 * head_dim * 32]; calloc: pages come when touched
   std::vector<int32_t> positions_, sequences_;  // [T] of the batch under way
+  std::vector<int32_t> begins_;                 // [S] row of each sequence's first token
   struct Scratch {
     std::vector<float> rows, attention, tile;
     std::vector<ActBlock> acts;

@@ -31,6 +31,10 @@ inline Range share(int count, int thread, int threads) {
 
 inline float* row(const Buffer& b, int r) { return const_cast<float*>(b.data.data()) + static_cast<size_t>(r) * static_cast<size_t>(b.width); }
 
+inline const Buffer* output_of(const Op& op) {
+  return std::visit([](const auto& o) -> const Buffer* { return o.out; }, op);
+}
+
 void normalize_row(const Kernels& k, const NormOp& op, const float* x, float* out);
 
 }  // namespace millis

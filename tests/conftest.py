@@ -15,6 +15,7 @@ FILES = {
     "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
     "qwen2.5-0.5b": "qwen2.5-0.5b.gguf",
     "gemma3-270m": "gemma-3-270m-q4_k_m.gguf",
+    "minilm": "minilm",
 }
 
 

@@ -21,8 +21,8 @@ from shell import millis as shell
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "millis"
 PUBLIC = """
-    Completion DeadlineError EngineConfig FormatError Index LanguageModel MillisError ModelError OverloadError PullError
-    RequestError SamplingParams Stream TemplateError Timings TokenLogprob load
+    Classification Completion DeadlineError Encoder EngineConfig FormatError Index LanguageModel MillisError ModelError
+    OverloadError PullError RequestError SamplingParams Stream TemplateError Timings TokenLogprob load
 """.split()
 HEAVY = ["numpy", "torch", "transformers", "jinja2", "tokenizers", "huggingface_hub", "typer", "rich", "millis._native"]
 

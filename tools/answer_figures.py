@@ -24,7 +24,7 @@ from millis.documents.vectors import quantise
 from millis.tasks.answer import ask
 from millis.tasks.answerable import LOOK_AT
 from millis.tasks.index import Index
-from millis.tasks.model import LanguageModel, load
+from millis.tasks.model import LanguageModel
 
 QUESTIONS = Path(__file__).parent.parent / "tests" / "data" / "bank_questions.jsonl"
 SCALE = 100_000
@@ -42,7 +42,7 @@ def main() -> None:
     options = parser.parse_args()
     questions = [json.loads(line) for line in options.questions.read_text(encoding="utf-8").splitlines()]
     with Index.open(options.index) as index:
-        lm = load(options.model, threads=options.threads, prefix_cache=True)
+        lm = LanguageModel(options.model, threads=options.threads, prefix_cache=True)
         print(json.dumps(figures(index, lm, questions, scale=options.scale, misses=options.misses), indent=2))
 
 

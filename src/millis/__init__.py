@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millis.types import (
+    Classification,
     Completion,
     DeadlineError,
     FormatError,
@@ -27,14 +28,18 @@ from millis.types import (
 
 if TYPE_CHECKING:
     from millis.config import EngineConfig
+    from millis.tasks.encoder import Encoder
     from millis.tasks.index import Index
-    from millis.tasks.model import LanguageModel, Stream, load
+    from millis.tasks.load import load
+    from millis.tasks.model import LanguageModel, Stream
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Classification",
     "Completion",
     "DeadlineError",
+    "Encoder",
     "EngineConfig",
     "FormatError",
     "Index",
@@ -54,11 +59,12 @@ __all__ = [
 
 # Loaded on first use, so that `import millis` costs next to nothing.
 _LAZY = {
+    "Encoder": "tasks.encoder",
     "EngineConfig": "config",
     "Index": "tasks.index",
     "LanguageModel": "tasks.model",
     "Stream": "tasks.model",
-    "load": "tasks.model",
+    "load": "tasks.load",
 }
 
 

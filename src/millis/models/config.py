@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Architecture = Literal["llama", "qwen2", "qwen3", "gemma3", "gpt2"]
+Architecture = Literal["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,17 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What a classifier was trained to tell."""
+
+    labels: tuple[str, ...]
+    problem: Literal["single_label", "multi_label", "regression"]
+    activation: Literal["tanh", "relu"] = "tanh"  # between the head's two matrices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Sizes and constants of a decoder-only model."""
+    """Sizes and constants of a model."""
 
     architecture: Architecture
     name: str = ""
@@ -42,5 +51,10 @@ class ModelConfig:
     rope_local_theta: float = 10000.0  # base of windowed layers (gemma3)
     windows: tuple[int, ...] = ()  # per layer: positions attended, 0 for all; () means all layers attend to all
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
-    activation: Literal["silu", "gelu_tanh"] = "silu"
+    activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
     attention_bias: bool = False
+    # Encoders only.
+    token_types: int = 0  # rows of the table of token types
+    pooling: Literal["mean", "first"] = "mean"  # how an embedding is made of a text's hidden states
+    text_tokens: int | None = None  # longest text it was trained on, where that is less than its context
+    head: Head | None = None

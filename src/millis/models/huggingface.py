@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from millis.models import bert_folder
 from millis.models.checkpoint import Checkpoint
 from millis.models.huggingface_config import huggingface_config
 from millis.models.mapped import read_json
@@ -69,7 +70,10 @@ def read_folder(path: Path) -> Checkpoint:
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} holds no config.json; give a Hugging Face folder or a .gguf file")
     try:
-        config, tied = huggingface_config(read_json(path / "config.json", _MAX_CONFIG_BYTES), path.resolve().name)
+        values = read_json(path / "config.json", _MAX_CONFIG_BYTES)
+        if values.get("model_type") in bert_folder.TYPES:
+            return bert_folder.read(path, values)
+        config, tied = huggingface_config(values, path.resolve().name)
         tensors = _renamed(read_folder_tensors(path), config.architecture)
         if tied:
             tensors.pop("output.weight", None)  # a copy of the embedding, if it was stored at all

@@ -45,7 +45,7 @@ _GEMMA3 = {
 }
 
 
-class _Settings:
+class Settings:
     """Typed look-ups in a JSON object; null means absent."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -72,12 +72,12 @@ class _Settings:
             raise FormatError(f"config.json: {key} must be true or false, not {value!r:.40}")
         return value
 
-    def part(self, key: str) -> _Settings:
+    def part(self, key: str) -> Settings:
         """The object under `key`, empty where absent."""
         value = self._values.get(key)
         if not isinstance(value, dict | None):
             raise FormatError(f"config.json: {key} must be an object, not {value!r:.40}")
-        return _Settings(value or {})
+        return Settings(value or {})
 
     def _required(self, key: str, default: Any) -> Any:
         value = self._values.get(key)
@@ -89,16 +89,15 @@ class _Settings:
 
 def huggingface_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfig, bool]:
     """The configuration, and whether the embedding serves as output matrix. Raises FormatError."""
-    settings = _Settings(values)
+    settings = Settings(values)
     if values.get("model_type") == "gemma3":  # with a vision tower: its language half
-        settings = _Settings({"model_type": "gemma3_text"} | dict(settings.part("text_config")._values))
+        settings = Settings({"model_type": "gemma3_text"} | dict(settings.part("text_config")._values))
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in _TYPES:
-        raise FormatError(f"config.json: the model type {kind!r:.40} is not one of {', '.join(_TYPES)}, gemma3")
+        known = ", ".join((*_TYPES, "gemma3", "bert", "roberta", "xlm-roberta", "distilbert"))
+        raise FormatError(f"config.json: the model type {kind!r:.40} is not one of {known}")
     architecture = _TYPES[kind]
-    for key, allowed in _NEUTRAL.items():
-        if settings.get(key) is not None and settings.get(key) not in allowed:
-            raise FormatError(f"config.json sets {key} to {settings.get(key)!r:.40}, which Millis does not support")
+    refuse_settings(settings, _NEUTRAL)
     fields = _SPECIFIC[architecture](settings)
     config = ModelConfig(architecture=architecture, name=name, **fields)
     check_config(config)
@@ -106,16 +105,23 @@ def huggingface_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfi
     return config, tied
 
 
-def _common(settings: _Settings) -> dict[str, Any]:
+def refuse_settings(settings: Settings, neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """Raises FormatError where one of the `neutral` settings has another value than those listed for it."""
+    for key, allowed in neutral.items():
+        if settings.get(key) is not None and settings.get(key) not in allowed:
+            raise FormatError(f"config.json sets {key} to {settings.get(key)!r:.40}, which Millis does not support")
+
+
+def _common(settings: Settings) -> dict[str, Any]:
     """llama's keys, shared by all but gpt2."""
     hidden, heads = settings.whole("hidden_size"), settings.whole("num_attention_heads")
-    _check_activation(settings.get("hidden_act"), ("silu",))
+    check_activation(settings.get("hidden_act"), ("silu",))
     return {
         "layers": settings.whole("num_hidden_layers"),
         "hidden": hidden,
         "heads": heads,
         "kv_heads": settings.whole("num_key_value_heads", heads),
-        "head_dim": settings.whole("head_dim", 0) or _divide(hidden, heads),
+        "head_dim": settings.whole("head_dim", 0) or divide(hidden, heads),
         "ffn": settings.whole("intermediate_size"),
         "vocab": settings.whole("vocab_size"),
         "context": settings.whole("max_position_embeddings"),
@@ -125,18 +131,18 @@ def _common(settings: _Settings) -> dict[str, Any]:
     }
 
 
-def _divide(hidden: int, heads: int) -> int:
+def divide(hidden: int, heads: int) -> int:
     if heads < 1 or hidden % heads:
         raise FormatError(f"config.json: a hidden size of {hidden} does not divide into {heads} heads")
     return hidden // heads
 
 
-def _check_activation(found: Any, allowed: tuple[str, ...]) -> None:
+def check_activation(found: Any, allowed: tuple[str, ...]) -> None:
     if found is not None and found not in allowed:
         raise FormatError(f"config.json: the activation {found!r:.40} is not {' or '.join(allowed)}")
 
 
-def _rotary(settings: _Settings, parameters: _Settings, theta: float) -> dict[str, Any]:
+def _rotary(settings: Settings, parameters: Settings, theta: float) -> dict[str, Any]:
     """`parameters`: version 5's; what they leave out is looked for in version 4's places."""
     theta = parameters.real("rope_theta", settings.real("rope_theta", theta))
     scaling = parameters if parameters.get("rope_type") else settings.part("rope_scaling")
@@ -146,7 +152,7 @@ def _rotary(settings: _Settings, parameters: _Settings, theta: float) -> dict[st
     return {"rope_theta": theta, "rope_scaling": _scaling(scaling, settings)}
 
 
-def _scaling(scaling: _Settings, settings: _Settings) -> RopeScaling | None:
+def _scaling(scaling: Settings, settings: Settings) -> RopeScaling | None:
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind == "default":
         return None
@@ -163,7 +169,7 @@ def _scaling(scaling: _Settings, settings: _Settings) -> RopeScaling | None:
     raise FormatError(f"config.json: the rope scaling {kind!r:.40} is not one of default, linear, llama3")
 
 
-def _windows(settings: _Settings, layers: int) -> tuple[int, ...]:
+def _windows(settings: Settings, layers: int) -> tuple[int, ...]:
     """Positions attended per layer, from `layer_types`; () where every layer attends to all."""
     kinds = settings.get("layer_types")
     if not isinstance(kinds, list) or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
@@ -176,7 +182,7 @@ def _windows(settings: _Settings, layers: int) -> tuple[int, ...]:
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
-def _qwen(settings: _Settings) -> dict[str, Any]:
+def _qwen(settings: Settings) -> dict[str, Any]:
     fields = _common(settings)
     if settings.truth("use_sliding_window", False):
         if settings.get("layer_types") is None:
@@ -185,11 +191,11 @@ def _qwen(settings: _Settings) -> dict[str, Any]:
     return fields
 
 
-def _qwen2(settings: _Settings) -> dict[str, Any]:
+def _qwen2(settings: Settings) -> dict[str, Any]:
     return _qwen(settings) | {"attention_bias": True}
 
 
-def _gemma3(settings: _Settings) -> dict[str, Any]:
+def _gemma3(settings: Settings) -> dict[str, Any]:
     defaults = {
         "num_attention_heads": _GEMMA3["attention_heads"],
         "num_key_value_heads": _GEMMA3["key_value_heads"],
@@ -198,8 +204,8 @@ def _gemma3(settings: _Settings) -> dict[str, Any]:
         "max_position_embeddings": _GEMMA3["context"],
     }
     given = {key: value for key, value in settings._values.items() if value is not None}
-    settings = _Settings(defaults | given)
-    _check_activation(settings.get("hidden_activation"), ("gelu_pytorch_tanh",))
+    settings = Settings(defaults | given)
+    check_activation(settings.get("hidden_activation"), ("gelu_pytorch_tanh",))
     rope = settings.part("rope_parameters")
     if unknown := rope._values.keys() - {"full_attention", "sliding_attention"}:
         raise FormatError(f"config.json: rope_parameters of gemma3 are per layer type; {min(unknown)!r:.40} is none")
@@ -216,7 +222,7 @@ def _gemma3(settings: _Settings) -> dict[str, Any]:
     }
 
 
-def _gemma3_windows(settings: _Settings, layers: int) -> tuple[int, ...]:
+def _gemma3_windows(settings: Settings, layers: int) -> tuple[int, ...]:
     if settings.get("layer_types") is not None:
         return _windows(settings, layers)
     period = settings.whole("sliding_window_pattern", settings.whole("_sliding_window_pattern", 6))
@@ -232,15 +238,15 @@ def _inverse_root(value: float) -> float:
     return float(value**-0.5)
 
 
-def _gpt2(settings: _Settings) -> dict[str, Any]:
+def _gpt2(settings: Settings) -> dict[str, Any]:
     hidden, heads = settings.whole("n_embd"), settings.whole("n_head")
-    _check_activation(settings.get("activation_function"), ("gelu_new", "gelu_pytorch_tanh"))
+    check_activation(settings.get("activation_function"), ("gelu_new", "gelu_pytorch_tanh"))
     return {
         "layers": settings.whole("n_layer"),
         "hidden": hidden,
         "heads": heads,
         "kv_heads": heads,
-        "head_dim": _divide(hidden, heads),
+        "head_dim": divide(hidden, heads),
         "ffn": settings.whole("n_inner", 4 * hidden),
         "vocab": settings.whole("vocab_size"),
         "context": settings.whole("n_positions"),
@@ -250,7 +256,7 @@ def _gpt2(settings: _Settings) -> dict[str, Any]:
     }
 
 
-_SPECIFIC: dict[Architecture, Callable[[_Settings], dict[str, Any]]] = {
+_SPECIFIC: dict[Architecture, Callable[[Settings], dict[str, Any]]] = {
     "llama": _common,
     "qwen2": _qwen2,
     "qwen3": _qwen,

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from millis.models import gemma3, gpt2, llama
+from millis.models import bert, bert_folder, gemma3, gpt2, llama
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import Architecture, ModelConfig
 from millis.models.gguf import read_gguf
 from millis.models.huggingface import read_folder
+from millis.models.mapped import read_json
 from millis.models.plan import Plan
 from millis.models.tensor import Tensor
 from millis.types import ModelError, RequestError
@@ -28,6 +29,7 @@ BUILDERS: Mapping[Architecture, Builder] = {
     "qwen3": llama.build,
     "gemma3": gemma3.build,
     "gpt2": gpt2.build,
+    "bert": bert.build,
 }
 
 
@@ -41,14 +43,21 @@ class Model:
 
 def load_model(path: Path, context: int | None = None) -> Model:
     """Reads `path` and plans for sequences of `context` tokens (default: the model's own, up to DEFAULT_CONTEXT).
+    An encoder's own is what it was trained on where it says so.
 
     ModelError: nothing there, or an architecture we do not run. FormatError: a malformed file, or tensors that do not
     fit. RequestError: a context the model was not made for.
     """
     checkpoint = read_checkpoint(path)
     if context is None:
-        context = min(checkpoint.config.context, DEFAULT_CONTEXT)
+        config = checkpoint.config
+        context = min(config.text_tokens or config.context, config.context, DEFAULT_CONTEXT)
     return Model(checkpoint, build_plan(checkpoint, context))
+
+
+def is_encoder(path: Path) -> bool:
+    """Whether a folder's config.json says that its model reads texts and writes none. FormatError if it is no JSON."""
+    return path.is_dir() and read_json(path / "config.json", 1 << 20).get("model_type") in bert_folder.TYPES
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

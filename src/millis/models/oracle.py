@@ -5,12 +5,25 @@ It knows one sequence from position 0, no cache and no steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from millis.models.plan import Activation, Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
+from millis.models.plan import (
+    Activation,
+    Attention,
+    Embed,
+    GatedMatMul,
+    MatMul,
+    Norm,
+    Op,
+    Plan,
+    Pool,
+    Select,
+    SelfAttention,
+)
 from millis.models.tensor import Tensor
 from millis.types import RequestError
 
@@ -30,25 +43,39 @@ class Oracle:
 
         RequestError: no tokens, more than the plan's context, or an id outside the vocabulary.
         """
+        return self._buffers(tokens, None)["logits"]
+
+    def encode(self, tokens: Sequence[int], types: Sequence[int] | None = None) -> tuple[Floats, Floats | None]:
+        """An encoder's embedding [width], before it is made of unit length, and its head's logits [labels], if any.
+
+        types: the kind of each token, 0 unless given. RequestError as `logits`.
+        """
+        buffers = self._buffers(tokens, types)
+        pooled = next(op.out for op in self._plan.ops if isinstance(op, Pool))
+        return buffers[pooled][0], buffers["logits"][0] if "logits" in buffers else None
+
+    def _buffers(self, tokens: Sequence[int], types: Sequence[int] | None) -> dict[str, Floats]:
         plan = self._plan
         if not 0 < len(tokens) <= plan.context:
             raise RequestError(f"the oracle takes 1 to {plan.context} tokens, not {len(tokens)}")
         if not all(0 <= token < plan.vocab for token in tokens):
             raise RequestError(f"token ids must lie in [0, {plan.vocab})")
+        kinds = np.zeros(len(tokens), np.int64) if types is None else np.asarray(types)
         buffers: dict[str, Floats] = {}
         for op in plan.ops:
-            buffers[op.out] = self._run(op, buffers, np.asarray(tokens))
-        return buffers["logits"]
+            if isinstance(op, Embed):
+                buffers[op.out] = self._embed(op, np.asarray(tokens), kinds)
+            else:
+                buffers[op.out] = self._run(op, buffers)
+        return buffers
 
     def _weight(self, name: str) -> Floats:
         if name not in self._weights:
             self._weights[name] = self._tensors[name].numpy()
         return self._weights[name]
 
-    def _run(self, op: Op, buffers: Mapping[str, Floats], tokens: NDArray[np.int64]) -> Floats:
+    def _run(self, op: Op, buffers: Mapping[str, Floats]) -> Floats:
         match op:
-            case Embed():
-                return self._embed(op, tokens)
             case Norm():
                 return self._norm(op, buffers)
             case MatMul():
@@ -58,12 +85,20 @@ class Oracle:
                 return _activate(x @ self._weight(op.gate).T, op.activation) * (x @ self._weight(op.up).T)
             case Attention():
                 return self._attend(op, buffers[op.qkv])
+            case SelfAttention():
+                return self._attend_all(op, buffers[op.qkv])
+            case Pool():
+                x = buffers[op.x]
+                return x.mean(axis=0, keepdims=True) if op.kind == "mean" else x[:1]
             case Select():
                 return buffers[op.x]  # every row is wanted here
+        raise TypeError(f"the oracle runs no {type(op).__name__}")
 
-    def _embed(self, op: Embed, tokens: NDArray[np.int64]) -> Floats:
+    def _embed(self, op: Embed, tokens: NDArray[np.int64], kinds: NDArray[np.int64]) -> Floats:
         x = self._weight(op.weight)[tokens] * np.float32(op.scale)
-        return x if op.positions is None else x + self._weight(op.positions)[: len(tokens)]
+        if op.positions is not None:
+            x = x + self._weight(op.positions)[: len(tokens)]
+        return x if op.types is None else x + self._weight(op.types)[kinds]
 
     def _norm(self, op: Norm, buffers: Mapping[str, Floats]) -> Floats:
         x = buffers[op.x]
@@ -99,6 +134,13 @@ class Oracle:
         out: Floats = np.einsum("kgts,skd->tkgd", weights, v, optimize=True)
         return out.reshape(rows, op.heads * op.head_dim)
 
+    @staticmethod
+    def _attend_all(op: SelfAttention, qkv: Floats) -> Floats:
+        q, k, v = np.moveaxis(qkv.reshape(len(qkv), 3, op.heads, op.head_dim), 1, 0)
+        weights = _softmax(np.einsum("thd,shd->hts", q, k, optimize=True) * np.float32(op.scale))
+        out: Floats = np.einsum("hts,shd->thd", weights, v, optimize=True)
+        return out.reshape(len(qkv), op.heads * op.head_dim)
+
 
 def _rms(x: Floats, eps: float) -> Floats:
     out: Floats = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(eps))
@@ -106,12 +148,21 @@ def _rms(x: Floats, eps: float) -> Floats:
 
 
 def _activate(x: Floats, activation: Activation) -> Floats:
+    if activation == "relu":
+        return np.maximum(x, np.float32(0))
+    if activation == "tanh":
+        return np.tanh(x)
+    if activation == "gelu":
+        return np.asarray(0.5 * x * (1 + _erf(x / np.sqrt(2))), np.float32)
     if activation == "silu":
         inner = np.float32(0.5) * x  # x · sigmoid(x) = x / 2 · (tanh(x / 2) + 1), which cannot overflow
     else:
         inner = np.float32(np.sqrt(2 / np.pi)) * (x + np.float32(0.044715) * x * x * x)  # Hendrycks and Gimpel, 2016
     out: Floats = np.float32(0.5) * x * (np.tanh(inner) + 1)
     return out
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def _rotate(x: Floats, table: Floats, style: str) -> Floats:

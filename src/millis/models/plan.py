@@ -14,17 +14,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Activation = Literal["silu", "gelu_tanh"]
+Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "tanh"]  # gelu: the exact one, of erf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embed:
-    """out = weight[token] · scale (+ positions[position], learned absolute positions)."""
+    """out = weight[token] · scale (+ positions[position], learned absolute positions) (+ types[type of the token])."""
 
     out: str
     weight: str  # [vocab, width]
     scale: float = 1.0
     positions: str | None = None  # [context, width]
+    types: str | None = None  # [kinds, width]; a token is of kind 0 unless the step says otherwise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,12 +99,39 @@ class Select:
     x: str
 
 
-Op = Embed | Norm | MatMul | GatedMatMul | Attention | Select
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfAttention:
+    """Attention of every token to all tokens of its sequence, before it and behind it; nothing is kept for later steps.
+
+    qkv: [tokens, 3 · heads · head_dim], q then k then v. softmax(q · kᵀ · scale) · v. out: [tokens, heads · head_dim].
+    """
+
+    out: str
+    qkv: str
+    heads: int
+    head_dim: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """out = one row for each sequence: the mean of its rows of x, or the first; every op after it runs on those."""
+
+    out: str
+    x: str
+    kind: Literal["mean", "first"]
+
+
+Op = Embed | Norm | MatMul | GatedMatMul | Attention | SelfAttention | Select | Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A whole model. The last op writes the buffer "logits" [selected rows, vocab]."""
+    """A whole model.
+
+    One that writes text ends in the buffer "logits" [selected rows, vocab]. An encoder has a Pool and no Select:
+    the first Pool gives the embedding [sequences, width]; what follows, if anything, is a classifier's head.
+    """
 
     ops: tuple[Op, ...]
     widths: Mapping[str, int]  # buffer → floats a row
@@ -126,7 +154,7 @@ class Plan:
 def _weights_of(op: Op) -> list[str]:
     match op:
         case Embed():
-            found = [op.weight, op.positions]
+            found = [op.weight, op.positions, op.types]
         case Norm():
             found = [op.weight, op.bias]
         case MatMul():
@@ -135,6 +163,6 @@ def _weights_of(op: Op) -> list[str]:
             found = [op.gate, op.up]
         case Attention():
             found = [op.q_norm, op.k_norm]
-        case Select():
+        case SelfAttention() | Select() | Pool():
             found = []
     return [name for name in found if name is not None]

@@ -22,6 +22,7 @@ _MAX_INDEX_BYTES = 1 << 26
 _MAX_NAME_CHARACTERS = 256
 _TYPES = {"F32": GgmlType.F32, "F16": GgmlType.F16, "BF16": GgmlType.BF16}
 _FIELDS = {"dtype", "shape", "data_offsets"}
+_COUNTER = "position_ids"  # older encoders carry 0, 1, 2 … along, the only integers among weights; left out
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -41,6 +42,8 @@ def parse_safetensors(data: NDArray[np.uint8]) -> dict[str, Tensor]:
     _check_spans(spans, data.nbytes - start)
     tensors = {}
     for name, (begin, end) in spans.items():
+        if _is_counter(name, header[name]["dtype"]):
+            continue
         type, shape = _TYPES[header[name]["dtype"]], tuple(header[name]["shape"])
         tensors[name] = Tensor(name, type, shape, data[start + begin : start + end])
     return tensors
@@ -72,16 +75,20 @@ def _span(name: str, entry: Any) -> tuple[int, int]:
     if not isinstance(entry, dict) or set(entry) != _FIELDS:
         raise FormatError(f"tensor {name!r} must have exactly {', '.join(sorted(_FIELDS))}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _TYPES:
+    if not isinstance(dtype, str) or (dtype not in _TYPES and not _is_counter(name, dtype)):
         raise FormatError(f"tensor {name!r} is stored as {dtype!r:.40}; Millis reads {', '.join(_TYPES)}")
     if not _are_sizes(shape) or len(shape) > 8:
         raise FormatError(f"tensor {name!r} has the impossible shape {shape!r:.60}")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(f"tensor {name!r} has the impossible data_offsets {offsets!r:.60}")
-    needed = math.prod(shape) * _TYPES[dtype].block_bytes
+    needed = math.prod(shape) * (8 if _is_counter(name, dtype) else _TYPES[dtype].block_bytes)
     if offsets[1] - offsets[0] != needed:
         raise FormatError(f"tensor {name!r} holds {offsets[1] - offsets[0]} bytes; its shape and type need {needed}")
     return offsets[0], offsets[1]
+
+
+def _is_counter(name: str, dtype: str) -> bool:
+    return dtype == "I64" and name.rpartition(".")[2] == _COUNTER
 
 
 def _are_sizes(values: Any) -> bool:
@@ -129,7 +136,7 @@ def _read_shards(folder: Path, files: Any) -> dict[str, Tensor]:
                 raise FormatError(f"{file} holds the tensor {name!r}, which the index does not place there")
             tensors[name] = tensor
     for name, file in files.items():
-        if name not in tensors:
+        if name not in tensors and name.rpartition(".")[2] != _COUNTER:
             raise FormatError(f"{file} lacks the tensor {name!r:.80} that the index places there; pull the model again")
     return tensors
 

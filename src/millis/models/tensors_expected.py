@@ -22,6 +22,7 @@ _LIMITS = {
     "vocab": 1 << 22,
     "context": 1 << 24,
 }
+_MOST_LABELS = 1 << 16
 
 
 def check_config(config: ModelConfig) -> None:
@@ -31,8 +32,13 @@ def check_config(config: ModelConfig) -> None:
             raise FormatError(f"{name} must lie in [1, {limit}], not {getattr(config, name)}")
     if config.heads % config.kv_heads:
         raise FormatError(f"{config.heads} heads cannot share {config.kv_heads} key-value heads evenly")
-    if config.architecture == "gpt2" and not config.hidden == config.heads * config.head_dim == _kv_width(config):
-        raise FormatError(f"gpt2's {config.heads} heads of {config.head_dim} must make up its {config.hidden} values")
+    whole = config.hidden == config.heads * config.head_dim == _kv_width(config)
+    if config.architecture in ("gpt2", "bert") and not whole:
+        raise FormatError(
+            f"{config.architecture}'s {config.heads} heads of {config.head_dim} must make up its {config.hidden} values"
+        )
+    if config.head is not None and not 1 <= len(config.head.labels) <= _MOST_LABELS:
+        raise FormatError(f"a head must tell 1 to {_MOST_LABELS} labels apart, not {len(config.head.labels)}")
     if config.head_dim % 2:
         raise FormatError(f"head_dim must be even to be rotated, not {config.head_dim}")
     if config.windows and len(config.windows) != config.layers:
@@ -77,6 +83,8 @@ def _text(shape: tuple[int, ...]) -> str:
 
 def expected_shapes(config: ModelConfig) -> Shapes:
     """Name → shape of every tensor that must be there."""
+    if config.architecture == "bert":
+        return _bert(config)
     shapes: Shapes = {"token_embd.weight": (config.vocab, config.hidden), "output_norm.weight": (config.hidden,)}
     if config.architecture == "gpt2":
         shapes["position_embd.weight"] = (config.context, config.hidden)
@@ -88,7 +96,9 @@ def expected_shapes(config: ModelConfig) -> Shapes:
 
 
 def optional_shapes(config: ModelConfig) -> Shapes:
-    """Name → shape of tensors that may be there: an output matrix apart from the embedding, rotary factors."""
+    """Name → shape of tensors that may be there: an output matrix of its own, rotary factors, a pooler."""
+    if config.architecture == "bert":
+        return {"cls.weight": (config.hidden, config.hidden), "cls.bias": (config.hidden,)}
     shapes: Shapes = {"output.weight": (config.vocab, config.hidden)}
     if config.architecture == "llama":
         shapes["rope_freqs.weight"] = (config.head_dim // 2,)
@@ -121,6 +131,30 @@ def _llama_layer(config: ModelConfig) -> Shapes:
     if config.architecture == "gemma3":
         shapes |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
     return shapes
+
+
+def _bert(config: ModelConfig) -> Shapes:
+    hidden = config.hidden
+    shapes: Shapes = {
+        "token_embd.weight": (config.vocab, hidden),
+        "position_embd.weight": (config.context, hidden),
+        **_affine("token_embd_norm", (hidden,)),
+    }
+    if config.token_types:
+        shapes["token_types.weight"] = (config.token_types, hidden)
+    for index in range(config.layers):
+        blk = f"blk.{index}"
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            shapes |= _affine(f"{blk}.{part}", (hidden, hidden))
+        shapes |= _affine(f"{blk}.ffn_up", (config.ffn, hidden)) | _affine(f"{blk}.ffn_down", (hidden, config.ffn))
+        shapes |= _affine(f"{blk}.attn_output_norm", (hidden,)) | _affine(f"{blk}.layer_output_norm", (hidden,))
+    if config.head is not None:
+        shapes |= _affine("cls", (hidden, hidden)) | _affine("cls.output", (len(config.head.labels), hidden))
+    return shapes
+
+
+def _affine(name: str, shape: tuple[int, ...]) -> Shapes:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
 def _gpt2_layer(config: ModelConfig) -> Shapes:

@@ -13,6 +13,11 @@ from millis.types import RequestError
 
 def embed(engine: Engine, encode: Callable[[str], list[int]], texts: Sequence[str]) -> NDArray[np.float32]:
     """[N, D] float32, one vector of unit length a text. RequestError names the text that is empty or too long."""
+    return unit_vectors(engine.embed(token_ids(encode, texts, engine.room)))
+
+
+def token_ids(encode: Callable[[str], list[int]], texts: Sequence[str], room: int) -> list[list[int]]:
+    """The ids of each text, at most `room`. RequestError names the text that is none, empty or too long."""
     if isinstance(texts, str):
         raise RequestError("texts must be a list; give [text] for a single one")
     prompts = []
@@ -22,13 +27,11 @@ def embed(engine: Engine, encode: Callable[[str], list[int]], texts: Sequence[st
         if not text.strip():
             raise RequestError(f"text {i} is empty; give at least one word")
         prompts.append(encode(text))
-        if len(prompts[-1]) > engine.room:
-            raise RequestError(
-                f"text {i} has {len(prompts[-1])} tokens; the context holds {engine.room}: cut it into parts"
-            )
+        if len(prompts[-1]) > room:
+            raise RequestError(f"text {i} has {len(prompts[-1])} tokens; the context holds {room}: cut it into parts")
     if not prompts:
         raise RequestError("there is no text; give at least one")
-    return unit_vectors(engine.embed(prompts))
+    return prompts
 
 
 def unit_vectors(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from millis.documents.store import Document, Entry, Snapshot, Store
 from millis.documents.terms import is_cjk, question_terms, terms
 from millis.documents.vectors import quantise
 from millis.types import FormatError, RequestError
+
+if TYPE_CHECKING:
+    from millis.tasks.encoder import Encoder
 
 CANDIDATES = 100  # passages by words, and as many by meaning
 EMBED_TOGETHER = 64  # passages
@@ -258,6 +261,18 @@ class Index:
 def _embedder(embedder: str | Embedder) -> Embedder:
     if not isinstance(embedder, str):
         return embedder
-    from millis.tasks.model import load
+    from millis.tasks.encoder import Encoder
+    from millis.tasks.load import load
 
-    return load(embedder)
+    model = load(embedder)
+    return _Truncating(model) if isinstance(model, Encoder) else model
+
+
+class _Truncating:
+    """An encoder that reads a long passage as far as it can, for its words are found all the same."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self._encoder.embed(texts, truncate=True)

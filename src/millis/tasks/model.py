@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis import _native, hub
-from millis.config import EngineConfig, Precision
+from millis.config import EngineConfig
 from millis.engine.draft import DraftModel
 from millis.engine.engine import Engine
 from millis.engine.grammar import GrammarCompiler
@@ -27,7 +27,7 @@ from millis.engine.packed import packed_weights
 from millis.engine.requantize import requantize
 from millis.engine.request import Request
 from millis.engine.speculate import Speculator
-from millis.models.load import Model, build_plan, load_model, read_checkpoint
+from millis.models.load import Model, build_plan, is_encoder, load_model, read_checkpoint
 from millis.tasks.embed import embed
 from millis.tasks.sentences import sentence_ends
 from millis.tasks.text import TextStream
@@ -155,13 +155,15 @@ class LanguageModel:
         agree: Callable[[hub.Entry], bool] | None = None,
         **options: Any,
     ) -> None:
-        _check_names(options, EngineConfig, "option")
+        check_names(options, EngineConfig, "option")
         if isinstance(options.get("draft"), Path):
             options["draft"] = str(options["draft"])
         self.config = EngineConfig(**{key: value for key, value in options.items() if value is not None})
-        _check_isa(self.config.isa)
+        check_isa(self.config.isa)
         self.path: Path = hub.resolve(str(name), progress, agree)
-        with _no_collection():
+        if is_encoder(self.path):
+            raise ModelError(f"{name} is an encoder, which writes no text; millis.load or millis.Encoder loads it")
+        with no_collection():
             self.model = load_model(self.path, self.config.context)
             self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint)
             say = progress.say if progress else hub.Silent().say
@@ -309,7 +311,7 @@ class LanguageModel:
     def _start(
         self, ids: list[int], begin: float, deadline_ms: float | None, sampling: dict[str, Any], *, continues: bool
     ) -> Stream:
-        _check_names(sampling, SamplingParams, "sampling parameter")
+        check_names(sampling, SamplingParams, "sampling parameter")
         params = SamplingParams(**sampling)
         deadline = None if deadline_ms is None else begin + _positive_ms(deadline_ms) / 1000
         text = TextStream(self.tokenizer.detokenizer(continues=continues), params.stop)
@@ -318,27 +320,8 @@ class LanguageModel:
         return Stream(self.engine, request, text, tokenize_ms)
 
 
-def load(
-    name: str | Path = "smollm2",
-    *,
-    threads: int | None = None,
-    precision: Precision = "fast",
-    context: int | None = None,
-    **options: Any,
-) -> LanguageModel:
-    """Loads a model, pulling it first if it is in the catalogue or on the hub and not yet on disk.
-
-    >>> lm = millis.load("smollm2", threads=2)
-    >>> print(lm.generate("Once upon a time", max_tokens=64))
-    """
-    from millis.hub.bar import Bar
-
-    with Bar() as bar:
-        return LanguageModel(name, progress=bar, threads=threads, precision=precision, context=context, **options)
-
-
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """A load makes objects by the hundred thousand, all of which stay: looking for garbage among them costs a fifth."""
     enabled = gc.isenabled()
     gc.disable()
@@ -349,7 +332,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _check_names(given: Mapping[str, Any], kind: type[EngineConfig] | type[SamplingParams], what: str) -> None:
+def check_names(given: Mapping[str, Any], kind: type[EngineConfig] | type[SamplingParams], what: str) -> None:
     known = [field.name for field in fields(kind)]
     for name in given:
         if name not in known:
@@ -369,7 +352,7 @@ def with_schema(sampling: dict[str, Any], schema: Schema | None) -> dict[str, An
     return {**sampling, "grammar": Grammar("json_schema", source)}
 
 
-def _check_isa(isa: str) -> None:
+def check_isa(isa: str) -> None:
     """Before any file is read: this has nothing to do with the model."""
     isas = _native.supported_isas()
     if isa not in ("auto", *isas):

@@ -107,6 +107,11 @@ class Tokenizer:
         """Ids that are no text: those that `decode` leaves out."""
         return frozenset(token for token in range(self.vocab_size) if token in self._spelling.control)
 
+    @property
+    def around(self) -> tuple[list[int], list[int]]:
+        """The ids that `encode` puts before and after a text."""
+        return list(self._prefix), list(self._suffix)
+
     def same_ids(self, other: Tokenizer) -> bool:
         """Whether every id stands for the same token in both."""
         ours, theirs = self._spelling, other._spelling

@@ -14,7 +14,9 @@ class Engine:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         # Random ids invite repetition, and a guess would count as a step.
-        self._lm = millis.load(spec["model"], threads=spec["threads"], context=spec["context"], speculation="off")
+        self._lm = millis.LanguageModel(
+            spec["model"], threads=spec["threads"], context=spec["context"], speculation="off"
+        )
         self.version = f"{millis.__version__} {self._lm.runner.isa}"
         self.facts = {"weight_bytes": self._lm.runner.weight_bytes, "isa": self._lm.runner.isa}
 

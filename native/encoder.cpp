@@ -1,0 +1,95 @@
+// What encoders need beside the rest: attention in both directions, pooling, and steps that end with a row for each text.
+#include <algorithm>
+#include <stdexcept>
+
+#include "step.h"
+
+namespace millis {
+namespace {
+
+constexpr int kUnitQueries = 64;  // of a text and head, where there are too few of these to keep all threads busy
+
+void require(bool ok, const std::string& what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+void Runtime::attend_all(const std::string& out, const std::string& qkv, int heads, int head_dim, float scale) {
+  const auto lock = building();
+  AttendAllOp op{buffer(out), buffer(qkv), heads, head_dim, scale};
+  require(heads >= 1 && head_dim >= 1 && head_dim % kPanelRows == 0, "attention: head_dim must be a multiple of 16");
+  const int64_t width = int64_t{heads} * head_dim;
+  require(op.out != op.qkv && op.out->width == width && op.qkv->width == 3 * width, "attention: buffers do not fit");
+  ops_.emplace_back(op);
+}
+
+void Runtime::pool(const std::string& out, const std::string& x, bool mean) {
+  const auto lock = building();
+  PoolOp op{buffer(out), buffer(x), mean};
+  require(op.out != op.x && op.out->width == op.x->width, "pool: buffers do not fit");
+  if (first_selected_ == 0) first_selected_ = ops_.size();
+  if (pooled_ == 0) pooled_ = ops_.size() + 1;
+  ops_.emplace_back(op);
+}
+
+void Runtime::check_texts(const Batch& batch) const {
+  const size_t tokens = batch.tokens.size();
+  require(finished_ && pooled_ > 0, "the runtime is not finished, or runs no encoder");
+  require(tokens > 0 && tokens <= static_cast<size_t>(config_.max_tokens), "batch: more tokens than max_tokens, or none");
+  for (const int32_t token : batch.tokens) require(token >= 0 && token < config_.vocab, "batch: token id out of the vocabulary");
+  int64_t total = 0;
+  for (const int32_t length : batch.lengths) {
+    require(length >= 1 && length <= config_.context, "batch: a text longer than the context, or empty");
+    total += length;
+  }
+  require(total == static_cast<int64_t>(tokens), "batch: lengths do not add up to the tokens");
+  require(batch.types.empty() || batch.types.size() == tokens, "batch: one type for each token, or none");
+  for (const Op& op : ops_)
+    if (const auto* embed = std::get_if<EmbedOp>(&op))
+      for (const int32_t type : batch.types) require(type >= 0 && embed->types && type < embed->types->rows(), "batch: no such token type");
+}
+
+size_t Runtime::text_width(bool head) const {
+  require(pooled_ > 0, "the plan pools nothing: it is no encoder's");
+  require(!head || pooled_ < ops_.size(), "the encoder has no head");
+  return static_cast<size_t>(output_of(head ? ops_.back() : ops_[pooled_ - 1])->width);
+}
+
+void Runtime::execute(const AttendAllOp& op, Step& step, int thread) {
+  const auto& lengths = step.batch.lengths;
+  const size_t width = static_cast<size_t>(op.qkv->width), third = width / 3;
+  const int threads = pool_.threads();
+  const bool few = static_cast<int64_t>(lengths.size()) * op.heads < 4 * threads;
+  int unit = 0;
+  for (size_t s = 0; s < lengths.size(); ++s) {
+    const int length = lengths[s], each = few ? kUnitQueries : length;
+    for (int h = 0; h < op.heads; ++h)
+      for (int first = 0; first < length; first += each, ++unit) {
+        if (unit % threads != thread) continue;
+        const float* q = row(*op.qkv, begins_[s]) + h * op.head_dim;
+        AttendAll a{};
+        a.q = q + static_cast<size_t>(first) * width, a.k = q + third, a.v = q + 2 * third, a.stride = width;
+        a.queries = std::min(each, length - first), a.keys = length, a.head_dim = op.head_dim, a.scale = op.scale;
+        a.out = row(*op.out, begins_[s] + first) + h * op.head_dim, a.out_stride = third;
+        a.scratch = private_[static_cast<size_t>(thread)].attention.data();
+        kernels_.attend_all(a);
+      }
+  }
+}
+
+void Runtime::execute(const PoolOp& op, Step& step, int thread) {
+  const auto width = static_cast<size_t>(op.out->width);
+  for (int r = thread; r < step.count; r += pool_.threads()) {
+    const auto s = static_cast<size_t>(step.rows[step.chunk + static_cast<size_t>(r)]);
+    const int rows = op.mean ? step.batch.lengths[s] : 1;
+    const float* x = row(*op.x, begins_[s]);
+    float* out = row(*op.out, r);
+    std::copy(x, x + width, out);
+    for (int i = 1; i < rows; ++i)
+      for (size_t d = 0; d < width; ++d) out[d] += x[static_cast<size_t>(i) * width + d];
+    for (size_t d = 0; rows > 1 && d < width; ++d) out[d] /= static_cast<float>(rows);
+  }
+}
+
+}  // namespace millis

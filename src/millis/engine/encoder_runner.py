@@ -1,0 +1,96 @@
+"""Runs encoders on the native runtime: many texts of different lengths in one call, nothing kept between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis import _native
+from millis.config import EngineConfig
+from millis.engine.native_runner import fill
+from millis.models.load import Model
+from millis.types import ModelError
+
+OUTPUT_ROWS = 64  # texts whose head is computed at once
+
+Ids = Sequence[Sequence[int]]  # of each text
+
+
+class EncoderRunner:
+    """Raises ModelError when the weights do not fit the plan or the machine's memory. Calls from threads take turns."""
+
+    def __init__(self, model: Model, config: EngineConfig) -> None:
+        plan = model.plan
+        self.context = plan.context
+        self.max_tokens = max(config.max_batch_tokens, plan.context)
+        try:
+            self._runtime = _native.Runtime(
+                threads=config.threads,
+                isa=config.isa,
+                max_tokens=self.max_tokens,
+                max_outputs=min(self.max_tokens, OUTPUT_ROWS),
+                pages=1,
+                layers=1,
+                kv_heads=1,
+                head_dim=16,
+                vocab=plan.vocab,
+                context=plan.context,
+                exact=config.precision == "exact",
+            )
+            fill(self._runtime, plan, model.checkpoint.tensors)
+        except ValueError as error:
+            raise ModelError(f"{model.checkpoint.path}: {error}") from None
+        except MemoryError:
+            raise ModelError(f"{model.checkpoint.path}: not enough memory for the weights") from None
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return str(self._runtime.isa)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights."""
+        return int(self._runtime.weight_bytes)
+
+    def embeddings(self, ids: Ids, types: Ids | None = None) -> NDArray[np.float32]:
+        """[N, width] the pooled hidden states of each text. types: the kind of each token, 0 unless given."""
+        return self._run(ids, types, head=False)
+
+    def logits(self, ids: Ids, types: Ids | None = None) -> NDArray[np.float32]:
+        """[N, labels] what the head makes of each text."""
+        return self._run(ids, types, head=True)
+
+    def _run(self, ids: Ids, types: Ids | None, head: bool) -> NDArray[np.float32]:
+        if len(ids) == 1:  # the fastest way is the one of a single request
+            return self._step(ids, types, head)
+        order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+        found: list[NDArray[np.float32]] = []
+        for group in groups([len(ids[i]) for i in order], self.max_tokens):
+            chosen = [order[i] for i in group]
+            found.append(self._step([ids[i] for i in chosen], types and [types[i] for i in chosen], head))
+        sorted_rows = np.concatenate(found)
+        out = np.empty_like(sorted_rows)
+        out[order] = sorted_rows
+        return out
+
+    def _step(self, ids: Ids, types: Ids | None, head: bool) -> NDArray[np.float32]:
+        tokens = np.fromiter(chain.from_iterable(ids), np.int32)
+        lengths = np.fromiter(map(len, ids), np.int32, len(ids))
+        kinds = None if types is None else np.fromiter(chain.from_iterable(types), np.int32)
+        found: NDArray[np.float32] = self._runtime.texts(tokens, lengths, head, kinds)
+        return found
+
+
+def groups(lengths: Sequence[int], max_tokens: int) -> list[range]:
+    """Runs of consecutive texts, each of at most `max_tokens` tokens together; no text is longer than that."""
+    found, first, tokens = [], 0, 0
+    for i, length in enumerate(lengths):
+        if tokens + length > max_tokens:
+            found.append(range(first, i))
+            first, tokens = i, 0
+        tokens += length
+    return [*found, range(first, len(lengths))]

@@ -1,0 +1,149 @@
+"""Encoder: a loaded model that reads texts, as Python programs use it: vectors, and labels if trained for some."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from millis import hub
+from millis.config import EngineConfig
+from millis.engine.encoder_runner import EncoderRunner
+from millis.models.config import Head
+from millis.models.load import is_encoder, load_model
+from millis.tasks.embed import token_ids, unit_vectors
+from millis.tasks.model import check_isa, no_collection
+from millis.tokenizer import Tokenizer, load_tokenizer
+from millis.types import Classification, ModelError, RequestError, Timings
+
+OPTIONS = ("threads", "isa", "precision", "context", "max_batch_tokens")
+
+
+class Encoder:
+    """A model that reads texts and writes none. Calls from several threads take turns.
+
+    name, progress, agree: as for LanguageModel. Options: those of EngineConfig that say how texts are read; `context`
+    is the longest text in tokens. Raises ModelError (not found, not readable, no encoder), RequestError (a bad option).
+    """
+
+    def __init__(
+        self,
+        name: str | Path,
+        *,
+        progress: hub.Progress | None = None,
+        agree: Callable[[hub.Entry], bool] | None = None,
+        **options: Any,
+    ) -> None:
+        for option in options:
+            if option not in OPTIONS:
+                raise RequestError(f"an encoder has no option {option!r}; it has {', '.join(OPTIONS)}")
+        self.config = EngineConfig(**{key: value for key, value in options.items() if value is not None})
+        check_isa(self.config.isa)
+        self.path: Path = hub.resolve(str(name), progress, agree)
+        if not is_encoder(self.path):
+            raise ModelError(f"{name} is no encoder; millis.load or millis.LanguageModel loads it")
+        with no_collection():
+            self.model = load_model(self.path, self.config.context)
+            self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint)
+            self.runner = EncoderRunner(self.model, self.config)
+        self._head = self.model.checkpoint.config.head
+        self._around = self.tokenizer.around
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What `classify` tells apart, in the order of `logits`; empty where the model has no head."""
+        return () if self._head is None else self._head.labels
+
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
+        """[N, D] float32, one vector of unit length a text, pooled as the model's files say: the mean unless they do.
+
+        truncate: a text longer than the context is read as far as that goes. RequestError names the text that is empty
+        or, unless truncate, too long.
+        """
+        return unit_vectors(self.runner.embeddings(self._ids(texts, truncate)))
+
+    def logits(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
+        """[N, labels] float32, what the head says of each text before it is made a score. RequestError as `embed`."""
+        self._trained()
+        return self.runner.logits(self._ids(texts, truncate))
+
+    @overload
+    def classify(self, text: str, *, top: int | None = None, truncate: bool = False) -> Classification: ...
+    @overload
+    def classify(self, text: list[str], *, top: int | None = None, truncate: bool = False) -> list[Classification]: ...
+    def classify(
+        self, text: str | list[str], *, top: int | None = None, truncate: bool = False
+    ) -> Classification | list[Classification]:
+        """The label of a text, or those of a list, whose timings are those of the whole call.
+
+        Scores are the softmax of the logits; where a text may have several labels, the sigmoid of each. top: how many
+        scores are wanted, all unless given. RequestError where the model was not trained to classify, or as `embed`.
+        """
+        begin = time.perf_counter()
+        head = self._trained()
+        if head.problem == "regression":
+            raise RequestError("this model gives a number and no label; use .logits")
+        if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
+            raise RequestError(f"top must be a positive whole number, not {top!r}")
+        ids = self._ids([text] if isinstance(text, str) else text, truncate)
+        encoded = time.perf_counter()
+        logits = self.runner.logits(ids)
+        scores = sigmoid(logits) if head.problem == "multi_label" else softmax(logits)
+        end = time.perf_counter()
+        timings = Timings(
+            tokenize_ms=1000 * (encoded - begin),
+            prefill_ms=1000 * (end - encoded),
+            total_ms=1000 * (end - begin),
+            prompt_tokens=sum(map(len, ids)),
+            steps=1,
+        )
+        found = [_classification(head.labels, row, top, timings) for row in scores]
+        return found[0] if isinstance(text, str) else found
+
+    def _trained(self) -> Head:
+        if self._head is None:
+            raise RequestError(
+                f"{self.path.name} was not trained to classify; give it a head with `millis train`, or use .embed"
+            )
+        return self._head
+
+    def _ids(self, texts: Sequence[str], truncate: bool) -> list[list[int]]:
+        return token_ids(self._cut if truncate else self.tokenizer.encode, texts, self.runner.context)
+
+    def _cut(self, text: str) -> list[int]:
+        ids, room, suffix = self.tokenizer.encode(text), self.runner.context, self._around[1]
+        return ids if len(ids) <= room else [*ids[: room - len(suffix)], *suffix]
+
+    def generate(self, *args: object, **options: object) -> NoReturn:
+        """Always a RequestError, as are `stream`, `chat`, `chat_stream` and `score`: an encoder writes nothing."""
+        raise RequestError(
+            f"{self.path.name} is an encoder, which writes no text; load a model that does, such as smollm2"
+        )
+
+    stream = chat = chat_stream = score = generate
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[N, labels] of rows that sum to 1."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+    return scores
+
+
+def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[N, labels], each in [0, 1]."""
+    scores: NDArray[np.float32] = 0.5 * (1 + np.tanh(0.5 * logits))
+    return scores
+
+
+def _classification(
+    labels: Sequence[str], row: NDArray[np.float32], top: int | None, timings: Timings
+) -> Classification:
+    order = (-row).argsort(kind="stable").tolist()
+    values = row.tolist()
+    scores: Mapping[str, float] = {labels[i]: values[i] for i in order[:top]}
+    return Classification(label=labels[order[0]], scores=scores, timings=timings)

@@ -1,0 +1,34 @@
+"""`millis.load`: the model of a name, as what it is: one that writes, or one that reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from millis import hub
+from millis.config import Precision
+from millis.models.load import is_encoder
+from millis.tasks.encoder import Encoder
+from millis.tasks.model import LanguageModel
+
+
+def load(
+    name: str | Path = "smollm2",
+    *,
+    threads: int | None = None,
+    precision: Precision = "fast",
+    context: int | None = None,
+    **options: Any,
+) -> LanguageModel | Encoder:
+    """Loads a model, pulling it first if it is in the catalogue or on the hub and not yet on disk.
+
+    A model that writes text is a LanguageModel, one that embeds or classifies texts an Encoder.
+
+    >>> lm = millis.load("smollm2", threads=2)
+    >>> print(lm.generate("Once upon a time", max_tokens=64))
+    """
+    from millis.hub.bar import Bar
+
+    with Bar() as bar:
+        kind = Encoder if is_encoder(hub.resolve(str(name), bar)) else LanguageModel
+        return kind(name, progress=bar, threads=threads, precision=precision, context=context, **options)

@@ -1,0 +1,110 @@
+"""Tiny random encoders of every family, with a tokenizer, in folders that transformers wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    DistilBertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaModel,
+)
+
+torch.set_num_threads(1)
+
+VOCAB, CONTEXT = 120, 64
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "max_position_embeddings": CONTEXT,
+}
+PADDED = SIZES | {"max_position_embeddings": CONTEXT + 2, "pad_token_id": 1, "type_vocab_size": 1}
+DISTIL = {
+    "vocab_size": VOCAB,
+    "dim": 64,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 96,
+    "max_position_embeddings": CONTEXT,
+}
+FAMILIES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {  # configuration, body, classifier, sizes
+    "bert": (BertConfig, BertModel, BertForSequenceClassification, SIZES),
+    "roberta": (RobertaConfig, RobertaModel, RobertaForSequenceClassification, PADDED),
+    "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel, XLMRobertaForSequenceClassification, PADDED),
+    "distilbert": (DistilBertConfig, DistilBertModel, DistilBertForSequenceClassification, DISTIL),
+}
+LABELS = {0: "card", 1: "loan", 2: "parcel", 3: "other"}
+WORDS = "where is my parcel card loan the a lost new late please help ##s ##ed ##ing ? . , ! 1 2 3".split()
+
+
+def tiny(family: str, head: bool = True, **changes: Any) -> Any:
+    """A random model in float32, its norms and biases random as well, so that no part of it is without effect."""
+    config_class, body, classifier, sizes = FAMILIES[family]
+    labels = {"id2label": LABELS, "label2id": {label: i for i, label in LABELS.items()}} if head else {}
+    torch.manual_seed(0)
+    model = (classifier if head else body)(config_class(**{**sizes, **labels, **changes})).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.normal_(1.0 if "norm.weight" in name.lower() else 0.0, 0.3)
+            elif "embeddings" not in name:
+                parameter.normal_(0, 0.3)
+            else:
+                parameter.normal_(0, 1)
+    return model
+
+
+def save(model: Any, folder: Path) -> Path:
+    """The model, and a WordPiece tokenizer of 120 entries, as a fine-tuning run leaves them."""
+    model.save_pretrained(folder)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
+    tokens = list(dict.fromkeys(tokens))[:VOCAB]
+    made = Tokenizer(models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=True)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **names).save_pretrained(folder)
+    return folder
+
+
+def hidden(model: Any, ids: list[int], types: list[int] | None = None) -> np.ndarray:
+    """[T, width] the body's final hidden states."""
+    return _run(getattr(model, model.base_model_prefix, model), ids, types).last_hidden_state[0].numpy()
+
+
+def logits(model: Any, ids: list[int], types: list[int] | None = None) -> np.ndarray:
+    """[labels] what the classifier says."""
+    return _run(model, ids, types).logits[0].numpy()
+
+
+def _run(model: Any, ids: list[int], types: list[int] | None) -> Any:
+    more = {} if types is None else {"token_type_ids": torch.tensor([types])}
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), **more)
+
+
+def random_ids(count: int, seed: int = 0) -> list[int]:
+    """None of them roberta's padding, which it gives another position."""
+    return [int(token) for token in np.random.default_rng(seed + count).integers(2, VOCAB, count)]
