@@ -64,12 +64,13 @@ def bank(index: Index, words_only: bool) -> tuple[list[dict[str, float]], list[b
 
 def cmrc(path: Path, most: int = 120) -> tuple[list[dict[str, float]], list[bool]]:
     """One question for each context; every second context is indexed: its question has an answer there."""
-    contexts = {c["context_id"]: c for c in json.loads(path.read_text(encoding="utf-8"))}
-    some = list(contexts.values())[:most]
-    documents = [{"id": c["context_id"], "title": c["title"], "text": c["context_text"]} for c in some[::2]]
+    topics = json.loads(path.read_text(encoding="utf-8"))["data"][:most]
+    documents = [{"id": t["id"], "title": t["title"], "text": t["paragraphs"][0]["context"]} for t in topics[::2]]
+    questions = [t["paragraphs"][0]["qas"][0]["question"] for t in topics]
     with Index.of(documents, embedder=None) as index:
-        rows = [features(index.search(c["qas"][0]["query_text"], LOOK_AT)) for c in some]
-    return rows, [i % 2 == 0 for i in range(len(some))]
+        found = [index.search(question, LOOK_AT) for question in questions]
+    some = [i for i, f in enumerate(found) if f.hits]
+    return [features(found[i]) for i in some], [i % 2 == 0 for i in some]
 
 
 def main() -> None:
