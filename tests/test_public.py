@@ -21,9 +21,9 @@ from shell import millis as shell
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "millis"
 PUBLIC = """
-    Calibration Cascade Classification Completion DeadlineError Encoder EngineConfig FormatError LanguageModel
-    MillisError ModelError OverloadError PullError RequestError SamplingParams Stream TemplateError Timings
-    TokenLogprob cascade load
+    Calibration Cascade Classification Completion DeadlineError Encoder EngineConfig FormatError Index
+    LanguageModel MillisError ModelError OverloadError PullError RequestError SamplingParams Stream
+    TemplateError Timings TokenLogprob cascade load
 """.split()
 HEAVY = ["numpy", "torch", "transformers", "jinja2", "tokenizers", "huggingface_hub", "typer", "rich", "millis._native"]
 
@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "hub": set(),
     "data": {"hub"},
     "engine": {"_native", "config", "models"},
-    "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub"},
+    "documents": set(),
+    "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub", "documents"},
     "quantize": {"_native", "config", "models", "engine", "tasks", "tokenizer"},
     "train": {"models", "tokenizer"},
     "bench": {"_native", "models", "tasks"},
@@ -45,6 +46,7 @@ MAY_IMPORT = {
         "_native",
         "config",
         "data",
+        "documents",
         "hub",
         "models",
         "tokenizer",

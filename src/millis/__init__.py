@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from millis.tasks.calibration import Calibration
     from millis.tasks.cascade import Cascade, cascade
     from millis.tasks.encoder import Encoder
+    from millis.tasks.index import Index
     from millis.tasks.load import load
     from millis.tasks.model import LanguageModel, Stream
 
@@ -45,6 +46,7 @@ __all__ = [
     "Encoder",
     "EngineConfig",
     "FormatError",
+    "Index",
     "LanguageModel",
     "MillisError",
     "ModelError",
@@ -66,6 +68,7 @@ _LAZY = {
     "Cascade": "tasks.cascade",
     "Encoder": "tasks.encoder",
     "EngineConfig": "config",
+    "Index": "tasks.index",
     "LanguageModel": "tasks.model",
     "Stream": "tasks.model",
     "cascade": "tasks.cascade",

@@ -17,7 +17,7 @@ import typer
 from millis.types import MillisError
 
 COMMANDS = (  # each a module in millis.commands
-    *("run", "chat", "classify", "embed", "extract", "translate", "summarize", "moderate"),
+    *("run", "chat", "classify", "embed", "extract", "translate", "summarize", "moderate", "index", "answer"),
     *("serve", "pull", "models", "doctor", "data", "train", "distil", "quantize", "evaluate", "bench"),
 )
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,11 @@ from millis.types import (
     Timings,
     TokenLogprob,
 )
+
+if TYPE_CHECKING:
+    from millis.documents.store import Document
+    from millis.tasks.answer import Answer
+    from millis.tasks.index import Embedder, Index
 
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
 Prompt = str | Sequence[int]
@@ -297,6 +302,28 @@ class LanguageModel(TaskMethods):
         RequestError names the text that is empty or longer than the context.
         """
         return embed(self.engine, self.tokenizer.encode, texts)
+
+    def answer(
+        self,
+        question: str,
+        documents: Index | Iterable[Document | Mapping[str, Any] | str],
+        *,
+        deadline_ms: float | None = None,
+        max_tokens: int = 64,
+        embedder: str | Embedder | None = "minilm",
+    ) -> Answer:
+        """Answers from documents, or says that they do not: `text`, `sources` with exact quotes, `found`, `timings`.
+
+        documents: an open Index; or documents, a few, which are indexed for this call with `embedder`. When the time
+        is short the answer is the quote alone. To stream it: millis.tasks.answer.ask.
+        """
+        from millis.tasks.answer import ask
+        from millis.tasks.index import Index
+
+        if deadline_ms is not None:
+            _positive_ms(deadline_ms)
+        index = documents if isinstance(documents, Index) else Index.of(documents, embedder=embedder)
+        return ask(self, question, index, deadline_ms=deadline_ms, max_tokens=max_tokens).result()
 
     def _ids(self, prompt: Prompt, add_special: bool = True) -> list[int]:
         if isinstance(prompt, str):

@@ -1,0 +1,125 @@
+"""millis answer: a question answered from indexed documents, with the quote that says so, or "not in the documents"."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from millis.commands import common
+from millis.commands.index import Embedder, File, named
+from millis.types import RequestError
+
+if TYPE_CHECKING:
+    from millis.tasks.answer import Answer, Answering
+    from millis.tasks.index import Index
+    from millis.tasks.model import LanguageModel
+
+EXAMPLE = 'millis answer --index bank.idx "What does a replacement card cost?"'
+
+
+def command(
+    index: File,
+    question: Annotated[str, typer.Argument(help="The question; - reads one a line and writes a JSON line for each.")],
+    model: common.Model = "smollm2",
+    extractive: Annotated[bool, typer.Option("--extractive", help="Quotes only: no model writes a sentence.")] = False,
+    max_tokens: common.MaxTokens = 64,
+    deadline_ms: common.DeadlineMs = None,
+    embedder: Embedder = "minilm",
+    threads: common.Threads = None,
+    json: common.Json = False,
+) -> None:
+    """Answers a question from the documents of an index, or says that they do not."""
+    from millis.tasks.index import Index
+
+    if question != "-" and not question.strip():
+        raise RequestError("the question is empty")
+    with Index.open(index, embedder=named(embedder)) as opened:
+        lm = None if extractive else common.load(model, threads=threads, prefix_cache=True)
+        if question == "-":
+            _batch(lm, opened, max_tokens, deadline_ms)
+        else:
+            _one(lm, opened, question, max_tokens, deadline_ms, json)
+
+
+def _one(
+    lm: LanguageModel | None, index: Index, question: str, max_tokens: int, deadline_ms: float | None, json: bool
+) -> None:
+    from millis.tasks.answer import ask
+
+    answering = ask(lm, question, index, deadline_ms=deadline_ms, max_tokens=max_tokens)
+    with _stopped_by_interrupt(answering) as interrupted:
+        if not json:
+            _show_sources(answering)
+        out = answering.result()
+    if json:
+        common.print_json(out.asdict())
+    else:
+        if out.written != "quote":
+            print(out.text)
+        common.say(_status_line(out))
+    if interrupted:
+        raise typer.Exit(130)
+
+
+def _batch(lm: LanguageModel | None, index: Index, max_tokens: int, deadline_ms: float | None) -> None:
+    from millis.tasks.answer import ask
+
+    for question in _lines():
+        out = ask(lm, question, index, deadline_ms=deadline_ms, max_tokens=max_tokens).result()
+        print(jsonlib.dumps(out.asdict(), ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def _lines() -> Iterator[str]:
+    """The questions on standard input, without empty lines."""
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise RequestError(f"line {number} of standard input is not UTF-8 text; convert it first") from None
+        if text:
+            yield text
+
+
+def _show_sources(answering: Answering) -> None:
+    """The first quote, as soon as it is known, with where it stands."""
+    for source in answering.sources[:1]:
+        print(
+            f"“{source.quote}”\n  — {source.title or source.document} ({source.document}, {source.start}–{source.stop})"
+        )
+        sys.stdout.flush()
+
+
+def _status_line(out: Answer) -> str:
+    timings = out.timings
+    parts = [f"quote {timings.quote_ms:.1f} ms"]
+    if timings.first_token_ms:
+        parts.append(f"first token {timings.first_token_ms:.1f} ms")
+    parts.append(f"total {timings.total_ms:.0f} ms")
+    if timings.prompt_tokens:
+        parts.append(f"{timings.prompt_tokens} + {timings.completion_tokens} tokens, {timings.cached_tokens} cached")
+    parts.append(f"in the documents: {100 * out.probability:.0f} %")
+    return " · ".join(parts)
+
+
+@contextmanager
+def _stopped_by_interrupt(answering: Answering) -> Iterator[list[int]]:
+    """The first Ctrl-C ends the model's sentence and fills what is yielded, the next interrupts as usual."""
+    seen: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        seen.append(number)
+        answering.stop_soon()
+
+    previous = signal.signal(signal.SIGINT, stop)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, previous)
