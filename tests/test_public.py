@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub", "documents"},
     "quantize": {"_native", "config", "models", "engine", "tasks", "tokenizer"},
     "train": {"models", "tokenizer"},
-    "bench": {"_native", "models", "tasks"},
+    "bench": {"_native", "models", "engine", "tasks"},
     "server": {"__version__", "_native", "config", "models", "engine", "tasks", "tokenizer", "hub"},
     "commands": {
         "_native",

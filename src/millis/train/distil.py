@@ -56,7 +56,7 @@ class Distil(LanguageModelling):
 
     def flops_a_token(self) -> float:
         """The teacher's forward pass too."""
-        return super().flops_a_token() + 2 * sum(p.numel() for p in self._teacher.parameters())
+        return super().flops_a_token() + 2.0 * sum(int(p.numel()) for p in self._teacher.parameters())
 
     def evaluate(self) -> dict[str, float]:
         """Perplexities of teacher and student on what was held out, and how often they would choose the same token."""

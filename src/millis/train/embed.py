@@ -81,7 +81,7 @@ class Embed:
         left, right = (self._encoded([getattr(pair, side) for pair in self._held]) for side in ("left", "right"))
         nearest = (left @ right.T).argmax(-1).tolist()
         hits = sum(self._held[n].right == pair.right for n, pair in zip(nearest, self._held, strict=True))
-        return hits / len(self._held)
+        return float(hits / len(self._held))
 
     def export(self, folder: Path) -> list[str]:
         """A Hugging Face folder, with the files by which sentence-transformers knows how vectors are made of states."""
