@@ -39,7 +39,7 @@ def batch(*sequences: list[int], adapters: list[Any] | None = None) -> Batch:
     for s, count in enumerate(used):
         tables[s, :count] = range(first[s], first[s] + count)
     lengths = [len(tokens) for tokens in sequences]
-    return Batch(ints(sum(sequences, [])), ints([0] * len(sequences)), ints(lengths), tables, None, adapters)
+    return Batch(ints(sum(sequences, [])), ints([0] * len(sequences)), ints(lengths), tables, adapters=adapters)
 
 
 def tokens_of(model: Model, count: int, seed: int = 0) -> list[int]:

@@ -167,7 +167,7 @@ def test_poolings_that_are_not_computed(modules: Any, mode: dict[str, bool], fau
         ({"architectures": ["BertModel", "BertModel"]}, "architectures must list one name"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must name the labels 0 to 1"),
         ({"id2label": {"0": "a", "1": "a"}}, "each label a name of its own"),
-        ({"id2label": {"0": "a", "1": "b"}}, "'cls.output.weight' is 4 × 64; its configuration asks 2 × 64"),
+        ({"id2label": {"0": "a", "1": "b"}}, "'cls.output.* is 4.*; its configuration asks 2"),
         ({"problem_type": "ranking"}, "problem_type 'ranking' is not one of"),
         ({"num_attention_heads": 5}, "does not divide into 5 heads"),
         ({"type_vocab_size": 3}, "'token_types.weight' is 2 × 64"),
