@@ -50,15 +50,14 @@ def pull(name: str, progress: Progress | None = None) -> Path:
         return folder
     part = folder.with_name(folder.name + ".part")
     with store.storing(name):
-        part.mkdir(parents=True, exist_ok=True)
         with store.locked(f"data-{name}", progress):
             if _about(folder) is None:  # another process may have written it while we waited
+                part.mkdir(parents=True, exist_ok=True)
                 members = _gather(entry, part, progress)
                 _write(entry, members, part)
                 if folder.exists():  # of an earlier format
                     shutil.rmtree(folder)
                 store.commit(part, folder)
-            shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
