@@ -15,7 +15,7 @@ import pytest
 from gguf_files import shapes, write_tiny
 from millis import _native, cli
 from millis.models.gguf import read_gguf
-from millis.models.load import build_plan, load_model
+from millis.models.load import load_model
 from millis.models.oracle import Oracle
 from millis.models.tensor import GgmlType
 from millis.quantize.run import Quantizer, Target
