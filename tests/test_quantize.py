@@ -18,7 +18,7 @@ from millis.models.gguf import read_gguf
 from millis.models.load import load_model
 from millis.models.oracle import Oracle
 from millis.models.tensor import GgmlType
-from millis.quantize.run import Quantizer, Target
+from millis.quantize.run import Quantizer, Search, Target
 from millis.quantize.text import calibration
 from millis.tokenizer import load_tokenizer
 from millis.types import RequestError
@@ -100,6 +100,18 @@ def test_the_rise_of_perplexity_is_what_the_oracle_measures(
     assert 1 + said["perplexity_loss"] == pytest.approx(after / before, abs=5e-3)
     assert report.file_bytes < source.stat().st_size
     assert sum(row["loss_nats"] for row in report.rows) > 0
+
+
+@pytest.mark.parametrize("truth", [0.002, 0.01, 0.05, 0.9])
+@pytest.mark.parametrize("first", [0.005, 0.05, 0.5])
+def test_the_search_comes_near_the_largest_allowance_that_holds(truth: float, first: float) -> None:
+    search, held = Search(first), []
+    for _ in range(12):
+        if search.allowed <= truth:
+            held.append(search.allowed)
+        if not search.go_on(search.allowed <= truth, truth / search.allowed):
+            break
+    assert max(held) > truth / 1.4
 
 
 def test_a_larger_file_promises_a_smaller_loss_and_none_is_too_large(calibrated: Quantizer, tmp_path: Path) -> None:

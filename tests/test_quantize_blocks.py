@@ -1,4 +1,4 @@
-"""The quantisers' bytes read by the gguf package; their errors against that package's quantisers and against theory."""
+"""The quantisers' bytes read by the gguf package; their errors against that package's quantisers and against theory"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from millis.quantize.importance import Importance
 from millis.types import ModelError
 
 # Relative root-mean-square error on normal values that a type must stay below. A uniform quantiser of normal values
-# with the best step has 0.188 with 3 bits, 0.107 with 4, 0.059 with 5 (Max, 1960); scales for few values do better.
+# that knows its best step has 0.188 with 3 bits, 0.107 with 4, 0.059 with 5 (Max, 1960); scales for few values help.
 BELOW = {
     GgmlType.Q2_K: 0.32,
     GgmlType.Q3_K: 0.188,

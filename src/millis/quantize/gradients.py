@@ -101,13 +101,12 @@ class Gradients(Oracle):
         by_up: Floats = g * _activated(inner, op.activation)
         self._observer.product(op.gate, x, by_gate)
         self._observer.product(op.up, x, by_up)
-        out: Floats = by_gate @ gate + by_up @ up
+        out: Floats = (by_gate @ gate + by_up @ up).astype(np.float32, copy=False)
         return out
 
     def _attend_back(self, op: Attention, qkv: Floats, g: Floats) -> Floats:
         rows, group = len(qkv), op.heads // op.kv_heads
         heads = qkv.reshape(rows, op.heads + 2 * op.kv_heads, op.head_dim)
-        q: Floats
         q0, k0, v = np.split(heads, [op.heads, op.heads + op.kv_heads], axis=1)
         q, k = self._placed(op, q0, op.q_norm), self._placed(op, k0, op.k_norm)
         q = q.reshape(rows, op.kv_heads, group, op.head_dim)

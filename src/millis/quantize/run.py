@@ -32,6 +32,7 @@ from millis.types import RequestError
 Say = Callable[[str, int, int], None]  # stage, done, of how many
 _ROUNDS = 5  # of measuring a choice and correcting the limit on predicted losses
 _AIM = 0.7  # of the limit: another text may differ by what is left
+_CLOSE = 1.3  # allowances nearer to one another than this give much the same file
 _DEVIATIONS = 2.0  # standard errors between what was measured and what must hold
 _HEADER_BYTES = 64  # of a tensor in the directory, beside its name
 
@@ -55,6 +56,26 @@ class Report:
     source_bytes: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     measured: dict[str, float] = field(default_factory=dict)
+
+
+class Search:
+    """Looks for the largest allowance that holds: further where it held, back where not, then between."""
+
+    def __init__(self, allowed: float) -> None:
+        self.allowed = allowed
+        self._held = self._failed = 0.0  # 0: none yet
+
+    def go_on(self, held: bool, factor: float) -> bool:
+        """Takes in whether `allowed` held, and by what factor it may be wrong; False once there is little to gain."""
+        if held:
+            self._held = max(self._held, self.allowed)
+        else:
+            self._failed = min(self._failed or math.inf, self.allowed)
+        if self._held and self._failed:
+            self.allowed = math.sqrt(self._held * self._failed)
+            return self._failed > _CLOSE * self._held
+        self.allowed *= min(max(factor, 1.0), 3.0) if held else max(min(factor, 0.7), 0.3)
+        return not held or factor > _CLOSE
 
 
 class Quantizer:
@@ -186,25 +207,26 @@ class Quantizer:
     def _within_perplexity(self, options: dict[str, list[Option]], limit: float, report: Report) -> Choice:
         """The smallest choice found whose measured rise, doubt of a sample included, is at most `limit` nats."""
         source = self._losses({})
-        allowed, best = _AIM * limit, None
+        search, best = Search(_AIM * limit), None
         for _ in range(_ROUNDS):
-            choice = within_loss(options, allowed)
+            choice = within_loss(options, search.allowed)
             if choice is None:
                 break
             rise = self._losses(self._made(choice)) - source
             mean, doubt = float(rise.mean()), _DEVIATIONS * float(rise.std(ddof=1)) / math.sqrt(len(rise))
-            found = {"source_perplexity": math.exp(source.mean()), "perplexity_loss": math.expm1(mean)}
             holds = mean + doubt <= limit
-            if holds and (best is None or _total(choice) < _total(best[0])):
-                best = choice, found | {"perplexity_loss_at_most": math.expm1(mean + doubt)}
-            factor = _AIM * limit / max(mean, 0.1 * limit)
-            if best is not None and (not holds or factor < 1.15):
+            if holds and (best is None or _total(choice) < _total(best)):
+                best = choice
+                report.measured |= {
+                    "source_perplexity": math.exp(source.mean()),
+                    "perplexity_loss": math.expm1(mean),
+                    "perplexity_loss_at_most": math.expm1(mean + doubt),
+                }
+            if not search.go_on(holds, _AIM * limit / max(mean + doubt, 0.1 * limit)):
                 break
-            allowed *= min(max(factor, 0.3), 3.0) if holds or factor < 1 else 0.7
         if best is None:
             raise RequestError(f"no choice of types keeps the rise within {math.expm1(limit):.2%} on this text")
-        report.measured |= best[1]
-        return best[0]
+        return best
 
     def _losses(self, made: dict[str, Tensor]) -> Any:
         assert self._text is not None
