@@ -24,7 +24,8 @@ _ASKED = {
     "en": "Summarize the following text in at most {length}. Answer with the summary alone.\n\n{text}",
     "zh": "请用不超过{length}概括下面的文本，只回答摘要。\n\n{text}",
 }
-SENTENCE = re.compile(r"[^。！？!?.]*(?:[。！？!?]+[”」』\"']*|\.+(?=\s|$)[\"']*|\.+(?!\s|$)|$)\s*")
+INNER = r"[^。！？!?.]|\.+(?=[^\s.\"'”’)\]])"  # a full stop ends nothing within a number or a name
+SENTENCE = re.compile(rf"(?:{INNER})*(?:[。！？!?]+|\.+)?[\"'”’』」)\]]*\s*")
 TOKENS = {"words": 1.6, "sentences": 40.0, "characters": 1.0}  # of an answer for each unit, at most
 PART_TOKENS = 96  # of the summary of a part
 MARGIN = 64  # tokens of the instruction and the template
