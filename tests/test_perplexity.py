@@ -118,7 +118,7 @@ def _independent(path: Path, text: str) -> float:
 
 
 def test_usage_and_unreadable_texts(tmp_path: Path, model_path: Callable[[str], Path]) -> None:
-    assert "missing option '--perplexity'" in error_line(millis("evaluate"), 2)
+    assert "give a task and a file, or --perplexity FILE" in error_line(millis("evaluate"), 2)
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     (tmp_path / "empty.txt").write_text("")
     model = model_path("smollm2")

@@ -34,7 +34,7 @@ class Scripted(TaskMethods):
     def __init__(self, *says: str) -> None:
         self._classifiers = {}
         self.says, self.asked, self.options = list(says), [], []
-        self.engine = SimpleNamespace(room=300)
+        self.engine = SimpleNamespace(room=400)
         self.config = SimpleNamespace(max_sequences=8)
         self.tokenizer = SimpleNamespace(
             has_chat_template=True, encode=lambda text, add_special=True: text.replace("。", " 。").split()

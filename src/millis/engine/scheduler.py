@@ -400,14 +400,17 @@ class Scheduler:
         for request in (first, *(r for r in ranked if r is not first)):
             if len(chunks) == self._max_sequences or not self._can_score(request):
                 continue
-            chunk = self._score_tree(request, left, limits, now_s)
+            chunk = self._score_tree(request, left, limits, now_s, urgent=not chunks)
             if chunk is not None:
                 chunks.append(chunk)
                 left -= chunk.length
         return [chunk for chunk in chunks if chunk.request in self.running]
 
-    def _score_tree(self, request: Request, left: int, limits: Limits, now_s: float) -> Chunk | None:
-        """The rest of a request's prompt and its next tree, with pages for them; None where there is no room."""
+    def _score_tree(self, request: Request, left: int, limits: Limits, now_s: float, *, urgent: bool) -> Chunk | None:
+        """The rest of a request's prompt and its next tree, with pages for them; None where there is no room.
+
+        urgent: a request that runs already takes pages from whoever is less urgent, or loses its own.
+        """
         assert request.score is not None
         running = request in self.running
         match = None if running else self._reuse(request)
@@ -422,7 +425,10 @@ class Scheduler:
         plan = plan_tree(
             request.score, request.computed, begin, self._max_tokens, self.work, self.costs, left_ms, limit_ms
         )
-        placed = plan is not None and plan.length <= left and self._has_room(request, request.computed + plan.length)
+        placed = False
+        if plan is not None and plan.length <= left:
+            end = request.computed + plan.length
+            placed = self._has_room(request, end) or (running and urgent and self._take(request, end, may_preempt=True))
         if not running:
             self._reused(request, match, placed)
         if plan is None or not placed:

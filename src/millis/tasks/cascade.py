@@ -31,7 +31,7 @@ class CascadeTimings(Timings):
 
     model: str = ""  # whose answer it is
     model_ms: tuple[tuple[str, float], ...] = ()  # each model that was asked, and what it took
-    why: str = ""  # confident | no time | replaced | not whole | the largest
+    why: str = ""  # confident | no time | not whole | replaced
     confidence: float | None = None  # of the first model
 
 
@@ -107,8 +107,8 @@ class Cascade:
             for lm in self.models:
                 lm.prepare_deadlines(deadline_ms)
         begin = time.perf_counter()
-        taken, name, why = ask(self.models[0], deadline_ms), self.models[0].path.stem, "the largest"
-        certainty = confident(taken)
+        taken, name, why = ask(self.models[0], deadline_ms), self.models[0].path.stem, "confident"
+        certainty = first = confident(taken)
         spent = [(name, taken.timings.total_ms)]
         for lm in self.models[1:]:
             left_ms = None if deadline_ms is None else deadline_ms - 1000 * (time.perf_counter() - begin)
@@ -128,12 +128,11 @@ class Cascade:
                 why = "not whole"
                 break
             taken, name, why = other, lm.path.stem, "replaced"
-            certainty = confident(other) if lm is not self.models[-1] else certainty
+            certainty = confident(other)
         total_ms = 1000 * (time.perf_counter() - begin)
         given = {field.name: getattr(taken.timings, field.name) for field in fields(Timings)}
         given |= {"total_ms": total_ms, "deadline_ms": deadline_ms}
         given |= {"slack_ms": None if deadline_ms is None else deadline_ms - total_ms}
-        first = confident(taken) if len(spent) == 1 else certainty
         timings = CascadeTimings(**given, model=name, model_ms=tuple(spent), why=why, confidence=first)
         return replace(taken, timings=timings)
 

@@ -133,19 +133,23 @@ class Classifier:
         return prompts[0][:head], [[*prompt[head:], *answer] for prompt in prompts for answer in answers]
 
     def _answer(self, request: Request) -> Classification:
+        assert request.score is not None
         values, complete = self._values(request), request.finish_reason == "stop"
         if self._multi:
             scores = [_sigmoid(yes - no) for yes, no in zip(values[::2], values[1::2], strict=True)]
+        elif self.calibration is None or request.score.depth is not None:  # first tokens have other biases
+            scores = softmax(values)
         else:
-            scores = softmax(values if self.calibration is None else self.calibration.apply(self.labels, values))
+            scores = softmax(self.calibration.apply(self.labels, values))
         ranked = dict(sorted(zip(self.labels, scores, strict=True), key=lambda pair: -pair[1]))
         best, score = next(iter(ranked.items()))
         least = 0.5 if self._multi and self._abstain is None else self._abstain
+        told = complete or (bool(request.score.values) and not self._multi)  # a question cut short asks nothing
         return Classification(
-            label=best if least is None or score >= least else None,
+            label=best if told and (least is None or score >= least) else None,
             scores=ranked,
             timings=request.timings,
-            labels=tuple(name for name, one in ranked.items() if one >= (least or 0.5)) if self._multi else (),
+            labels=tuple(name for name, one in ranked.items() if one >= (least or 0.0)) if self._multi and told else (),
             complete=complete,
         )
 
@@ -209,4 +213,6 @@ def _share(value: float | None) -> float | None:
 
 
 def _sigmoid(x: float) -> float:
+    if math.isnan(x):  # neither answer was scored
+        return 0.5
     return 1 / (1 + math.exp(-x)) if x > -700 else 0.0

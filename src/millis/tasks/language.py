@@ -6,7 +6,7 @@ from typing import Literal
 
 Language = Literal["zh", "en"]
 LANGUAGES: dict[Language, str] = {"zh": "Chinese", "en": "English"}
-HAN = 0.15  # share of the letters from which on a text is Chinese: a Han character says as much as a Latin word
+HAN = 0.2  # share of the letters from which on a text is Chinese: a Han character says as much as a Latin word
 
 
 def is_han(character: str) -> bool:

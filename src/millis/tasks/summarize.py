@@ -24,7 +24,8 @@ _ASKED = {
     "en": "Summarize the following text in at most {length}. Answer with the summary alone.\n\n{text}",
     "zh": "请用不超过{length}概括下面的文本，只回答摘要。\n\n{text}",
 }
-SENTENCE = re.compile(r"[^。！？!?.]*(?:[。！？!?]+[”」』\"']*|\.+(?=\s|$)[\"']*|\.+(?!\s|$)|$)\s*")
+INNER = r"[^。！？!?.]|\.+(?=[^\s.\"'”’)\]])"  # a full stop ends nothing within a number or a name
+SENTENCE = re.compile(rf"(?:{INNER})*(?:[。！？!?]+|\.+)?[\"'”’』」)\]]*\s*")
 TOKENS = {"words": 1.6, "sentences": 40.0, "characters": 1.0}  # of an answer for each unit, at most
 PART_TOKENS = 96  # of the summary of a part
 MARGIN = 64  # tokens of the instruction and the template
@@ -117,7 +118,11 @@ def summarize(
     read = dict.fromkeys(range(len(given)), 1.0)
     whole = list(given)
     for i in long:
-        whole[i], read[i] = _first_round(lm, pieces[i], room, _left_ms(begin, deadline_ms))
+        parts = pieces[i]
+        while len(parts) > 1:  # of a very long text the summaries are too long again
+            whole[i], share = _first_round(lm, parts, room, _left_ms(begin, deadline_ms))
+            read[i] *= share
+            parts = cut_parts(lm, whole[i], room) if deadline_ms is None else [whole[i]]
     prompts = [_prompt(text, length) for text in whole]
     outs = ask(lm, prompts, deadline_ms=_left_ms(begin, deadline_ms), max_tokens=length.tokens)
     found = []
@@ -163,12 +168,13 @@ def _bounded(lm: LanguageModel, text: str, room: int) -> list[str]:
 
 def _first_round(lm: LanguageModel, parts: list[str], room: int, left_ms: float | None) -> tuple[str, float]:
     """The summaries of the parts, one behind the other, and the share of the parts that there was time for."""
-    most = min(len(parts), max(1, room // PART_TOKENS))
+    most = len(parts)
     if left_ms is not None:
+        most = min(most, max(1, room // PART_TOKENS))  # one more round is all there is time for
         lm.prepare_deadlines()
         costs, chunk = lm.engine.costs, lm.engine.costs.chunk
         slots = min(most, lm.config.max_sequences)
-        each = costs.prefill_ms(room // 1, chunk) + PART_TOKENS * costs.decode_ms(slots, room) / slots
+        each = costs.prefill_ms(room, chunk) + PART_TOKENS * costs.decode_ms(slots, room) / slots
         most = max(1, min(most, int(REDUCING * left_ms / each))) if each > 0 else most
     chosen = [parts[i * len(parts) // most] for i in range(most)]
     length = Length(2, "sentences")
