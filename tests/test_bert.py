@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 from encoders import CONTEXT, FAMILIES, LABELS, hidden, logits, random_ids, save, tiny
 from millis import _native
 from millis.config import EngineConfig
+from millis.engine.eight_bits import eight_bits
 from millis.engine.encoder_runner import EncoderRunner, groups
 from millis.models.config import Head
 from millis.models.load import Model, load_model
@@ -167,7 +170,7 @@ def test_poolings_that_are_not_computed(modules: Any, mode: dict[str, bool], fau
         ({"architectures": ["BertModel", "BertModel"]}, "architectures must list one name"),
         ({"id2label": {"0": "a", "2": "b"}}, "id2label must name the labels 0 to 1"),
         ({"id2label": {"0": "a", "1": "a"}}, "each label a name of its own"),
-        ({"id2label": {"0": "a", "1": "b"}}, "'cls.output.weight' is 4 × 64; its configuration asks 2 × 64"),
+        ({"id2label": {"0": "a", "1": "b"}}, "'cls.output.bias' is 4; its configuration asks 2"),
         ({"problem_type": "ranking"}, "problem_type 'ranking' is not one of"),
         ({"num_attention_heads": 5}, "does not divide into 5 heads"),
         ({"type_vocab_size": 3}, "'token_types.weight' is 2 × 64"),
@@ -227,3 +230,34 @@ def test_groups_hold_every_text_once() -> None:
     found = groups(lengths, 100)
     assert [i for group in found for i in group] == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in group) <= 100 for group in found) and len(found) == 3
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_fast_is_near_and_the_same_on_every_isa(isa: str, saved: tuple[Any, Model]) -> None:
+    """Weights and activations in eight bits: bounds of a random model, whose errors are those of its formats."""
+    _, ours = saved
+    texts = [random_ids(length) for length in (1, 13, 14, 15, 29, 40, CONTEXT)]
+    exact, fast = runner(ours), runner(ours, isa, precision="fast")
+    scalar = runner(ours, "scalar", precision="fast")
+    for found, near, wanted in (
+        (fast.embeddings(texts), scalar.embeddings(texts), exact.embeddings(texts)),
+        (fast.logits(texts), scalar.logits(texts), exact.logits(texts)),
+    ):
+        error = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert 1e-5 < error.max() < 0.05, "eight bits, and no more than their rounding"
+        apart = np.linalg.norm(found - near, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert apart.max() < 0.02, "a value on the edge may be rounded to the other side, and no more"
+
+
+def test_eight_bits_are_those_of_the_gguf_package(bert: Model) -> None:
+    made = eight_bits(bert.plan, bert.checkpoint.tensors)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    changed = {name for name, tensor in made.items() if tensor is not bert.checkpoint.tensors[name]}
+    products = re.compile(r"blk\.\d\.(attn_(q|k|v|output)|ffn_(up|down))\.weight|cls\.weight")
+    assert changed == {name for name in made if products.fullmatch(name)}
+    for name in changed:
+        values = bert.checkpoint.tensors[name].numpy()
+        back = gguf.quants.dequantize(made[name].data, kind).reshape(values.shape)
+        step = np.abs(values.reshape(-1, 32)).max(1, keepdims=True) / 127
+        assert (np.abs(back - values).reshape(-1, 32) <= 0.56 * step).all()
+        np.testing.assert_array_equal(back, made[name].numpy())
