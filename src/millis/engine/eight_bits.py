@@ -1,7 +1,7 @@
 """Float matrices of an encoder in eight bits: a quarter of what a float32 file has to be read for each text.
 
-Blocks of 32 weights share a scale (GGML's Q8_0). What is only looked up, a row at a time, stays as it lies in the file, and
-so does the matrix that gives the logits.
+Blocks of 32 weights share a scale (GGML's Q8_0). What is only looked up, a row at a time, stays as it lies in the file,
+and so does the matrix that gives the logits.
 """
 
 from __future__ import annotations

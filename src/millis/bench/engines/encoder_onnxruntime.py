@@ -1,4 +1,4 @@
-"""ONNX Runtime as an encoder, on a float32 export of the same model: a text in, the best label out, tokenizing included."""
+"""ONNX Runtime as an encoder, on a float32 export of the same model: a text in, the best label out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 
 class Engine:
-    """Reads spec["onnx"], whose inputs are token ids and their mask and whose first output is logits or hidden states."""
+    """Reads spec["onnx"]: token ids and their mask in, logits or hidden states out first."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         options = onnxruntime.SessionOptions()
