@@ -443,12 +443,12 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Runtime* self, int threads, const std::string& isa, int max_tokens, int max_outputs, int pages, int layers, int kv_heads, int head_dim,
-             int vocab, int context, bool exact, bool screen) {
-            new (self)
-                Runtime(RuntimeConfig{threads, max_tokens, max_outputs, pages, layers, kv_heads, head_dim, vocab, context, exact, isa, screen});
+             int vocab, int context, bool exact, bool screen, bool bytes) {
+            new (self) Runtime(
+                RuntimeConfig{threads, max_tokens, max_outputs, pages, layers, kv_heads, head_dim, vocab, context, exact, isa, bytes, screen});
           },
           nb::kw_only(), "threads"_a, "isa"_a, "max_tokens"_a, "max_outputs"_a, "pages"_a, "layers"_a, "kv_heads"_a, "head_dim"_a, "vocab"_a,
-          "context"_a, "exact"_a, "screen"_a = true)
+          "context"_a, "exact"_a, "screen"_a = true, "bytes"_a = false)
       .def(
           "use_packed", [](Runtime& self, std::shared_ptr<PackedFile> file) { self.use_packed(std::move(file)); }, "file"_a,
           "Takes the matrices added from here on out of `file` where it has them.")

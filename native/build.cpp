@@ -303,7 +303,10 @@ void Runtime::finish() {
       for (auto& own : private_) own.attention.resize(std::max(own.attention.size(), attend_all_floats(config_.context, all->head_dim)));
   }
   positions_.reserve(rows), slots_.reserve(rows), sequences_.reserve(rows), begins_.reserve(rows);  // a step allocates nothing
-  fuse_norms();                                                                                     // last: ops_ stays as it is from here on
+  fuse_norms();                                                                                     // ops_ stays as it is from here on
+  for (Op& op : ops_)
+    if (auto* product = std::get_if<MatMulOp>(&op)) product->bytes = takes_bytes(*product);
+  if (config_.bytes) shared_.bytes.resize(rows * blocks);
   finished_ = true;
 }
 

@@ -100,6 +100,14 @@ struct ActBlock {
 };
 static_assert(sizeof(ActBlock) == 80);
 
+// 32 activations in one byte each: x ~ d * high.
+struct ByteBlock {
+  int8_t high[kBlock];
+  float d;
+  int32_t sum;  // of the bytes: the factor of a weight block's offset
+};
+static_assert(sizeof(ByteBlock) == 40);
+
 // IEEE half precision, in plain integer arithmetic so that every ISA gives the same bits. Static, because a copy compiled
 // for one ISA must not be linked into code for all.
 static inline float half_to_float(uint16_t h) {

@@ -2,6 +2,7 @@
 #include "vec_avx512.h"
 
 #define MILLIS_VEC vec_avx512
+#define MILLIS_BYTE_ROWS 14
 #define MILLIS_WIDE_ROWS 16
 #include "kernels_body.h"
 

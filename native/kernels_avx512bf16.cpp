@@ -2,6 +2,7 @@
 #include "vec_avx512bf16.h"
 
 #define MILLIS_VEC vec_avx512bf16
+#define MILLIS_BYTE_ROWS 14
 #define MILLIS_PAIRS
 #define MILLIS_WIDE_ROWS 16
 #define MILLIS_WIDE_LEAST 40

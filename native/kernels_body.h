@@ -98,8 +98,8 @@ template <int first, int count, int M, class Quants>
 }
 
 // The same of the activations' high bytes alone.
-template <int first, int count, int M, class Quants>
-[[gnu::always_inline]] inline void dot_high(const Quants& q, const ActBlock* x, size_t stride, I32 (&high)[M]) {
+template <int first, int count, int M, class Quants, class Act>
+[[gnu::always_inline]] inline void dot_high(const Quants& q, const Act* x, size_t stride, I32 (&high)[M]) {
   if constexpr (kParts > 1) {
     I32 low[M];
     for (int m = 0; m < M; ++m) low[m] = set1_i32(0);
@@ -381,6 +381,7 @@ uint64_t read(const uint8_t* data, size_t bytes) {
 }  // namespace millis
 
 #include "attention_body.h"
+#include "bytes_body.h"
 #include "encoder_body.h"
 #include "screen_body.h"
 
@@ -401,6 +402,7 @@ Kernels make_table(const char* isa) {
   k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
   k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide, k.attend_all = attend_all;
   k.screen = screen_panel, k.planes_panel = planes_panel;
+  if constexpr (kParts == 1) k.bytes_panel = bytes_panel, k.quantize_bytes = quantize_bytes;
   k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide();
   return k;
 }

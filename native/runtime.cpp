@@ -184,6 +184,7 @@ void Runtime::execute(const NormOp& op, Step& step, int thread) {
 }
 
 void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
+  if (op.bytes) return execute_bytes(op, step, thread);
   if (wide(op, step.count)) return execute_wide(op, step, thread);
   if (screened(op, step)) return execute_screened(op, step, thread);
   const int threads = pool_.threads(), rows = step.count, cols = op.x->width;

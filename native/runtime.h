@@ -30,6 +30,7 @@ struct RuntimeConfig {
   int layers, kv_heads, head_dim, vocab, context;
   bool exact;  // float32 weights and cache
   std::string isa;
+  bool bytes = false;  // multiply Q8_0 by activations of one byte, where that is faster
   bool screen = true;  // read of an output matrix in two planes only what may decide, where the caller allows it
 };
 
@@ -73,6 +74,7 @@ struct MatMulOp {
   Activation activation = Activation::None;
   const Buffer* residual = nullptr;
   int number = -1;               // of the op in its plan; -1 behind a select, where no adapter adds
+  bool bytes = false;            // multiplies by activations of one byte
   const NormOp* norm = nullptr;  // applied to x on the way in, when its result has no other reader
   std::vector<float> padded_bias;
 };
@@ -182,6 +184,8 @@ class Runtime {
   void execute(const EmbedOp& op, Step& step, int thread);
   void execute(const NormOp& op, Step& step, int thread);
   void execute(const MatMulOp& op, Step& step, int thread);
+  bool takes_bytes(const MatMulOp& op) const;
+  void execute_bytes(const MatMulOp& op, Step& step, int thread);
   bool screened(const MatMulOp& op, const Step& step) const;
   void execute_screened(const MatMulOp& op, Step& step, int thread);
   bool wide(const MatMulOp& op, int rows) const;
@@ -217,6 +221,7 @@ class Runtime {
   struct Scratch {
     std::vector<float> rows, attention, tile;
     std::vector<ActBlock> acts;
+    std::vector<ByteBlock> bytes;
     std::vector<ScreenBlock> screen;
     std::vector<uint32_t> wide;  // shared: a product's input; private: panels under way
   };

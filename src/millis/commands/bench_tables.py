@@ -133,3 +133,24 @@ def show_speculation(found: dict[str, dict[str, float]]) -> None:
             f"{row['same']:.0f}",
         )
     common.print_table(table)
+
+
+def show_encoders(found: dict[str, Any]) -> None:
+    """Milliseconds a text, engine by engine."""
+    from rich.table import Table
+
+    ours = found["engines"]["millis"]["texts"]
+    table = Table(box=None, pad_edge=False)
+    for title in ("engine", "words", "p50 ms", "p99 ms", "times Millis", "same labels"):
+        table.add_column(title, justify="left" if title == "engine" else "right")
+    for name, engine in found["engines"].items():
+        for own, text in zip(ours, engine["texts"], strict=True):
+            table.add_row(
+                f"{name} {engine['version']}",
+                f"{text['words']}",
+                f"{text['p50_ms']:.3f}",
+                f"{text['p99_ms']:.3f}",
+                f"{text['p50_ms'] / own['p50_ms']:.2f}",
+                f"{100 * engine['same_labels']:.0f} %",
+            )
+    common.print_table(table)

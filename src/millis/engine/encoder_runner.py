@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from millis import _native
 from millis.config import EngineConfig
+from millis.engine.eight_bits import eight_bits
 from millis.engine.native_runner import fill
 from millis.models.load import Model
 from millis.types import ModelError
@@ -39,8 +40,10 @@ class EncoderRunner:
                 vocab=plan.vocab,
                 context=plan.context,
                 exact=config.precision == "exact",
+                bytes=config.precision == "fast",
             )
-            fill(self._runtime, plan, model.checkpoint.tensors)
+            tensors = model.checkpoint.tensors
+            fill(self._runtime, plan, tensors if config.precision == "exact" else eight_bits(plan, tensors))
         except ValueError as error:
             raise ModelError(f"{model.checkpoint.path}: {error}") from None
         except MemoryError:
