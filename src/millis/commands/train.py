@@ -81,6 +81,8 @@ def command(
     """Train on your data. Killed, it goes on where it was when you run the same again."""
     from millis.train.samples import files_of
 
+    if gguf is not None and task not in ("lm", "chat"):
+        raise typer.BadParameter(f"--gguf is for lm and chat, not for {task}")
     files_of([*data, *(eval_data or [])])  # what is not there is said before anything large is loaded
     prepare_torch(threads)
     from millis.train.gguf_out import write_gguf

@@ -203,5 +203,6 @@ def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Pat
 
 def _encoded(base: Base, settings: Settings, rows: Sequence[tuple[Row, str, str]], labels: list[str]) -> Labelled:
     number = {label: i for i, label in enumerate(labels)}
-    ids = [encode_cut(base.tokenizer, text, settings.max_tokens)[0] for _, text, _ in rows]
+    # A text of which the vocabulary has nothing is still one that a model may be asked about.
+    ids = [encode_cut(base.tokenizer, text, settings.max_tokens)[0] or [base.pad] for _, text, _ in rows]
     return Labelled(ids, [number[label] for _, _, label in rows])
