@@ -123,11 +123,12 @@ class Classify:
 
     def _masked(self, ids: list[int]) -> list[int]:
         """Some tokens hidden, other ones each time: the label must follow from what is left."""
-        if self._mask is None:
+        mask = self._mask
+        if mask is None:
             return ids
         hidden = (torch.rand(len(ids)) < self._settings.token_dropout).tolist()
         pairs = zip(ids, hidden, strict=True)
-        return [self._mask if hide and token not in self._around else token for token, hide in pairs]
+        return [mask if hide and token not in self._around else token for token, hide in pairs]
 
     def _logits(self, samples: Sequence[Sequence[int]]) -> Tensor:
         ids, mask = padded(samples, self._pad)
