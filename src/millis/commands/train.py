@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from millis.commands import common
+from millis.types import ModelError
 
 EXAMPLE = "millis train intents.csv --task classify -m minilm --out intents --eval-split 0.1"
 
@@ -79,6 +81,8 @@ def command(
     """Train on your data. Killed, it goes on where it was when you run the same again."""
     from millis.train.samples import files_of
 
+    if gguf is not None and task not in ("lm", "chat"):
+        raise typer.BadParameter(f"--gguf is for lm and chat, not for {task}")
     files_of([*data, *(eval_data or [])])  # what is not there is said before anything large is loaded
     prepare_torch(threads)
     from millis.train.gguf_out import write_gguf
@@ -104,7 +108,11 @@ def prepare_torch(threads: int | None) -> None:
     from millis.config import usable_cores
     from millis.models.transformers_model import torch_module
 
-    torch_module("training").set_num_threads(threads or usable_cores())
+    torch = torch_module("training")
+    for library in ("matplotlib", "tensorboardX"):
+        if find_spec(library) is None:
+            raise ModelError(f"training needs {library}; install it with: pip install 'millis[train]'")
+    torch.set_num_threads(threads or usable_cores())
 
 
 def limits(time_limit: str | None, numbers: str) -> dict[str, Any]:

@@ -123,11 +123,12 @@ class Classify:
 
     def _masked(self, ids: list[int]) -> list[int]:
         """Some tokens hidden, other ones each time: the label must follow from what is left."""
-        if self._mask is None:
+        mask = self._mask
+        if mask is None:
             return ids
         hidden = (torch.rand(len(ids)) < self._settings.token_dropout).tolist()
         pairs = zip(ids, hidden, strict=True)
-        return [self._mask if hide and token not in self._around else token for token, hide in pairs]
+        return [mask if hide and token not in self._around else token for token, hide in pairs]
 
     def _logits(self, samples: Sequence[Sequence[int]]) -> Tensor:
         ids, mask = padded(samples, self._pad)
@@ -203,5 +204,6 @@ def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Pat
 
 def _encoded(base: Base, settings: Settings, rows: Sequence[tuple[Row, str, str]], labels: list[str]) -> Labelled:
     number = {label: i for i, label in enumerate(labels)}
-    ids = [encode_cut(base.tokenizer, text, settings.max_tokens)[0] for _, text, _ in rows]
+    # A text of which the vocabulary has nothing is still one that a model may be asked about.
+    ids = [encode_cut(base.tokenizer, text, settings.max_tokens)[0] or [base.pad] for _, text, _ in rows]
     return Labelled(ids, [number[label] for _, _, label in rows])

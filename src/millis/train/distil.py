@@ -65,6 +65,7 @@ class Distil(LanguageModelling):
         student, self.model = self.model, self._teacher
         teacher = self._perplexity()
         self.model = student
+        self._teacher.eval()
         return super().evaluate() | {"teacher_perplexity": teacher, "agreement": self._agreement()}
 
     def _agreement(self) -> float:

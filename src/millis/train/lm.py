@@ -154,6 +154,9 @@ def documents(tokenizer: Tokenizer, settings: Settings, skipped: Skipped, paths:
     for row in rows:
         if (text := text_of(row, name, skipped)) is not None:
             ids = tokenizer.encode(text)
+            if not ids:
+                skipped.add(row.file, row.line, "no token")
+                continue
             found.append(ids if end is None or ids[-1] == end else [*ids, end])
     if not found:
         raise RequestError(f"no usable text in {', '.join(map(str, paths))}: {skipped.summary()}")

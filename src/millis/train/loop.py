@@ -100,7 +100,6 @@ class Outcome:
     elapsed_s: float
     history: list[Point]
     resumed_at: int | None = None
-    skipped_steps: int = 0
 
 
 @dataclass(slots=True)
@@ -112,7 +111,7 @@ class _Place:
     position: int = 0  # the next step of the epoch
     elapsed_s: float = 0.0
     tokens: int = 0
-    bad: int = 0
+    bad: int = 0  # updates in a row that were left out
     history: list[list[float]] = field(default_factory=list)
 
     def points(self) -> list[Point]:
@@ -164,7 +163,6 @@ class Loop:
             elapsed_s=place.elapsed_s,
             history=place.points(),
             resumed_at=resumed_at,
-            skipped_steps=place.bad,
         )
 
     def stop_soon(self) -> None:
@@ -191,8 +189,8 @@ class Loop:
     def _update(self, step: Step, steps: int | None) -> None:
         """One optimiser step over all micro-batches, each weighted by its share of the targets."""
         options, place, begin = self._options, self._place, time.monotonic()
-        ahead = progress(place.step + 1, steps, place.elapsed_s, options.time_limit_s)
-        factor = rate(ahead, options.warmup, options.floor)
+        middle = progress(place.step + 0.5, steps, place.elapsed_s, options.time_limit_s)  # of this update
+        factor = rate(middle, options.warmup, options.floor)
         for group in self._optimizer.param_groups:
             group["lr"] = options.lr * group["scale"] * factor
         total = sum(self._job.weight(micro) for micro in step)

@@ -55,7 +55,9 @@ def add_adapter(model: Any, rank: int, alpha: float) -> None:
 
 def write_adapter(model: nn.Module, folder: Path, base: str, alpha: float) -> None:
     """adapter_model.safetensors and adapter_config.json, as peft reads them; `base` is the model they belong to."""
-    tensors, names, rank = {}, set(), 0
+    tensors: dict[str, Tensor] = {}
+    names: set[str] = set()
+    rank = 0
     for name, module in model.named_modules():
         if isinstance(module, LoraLinear):
             for part in ("lora_A", "lora_B"):

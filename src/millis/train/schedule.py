@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def progress(step: int, steps: int | None, elapsed_s: float, limit_s: float | None) -> float:
+def progress(step: float, steps: int | None, elapsed_s: float, limit_s: float | None) -> float:
     """The share of a run that is done, in [0, 1]: by steps or by time, whichever is further."""
     by_steps = step / steps if steps else 0.0
     by_time = elapsed_s / limit_s if limit_s else 0.0
