@@ -1,4 +1,4 @@
-"""the figures of docs/answer.md: python tools/answer_figures.py --index bank.idx [--scale] [--json]
+"""the figures of docs/answer.md: python tools/answer_figures.py --index bank.idx [--scale] [--misses]
 
 --index: an index of the 698 documents that tests/data/bank_questions.jsonl asks about. --scale: also retrieval over
 100,000 passages, made by mixing lines of the documents and noise into their vectors.
