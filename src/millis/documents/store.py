@@ -69,6 +69,7 @@ class Store:
 
     def __init__(self, path: Path, *, create: bool) -> None:
         self.path = path
+        self._numbers: dict[str, int] = {}  # of terms, within a transaction
         if not path.exists() and not create:
             raise RequestError(f"there is no index {path}; make one with: millis index DOCUMENTS --index {path}")
         try:
@@ -105,6 +106,7 @@ class Store:
     def put(self, entries: Iterable[tuple[Document, list[Entry]]], deleted: Iterable[str] = ()) -> None:
         """Adds documents with their passages, or replaces those of their ids, and deletes others, all or none."""
         with self._errors(), self._transaction():
+            self._numbers.clear()  # of a transaction that was rolled back, perhaps
             self._db.executemany("DELETE FROM documents WHERE id = ?", ((id,) for id in deleted))
             for document, passages in entries:
                 self._db.execute("DELETE FROM documents WHERE id = ?", (document.id,))
@@ -157,12 +159,11 @@ class Store:
         return np.array(numbers, np.uint32).tobytes()
 
     def _number(self, term: str) -> int:
-        row = self._db.execute("SELECT number FROM terms WHERE term = ?", (term,)).fetchone()
-        if row is None:
-            number = self._db.execute("INSERT INTO terms (term) VALUES (?)", (term,)).lastrowid
-            assert number is not None
-            return number
-        return int(row[0])
+        if term not in self._numbers:
+            row = self._db.execute("SELECT number FROM terms WHERE term = ?", (term,)).fetchone()
+            number = row[0] if row else self._db.execute("INSERT INTO terms (term) VALUES (?)", (term,)).lastrowid
+            self._numbers[term] = int(number)
+        return self._numbers[term]
 
     def _check(self, create: bool) -> None:
         """That the file is one of ours, or empty and may become one."""

@@ -11,7 +11,7 @@ from importlib.resources import files
 from millis.documents.terms import terms
 from millis.tasks.index import Found
 
-LOOK_AT = 30  # hits
+LOOK_AT = 8  # hits: the best decides, the next are quoted
 
 
 @dataclass(frozen=True, slots=True)
