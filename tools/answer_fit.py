@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 TUNING = ROOT / "tests" / "data" / "bank_tuning.jsonl"
 WEIGHTS = ROOT / "src" / "millis" / "tasks" / "answerable.json"
 MEANING = ["cosine", "covered", "unknown"]
-WORDS = ["words", "covered", "unknown"]
+WORDS = ["words", "covered", "unknown", "missed"]
 L2 = 0.3  # of standardised weights
 
 

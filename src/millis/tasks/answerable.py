@@ -45,14 +45,16 @@ def features(found: Found) -> dict[str, float]:
     """What tells an answered question from another. Shares are of the summed idf of the question's terms.
 
     cosine, words: of the best hit, as `Hit` has them; covered: the share that its passage holds; unknown: the share of
-    terms that no document holds.
+    terms that no document holds; missed: the rarest term that its document lacks, as a share of the rarest there can be.
     """
     best, idf = found.hits[0], found.idf
     total = sum(idf.values()) or 1.0
     in_passage = set(terms(f"{best.document.title}\n{best.span.heading}\n{best.text}"))
+    in_document = in_passage | set(terms(best.document.text))
     return {
         "cosine": best.cosine or 0.0,
         "words": best.words,
         "covered": sum(v for term, v in idf.items() if term in in_passage) / total,
         "unknown": sum(v for term, v in idf.items() if term in found.unknown) / total,
+        "missed": max((v for term, v in idf.items() if term not in in_document), default=0.0) / found.most,
     }

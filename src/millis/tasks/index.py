@@ -63,6 +63,7 @@ class Found:
     hits: list[Hit]
     idf: dict[str, float]
     unknown: frozenset[str]  # terms that no passage holds
+    most: float  # the idf of such a term
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,7 @@ class Index:
             cosine = None if cosines is None else float(cosines[i])
             hit = Hit(document=document, span=span, score=float(scores[i]), words=float(words[rows[i]]), cosine=cosine)
             hits.append(hit)
-        return Found(hits, idf, frozenset(t for t in asked if idf[t] > most - 1e-4))
+        return Found(hits, idf, frozenset(t for t in asked if idf[t] > most - 1e-4), most)
 
     def _current(self) -> Snapshot:
         """The passages as the file has them now."""
