@@ -45,7 +45,7 @@ def features(found: Found) -> dict[str, float]:
     """What tells an answered question from another. Shares are of the summed idf of the question's terms.
 
     cosine, words: of the best hit, as `Hit` has them; covered: the share that its passage holds; unknown: the share of
-    terms that no document holds; missed: the rarest term that its document lacks, as a share of the rarest there can be.
+    terms that no document holds; missed: the rarest term that its document lacks, as a share of an unknown one's.
     """
     best, idf = found.hits[0], found.idf
     total = sum(idf.values()) or 1.0
