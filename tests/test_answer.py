@@ -192,7 +192,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "1 deleted; 3 documents" in less.stdout
     options = ("--index", str(idx), "--extractive", "--embedder", "none")
     shown = shell("answer", *options, "What is the overdraft fee?")
-    assert "“- Overdraft fee: $12.50 an item”\n  — Blue Account fees (fees, 30–61)" in shown.stdout
+    assert "“- Overdraft fee: $12.50 an item”\n  — Blue Account fees (fees, 28–59)" in shown.stdout
     batch = shell("answer", *options, "-", stdin="overdraft fee\n\nDo you sell life insurance?\n")
     assert [json.loads(line)["found"] for line in batch.stdout.splitlines()] == [True, False]
     assert "no such document" in error_line(shell("index", "--index", idx, "--embedder", "none", "--delete", "zh"))

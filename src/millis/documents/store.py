@@ -76,10 +76,14 @@ class Store:
             self._db = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
         except sqlite3.OperationalError as error:
             raise RequestError(f"cannot open {path}: {error}") from None
-        with self._errors():
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.execute("PRAGMA trusted_schema = OFF")
-            self._check(create)
+        try:
+            with self._errors():
+                self._db.execute("PRAGMA foreign_keys = ON")
+                self._db.execute("PRAGMA trusted_schema = OFF")
+                self._check(create)
+        except BaseException:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -167,21 +171,29 @@ class Store:
 
     def _check(self, create: bool) -> None:
         """That the file is one of ours, or empty and may become one."""
-        application = self._db.execute("PRAGMA application_id").fetchone()[0]
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if application == APPLICATION and version == VERSION:
+        if self._is_ours():
             return
-        if application == APPLICATION:
-            raise FormatError(f"{self.path} is an index of version {version}, this is for {VERSION}: index anew")
-        if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] or not create:
-            raise FormatError(f"{self.path} is not an index that millis has made; give another path to --index")
-        with self._transaction():
+        if not create:
+            raise self._foreign()
+        with self._transaction():  # in which no other process makes an index here
+            if self._is_ours():
+                return
             if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                return  # another process was quicker
+                raise self._foreign()
             for statement in _SCHEMA.strip().split(";\n"):
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA application_id = {APPLICATION}")
             self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _is_ours(self) -> bool:
+        application = self._db.execute("PRAGMA application_id").fetchone()[0]
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if application == APPLICATION and version != VERSION:
+            raise FormatError(f"{self.path} is an index of version {version}, this is for {VERSION}: index anew")
+        return bool(application == APPLICATION)
+
+    def _foreign(self) -> FormatError:
+        return FormatError(f"{self.path} is not an index that millis has made; give another path to --index")
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
