@@ -1,7 +1,7 @@
-"""the figures of docs/answer.md: python tools/answer_figures.py --index bank.idx [--scale] [--json]
+"""the figures of docs/answer.md: python tools/answer_figures.py --index bank.idx [--scale] [--misses]
 
---index: an index of the 698 documents that tests/data/bank_questions.jsonl asks about. --scale: also retrieval over
-100,000 passages, made by mixing lines of the documents and noise into their vectors.
+--index: an index of the 698 documents that tests/data/bank_questions.jsonl asks about. --scale: retrieval over 100,000
+passages instead, made by mixing lines of the documents and noise into their vectors.
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ def main() -> None:
     options = parser.parse_args()
     questions = [json.loads(line) for line in options.questions.read_text(encoding="utf-8").splitlines()]
     with Index.open(options.index) as index:
-        lm = LanguageModel(options.model, threads=options.threads, prefix_cache=True)
-        print(json.dumps(figures(index, lm, questions, scale=options.scale, misses=options.misses), indent=2))
+        if options.scale:
+            record = at_scale(index, questions)
+        else:
+            lm = LanguageModel(options.model, threads=options.threads, prefix_cache=True)
+            record = figures(index, lm, questions, misses=options.misses)
+        print(json.dumps(record, indent=2))
 
 
-def figures(
-    index: Index, lm: LanguageModel, questions: list[dict[str, Any]], *, scale: bool, misses: bool
-) -> dict[str, Any]:
+def figures(index: Index, lm: LanguageModel, questions: list[dict[str, Any]], *, misses: bool) -> dict[str, Any]:
     answers = [ask(lm, q["question"], index).result() for q in questions]
     truths = [bool(q["documents"]) for q in questions]
     ranks = [rank(index, q) for q in questions if q["documents"]]
@@ -72,14 +74,12 @@ def figures(
         record["misses"] = [
             f"{a.question} ({a.probability:.2f})" for a, ok in zip(answers, right, strict=True) if not ok
         ] + [q["question"] for q in questions if q["documents"] and rank(index, q) > 3]
-    if scale:
-        record["at scale"] = at_scale(index, questions)
     return record
 
 
 def rank(index: Index, question: dict[str, Any]) -> int:
     """Where the first right document stands among the documents found."""
-    found = dict.fromkeys(hit.document.id for hit in index.search(question["question"], LOOK_AT).hits)
+    found = dict.fromkeys(hit.document.id for hit in index.search(question["question"], 30).hits)
     return next((i for i, id in enumerate(found, 1) if id in question["documents"]), len(found) + 1)
 
 
@@ -89,6 +89,7 @@ def at_scale(index: Index, questions: list[dict[str, Any]]) -> dict[str, Any]:
     store = index._store
     now = store.snapshot()
     texts = [d.text[s.start : s.stop] for d, s in (store.passage(int(n)) for n in now.numbers)]
+    bags = [Counter(terms(text)) for text in texts]
     codes = now.vectors._codes.astype(np.float32) * now.vectors._scale[:, None]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scale.idx"
@@ -96,11 +97,11 @@ def at_scale(index: Index, questions: list[dict[str, Any]]) -> dict[str, Any]:
             entries = []
             for number in range(SCALE // 100):
                 rows = [rng.randrange(len(texts)) for _ in range(200)]
-                mixed = [f"{texts[a]}\n{texts[b]}" for a, b in zip(rows[::2], rows[1::2], strict=True)]
+                mixed = [bags[a] + bags[b] for a, b in zip(rows[::2], rows[1::2], strict=True)]
                 vectors = codes[rows[::2]] + noise.standard_normal((100, codes.shape[1])) * 0.03
                 passages = [
-                    Entry(Span(0, 1, ""), Counter(terms(text)), code)
-                    for text, code in zip(mixed, quantise(vectors.astype(np.float32)), strict=True)
+                    Entry(Span(0, 1, ""), bag, code)
+                    for bag, code in zip(mixed, quantise(vectors.astype(np.float32)), strict=True)
                 ]
                 entries.append((Document(str(number), "", "-"), passages))
             large._store.put(entries)

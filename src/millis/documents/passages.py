@@ -81,7 +81,7 @@ def _pieces(line: str, begin: int, end: int) -> Iterator[tuple[int, int]]:
     limit = 4 * PASSAGE_SIZE
     while end - begin > limit:
         cut = line.rfind(" ", begin + limit // 2, begin + limit) + 1 or begin + limit
-        yield begin, cut
+        yield from _pieces(line, begin, cut)
         begin = cut
     if begin < end:
         yield begin, end

@@ -69,16 +69,21 @@ class Store:
 
     def __init__(self, path: Path, *, create: bool) -> None:
         self.path = path
+        self._numbers: dict[str, int] = {}  # of terms, within a transaction
         if not path.exists() and not create:
             raise RequestError(f"there is no index {path}; make one with: millis index DOCUMENTS --index {path}")
         try:
             self._db = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
         except sqlite3.OperationalError as error:
             raise RequestError(f"cannot open {path}: {error}") from None
-        with self._errors():
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.execute("PRAGMA trusted_schema = OFF")
-            self._check(create)
+        try:
+            with self._errors():
+                self._db.execute("PRAGMA foreign_keys = ON")
+                self._db.execute("PRAGMA trusted_schema = OFF")
+                self._check(create)
+        except BaseException:
+            self._db.close()
+            raise
 
     def close(self) -> None:
         self._db.close()
@@ -105,6 +110,7 @@ class Store:
     def put(self, entries: Iterable[tuple[Document, list[Entry]]], deleted: Iterable[str] = ()) -> None:
         """Adds documents with their passages, or replaces those of their ids, and deletes others, all or none."""
         with self._errors(), self._transaction():
+            self._numbers.clear()  # of a transaction that was rolled back, perhaps
             self._db.executemany("DELETE FROM documents WHERE id = ?", ((id,) for id in deleted))
             for document, passages in entries:
                 self._db.execute("DELETE FROM documents WHERE id = ?", (document.id,))
@@ -157,30 +163,37 @@ class Store:
         return np.array(numbers, np.uint32).tobytes()
 
     def _number(self, term: str) -> int:
-        row = self._db.execute("SELECT number FROM terms WHERE term = ?", (term,)).fetchone()
-        if row is None:
-            number = self._db.execute("INSERT INTO terms (term) VALUES (?)", (term,)).lastrowid
-            assert number is not None
-            return number
-        return int(row[0])
+        if term not in self._numbers:
+            row = self._db.execute("SELECT number FROM terms WHERE term = ?", (term,)).fetchone()
+            number = row[0] if row else self._db.execute("INSERT INTO terms (term) VALUES (?)", (term,)).lastrowid
+            self._numbers[term] = int(number)
+        return self._numbers[term]
 
     def _check(self, create: bool) -> None:
         """That the file is one of ours, or empty and may become one."""
-        application = self._db.execute("PRAGMA application_id").fetchone()[0]
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if application == APPLICATION and version == VERSION:
+        if self._is_ours():
             return
-        if application == APPLICATION:
-            raise FormatError(f"{self.path} is an index of version {version}, this is for {VERSION}: index anew")
-        if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] or not create:
-            raise FormatError(f"{self.path} is not an index that millis has made; give another path to --index")
-        with self._transaction():
+        if not create:
+            raise self._foreign()
+        with self._transaction():  # in which no other process makes an index here
+            if self._is_ours():
+                return
             if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                return  # another process was quicker
+                raise self._foreign()
             for statement in _SCHEMA.strip().split(";\n"):
                 self._db.execute(statement)
             self._db.execute(f"PRAGMA application_id = {APPLICATION}")
             self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _is_ours(self) -> bool:
+        application = self._db.execute("PRAGMA application_id").fetchone()[0]
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if application == APPLICATION and version != VERSION:
+            raise FormatError(f"{self.path} is an index of version {version}, this is for {VERSION}: index anew")
+        return bool(application == APPLICATION)
+
+    def _foreign(self) -> FormatError:
+        return FormatError(f"{self.path} is not an index that millis has made; give another path to --index")
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:

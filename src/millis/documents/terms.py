@@ -58,11 +58,11 @@ def stem(word: str) -> str:
     if word[0].isdigit():
         return word.replace(",", "")
     word = re.sub("['’]s?$", "", word)
-    if len(word) < 4 or not word.isascii():
+    if len(word) < 3 or not word.isascii():
         return word
     if word.endswith("ies") or word.endswith("ied"):
         return word[:-3] + "y"
-    if word.endswith("s") and not word.endswith(("us", "ss", "is")):
+    if len(word) > 3 and word.endswith("s") and not word.endswith(("us", "ss", "is")):
         word = word[:-1]
     for ending in ("ing", "ed"):
         base = word.removesuffix(ending)

@@ -11,7 +11,7 @@ from importlib.resources import files
 from millis.documents.terms import terms
 from millis.tasks.index import Found
 
-LOOK_AT = 30  # hits
+LOOK_AT = 8  # hits: the best decides, the next are quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def features(found: Found) -> dict[str, float]:
     """What tells an answered question from another. Shares are of the summed idf of the question's terms.
 
     cosine, words: of the best hit, as `Hit` has them; covered: the share that its passage holds; unknown: the share of
-    terms that no document holds; missed: the rarest term that its document lacks, as a share of an unknown one's idf.
+    terms that no document holds; missed: the rarest term that its document lacks, as a share of an unknown one's.
     """
     best, idf = found.hits[0], found.idf
     total = sum(idf.values()) or 1.0

@@ -1,0 +1,210 @@
+"""indexes and answers: changes are whole or not there, processes share a file, quotes are exact, deadlines are kept"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from millis import Index
+from millis.tasks.answer import Source, ask, supported
+from millis.tasks.model import LanguageModel
+from millis.types import FormatError, RequestError
+from shell import error_line
+from shell import millis as shell
+
+FEES = "# Fees\n- Monthly fee: $5.00\n- Overdraft fee: $12.50 an item"
+DOCUMENTS = [
+    {
+        "id": "fees",
+        "title": "Blue Account fees",
+        "text": "# Fees\n- Monthly fee: $5.00\n- Overdraft fee: $12.50 an item",
+    },
+    {"id": "limits", "title": "Limits of cards", "text": "You can take up to $400 a day out of a cash machine."},
+    {"id": "card", "title": "Lost cards", "text": "A lost card is replaced in 3 days. A courier brings it."},
+    {"id": "zh", "title": "信用卡年费", "text": "金卡的年费是三百元。\n普通卡没有年费。"},
+]
+
+
+class Hashed:
+    """Vectors of the letters in a text: an embedder that needs no file."""
+
+    name = "hashed"
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        x = np.array([[text.lower().count(chr(97 + i)) + 0.01 for i in range(26)] for text in texts], np.float32)
+        return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    with Index.open(tmp_path / "a.idx", embedder=None, create=True) as opened:
+        opened.add(DOCUMENTS)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def lm(model_path: Callable[[str], Path]) -> LanguageModel:
+    return LanguageModel(str(model_path("smollm2")), threads=1, prefix_cache=True)
+
+
+def best(index: Index, question: str) -> str | None:
+    hits = index.search(question).hits
+    return hits[0].document.id if hits else None
+
+
+@pytest.mark.parametrize("embedder", [None, Hashed()])
+def test_documents_are_added_replaced_and_deleted(tmp_path: Path, embedder: Hashed | None) -> None:
+    with Index.open(tmp_path / "a.idx", embedder=embedder, create=True) as index:
+        assert index.add(DOCUMENTS).added == 4 and best(index, "overdraft fee") == "fees"
+        again = index.add([*DOCUMENTS[:3], {**DOCUMENTS[3], "text": "overdraft overdraft fee"}])
+        assert (again.added, again.updated, again.unchanged) == (0, 1, 3) and best(index, "overdraft") == "zh"
+        index.delete(["zh"])
+        assert best(index, "overdraft") == "fees" and sorted(index.ids()) == ["card", "fees", "limits"]
+        with pytest.raises(RequestError, match="no such document"):
+            index.add([{"id": "new", "text": "t"}], delete=["zh"])
+        assert len(index.ids()) == 3
+    with Index.open(tmp_path / "a.idx", embedder=embedder) as index:
+        assert best(index, "overdraft fees") == "fees" and list(tmp_path.iterdir()) == [tmp_path / "a.idx"]
+        index.delete(index.ids())
+        assert len(index) == 0 and index.search("anything").hits == []
+
+
+def test_chinese_questions_find_chinese_documents(index: Index) -> None:
+    out = ask(None, "金卡年费是多少？", index).result()
+    assert out.found and out.sources[0].document == "zh" and out.text == "金卡的年费是三百元。"
+    no = ask(None, "住房贷款的利率是多少？", index).result()
+    assert not no.found and no.sources == [] and "没有" in no.text
+
+
+def test_quotes_are_where_they_say(index: Index) -> None:
+    texts = {str(d["id"]): d["text"] for d in DOCUMENTS}
+    for question in ("What is the overdraft fee?", "lost card replaced courier", "How much cash a day from a machine?"):
+        out = ask(None, question, index).result()
+        assert out.found and out.written == "quote" and out.text == out.sources[0].quote
+        assert all(texts[s.document][s.start : s.stop] == s.quote for s in out.sources)
+    assert ask(None, "What is the overdraft fee?", index).result().text == "- Overdraft fee: $12.50 an item"
+
+
+def test_what_no_document_speaks_of_is_not_found(index: Index) -> None:
+    for question in ("Do you sell life insurance?", "Which mortgage rates apply for farms?", "?!"):
+        out = ask(None, question, index).result()
+        assert not out.found and not out.sources and out.written == "none"
+
+
+def test_a_model_writes_from_the_quote(index: Index, lm: LanguageModel) -> None:
+    out = lm.answer("What is the overdraft fee of the Blue Account?", index, max_tokens=40)
+    assert out.found and out.sources[0].document == "fees" and "12.50" in out.text
+    assert out.timings.quote_ms <= out.timings.first_token_ms <= out.timings.total_ms
+    assert out.timings.cached_tokens > 15  # the instruction
+    assert json.loads(json.dumps(out.asdict()))["sources"][0]["quote"] == "- Overdraft fee: $12.50 an item"
+
+
+def test_documents_can_be_given_instead_of_an_index(lm: LanguageModel) -> None:
+    out = lm.answer("How fast is a lost card replaced?", DOCUMENTS, embedder=None, max_tokens=30)
+    assert out.found and out.sources[0].document == "card"
+
+
+def test_with_no_time_for_a_model_the_quote_is_the_answer(index: Index, lm: LanguageModel) -> None:
+    out = lm.answer("What is the overdraft fee?", index, deadline_ms=4.0)
+    assert out.found and out.written == "quote" and out.timings.completion_tokens == 0
+    with pytest.raises(RequestError, match="deadline_ms"):
+        lm.answer("What is the overdraft fee?", index, deadline_ms=-1)
+
+
+def test_a_number_that_is_not_quoted_is_not_said() -> None:
+    source = [Source("a", "Fees of 2024", "- Fee: $1,500.00", 0, 16)]
+    assert supported("It is 1500 dollars.", "What is it?", source)
+    assert supported("In 2024 it was $1,500.", "What is it?", source)
+    assert not supported("It is 1600 dollars.", "What is it?", source)
+
+
+def test_a_change_by_another_process_is_seen(index: Index) -> None:
+    assert best(index, "zebra") is None
+    run_python(index.path, "index.add([{'id': 'z', 'text': 'A zebra.'}])")
+    assert best(index, "zebra") == "z"
+
+
+def test_processes_take_turns(tmp_path: Path) -> None:
+    path = tmp_path / "a.idx"
+    code = "[index.add([{'id': f'{sys.argv[2]}-{i}', 'text': f'text {i} of {sys.argv[2]}'}]) for i in range(10)]"
+    children = [start_python(path, code, str(n)) for n in range(3)]
+    assert [child.wait(60) for child in children] == [0, 0, 0]
+    with Index.open(path, embedder=None) as index:
+        assert len(index.ids()) == 30 and len(index) == 30
+
+
+def test_a_process_that_dies_leaves_the_index_as_it_was(index: Index) -> None:
+    code = """
+import os
+def documents():
+    yield Document("new", "", "zebra"), []
+    os._exit(9)
+index._store.put(documents(), ["fees"])"""
+    assert start_python(index.path, code).wait(60) == 9
+    with Index.open(index.path, embedder=None) as again:
+        assert sorted(again.ids()) == sorted(str(d["id"]) for d in DOCUMENTS)
+        assert best(again, "overdraft") == "fees"
+
+
+def test_files_that_are_no_index_are_refused(tmp_path: Path, index: Index) -> None:
+    (tmp_path / "text").write_text("no index " * 1000)
+    index.close()
+    whole = index.path.read_bytes()
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "holes").write_bytes(whole[:4096] + bytes(len(whole) - 4096))
+    for name in ("text", "cut", "holes"):
+        with pytest.raises(FormatError, match=name):
+            with Index.open(tmp_path / name, embedder=None, create=True) as opened:
+                opened.search("fee")
+    with pytest.raises(RequestError, match="there is no index"):
+        Index.open(tmp_path / "nowhere", embedder=None)
+    with pytest.raises(RequestError, match="made with the embedder none, not hashed"):
+        Index.open(index.path, embedder=Hashed())
+
+
+def test_what_another_program_made_is_not_touched(tmp_path: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "other.db") as other:
+        other.execute("CREATE TABLE t (x)")
+    other.close()
+    before = (tmp_path / "other.db").read_bytes()
+    with pytest.raises(FormatError, match="not an index that millis has made"):
+        Index.open(tmp_path / "other.db", embedder=None, create=True)
+    assert (tmp_path / "other.db").read_bytes() == before
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    path, idx = tmp_path / "d.json", tmp_path / "a.idx"
+    path.write_text(json.dumps(DOCUMENTS), "utf-8")
+    made = shell("index", path, "--index", idx, "--embedder", "none", "--json")
+    assert json.loads(made.stdout) | {"index": ""} == {
+        "index": "", "added": 4, "updated": 0, "unchanged": 0, "deleted": 0, "documents": 4, "passages": 4,
+    }  # fmt: skip
+    less = shell("index", "--index", idx, "--embedder", "none", "--delete", "zh")
+    assert "1 deleted; 3 documents" in less.stdout
+    options = ("--index", str(idx), "--extractive", "--embedder", "none")
+    shown = shell("answer", *options, "What is the overdraft fee?")
+    assert "“- Overdraft fee: $12.50 an item”\n  — Blue Account fees (fees, 28–59)" in shown.stdout
+    batch = shell("answer", *options, "-", stdin="overdraft fee\n\nDo you sell life insurance?\n")
+    assert [json.loads(line)["found"] for line in batch.stdout.splitlines()] == [True, False]
+    assert "no such document" in error_line(shell("index", "--index", idx, "--embedder", "none", "--delete", "zh"))
+    assert "give documents" in error_line(shell("index", "--index", idx), 2)
+    assert "there is no index" in error_line(shell("answer", "--index", tmp_path / "no", "q"))
+
+
+def run_python(path: Path, code: str) -> None:
+    assert start_python(path, code).wait(60) == 0
+
+
+def start_python(path: Path, code: str, *arguments: str) -> subprocess.Popen[bytes]:
+    start = "import sys\nfrom millis import Index\nfrom millis.documents.store import Document\n"
+    start += "index = Index.open(sys.argv[1], embedder=None, create=True)\n"
+    return subprocess.Popen([sys.executable, "-c", start + code, str(path), *arguments])
