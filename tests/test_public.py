@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "hub": set(),
     "engine": {"_native", "config", "models"},
     "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub"},
-    "bench": {"_native", "models", "tasks"},
+    "bench": {"_native", "models", "engine.adapters", "tasks"},
     "server": {"__version__", "_native", "config", "models", "engine", "tasks", "tokenizer", "hub"},
     "commands": {"_native", "config", "hub", "tasks", "bench", "server"},
     "cli": {"commands", "__version__"},

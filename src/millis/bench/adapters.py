@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from millis.engine.adapters import Adapter
 from millis.models.adapter import AdapterWeights, Pair
 from millis.models.config import ModelConfig
 from millis.models.tensors_expected import expected_shapes
@@ -56,30 +57,24 @@ def measure(
         packed.append(lm.runner.adapter(random_adapter(lm.model.checkpoint.config, rank, seed + i)))
         advance()
     prompts = [[int(t) for t in random.integers(0, lm.runner.vocab, PROMPT)] for _ in range(count)]
-    natives = [_Named(native, i + 1) for i, native in enumerate(packed)]
+    adapters = [Adapter(f"random-{i}", native, native.nbytes, i + 1) for i, native in enumerate(packed)]
     rows = []
     for sequences in sorted({1, count}):
-        base_ms, with_ms = _times(lm, prompts[:sequences], natives, steps, advance)
-        same = _same_alone(lm, prompts, natives, advance) if sequences == count else None
+        base_ms, with_ms = _times(lm, prompts[:sequences], adapters, steps, advance)
+        same = _same_alone(lm, prompts, adapters, advance) if sequences == count else None
         rows.append(Row(sequences, base_ms, with_ms, with_ms / base_ms, same))
     return {"adapters": count, "rank": rank, "adapter_mb": packed[0].nbytes / 1e6, "rows": rows}
 
 
-def _Named(native: Any, number: int) -> Any:
-    from millis.engine.adapters import Adapter
-
-    return Adapter(f"random-{number}", native, native.nbytes, number)
-
-
 def _times(lm: LanguageModel, prompts: list[Any], adapters: list[Any], steps: int, advance: Any) -> tuple[float, float]:
     """(without, with) milliseconds a step: medians of steps that took turns, so that both meet the same machine."""
-    engine, params = lm.engine, SamplingParams(max_tokens=steps + 8, ignore_eos=True)
+    engine, params = lm.engine, SamplingParams(max_tokens=lm.runner.context, ignore_eos=True)
     found: tuple[list[float], list[float]] = ([], [])
     for _ in range(3):
         for times, used in zip(found, ([None] * len(prompts), adapters), strict=True):
             requests = [engine.submit(p, params, adapter=a) for p, a in zip(prompts, used, strict=False)]
-            while not all(request.decoding for request in requests):
-                engine.step()
+            while not all(request.decoding for request in requests) and engine.step():
+                pass
             for _ in range(steps // 3):
                 begin = time.perf_counter()
                 engine.step()
