@@ -100,11 +100,16 @@ def test_fast_runs_are_near_them(isa: str, made: Callable[[str], Made]) -> None:
     for length in (2, 20, 90):
         tokens = tokens_of(tiny.model, length)
         want = next_logits(merged, tokens)
-        assert np.abs(runner.logits(batch(tokens, adapters=[adapter]), every=True) - want).max() < 0.02 * np.abs(want).max()
+        assert (
+            np.abs(runner.logits(batch(tokens, adapters=[adapter]), every=True) - want).max()
+            < 0.02 * np.abs(want).max()
+        )
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("lengths", [[1] * 4, [1] * 20, [3, 1, 40, 1, 1, 9, 2], [70, 70]], ids=["few", "many", "mixed", "long"])
+@pytest.mark.parametrize(
+    "lengths", [[1] * 4, [1] * 20, [3, 1, 40, 1, 1, 9, 2], [70, 70]], ids=["few", "many", "mixed", "long"]
+)
 def test_a_mixed_batch_gives_what_each_gives_alone(lengths: list[int], isa: str, made: Callable[[str], Made]) -> None:
     tiny = made("qwen2")
     runner = NativeRunner(tiny.model, EngineConfig(isa=isa, threads=2, precision="exact", cache_tokens=2048))
@@ -145,7 +150,9 @@ def test_an_adapter_of_a_gguf_model_follows_its_order_of_rows(
     adapter = runner.adapter(read_adapter(tmp_path / "lora", model.checkpoint.config))
     tokens = tokens_of(model, 6)
     want = next_logits(merged, tokens)
-    np.testing.assert_allclose(runner.logits(batch(tokens, adapters=[adapter]), every=True), want, atol=2e-3 * np.abs(want).max())
+    np.testing.assert_allclose(
+        runner.logits(batch(tokens, adapters=[adapter]), every=True), want, atol=2e-3 * np.abs(want).max()
+    )
 
 
 def test_adapters_of_llama_cpp(tmp_path: Path, made: Callable[[str], Made]) -> None:
@@ -244,7 +251,10 @@ TENSORS: dict[str, tuple[dict[str, Any], str]] = {
     "flat": ({f"{Q}.lora_A.weight": np.ones(256, np.float32)}, "rank must lie"),
     "ranks differ": ({f"{Q}.lora_A.weight": np.ones((3, 64), np.float32)}, "do not fit"),
     "A alone": ({f"{Q}.lora_B.weight": None}, "lora_A alone"),
-    "no layer": ({"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": np.ones((4, 64), np.float32)}, "blk.9"),
+    "no layer": (
+        {"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": np.ones((4, 64), np.float32)},
+        "blk.9",
+    ),
     "output": ({"base_model.model.lm_head.lora_A.weight": np.ones((4, 64), np.float32)}, "none of the target_modules"),
     "magnitudes": ({f"{Q}.lora_magnitude_vector": np.ones(128, np.float32)}, "not supported"),
     "other prefix": ({"model.layers.0.self_attn.q_proj.lora_A.weight": np.ones((4, 64), np.float32)}, "not supported"),

@@ -8,18 +8,20 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.numpy import save_file
 
+from gguf_files import DROP, HIDDEN, write_tiny
 from millis.bench.adapters import random_adapter
 from millis.models.adapter import AdapterWeights
 from millis.models.load import read_checkpoint
 from serving import Server
 from shell import error_line, millis
+from tokenizer_tiny import bpe
 
 MODULES = {
     "attn_q": "self_attn.q_proj",
@@ -31,7 +33,8 @@ MODULES = {
     "ffn_down": "mlp.down_proj",
 }
 CONFIG = '{"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": [%s]}'
-QUESTION = "Name three colours."
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+EXACT = ("--context", "512", "--precision", "exact", "--threads", "1")
 
 
 def save(weights: AdapterWeights, folder: Path) -> Path:
@@ -40,7 +43,7 @@ def save(weights: AdapterWeights, folder: Path) -> Path:
     for pair in weights.pairs:
         _, layer, part, _ = pair.weight.split(".")
         name = f"base_model.model.model.layers.{layer}.{MODULES[part]}"
-        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = pair.a, pair.b
+        tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = pair.a, 4 * pair.b
     save_file(tensors, folder / "adapter_model.safetensors")
     targets = ", ".join(f'"{module.split(".")[1]}"' for module in MODULES.values())
     (folder / "adapter_config.json").write_text(CONFIG % targets)
@@ -48,13 +51,17 @@ def save(weights: AdapterWeights, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def path(model_path: Callable[[str], Path]) -> Path:
-    return model_path("smollm2")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    vocabulary = bpe() | {"tokenizer.ggml.scores": DROP, ".context_length": 512}
+    size = len(vocabulary["tokenizer.ggml.tokens"])
+    found = tmp_path_factory.mktemp("served") / "tiny.gguf"
+    write_tiny(found, keys=vocabulary, tensors={"token_embd.weight": (size, HIDDEN)})
+    return found
 
 
 @pytest.fixture(scope="module")
 def folder(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("served") / "adapters"
+    root = tmp_path_factory.mktemp("folder") / "adapters"
     config = read_checkpoint(path).config
     for i, name in enumerate(["one", "two", "three"]):
         save(random_adapter(config, rank=8, seed=i), root / name)
@@ -67,16 +74,28 @@ def folder(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(path: Path, folder: Path) -> Iterator[Server]:
-    arguments = ("--adapter", f"one={folder / 'one'}", "--adapter-dir", str(folder), "--max-adapters", "2", "--context", "512")
+    arguments = (
+        "--adapter",
+        f"one={folder / 'one'}",
+        "--adapter-dir",
+        str(folder),
+        "--max-adapters",
+        "2", *EXACT,
+    )
     with Server(path, *arguments) as running:
         yield running
 
 
+def ask(server: Server, model: str) -> tuple[int, Any]:
+    body = {"model": model, "prompt": PROMPT, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+    return server.json("/v1/completions", body)
+
+
 def text_of(server: Server, model: str) -> str:
-    status, body = server.chat(QUESTION, model=model, max_tokens=12, temperature=0)
+    status, body = ask(server, model)
     assert status == 200, body
     assert body["model"] == model
-    return str(body["choices"][0]["message"]["content"])
+    return str(body["choices"][0]["text"])
 
 
 def load(server: Server, name: Any, where: Any, **extra: Any) -> tuple[int, Any]:
@@ -93,9 +112,9 @@ def test_a_request_names_its_adapter(server: Server) -> None:
     assert server.json("/v1/models/m:one")[0] == 200
     base, one = text_of(server, "m"), text_of(server, "m:one")
     assert base != one and (text_of(server, "m"), text_of(server, "m:one")) == (base, one)
-    status, body = server.chat(QUESTION, model="m:nine")
+    status, body = ask(server, "m:nine")
     assert status == 404 and body["error"]["code"] == "model_not_found" and "m:one" in body["error"]["message"]
-    assert server.chat(QUESTION, model="one")[0] == 404
+    assert ask(server, "one")[0] == 404
     labels = {"model": "m:one", "input": "fine", "labels": ["good", "bad"]}
     plain = server.json("/v1/classify", {**labels, "model": "m"})[1]
     status, body = server.json("/v1/classify", labels)
@@ -109,12 +128,12 @@ def test_loaded_and_unloaded_while_others_answer(server: Server) -> None:
     wrong: list[Any] = []
     stop = threading.Event()
 
-    def ask(model: str) -> None:
+    def go_on(model: str) -> None:
         while not stop.is_set():
             if (text := text_of(server, model)) != want[model]:
                 wrong.append((model, text))
 
-    threads = [threading.Thread(target=ask, args=(model,)) for model in want]
+    threads = [threading.Thread(target=go_on, args=(model,)) for model in want]
     for thread in threads:
         thread.start()
     for _ in range(2):
@@ -122,7 +141,7 @@ def test_loaded_and_unloaded_while_others_answer(server: Server) -> None:
             assert load(server, name, name)[0] == 200
             assert text_of(server, f"m:{name}") != want["m"]
             assert unload(server, name)[0] == 200
-            assert server.chat(QUESTION, model=f"m:{name}")[0] == 404
+            assert ask(server, f"m:{name}")[0] == 404
     stop.set()
     for thread in threads:
         thread.join()
@@ -154,13 +173,13 @@ def test_what_cannot_be_loaded_is_said(server: Server, name: Any, where: str, st
 
 
 def test_a_new_engine_process_knows_them_again(path: Path, folder: Path) -> None:
-    with Server(path, "--adapter-dir", str(folder), "--context", "512") as server:
+    with Server(path, "--adapter-dir", str(folder), *EXACT) as server:
         assert load(server, "two", "two")[0] == 200
         text = text_of(server, "m:two")
         children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
         os.kill(int(children[0]), signal.SIGKILL)
         until = time.monotonic() + 60
-        while (status := server.chat(QUESTION, model="m:two", max_tokens=12, temperature=0)[0]) != 200:
+        while (status := ask(server, "m:two")[0]) != 200:
             assert status == 503 and time.monotonic() < until
             time.sleep(0.05)
         assert text_of(server, "m:two") == text
@@ -169,7 +188,7 @@ def test_a_new_engine_process_knows_them_again(path: Path, folder: Path) -> None
 def test_only_some_may_load(path: Path, folder: Path, tmp_path: Path) -> None:
     keys = "".join(f"sha256:{hashlib.sha256(k.encode()).hexdigest()} {k}-name\n" for k in ("admin", "user"))
     (tmp_path / "keys").write_text(keys)
-    arguments = ("--api-key-file", str(tmp_path / "keys"), "--adapter-dir", str(folder), "--context", "512")
+    arguments = ("--api-key-file", str(tmp_path / "keys"), "--adapter-dir", str(folder), *EXACT)
     with Server(path, *arguments, key="user") as server:
         assert load(server, "two", "two")[0] == 403
         server.key = "admin"
@@ -177,7 +196,7 @@ def test_only_some_may_load(path: Path, folder: Path, tmp_path: Path) -> None:
         server.key = "user"
         assert unload(server, "two")[0] == 403
         text_of(server, "m:two")
-    with Server(path, "--context", "512") as server:
+    with Server(path, *EXACT) as server:
         assert load(server, "two", "two")[0] in (404, 405), "nothing is loaded where no folder was named"
 
 
@@ -195,7 +214,7 @@ def test_what_a_server_cannot_start_with(path: Path, folder: Path, tmp_path: Pat
 
 
 def test_the_command_line_takes_one(path: Path, folder: Path) -> None:
-    options = ("run", QUESTION, "-m", path, "--max-tokens", "12", "--context", "256")
+    options = ("run", "a b", "-m", path, "--max-tokens", "12", "--ignore-eos", *EXACT)
     plain, with_it = millis(*options), millis(*options, "--adapter", folder / "one")
     assert plain.returncode == with_it.returncode == 0, with_it.stderr
     assert plain.stdout != with_it.stdout

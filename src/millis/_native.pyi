@@ -227,7 +227,17 @@ class Runtime:
     ) -> None: ...
     def select(self, out: str, x: str) -> None: ...
     def finish(self) -> None: ...
-    def adapter(self, pairs: Sequence[tuple[str, Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)], Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)], float]]) -> Adapter:
+    def adapter(
+        self,
+        pairs: Sequence[
+            tuple[
+                str,
+                Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+                Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+                float,
+            ]
+        ],
+    ) -> Adapter:
         """
         An adapter of this runtime, after finish(): (weight, A [rank, inputs], B [outputs, rank], scale) of each product it changes.
         """

@@ -19,7 +19,7 @@ from millis.tasks.model import LanguageModel
 from millis.types import SamplingParams
 
 PROMPT = 64  # tokens of each sequence before the steps that are measured
-SIZE = 0.02  # of the random values of both matrices: about that of adapters after training
+SIZE = 0.04  # of the random values of both matrices: as large as after a long training, so that answers change
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,24 @@ def random_adapter(config: ModelConfig, rank: int, seed: int) -> AdapterWeights:
     pairs = []
     for name, shape in expected_shapes(config).items():
         if name.startswith("blk.") and len(shape) == 2:
-            a, b = (random.standard_normal(s, np.float32) * np.float32(SIZE) for s in ((rank, shape[1]), (shape[0], rank)))
+            a, b = (
+                random.standard_normal(s, np.float32) * np.float32(SIZE) for s in ((rank, shape[1]), (shape[0], rank))
+            )
             pairs.append(Pair(name, a, b, 2.0))
     return AdapterWeights(Path(f"random-{seed}"), rank, tuple(pairs))
 
 
 def measure(
-    lm: LanguageModel, *, count: int, rank: int, steps: int, seed: int = 0, advance: Callable[[], None] = lambda: None
+    lm: LanguageModel,
+    *,
+    count: int,
+    rank: int,
+    steps: int,
+    answer: int = 16,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Times steps of one sequence and of `count`, and compares the tokens of `count` mixed ones with each alone.
+    """Times steps of one sequence and of `count`, and compares `answer` tokens of `count` mixed ones with each alone.
 
     `lm` must hold `count` sequences and adapters, and guess no tokens.
     """
@@ -61,7 +70,7 @@ def measure(
     rows = []
     for sequences in sorted({1, count}):
         base_ms, with_ms = _times(lm, prompts[:sequences], adapters, steps, advance)
-        same = _same_alone(lm, prompts, adapters, advance) if sequences == count else None
+        same = _same_alone(lm, prompts, adapters, answer, advance) if sequences == count else None
         rows.append(Row(sequences, base_ms, with_ms, with_ms / base_ms, same))
     return {"adapters": count, "rank": rank, "adapter_mb": packed[0].nbytes / 1e6, "rows": rows}
 
@@ -85,9 +94,9 @@ def _times(lm: LanguageModel, prompts: list[Any], adapters: list[Any], steps: in
     return statistics.median(found[0]), statistics.median(found[1])
 
 
-def _same_alone(lm: LanguageModel, prompts: list[Any], adapters: list[Any], advance: Any) -> bool:
+def _same_alone(lm: LanguageModel, prompts: list[Any], adapters: list[Any], answer: int, advance: Any) -> bool:
     """Whether a mixed batch writes what each request writes alone."""
-    engine, params = lm.engine, SamplingParams(max_tokens=16, ignore_eos=True)
+    engine, params = lm.engine, SamplingParams(max_tokens=answer, ignore_eos=True)
     mixed = [engine.submit(prompt, params, adapter=a) for prompt, a in zip(prompts, adapters, strict=True)]
     while engine.has_work:
         engine.step()

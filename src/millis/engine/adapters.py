@@ -35,7 +35,9 @@ class Adapters:
     for one more, the one goes that was not asked for longest and that no request uses.
     """
 
-    def __init__(self, read: Callable[[Path], AdapterWeights], pack: Callable[[AdapterWeights], Any], most: int) -> None:
+    def __init__(
+        self, read: Callable[[Path], AdapterWeights], pack: Callable[[AdapterWeights], Any], most: int
+    ) -> None:
         self._read, self._pack, self._most = read, pack, most
         self._paths: dict[str, Path] = {}
         self._packed: OrderedDict[str, Adapter] = OrderedDict()  # the one asked for last comes last
@@ -155,4 +157,3 @@ def named(text: str) -> tuple[str, str]:
     if not path:
         raise RequestError(f"give an adapter as NAME=PATH, not {text!r:.100}")
     return name, path
-

@@ -114,7 +114,9 @@ class NativeRunner:
 
     def step(self, batch: Batch, samplers: Sequence[Any | None]) -> Sampled:
         drafted = np.zeros(len(batch.lengths), np.int32) if batch.drafted is None else batch.drafted
-        found = self._runtime.step(batch.tokens, batch.starts, batch.lengths, batch.tables, samplers, drafted, batch.adapters)
+        found = self._runtime.step(
+            batch.tokens, batch.starts, batch.lengths, batch.tables, samplers, drafted, batch.adapters
+        )
         return Sampled(
             [[token for token, _, _ in row] for row in found],
             [

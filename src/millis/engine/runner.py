@@ -25,7 +25,9 @@ class Batch:
     lengths: NDArray[np.int32]  # [S] ≥ 1
     tables: NDArray[np.int32]  # [S, P] page ids in order of position, −1 past the end
     drafted: NDArray[np.int32] | None = None  # [S] < lengths
-    adapters: list[Any | None] | None = None  # [S] what `Runner.adapter` made, None for the model as it is; or None at all
+    adapters: list[Any | None] | None = (
+        None  # [S] what `Runner.adapter` made, None for the model as it is; or None at all
+    )
 
 
 @dataclass(slots=True)

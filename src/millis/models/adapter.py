@@ -131,13 +131,19 @@ def _settings(settings: Mapping[str, Any]) -> tuple[int, float, list[str] | None
 def _from_gguf(path: Path, config: ModelConfig) -> tuple[Pair, ...]:
     """llama.cpp's format: rows of q and k lie as in that program's own models."""
     metadata, tensors = parse_gguf(map_file(path))
-    for key, wanted in (("general.type", "adapter"), ("adapter.type", "lora"), ("general.architecture", config.architecture)):
+    for key, wanted in (
+        ("general.type", "adapter"),
+        ("adapter.type", "lora"),
+        ("general.architecture", config.architecture),
+    ):
         if metadata.get(key) != wanted:
             raise FormatError(f"{key} is {metadata.get(key)!r:.40}, not {wanted!r}: no adapter of this model")
     alpha = metadata.get("adapter.lora.alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise FormatError(f"adapter.lora.alpha must be a number, not {alpha!r:.40}")
-    if other := sorted(key for key in metadata if key.startswith("adapter.") and key not in ("adapter.type", "adapter.lora.alpha")):
+    if other := sorted(
+        key for key in metadata if key.startswith("adapter.") and key not in ("adapter.type", "adapter.lora.alpha")
+    ):
         raise FormatError(f"{other[0]} is not supported")
     halves: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
