@@ -1,4 +1,4 @@
-"""Adapters that peft made, on every ISA, against transformers with them merged; mixed batches; files that lie or ask too much."""
+"""Adapters that peft made, on every ISA, against transformers with them merged; mixed batches; hostile files."""
 
 from __future__ import annotations
 

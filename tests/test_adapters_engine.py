@@ -1,4 +1,4 @@
-"""Adapters in the engine: mixed answers, cached pages apart, loaded and unloaded under traffic, memory that stays bounded."""
+"""Adapters in the engine: mixed answers, cached pages apart, loaded under traffic, memory that stays bounded."""
 
 from __future__ import annotations
 

@@ -80,7 +80,8 @@ def server(path: Path, folder: Path) -> Iterator[Server]:
         "--adapter-dir",
         str(folder),
         "--max-adapters",
-        "2", *EXACT,
+        "2",
+        *EXACT,
     )
     with Server(path, *arguments) as running:
         yield running

@@ -186,7 +186,7 @@ def adapters(
     threads: common.Threads = None,
     json: common.Json = False,
 ) -> None:
-    """What a decode step costs with LoRA adapters, beside the same step without, and whether answers are those alone."""
+    """What a decode step costs with LoRA adapters, beside one without, and whether mixed answers are those alone."""
     from dataclasses import asdict
 
     from rich.console import Console

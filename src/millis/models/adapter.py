@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al., 2021) in peft's format or llama.cpp's, as pairs of matrices under GGUF's names of their weights.
+"""LoRA adapters (Hu et al., 2021) in peft's format or llama.cpp's: pairs of matrices under GGUF's names.
 
 A product's output changes by scale · B (A x). What an adapter asks for beyond that is refused by name.
 """
