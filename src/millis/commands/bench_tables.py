@@ -74,7 +74,7 @@ def show_adapters(result: dict[str, Any]) -> None:
     """Of `millis bench adapters`."""
     print(
         f"{result['model']}, {result['threads']} threads, {result['isa']}: "
-        f"{result['adapters']} adapters of rank {result['rank']} on every matrix of every layer, {result['adapter_mb']:.1f} MB each"
+        f"{result['adapters']} adapters of rank {result['rank']} on every matrix, {result['adapter_mb']:.1f} MB each"
     )
     titles = ["sequences, each with its own", "without ms", "with ms", "×", "answers as alone"]
     _table(titles, [_adapters_line(row) for row in result["rows"]])
