@@ -473,7 +473,7 @@ NB_MODULE(_native, m) {
       .def("pool", &Runtime::pool, "out"_a, "x"_a, "mean"_a)
       .def("finish", &Runtime::finish)
       .def("adapter", &make_adapter, "pairs"_a, nb::keep_alive<0, 1>(),
-           "An adapter of this runtime, after finish(): (weight, A [rank, inputs], B [outputs, rank], scale) of each product it changes.")
+           "An adapter of this runtime: (weight, A [rank, inputs], B [outputs, rank], scale) of each product it changes.")
       // Integers are taken as they are: a conversion from 64 bits would silently wrap.
       .def("step", &step, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
            "drafted"_a.noconvert(), "adapters"_a = nb::none())

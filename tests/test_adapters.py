@@ -1,4 +1,4 @@
-"""Adapters that peft made, on every ISA, against transformers with them merged; mixed batches; files that lie or ask too much."""
+"""Adapters that peft made, on every ISA, against transformers with them merged; mixed batches; hostile files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from adapter_support import save_adapter
 from gguf_files import write_tiny
 from millis import _native
+from millis.bench.adapters import random_adapter
 from millis.config import EngineConfig
 from millis.engine.native_runner import NativeRunner
 from millis.engine.runner import Batch
@@ -124,8 +125,8 @@ def test_a_mixed_batch_gives_what_each_gives_alone(lengths: list[int], isa: str,
 
 def test_a_row_without_an_adapter_is_what_it_was(model_path: Callable[[str], Path]) -> None:
     model = load_model(model_path("smollm2"), 64)
-    runner = NativeRunner(model, EngineConfig(threads=2))
-    weights = random_weights(model)
+    runner = NativeRunner(model, EngineConfig(threads=2, cache_tokens=512))
+    weights = random_adapter(model.checkpoint.config, rank=16, seed=1)
     for count in (2, 12):
         sequences = [tokens_of(model, 1, seed) for seed in range(count)]
         before = runner.logits(batch(*sequences))
@@ -134,12 +135,6 @@ def test_a_row_without_an_adapter_is_what_it_was(model_path: Callable[[str], Pat
         np.testing.assert_array_equal(before[1:], after[1:])
         assert np.abs(before[0] - after[0]).max() > 0.01
         np.testing.assert_array_equal(before, runner.logits(batch(*sequences)))
-
-
-def random_weights(model: Model) -> Any:
-    from millis.bench.adapters import random_adapter
-
-    return random_adapter(model.checkpoint.config, rank=16, seed=1)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -255,7 +255,7 @@ class Runtime:
         ],
     ) -> Adapter:
         """
-        An adapter of this runtime, after finish(): (weight, A [rank, inputs], B [outputs, rank], scale) of each product it changes.
+        An adapter of this runtime: (weight, A [rank, inputs], B [outputs, rank], scale) of each product it changes.
         """
 
     def step(

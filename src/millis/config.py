@@ -137,10 +137,10 @@ class ServerConfig:
     served_name: str | None = None
     """What the model is called in requests and answers; unless given, its name."""
     adapter: list[str] | None = None
-    """LoRA adapter to serve as MODEL:NAME, given as NAME=PATH; may be given again. In the environment with commas between."""
+    """LoRA adapter to serve as MODEL:NAME, given as NAME=PATH; may be given again, in the environment with commas."""
     adapter_dir: str | None = None
-    """Folder whose adapters may be loaded while the server runs, by POST /v1/load_lora_adapter; with --api-key-file, by keys
-    whose name begins with admin. Unless given, none may."""
+    """Folder whose adapters may be loaded while the server runs, by POST /v1/load_lora_adapter; with --api-key-file, by
+    keys whose name begins with admin. Unless given, none may."""
     pin: str | None = None
     """File of texts whose keys and values stay in the prefix cache, one a line, \\n for a line break."""
     drain_s: float = 30.0

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from millis.engine.adapters import Adapter
 from millis.models.adapter import AdapterWeights, Pair
 from millis.models.config import ModelConfig
 from millis.models.tensors_expected import expected_shapes
 from millis.tasks.model import LanguageModel
 from millis.types import SamplingParams
 
-PROMPT = 64  # tokens of each sequence before the steps that are measured
-SIZE = 0.02  # of the random values of both matrices: about that of adapters after training
+PROMPT = 24  # tokens of each sequence: twenty fit one step, so that a decode meets no prompt, which rounds otherwise
+SIZE = 0.04  # of the random values of both matrices: as large as after a long training, so that answers change
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,16 @@ def random_adapter(config: ModelConfig, rank: int, seed: int) -> AdapterWeights:
 
 
 def measure(
-    lm: LanguageModel, *, count: int, rank: int, steps: int, seed: int = 0, advance: Callable[[], None] = lambda: None
+    lm: LanguageModel,
+    *,
+    count: int,
+    rank: int,
+    steps: int,
+    answer: int = 16,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Times steps of one sequence and of `count`, and compares the tokens of `count` mixed ones with each alone.
+    """Times steps of one sequence and of `count`, and compares `answer` tokens of `count` mixed ones with each alone.
 
     `lm` must hold `count` sequences and adapters, and guess no tokens.
     """
@@ -58,30 +66,24 @@ def measure(
         packed.append(lm.runner.adapter(random_adapter(lm.model.checkpoint.config, rank, seed + i)))
         advance()
     prompts = [[int(t) for t in random.integers(0, lm.runner.vocab, PROMPT)] for _ in range(count)]
-    natives = [_Named(native, i + 1) for i, native in enumerate(packed)]
+    adapters = [Adapter(f"random-{i}", native, native.nbytes, i + 1) for i, native in enumerate(packed)]
     rows = []
     for sequences in sorted({1, count}):
-        base_ms, with_ms = _times(lm, prompts[:sequences], natives, steps, advance)
-        same = _same_alone(lm, prompts, natives, advance) if sequences == count else None
+        base_ms, with_ms = _times(lm, prompts[:sequences], adapters, steps, advance)
+        same = _same_alone(lm, prompts, adapters, answer, advance) if sequences == count else None
         rows.append(Row(sequences, base_ms, with_ms, with_ms / base_ms, same))
     return {"adapters": count, "rank": rank, "adapter_mb": packed[0].nbytes / 1e6, "rows": rows}
 
 
-def _Named(native: Any, number: int) -> Any:
-    from millis.engine.adapters import Adapter
-
-    return Adapter(f"random-{number}", native, native.nbytes, number)
-
-
 def _times(lm: LanguageModel, prompts: list[Any], adapters: list[Any], steps: int, advance: Any) -> tuple[float, float]:
     """(without, with) milliseconds a step: medians of steps that took turns, so that both meet the same machine."""
-    engine, params = lm.engine, SamplingParams(max_tokens=steps + 8, ignore_eos=True)
+    engine, params = lm.engine, SamplingParams(max_tokens=lm.runner.context, ignore_eos=True)
     found: tuple[list[float], list[float]] = ([], [])
     for _ in range(3):
         for times, used in zip(found, ([None] * len(prompts), adapters), strict=True):
             requests = [engine.submit(p, params, adapter=a) for p, a in zip(prompts, used, strict=False)]
-            while not all(request.decoding for request in requests):
-                engine.step()
+            while not all(request.decoding for request in requests) and engine.step():
+                pass
             for _ in range(steps // 3):
                 begin = time.perf_counter()
                 engine.step()
@@ -92,9 +94,9 @@ def _times(lm: LanguageModel, prompts: list[Any], adapters: list[Any], steps: in
     return statistics.median(found[0]), statistics.median(found[1])
 
 
-def _same_alone(lm: LanguageModel, prompts: list[Any], adapters: list[Any], advance: Any) -> bool:
+def _same_alone(lm: LanguageModel, prompts: list[Any], adapters: list[Any], answer: int, advance: Any) -> bool:
     """Whether a mixed batch writes what each request writes alone."""
-    engine, params = lm.engine, SamplingParams(max_tokens=16, ignore_eos=True)
+    engine, params = lm.engine, SamplingParams(max_tokens=answer, ignore_eos=True)
     mixed = [engine.submit(prompt, params, adapter=a) for prompt, a in zip(prompts, adapters, strict=True)]
     while engine.has_work:
         engine.step()

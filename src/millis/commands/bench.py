@@ -251,6 +251,36 @@ def encoder(
         bench_tables.show_encoders(result)
 
 
+@app.command(epilog="Example: millis bench adapters --count 20 --rank 16")
+def adapters(
+    model: common.Model = "smollm2",
+    count: Annotated[int, typer.Option(min=1, max=256, help="Sequences, each with an adapter of its own.")] = 20,
+    rank: Annotated[int, typer.Option(min=1, max=512, help="Of each adapter.")] = 16,
+    steps: Annotated[int, typer.Option(min=3, max=10_000, help="Decode steps measured of each kind.")] = 90,
+    threads: common.Threads = None,
+    json: common.Json = False,
+) -> None:
+    """What a decode step costs with LoRA adapters, beside one without, and whether mixed answers are those alone."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from millis.bench.adapters import measure
+
+    options = {"max_sequences": count, "max_adapters": count, "cache_tokens": count * 512, "speculation": "off"}
+    lm = common.load(model, threads=threads, context=max(512, steps + 128), **options)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("measuring", total=2 * count + 12)
+        found = measure(lm, count=count, rank=rank, steps=steps, advance=lambda: progress.advance(task))
+    found = {"model": model, "threads": lm.config.threads, "isa": lm.runner.isa, **found}
+    if json:
+        common.print_json({**found, "rows": [asdict(row) for row in found["rows"]]})
+    else:
+        bench_tables.show_adapters(found)
+
+
 def _lengths(flag: str, text: str) -> list[int]:
     try:
         lengths = [int(part) for part in text.split(",")]

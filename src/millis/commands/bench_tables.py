@@ -70,6 +70,21 @@ def show_jitter(result: dict[str, Any]) -> None:
         print(f"  {step['ms']:8.3f} ms at {step['depth']:>5} tokens: {', '.join(step['causes']).replace('_', ' ')}")
 
 
+def show_adapters(result: dict[str, Any]) -> None:
+    """Of `millis bench adapters`."""
+    print(
+        f"{result['model']}, {result['threads']} threads, {result['isa']}: "
+        f"{result['adapters']} adapters of rank {result['rank']} on every matrix, {result['adapter_mb']:.1f} MB each"
+    )
+    titles = ["sequences, each with its own", "without ms", "with ms", "×", "answers as alone"]
+    _table(titles, [_adapters_line(row) for row in result["rows"]])
+
+
+def _adapters_line(row: Any) -> list[str]:
+    alone = "" if row.alone is None else "yes" if row.alone else "no"
+    return [str(row.sequences), f"{row.base_ms:.2f}", f"{row.adapters_ms:.2f}", f"{row.ratio:.2f}", alone]
+
+
 def _engine_line(row: dict[str, Any]) -> list[str]:
     first, next_token = row["first"], row["next"]
     line = [row["engine"], f"{first['median_ms']:.1f}", f"{first['min_ms']:.1f}–{first['max_ms']:.1f}"]

@@ -26,9 +26,7 @@ class Batch:
     tables: NDArray[np.int32]  # [S, P] page ids in order of position, −1 past the end
     drafted: NDArray[np.int32] | None = None  # [S] < lengths
     parents: NDArray[np.int32] | None = None  # [T] place of each token's parent in its sequence; −1: what is cached
-    adapters: list[Any | None] | None = (
-        None  # [S] what `Runner.adapter` made, None for the model as it is; or None at all
-    )
+    adapters: list[Any | None] | None = None  # [S] made by `Runner.adapter`, None: the model as it is; or None at all
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""LoRA adapters (Hu et al., 2021) in peft's format or llama.cpp's, as pairs of matrices under GGUF's names of their weights.
+"""LoRA adapters (Hu et al., 2021) in peft's format or llama.cpp's: pairs of matrices under GGUF's names.
 
 A product's output changes by scale · B (A x). What an adapter asks for beyond that is refused by name.
 """
@@ -33,8 +33,9 @@ _GGUF = re.compile(r"(blk\..+\.weight)\.lora_([ab])")
 
 # What an adapter's configuration may say without changing how it is applied.
 _REMARKS = {
-    "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_to_transform",
-    "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision",
+    "auto_mapping", "base_model_name_or_path", "exclude_modules", "fan_in_fan_out", "inference_mode",
+    "layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_type", "peft_version",
+    "qalora_group_size", "r", "revision",
     "target_modules", "use_rslora",
 }  # fmt: skip
 # Settings with values other than "not set" that change nothing either.
@@ -172,7 +173,7 @@ def _pairs(halves: Mapping[str, Mapping[str, Tensor]], config: ModelConfig, scal
             raise FormatError(f"{weight}: the rank must lie in [1, {MOST_RANK}], not {rank}")
         if a.shape != (rank, shape[1]) or b.shape != (shape[0], rank):
             raise FormatError(
-                f"{weight} is {shape[0]} × {shape[1]}; its adapter's A {_text(a.shape)} and B {_text(b.shape)} do not fit"
+                f"{weight} is {_text(shape)}; its adapter's A {_text(a.shape)} and B {_text(b.shape)} do not fit"
             )
         values = a.numpy(), b.numpy()
         if not all(np.isfinite(value).all() for value in values):

@@ -1,4 +1,4 @@
-"""Adapters over HTTP: which a request names, and loading and unloading them while the server runs, as vLLM's clients do."""
+"""Adapters over HTTP: loaded and unloaded while the server runs, as vLLM's clients ask for it."""
 
 from __future__ import annotations
 
