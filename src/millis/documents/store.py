@@ -166,7 +166,8 @@ class Store:
         if term not in self._numbers:
             row = self._db.execute("SELECT number FROM terms WHERE term = ?", (term,)).fetchone()
             number = row[0] if row else self._db.execute("INSERT INTO terms (term) VALUES (?)", (term,)).lastrowid
-            self._numbers[term] = int(number)
+            assert isinstance(number, int)
+            self._numbers[term] = number
         return self._numbers[term]
 
     def _check(self, create: bool) -> None:

@@ -31,8 +31,8 @@ class Adapter:
 class Adapters:
     """Any thread may call it; a step under way is not held up.
 
-    read: a path → its checked weights. pack: those → what the runner computes with, `nbytes` large. most: packed at once;
-    for one more, the one goes that was not asked for longest and that no request uses.
+    read: a path → its checked weights. pack: those → what the runner computes with, `nbytes` large. most: packed at
+    once; for one more, the one goes that was not asked for longest and that no request uses.
     """
 
     def __init__(

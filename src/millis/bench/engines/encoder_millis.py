@@ -20,6 +20,7 @@ class Engine:
 
     def run(self, prompt: str, new_tokens: int, emit: Callable[[int], None]) -> None:
         for _ in range(new_tokens):
-            emit(
-                self._index[self._encoder.classify(prompt).label] if self._index else len(self._encoder.embed([prompt]))
-            )
+            if self._index:
+                emit(self._index[str(self._encoder.classify(prompt))])
+            else:
+                emit(len(self._encoder.embed([prompt])))
