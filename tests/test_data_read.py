@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 from pathlib import Path
 
 import pytest
@@ -72,7 +71,7 @@ def test_lines_paragraphs_and_files(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n\nthree\n", encoding="utf-8")
     assert [row["text"] for row in Told().rows(path)] == ["one", "two", "three"]
-    assert [row["text"] for row in Told(unit="paragraph").rows(path)] == ["one\ntwo\n", "three\n"]
+    assert [row["text"] for row in Told(unit="paragraph").rows(path)] == ["one\ntwo", "three"]
     assert [row["text"] for row in Told(unit="file").rows(path)] == ["one\ntwo\n\nthree\n"]
 
 
@@ -169,4 +168,4 @@ def test_what_scrubbing_leaves_when_told_to() -> None:
     assert scrub("def f():\n    return 1\n", space=False) == "def f():\n    return 1\n"
     assert scrub("ＡＢＣ，ﬁn", nfkc=True) == "ABC,fin"
     assert scrub("<b>x</b>", html=False) == "<b>x</b>"
-    assert json.dumps(scrub("\ud800x")) == '"x"'
+    assert scrub("\ud800x\udfff").encode("utf-8").endswith(b"x\xef\xbf\xbd")  # a lone surrogate is no character

@@ -112,7 +112,8 @@ class Reader:
             if (size := size + len(line)) > WHOLE_BYTES:
                 raise DataError(f"{path}:{start} begins a text beyond {WHOLE_BYTES:,} characters; read it by line")
         if "".join(held).strip():
-            yield f"{path}:{start}", {"text": "".join(held)}
+            text = "".join(held)
+            yield f"{path}:{start}", {"text": text if unit == "file" else text.rstrip("\r\n")}
 
     def _json_lines(self, path: Path) -> Rows:
         for number, line in self._lines(path):
@@ -189,7 +190,10 @@ def _raw_lines(file: IO[bytes], encoding: str) -> Iterator[bytes | str | None]:
     """Lines; None for one that is too long. Where a line end is several bytes, lines come decoded."""
     if encoding.startswith(("utf-16", "utf-32")):
         text = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
-        yield from iter(lambda: text.readline(LINE_BYTES), "")
+        try:
+            yield from iter(lambda: text.readline(LINE_BYTES), "")
+        finally:
+            text.detach()  # the file is closed by who opened it
         return
     while line := file.readline(LINE_BYTES):
         if len(line) < LINE_BYTES or line.endswith(b"\n"):
