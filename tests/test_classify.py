@@ -91,13 +91,15 @@ def test_labels_that_fit_by_themselves(lm: Any) -> None:
     assert none.labels == () and none.label is None
 
 
-def test_examples_abstaining_and_length(lm: Any) -> None:
+def test_examples_abstaining_and_length(lm: Any, scores_of: Callable[[str], list[float]]) -> None:
     plain = lm.classify(TEXT, LABELS)
     shown_one = lm.classify(TEXT, LABELS, examples=[("I lost it", "card_lost")])
     assert shown_one.timings.prompt_tokens > plain.timings.prompt_tokens
     assert lm.classify(TEXT, LABELS, abstain=1.0).label is None
     mean = lm.classify(TEXT, LABELS, length_normalized=True)
-    assert max(mean.scores.values()) < max(plain.scores.values())  # means are nearer to each other than sums
+    lengths = [len(lm.tokenizer.encode(label, add_special=False)) for label in shown(LABELS)]
+    want = softmax([value / n for value, n in zip(scores_of(TEXT), lengths, strict=True)])
+    assert mean.scores == pytest.approx(dict(zip(LABELS, want, strict=True)), abs=0.01)
 
 
 def test_a_deadline_is_kept_or_refused(lm: Any) -> None:
