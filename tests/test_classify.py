@@ -17,13 +17,13 @@ from millis.types import DeadlineError, RequestError
 from shell import error_line
 from shell import millis as shell
 
-LABELS = ["card_arrival", "card_lost", "exchange_rate", "refund", "top_up_by_card"]
+LABELS = ["card_arrival", "card_lost", "exchange_rate"]
 TEXT = "Where is my new card? I ordered it two weeks ago."
 
 
 @pytest.fixture(scope="module")
 def lm(model_path: Callable[[str], Path]) -> millis.LanguageModel:
-    return millis.load(model_path("smollm2"), threads=1, context=1024)
+    return millis.load(model_path("smollm2"), threads=1, precision="exact", context=1024)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_list_is_answered_as_its_texts_are_in_fewer_steps(lm: Any) -> None:
     together = lm.classify(texts, LABELS)
     assert lm.engine.counters.steps - before < len(texts)
     for one, other in zip(alone, together, strict=True):
-        assert other.scores == pytest.approx(one.scores, abs=0.03)  # many rows round to bfloat16, few do not
+        assert other.scores == pytest.approx(one.scores, abs=2e-3)
 
 
 def test_contextual_calibration_is_zhaos(lm: Any, scores_of: Callable[[str], list[float]]) -> None:
@@ -91,18 +91,20 @@ def test_labels_that_fit_by_themselves(lm: Any) -> None:
     assert none.labels == () and none.label is None
 
 
-def test_examples_abstaining_and_length(lm: Any) -> None:
+def test_examples_abstaining_and_length(lm: Any, scores_of: Callable[[str], list[float]]) -> None:
     plain = lm.classify(TEXT, LABELS)
     shown_one = lm.classify(TEXT, LABELS, examples=[("I lost it", "card_lost")])
     assert shown_one.timings.prompt_tokens > plain.timings.prompt_tokens
     assert lm.classify(TEXT, LABELS, abstain=1.0).label is None
     mean = lm.classify(TEXT, LABELS, length_normalized=True)
-    assert max(mean.scores.values()) < max(plain.scores.values())  # means are nearer to each other than sums
+    lengths = [len(lm.tokenizer.encode(label, add_special=False)) for label in shown(LABELS)]
+    want = softmax([value / n for value, n in zip(scores_of(TEXT), lengths, strict=True)])
+    assert mean.scores == pytest.approx(dict(zip(LABELS, want, strict=True)), abs=0.01)
 
 
 def test_a_deadline_is_kept_or_refused(lm: Any) -> None:
-    out = lm.classify(TEXT, LABELS, deadline_ms=60_000)
-    assert out.complete and out.timings.deadline_ms == pytest.approx(60_000)
+    out = lm.classify(TEXT, LABELS, deadline_ms=900_000)
+    assert out.complete and out.timings.deadline_ms == pytest.approx(900_000)
     with pytest.raises(DeadlineError):
         lm.classify(TEXT + " please" * 500, LABELS, deadline_ms=1)
     lm.engine.scheduler.check_integrity()

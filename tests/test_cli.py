@@ -100,7 +100,7 @@ def test_the_version() -> None:
         (["run", "a", "--precision", "half"], "'half' is not one of 'fast', 'exact'", " run"),
         (["run", "a", "--threads", "0"], "'--threads'", " run"),
         (["chat", "--context", "0"], "'--context'", " chat"),
-        (["evaluate"], "missing option '--perplexity'", " evaluate"),
+        (["evaluate"], "give a task and a file, or --perplexity FILE", " evaluate"),
         (["bench"], "missing command", " bench"),
         (["bench", "engine", "--prompts", "a"], "whole numbers with commas between, not 'a'", " bench engine"),
         (["pull"], "missing argument 'name'", " pull"),

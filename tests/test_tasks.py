@@ -198,7 +198,7 @@ def test_a_real_model_does_the_tasks(lm: millis.LanguageModel) -> None:
     assert isinstance(person, Person) and person.age == 31
     short = lm.summarize("The cat sat on the mat. It was warm. The dog slept.", sentences=1)
     assert len(sentences(short.text)) == 1
-    verdict = lm.moderate(["Have a nice day", "I hate you"], deadline_ms=60_000)
+    verdict = lm.moderate(["Have a nice day", "I hate you"])
     assert all(sum(one.scores.values()) == pytest.approx(1) for one in verdict)
     lm.engine.scheduler.check_integrity()
 

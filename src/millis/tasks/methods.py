@@ -49,7 +49,8 @@ class TaskMethods:
 
         The question up to the text is computed once and cached; then one forward computes a text and all labels.
         """
-        key = (tuple(labels), tuple(map(tuple, examples)), multi, abstain, length_normalized, template)
+        named = labels if isinstance(labels, str) else tuple(labels)  # a text is no list of labels, and refused
+        key = (named, tuple(map(tuple, examples)), multi, abstain, length_normalized, template)
         made = self._classifier(
             (*key, calibration if isinstance(calibration, str) else repr(calibration)),
             lambda: Classifier(
