@@ -66,4 +66,5 @@ def _ones(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
         count: NDArray[np.uint8] = np.bitwise_count(words)
         return count
     bits = np.unpackbits(words[:, None].view(np.uint8), axis=1)  # NumPy 1
-    return bits.sum(axis=1, dtype=np.uint8)
+    summed: NDArray[np.uint8] = bits.sum(axis=1, dtype=np.uint8)
+    return summed
