@@ -135,7 +135,7 @@ def test_processes_take_turns(tmp_path: Path) -> None:
     path = tmp_path / "a.idx"
     code = "[index.add([{'id': f'{sys.argv[2]}-{i}', 'text': f'text {i} of {sys.argv[2]}'}]) for i in range(10)]"
     children = [start_python(path, code, str(n)) for n in range(3)]
-    assert [child.wait(60) for child in children] == [0, 0, 0]
+    assert [child.wait(600) for child in children] == [0, 0, 0]
     with Index.open(path, embedder=None) as index:
         assert len(index.ids()) == 30 and len(index) == 30
 
@@ -147,7 +147,7 @@ def documents():
     yield Document("new", "", "zebra"), []
     os._exit(9)
 index._store.put(documents(), ["fees"])"""
-    assert start_python(index.path, code).wait(60) == 9
+    assert start_python(index.path, code).wait(600) == 9
     with Index.open(index.path, embedder=None) as again:
         assert sorted(again.ids()) == sorted(str(d["id"]) for d in DOCUMENTS)
         assert best(again, "overdraft") == "fees"
@@ -201,7 +201,7 @@ def test_the_commands(tmp_path: Path) -> None:
 
 
 def run_python(path: Path, code: str) -> None:
-    assert start_python(path, code).wait(60) == 0
+    assert start_python(path, code).wait(600) == 0
 
 
 def start_python(path: Path, code: str, *arguments: str) -> subprocess.Popen[bytes]:

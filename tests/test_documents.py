@@ -122,6 +122,14 @@ def test_neighbours_are_those_of_all_cosines() -> None:
     assert hits >= 0.95 * 10 * len(x[::40])
 
 
+def test_bits_are_counted_without_numpy_2_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(3).standard_normal((1000, 100)).astype(np.float32)
+    vectors = Vectors(quantise(x))
+    first = vectors.best(x[0], 5)[0].tolist()
+    monkeypatch.delattr(np, "bitwise_count", raising=False)
+    assert vectors.best(x[0], 5)[0].tolist() == first and first[0] == 0
+
+
 def test_files_become_documents(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("# Fees\nFive dollars.", "utf-8")
     (tmp_path / ".hidden.txt").write_text("no", "utf-8")

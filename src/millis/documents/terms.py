@@ -73,9 +73,9 @@ def stem(word: str) -> str:
 
 
 def is_cjk(text: str) -> bool:
-    """Whether most letters of a text are of scripts that are searched by pairs of characters."""
+    """Whether a text is mostly of scripts that are searched by pairs of characters; one says as much as two letters."""
     letters = sum(c.isalpha() for c in text)
-    return 2 * sum(len(run) for run in _CJK_RUN.findall(text)) > letters
+    return 3 * sum(len(run) for run in _CJK_RUN.findall(text)) > letters
 
 
 def _plain(text: str) -> str:

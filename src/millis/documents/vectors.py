@@ -48,7 +48,7 @@ class Vectors:
             return np.arange(len(self))
         differing = np.zeros(len(self), np.uint16)
         for word, signs in zip(_words(vector[None] > 0)[0], self._signs, strict=True):
-            differing += np.bitwise_count(signs ^ word)
+            differing += _ones(signs ^ word)
         return np.argpartition(differing, count)[:count]
 
 
@@ -58,3 +58,13 @@ def _words(bits: NDArray[np.bool_]) -> NDArray[np.uint64]:
     padded = np.zeros((rows, -(-dims // 64) * 64), np.bool_)
     padded[:, :dims] = bits
     return np.packbits(padded, axis=1).view(np.uint64)
+
+
+def _ones(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """[N]: how many bits of each word are set."""
+    if hasattr(np, "bitwise_count"):
+        count: NDArray[np.uint8] = np.bitwise_count(words)
+        return count
+    bits = np.unpackbits(words[:, None].view(np.uint8), axis=1)  # NumPy 1
+    summed: NDArray[np.uint8] = bits.sum(axis=1, dtype=np.uint8)
+    return summed
