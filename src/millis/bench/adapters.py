@@ -19,6 +19,7 @@ from millis.tasks.model import LanguageModel
 from millis.types import SamplingParams
 
 PROMPT = 24  # tokens of each sequence: twenty fit one step, so that a decode meets no prompt, which rounds otherwise
+ROUNDS = 6  # of steps with adapters and without, in turns
 SIZE = 0.04  # of the random values of both matrices: as large as after a long training, so that answers change
 
 
@@ -79,12 +80,12 @@ def _times(lm: LanguageModel, prompts: list[Any], adapters: list[Any], steps: in
     """(without, with) milliseconds a step: medians of steps that took turns, so that both meet the same machine."""
     engine, params = lm.engine, SamplingParams(max_tokens=lm.runner.context, ignore_eos=True)
     found: tuple[list[float], list[float]] = ([], [])
-    for _ in range(3):
+    for _ in range(ROUNDS):
         for times, used in zip(found, ([None] * len(prompts), adapters), strict=True):
             requests = [engine.submit(p, params, adapter=a) for p, a in zip(prompts, used, strict=False)]
             while not all(request.decoding for request in requests) and engine.step():
                 pass
-            for _ in range(steps // 3):
+            for _ in range(-(-steps // ROUNDS)):
                 begin = time.perf_counter()
                 engine.step()
                 times.append(1000 * (time.perf_counter() - begin))

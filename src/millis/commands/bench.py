@@ -272,7 +272,7 @@ def adapters(
     lm = common.load(model, threads=threads, context=max(512, steps + 128), **options)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("measuring", total=2 * count + 12)
+        task = progress.add_task("measuring", total=2 * count + 24)
         found = measure(lm, count=count, rank=rank, steps=steps, advance=lambda: progress.advance(task))
     found = {"model": model, "threads": lm.config.threads, "isa": lm.runner.isa, **found}
     if json:
