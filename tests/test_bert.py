@@ -227,3 +227,64 @@ def test_groups_hold_every_text_once() -> None:
     found = groups(lengths, 100)
     assert [i for group in found for i in group] == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in group) <= 100 for group in found) and len(found) == 3
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_fast_is_near_and_the_same_on_every_isa(isa: str, saved: tuple[Any, Model]) -> None:
+    """Weights and activations in eight bits; random weights forgive their rounding less than trained ones do."""
+    _, ours = saved
+    texts = [random_ids(length) for length in (1, 13, 14, 15, 29, 40, CONTEXT)]
+    exact, fast = runner(ours), runner(ours, isa, precision="fast")
+    scalar = runner(ours, "scalar", precision="fast")
+    for found, near, wanted, most in (
+        (fast.embeddings(texts), scalar.embeddings(texts), exact.embeddings(texts), 0.08),
+        (fast.logits(texts), scalar.logits(texts), exact.logits(texts), 0.3),
+    ):
+        error = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert 1e-5 < error.max() < most, "eight bits, and no more than their rounding"
+        apart = np.linalg.norm(found - near, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert apart.max() < 0.005, "a value on the edge may be rounded to the other side, and no more"
+
+
+@pytest.mark.parametrize("rows", [1, 3, 13, 14, 15, 28, 29, 61])
+@pytest.mark.parametrize("isa", ISAS)
+def test_byte_products_are_those_of_the_rounded_values(isa: str, rows: int) -> None:
+    """x and w rounded in NumPy, block by block, then multiplied in float64; outputs are no whole number of panels."""
+    rng = np.random.default_rng(rows)
+    x, w = rng.normal(0, 3, (rows, 96)), rng.normal(0, 1, (40, 96))
+    x[0] = 0
+    x, bias = x.astype(np.float32), rng.normal(size=40).astype(np.float32)
+    blocks = gguf.quants.quantize(w.astype(np.float32), gguf.GGMLQuantizationType.Q8_0)
+    native = _native.Runtime(
+        threads=2, isa=isa, max_tokens=64, max_outputs=64, pages=1, layers=1, kv_heads=1, head_dim=16, vocab=rows,
+        context=1, exact=False, bytes=True,
+    )  # fmt: skip
+    for buffer, width in (("x", 96), ("y", 40), ("p", 40)):
+        native.add_buffer(buffer, width)
+    native.add_matrix("table", 0, *x.shape, x.reshape(-1).view(np.uint8))
+    native.add_matrix("w", 8, 40, 96, np.ascontiguousarray(blocks).reshape(-1).view(np.uint8))
+    native.add_vector("b", bias)
+    native.embed("x", "table", 1.0, "")
+    native.matmul("y", "x", ["w"], ["b"], "", "", "")
+    native.pool("p", "y", True)
+    native.finish()
+    found = native.texts(np.arange(rows, dtype=np.int32), np.ones(rows, np.int32))
+    step = np.abs(x.reshape(rows, 3, 32)).max(2, keepdims=True) / np.float32(127)
+    whole = np.rint(np.divide(x.reshape(rows, 3, 32), step, out=np.zeros((rows, 3, 32), np.float32), where=step > 0))
+    rounded = (whole.astype(np.float64) * step).reshape(rows, 96)
+    known = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0).astype(np.float64)
+    np.testing.assert_allclose(found, rounded @ known.T + bias, atol=2e-4)
+
+
+def test_eight_bits_are_those_of_the_gguf_package(bert: Model) -> None:
+    made = eight_bits(bert.plan, bert.checkpoint.tensors)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    changed = {name for name, tensor in made.items() if tensor is not bert.checkpoint.tensors[name]}
+    products = re.compile(r"blk\.\d\.(attn_(q|k|v|output)|ffn_(up|down))\.weight|cls\.weight")
+    assert changed == {name for name in made if products.fullmatch(name)}
+    for name in changed:
+        values = bert.checkpoint.tensors[name].numpy()
+        back = gguf.quants.dequantize(made[name].data, kind).reshape(values.shape)
+        step = np.abs(values.reshape(-1, 32)).max(1, keepdims=True) / 127
+        assert (np.abs(back - values).reshape(-1, 32) <= 0.56 * step).all()
+        np.testing.assert_array_equal(back, made[name].numpy())

@@ -86,7 +86,7 @@ BAD_OPS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "biases for some": ("one bias", lambda n: n.matmul("qkv", "x", ["wide"], ["weight"] * 2, "", "", "")),
     "bias of another size": ("weight must hold 48", lambda n: n.matmul("qkv", "x", ["wide"], ["weight"], "", "", "")),
     "bias without a name": ("without a name", lambda n: n.matmul("y", "x", ["square"], [""], "", "", "")),
-    "unknown activation": ("relu", lambda n: n.matmul("y", "x", ["square"], [], "relu", "", "")),
+    "unknown activation": ("swish", lambda n: n.matmul("y", "x", ["square"], [], "swish", "", "")),
     "gate of another size": ("does not fit", lambda n: n.matmul("y", "x", ["square"], [], "silu", "", "wide")),
     "layer below": ("layer", lambda n: attention(n, layer=-1)),
     "layer above": ("layer", lambda n: attention(n, layer=1)),

@@ -90,7 +90,7 @@ def test_the_real_model_embeds_as_transformers_does(model_path: Callable[[str], 
     assert exact.shape == (4, 384) and exact.dtype == np.float32
     np.testing.assert_allclose(exact, wanted, atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(fast, axis=1), 1, atol=1e-6)
-    assert (fast * wanted).sum(axis=1).min() > 0.9995
+    assert (fast * wanted).sum(axis=1).min() > 0.999
     assert fast[0] @ fast[1] > fast[0] @ fast[2] + 0.3
 
 

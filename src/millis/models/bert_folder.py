@@ -118,6 +118,11 @@ _PRETRAINING = re.compile(r"(cls\.(predictions|seq_relationship)|lm_head|vocab_(
 _POOLER = re.compile(r"pooler\.dense\.(weight|bias)")
 
 
+def is_kin(values: Mapping[str, Any]) -> bool:
+    """Whether a config.json holding `values` is that of a family read here."""
+    return isinstance(values.get("model_type"), str) and values["model_type"] in TYPES
+
+
 def read(path: Path, values: Mapping[str, Any]) -> Checkpoint:
     """The encoder in a folder whose config.json holds `values`. FormatError names what is malformed or unknown."""
     kind = values["model_type"]

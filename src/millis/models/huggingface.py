@@ -71,7 +71,7 @@ def read_folder(path: Path) -> Checkpoint:
         raise ModelError(f"{path} holds no config.json; give a Hugging Face folder or a .gguf file")
     try:
         values = read_json(path / "config.json", _MAX_CONFIG_BYTES)
-        if values.get("model_type") in bert_folder.TYPES:
+        if bert_folder.is_kin(values):
             return bert_folder.read(path, values)
         config, tied = huggingface_config(values, path.resolve().name)
         tensors = _renamed(read_folder_tensors(path), config.architecture)

@@ -57,7 +57,8 @@ def load_model(path: Path, context: int | None = None) -> Model:
 
 def is_encoder(path: Path) -> bool:
     """Whether a folder's config.json says that its model reads texts and writes none. FormatError if it is no JSON."""
-    return path.is_dir() and read_json(path / "config.json", 1 << 20).get("model_type") in bert_folder.TYPES
+    file = path / "config.json"
+    return path.is_dir() and file.is_file() and bert_folder.is_kin(read_json(file, 1 << 20))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
