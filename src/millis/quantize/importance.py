@@ -36,10 +36,24 @@ class Importance:
     rows: Floats  # [outputs] mean squared gradient, nats² per unit of output
     embedding: float = 0.0
 
-    def cost(self, errors: NDArray[np.float64], rows: NDArray[np.int64] | slice = slice(None)) -> float:
-        """Nats a token, for each row's squared error weighted by `columns` [len(rows)]; of a sample, for it alone."""
+    def cost(self, errors: NDArray[np.float64]) -> float:
+        """Nats a token, for each row's squared error weighted by `columns` [outputs]."""
         looked_up = self.embedding * float(errors.sum()) / max(float(self.columns.sum()), 1e-30)
-        return 0.5 * (float(np.sum(self.rows[rows] * errors)) + looked_up)
+        return 0.5 * (float(np.sum(self.rows * errors)) + looked_up)
+
+    def sample(self, count: int) -> NDArray[np.int64]:
+        """[count] rows, some perhaps twice: as often as they are costly, evenly where none is."""
+        total = np.cumsum(self.rows, dtype=np.float64)
+        if total[-1] <= 0:
+            return np.arange(count) * len(total) // count
+        found: NDArray[np.int64] = np.searchsorted(total, (np.arange(count) + 0.5) / count * total[-1]).astype(np.int64)
+        return found
+
+    def cost_of_sample(self, errors: NDArray[np.float64]) -> float:
+        """What `cost` of all rows should be, from the errors of those of `sample`."""
+        mean, rows = float(errors.mean()), len(self.rows)
+        looked_up = self.embedding * mean * rows / max(float(self.columns.sum()), 1e-30)
+        return 0.5 * (float(self.rows.sum(dtype=np.float64)) * mean + looked_up)
 
 
 class _Means:

@@ -84,10 +84,13 @@ def encode(tensor: Tensor, type: GgmlType, importance: Importance, threads: int)
 
 
 def options(tensor: Tensor, importance: Importance, threads: int) -> list[Option]:
-    """What every possible type would take in the file, and cost, judged by a sample of rows."""
+    """What every possible type would take in the file, and cost, judged by a sample of rows.
+
+    A row's chance to be in it is its share of the cost (Hansen and Hurwitz, 1943): of a vocabulary few rows matter.
+    """
     rows, columns = tensor.shape
     count = min(rows, max(16, _SAMPLE_VALUES // columns))
-    picked = np.arange(count) * rows // count
+    picked = importance.sample(count)
     values = np.concatenate([_rows(tensor, row, row + 1) for row in picked.tolist()])
     found = []
     for type in possible(tensor):
@@ -95,7 +98,7 @@ def options(tensor: Tensor, importance: Importance, threads: int) -> list[Option
         loss = 0.0
         if type != tensor.type:
             _, errors = _native.quantize(int(type), values, importance.columns, threads)
-            loss = importance.cost(errors, picked) * rows / count
+            loss = importance.cost_of_sample(errors)
         found.append(Option(type, size, loss))
     return found
 
