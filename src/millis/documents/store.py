@@ -166,6 +166,7 @@ class Store:
         if term not in self._numbers:
             row = self._db.execute("SELECT number FROM terms WHERE term = ?", (term,)).fetchone()
             number = row[0] if row else self._db.execute("INSERT INTO terms (term) VALUES (?)", (term,)).lastrowid
+            assert number is not None
             self._numbers[term] = int(number)
         return self._numbers[term]
 
