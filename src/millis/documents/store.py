@@ -166,8 +166,8 @@ class Store:
         if term not in self._numbers:
             row = self._db.execute("SELECT number FROM terms WHERE term = ?", (term,)).fetchone()
             number = row[0] if row else self._db.execute("INSERT INTO terms (term) VALUES (?)", (term,)).lastrowid
-            assert isinstance(number, int)
-            self._numbers[term] = number
+            assert number is not None
+            self._numbers[term] = int(number)
         return self._numbers[term]
 
     def _check(self, create: bool) -> None:
