@@ -61,6 +61,7 @@ class Driver:
     def __exit__(self, *exception: object) -> None:
         self._process.stdin.close()  # type: ignore[union-attr]
         self._process.wait(60)
+        self._process.stdout.close()  # type: ignore[union-attr]
 
     def start(self, data: Path, out: Path, model: Path) -> int:
         ask = {"data": str(data), "out": str(out), "given": GIVEN | {"model": str(model)}}
