@@ -108,7 +108,11 @@ def test_the_command_prints_and_plots(model_path: Callable[[str], Path], tmp_pat
     done = shell("evaluate", "classify", data, *common, "--json", "--plot", plot, "--calibration", "contextual")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["metrics"]["accuracy"] in (0.0, 0.5, 1.0) and found["count"] == 2 and found["p99_ms"] >= found["p50_ms"] > 0
+    assert (
+        found["metrics"]["accuracy"] in (0.0, 0.5, 1.0)
+        and found["count"] == 2
+        and found["p99_ms"] >= found["p50_ms"] > 0
+    )
     assert plot.read_text(encoding="utf-8").startswith("<?xml")
     assert "no task 'sing'" in error_line(shell("evaluate", "sing", data), 2)
     assert "--schema is not for classify" in error_line(shell("evaluate", "classify", data, "--schema", data), 2)
