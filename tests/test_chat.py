@@ -206,7 +206,7 @@ def test_the_options_are_those_of_an_answer(model_path: Callable[[str], Path]) -
         patch.setattr(Conversation, "take", record)
         patch.setattr("builtins.input", typed("Hello!", "/exit"))
         chat.command("smollm2", **given)
-    assert seen == given
+    assert seen == {**given, "adapter": None}
     assert set(given) - {"deadline_ms"} <= set(SamplingParams.__dataclass_fields__)
 
 

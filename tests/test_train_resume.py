@@ -55,7 +55,10 @@ class Driver:
 
     def __enter__(self) -> Driver:
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen([sys.executable, "-c", DRIVER], stdin=pipe, stdout=pipe, encoding="utf-8")
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
+        command = [sys.executable, "-c", DRIVER]
+        environment = os.environ | {"PYTHONPATH": path}
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8", env=environment)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -18,7 +18,7 @@ from millis.types import MillisError
 
 COMMANDS = (  # each a module in millis.commands
     *("run", "chat", "classify", "embed", "extract", "translate", "summarize", "moderate", "index", "answer"),
-    *("serve", "pull", "models", "doctor", "data", "train", "distil", "quantize", "evaluate", "bench"),
+    *("serve", "pull", "models", "doctor", "train", "distil", "quantize", "evaluate", "data", "bench"),
 )
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 

@@ -148,7 +148,7 @@ def _pull_repo(name: str, repo: str, file: str | None, progress: Progress) -> Pa
 def _unknown(name: str) -> ModelError:
     if name.endswith(".gguf"):
         return ModelError(f"there is no file {name}")
-    close = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.55)
     hint = f"did you mean {' or '.join(close)}? " if close else f"the catalogue has {', '.join(CATALOGUE)}. "
     return ModelError(
         f"no model named {name!r}; {hint}Also accepted: a .gguf file, a folder with config.json, "
