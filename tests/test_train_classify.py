@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from millis.train.classify import scores
 from millis.train.start import settings_of, train
 from millis.types import RequestError
+from shell import error_line, millis
 from training import bert_folder, chat_gguf, jsonl, labelled_csv, loaded, sentences
 
 
@@ -44,6 +45,20 @@ def test_transformers_reads_the_folder_and_finds_the_same_accuracy(tmp_path: Pat
     assert (tmp_path / "out" / "train" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "out" / "train" / "tensorboard").glob("events.*"))
     assert not (tmp_path / "out" / "train" / "checkpoints").exists()
+    the_commands_answer_by_its_head(tmp_path / "out", held, report["quality"]["accuracy"])
+
+
+def the_commands_answer_by_its_head(model: Path, held: Path, accuracy: float) -> None:
+    done = millis("evaluate", "classify", held, "-m", model, "--threads", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["metrics"]["accuracy"] == pytest.approx(accuracy, abs=2 / 60 + 1e-9)
+    lines = held.read_text(encoding="utf-8").splitlines()[1:3]
+    texts, wanted = zip(*(line.rsplit(",", 1) for line in lines), strict=True)
+    done = millis("classify", "-m", model, "-", stdin="\n".join(texts))
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [one["label"] for one in found] == list(wanted)
+    assert all(sum(one["scores"].values()) == pytest.approx(1) for one in found)
+    assert "labels of its own" in error_line(millis("classify", "-m", model, "--labels", "a,b", "x"))
 
 
 def test_rows_of_the_embedding_that_no_text_uses_stay_as_they_were(tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ Labelled = Annotated[Path | None, typer.Option(metavar="FILE", help="CSV or JSON
 
 def command(
     text: lines.Text,
-    labels: Annotated[str, typer.Option(metavar="A,B,C", help="The labels, by commas; @FILE: one a line.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="The labels, by commas; @FILE: one a line. A trained head knows its own."),
+    ] = None,
     model: Annotated[
         str, typer.Option("-m", "--model", help="A model; SMALL,LARGE: the large one answers where there is time.")
     ] = "smollm2",
@@ -52,9 +55,11 @@ def command(
 ) -> None:
     """Which of some labels a text is; with - one JSON line for each line of standard input."""
     from millis.tasks.calibration import Calibration
+    from millis.tasks.cascade import Cascade
     from millis.tasks.dataset import read_labelled
+    from millis.tasks.encoder import Encoder
 
-    names = _labels(labels)
+    names = [] if labels is None else _labels(labels)
     options: dict[str, Any] = {"length_normalized": length_normalized}
     options["examples"] = [] if examples is None else read_labelled(examples)
     samples = None if calibrate is None else read_labelled(calibrate)
@@ -65,9 +70,18 @@ def command(
     made: Any = (
         calibration if calibration in (None, "contextual") else Calibration.loads(lines.read_text(Path(calibration)))
     )
-    lm = common.load_cascade(model, confidence, threads=threads, context=context, precision=precision)
+    lm = common.load_reader(model, confidence, threads=threads, context=context, precision=precision)
+    if isinstance(lm, Encoder):
+        given = [labels, examples, calibrate, calibration, abstain, deadline_ms, multi or None]
+        if length_normalized or any(value is not None for value in given):
+            raise RequestError(f"{model} has labels of its own and answers at once; give the text alone")
+        head = lm
+        lines.answer(text, batch, lambda texts: head.classify(texts, truncate=True), _record, _shown, as_json=json)
+        return
+    if labels is None:
+        raise RequestError(f"{model} has no trained head; give the labels: --labels a,b,c")
     if samples is not None:
-        if not hasattr(lm, "calibrate"):
+        if isinstance(lm, Cascade):
             raise RequestError("a calibration belongs to one model; give one with -m")
         made = lm.calibrate(samples, names, **options)
         common.say(f"temperature {made.temperature:.3f} from {len(samples)} texts")
@@ -94,6 +108,10 @@ def _record(one: Classification) -> dict[str, Any]:
     if one.labels:
         found["labels"] = list(one.labels)
     return {**found, "complete": one.complete, "timings": one.timings.asdict()}
+
+
+def _shown(one: Classification) -> str:
+    return _show(one, multi=False)
 
 
 def _show(one: Classification, multi: bool) -> str:

@@ -23,6 +23,7 @@ TABLE_WIDTH = 110  # columns
 if TYPE_CHECKING:
     from millis.hub import Entry
     from millis.tasks.cascade import Cascade
+    from millis.tasks.encoder import Encoder
     from millis.tasks.model import LanguageModel, Stream
 
 Model = Annotated[
@@ -80,6 +81,16 @@ def load_cascade(names: str, confidence: float, **options: Any) -> LanguageModel
 
     models = [load(name.strip(), **options) for name in names.split(",")]
     return models[0] if len(models) == 1 else Cascade(models, confidence)
+
+
+def load_reader(names: str, confidence: float = 0.0, **options: Any) -> LanguageModel | Cascade | Encoder:
+    """As `load_cascade`; a single name may be an encoder's."""
+    from millis.models.load import is_encoder
+    from millis.tasks.encoder import Encoder
+
+    if "," not in names and is_encoder(path := resolve(names)):
+        return Encoder(path, **options)
+    return load_cascade(names, confidence, **options)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from millis.commands import common, lines
 
-EXAMPLE = 'millis embed -m smollm2 "How do I reset my password?"'
+EXAMPLE = 'millis embed -m minilm "How do I reset my password?"'
 
 
 def command(
@@ -18,7 +18,7 @@ def command(
     precision: common.Precision = "fast",
 ) -> None:
     """A vector of unit length for a text, as JSON; with - one line for each line of standard input."""
-    lm = common.load(model, threads=threads, context=context, precision=precision)
+    lm: Any = common.load_reader(model, threads=threads, context=context, precision=precision)
 
     def run(texts: list[str]) -> list[Any]:
         return [[float(f"{value:.8g}") for value in vector] for vector in lm.embed(texts)]

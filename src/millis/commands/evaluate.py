@@ -84,7 +84,7 @@ def command(
         "characters": characters,
     }
     _check(task, {name: value for name, value in {**given, "plot": plot}.items() if value is not None})
-    found = _evaluate(task, file, rows, given, deadline_ms, lambda: common.load_cascade(
+    found = _evaluate(task, file, rows, given, deadline_ms, lambda: common.load_reader(
         model, confidence, threads=threads, context=context, precision=precision))  # fmt: skip
     if plot is not None:
         reliability_plot(found, plot, f"{model} on {file.name}")
@@ -167,7 +167,9 @@ def _classifier(lm: Any, rows: list[Any], given: dict[str, Any], deadline_ms: fl
     if not isinstance(lm, (TaskMethods, Cascade)):
         if any(value is not None for value in given.values()):
             raise RequestError("a model with a trained head takes no labels, examples or calibration")
-        return lambda text: lm.classify(text)
+        if deadline_ms is not None:
+            raise RequestError("a model with a trained head answers at once, and takes no deadline")
+        return lambda text: lm.classify(text, truncate=True)
     names = given["labels"]
     names = sorted({str(row["label"]) for row in rows}) if names is None else [n.strip() for n in names.split(",")]
     kind = given["calibration"]
