@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -148,6 +149,11 @@ def test_every_file_has_its_line_in_the_map() -> None:
     assert len(mapped) == len(set(mapped)), "a file stands in docs/map.md twice"
 
 
+@cache
+def help_of(verbs: str) -> str:
+    return shell(*verbs.split(), "--help").stdout
+
+
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
 def test_the_commands_of_the_readme_exist(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
@@ -161,9 +167,8 @@ def test_the_commands_of_the_readme_exist(name: str) -> None:
     for command in commands:
         verbs = re.match(r"[a-z]+(?: engine| speculation)?", command)
         assert verbs is not None
-        help_text = shell(*verbs.group().split(), "--help").stdout
         for flag in re.findall(r"--[a-z-]+", command):
-            assert flag in help_text, f"millis {verbs.group()} knows no {flag}"
+            assert flag in help_of(verbs.group()), f"millis {verbs.group()} knows no {flag}"
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
