@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json as jsonlib
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from millis.commands import common
+from millis.commands import common, lines
 from millis.commands.index import Embedder, File, named
 from millis.types import RequestError
 
@@ -54,7 +50,14 @@ def _one(
     from millis.tasks.answer import ask
 
     answering = ask(lm, question, index, deadline_ms=deadline_ms, max_tokens=max_tokens)
-    with _stopped_by_interrupt(answering) as interrupted:
+    interrupted = False
+
+    def stop() -> None:
+        nonlocal interrupted
+        interrupted = True
+        answering.stop_soon()
+
+    with common.on_first_interrupt(stop):
         if not json:
             _show_sources(answering)
         out = answering.result()
@@ -71,20 +74,9 @@ def _one(
 def _batch(lm: LanguageModel | None, index: Index, max_tokens: int, deadline_ms: float | None) -> None:
     from millis.tasks.answer import ask
 
-    for question in _lines():
+    for (question,) in lines.batches("-", 1):
         out = ask(lm, question, index, deadline_ms=deadline_ms, max_tokens=max_tokens).result()
         print(jsonlib.dumps(out.asdict(), ensure_ascii=False, allow_nan=False), flush=True)
-
-
-def _lines() -> Iterator[str]:
-    """The questions on standard input, without empty lines."""
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        try:
-            text = line.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            raise RequestError(f"line {number} of standard input is not UTF-8 text; convert it first") from None
-        if text:
-            yield text
 
 
 def _show_sources(answering: Answering) -> None:
@@ -106,20 +98,3 @@ def _status_line(out: Answer) -> str:
         parts.append(f"{timings.prompt_tokens} + {timings.completion_tokens} tokens, {timings.cached_tokens} cached")
     parts.append(f"in the documents: {100 * out.probability:.0f} %")
     return " · ".join(parts)
-
-
-@contextmanager
-def _stopped_by_interrupt(answering: Answering) -> Iterator[list[int]]:
-    """The first Ctrl-C ends the model's sentence and fills what is yielded, the next interrupts as usual."""
-    seen: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, previous)
-        seen.append(number)
-        answering.stop_soon()
-
-    previous = signal.signal(signal.SIGINT, stop)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, previous)

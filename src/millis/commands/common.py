@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -75,22 +75,16 @@ def load(name: str, **options: Any) -> LanguageModel:
         return LanguageModel(name, progress=bar, agree=ask_terms, **options)
 
 
-def load_cascade(names: str, confidence: float, **options: Any) -> LanguageModel | Cascade:
-    """The model, or a cascade of several that are named with commas between them, the smallest first."""
-    from millis.tasks.cascade import Cascade
-
-    models = [load(name.strip(), **options) for name in names.split(",")]
-    return models[0] if len(models) == 1 else Cascade(models, confidence)
-
-
 def load_reader(names: str, confidence: float = 0.0, **options: Any) -> LanguageModel | Cascade | Encoder:
-    """As `load_cascade`; a single name may be an encoder's."""
+    """The model, an encoder among them, or a cascade of several with commas between them, the smallest first."""
     from millis.models.load import is_encoder
+    from millis.tasks.cascade import Cascade
     from millis.tasks.encoder import Encoder
 
     if "," not in names and is_encoder(path := resolve(names)):
         return Encoder(path, **options)
-    return load_cascade(names, confidence, **options)
+    models = [load(name.strip(), **options) for name in names.split(",")]
+    return models[0] if len(models) == 1 else Cascade(models, confidence)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -139,17 +133,23 @@ def show(stream: Stream) -> Completion:
 @contextmanager
 def stopped_by_interrupt(stream: Stream) -> Iterator[None]:
     """The first Ctrl-C ends `stream` between two steps, and what was written stays; the next interrupts as usual."""
+    with stream, on_first_interrupt(stream.stop_soon):  # whatever happens, its pages are free afterwards
+        yield
 
-    def stop(number: int, frame: FrameType | None) -> None:
+
+@contextmanager
+def on_first_interrupt(act: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C calls `act`, the next interrupts as usual."""
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, previous)
-        stream.stop_soon()
+        act()
 
-    with stream:  # whatever happens, its pages are free afterwards
-        previous = signal.signal(signal.SIGINT, stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+    previous = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def status_line(out: Completion, lm: LanguageModel) -> str:

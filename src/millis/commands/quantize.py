@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from millis.commands import common
+from millis.commands import common, lines
 from millis.config import EngineConfig
 from millis.types import RequestError
 
@@ -56,7 +56,7 @@ def command(
     with _progress() as say:
         job = Quantizer(common.resolve(source), count, say)
         if text is not None:
-            job.calibrate(_read(text), learn, windows, importance)
+            job.calibrate(lines.read_text(text), learn, windows, importance)
         report = job.write(out, target)
     if json:
         common.print_json(asdict(report) | {"path": str(report.path)})
@@ -89,15 +89,6 @@ def _share(text: str) -> float:
     if not 0 < value <= 10:
         raise typer.BadParameter(f"--max-ppl-loss must be a share above 0, as 1% or 0.01, not {text!r}")
     return value
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RequestError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise RequestError(f"{path} is not UTF-8 text; convert it first") from None
 
 
 @contextmanager
