@@ -272,7 +272,7 @@ void Runtime::finish() {
   for (const auto& [name, b] : buffers_) widest = name == "logits" ? widest : std::max(widest, b.width);
   const size_t width = static_cast<size_t>(widest), blocks = width / kBlock + 1, rows = static_cast<size_t>(config_.max_tokens);
   for (auto& own : private_) {
-    own.rows.resize(kScreenRows * width), own.acts.resize(kScreenRows * blocks);
+    own.rows.resize(kPrivateRows * width), own.acts.resize(kPrivateRows * blocks);
     own.attention.resize(2 * kTileQueries * static_cast<size_t>(config_.head_dim));
   }
   shared_.rows.resize(rows * width), shared_.acts.resize(rows * blocks);
@@ -287,9 +287,9 @@ void Runtime::finish() {
   }
   for (const Op& op : ops_)
     if (const auto* product = std::get_if<MatMulOp>(&op); product && product->out == logits && config_.screen) {
-      upper_.resize(kScreenRows * static_cast<size_t>(config_.vocab / kPanelRows + 1));
-      lower_.resize(kScreenRows * static_cast<size_t>(config_.threads));
-      for (auto& own : private_) own.screen.resize(kScreenRows * blocks);
+      upper_.resize(kPrivateRows * static_cast<size_t>(config_.vocab / kPanelRows + 1));
+      lower_.resize(kPrivateRows * static_cast<size_t>(config_.threads));
+      for (auto& own : private_) own.screen.resize(kPrivateRows * blocks);
     }
   partial_.resize(kMostShared * static_cast<size_t>(config_.threads) * kTileQueries * static_cast<size_t>(config_.head_dim + 2));
   const size_t element = config_.exact ? 4 : 2;

@@ -19,9 +19,8 @@
 
 namespace millis {
 
-constexpr int kPrivateRows = 4;  // up to here every thread prepares its own copy of a product's input
-constexpr int kScreenRows = 8;   // up to here logits are screened; of a small matrix, which caches hold in part, up to kScreenRowsSmall
-constexpr int kScreenRowsSmall = 2;
+constexpr int kPrivateRows = 8;                      // up to here every thread prepares its own copy of a product's input, and logits are screened;
+constexpr int kScreenRowsSmall = 2;                  // of a small output matrix, which caches hold in part, up to here
 constexpr int64_t kSmallOutput = int64_t{64} << 20;  // bytes
 constexpr size_t kMostShared = 256;                  // units of queries in a step whose keys may be shared among threads
 

@@ -26,7 +26,7 @@ ScreenBlock screen_block(const ActBlock& a, const float* x) {
 bool Runtime::screened(const MatMulOp& op, const Step& step) const {
   if (!config_.screen || upper_.empty() || step.margins.empty() || op.segments.size() != 1) return false;
   const int64_t bytes = int64_t{op.x->width} * op.segments[0].weight->rows();
-  if (step.count > (bytes > kSmallOutput ? kScreenRows : kScreenRowsSmall)) return false;
+  if (step.count > (bytes > kSmallOutput ? kPrivateRows : kScreenRowsSmall)) return false;
   if (op.segments[0].weight->format_id() != FormatId::Q8_0Planes || op.gate || op.residual || op.segments[0].bias) return false;
   const auto margins = step.margins.subspan(step.chunk, static_cast<size_t>(step.count));
   return op.activation == Activation::None && std::all_of(margins.begin(), margins.end(), [](float m) { return std::isfinite(m); });
@@ -45,15 +45,15 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
     for (size_t b = 0, at = static_cast<size_t>(r) * blocks; b < blocks; ++b, ++at) own.screen[at] = screen_block(own.acts[at], x + b * kBlock);
   }
   const Range mine = share(panels, thread, pool_.threads());
-  float* lower = lower_.data() + static_cast<size_t>(thread) * kScreenRows;
+  float* lower = lower_.data() + static_cast<size_t>(thread) * kPrivateRows;
   std::fill(lower, lower + rows, -INFINITY);
-  alignas(64) float tile[kScreenRows * kPanelRows];
+  alignas(64) float tile[kPrivateRows * kPanelRows];
   const auto keep = [&](int panel, int r, const float* values) {
     const int columns = std::min(kPanelRows, w.rows() - panel * kPanelRows);
     std::copy(values, values + columns, op.out->data.data() + static_cast<size_t>(r) * out_width + static_cast<size_t>(panel * kPanelRows));
   };
   for (int p = mine.first; p < std::min(mine.last, whole); ++p) {
-    Bounds bounds[kScreenRows];
+    Bounds bounds[kPrivateRows];
     kernels_.screen(w.panel(p), cols, own.acts.data(), blocks, own.screen.data(), rows, tile, bounds);
     for (int r = 0; r < rows; ++r) {
       keep(p, r, tile + r * kPanelRows);
@@ -64,7 +64,7 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
   pool_.barrier(thread);
   for (int r = 0; r < rows; ++r) {
     float least = -INFINITY;
-    for (int t = 0; t < pool_.threads(); ++t) least = std::max(least, lower_[static_cast<size_t>(t) * kScreenRows + static_cast<size_t>(r)]);
+    for (int t = 0; t < pool_.threads(); ++t) least = std::max(least, lower_[static_cast<size_t>(t) * kPrivateRows + static_cast<size_t>(r)]);
     least -= step.margins[step.chunk + static_cast<size_t>(r)];
     for (int p = mine.first; p < mine.last; ++p) {
       const float upper = upper_[static_cast<size_t>(r) * static_cast<size_t>(panels) + static_cast<size_t>(p)];
