@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "aligned.h"
 #include "kernels.h"
 
 namespace millis {
@@ -95,7 +96,7 @@ class Adding {
     const Adapter* adapter;
   };
   struct Own {  // of a thread
-    std::vector<float> tiles;
+    AlignedVector<float> tiles;
     std::vector<float> sums;      // [kWideBlock][16 panels_]: A x of the rows gathered
     std::vector<Addend> addends;  // of rows [first, first + count) and a target
     size_t target = 0;

@@ -13,6 +13,7 @@
 #include <immintrin.h>
 #endif
 
+#include "aligned.h"
 #include "arrays.h"
 #include "cpu.h"
 #include "pack.h"
@@ -50,8 +51,8 @@ void multiply_wide(const Kernels& k, const Matrix& w, const uint32_t* x, int row
   constexpr size_t step = size_t{kGroupRows} * kStepDwords, chunk = size_t{kWideColumns} * kPanelRows;
   const int cols = w.cols(), steps = (cols + wide.step_columns - 1) / wide.step_columns;
   const size_t group = static_cast<size_t>(steps) * step, stride = static_cast<size_t>(w.panels()) * kPanelRows;
-  std::vector<uint32_t> weights(2 * chunk);
-  std::vector<float> tiles(2 * size_t{kWideBlock} * kPanelRows);
+  AlignedVector<uint32_t> weights(2 * chunk);
+  AlignedVector<float> tiles(2 * size_t{kWideBlock} * kPanelRows);
   for (int block = 0; block < rows; block += kWideBlock)
     for (int p = begin; p < end; p += wide.panels) {
       const int some = std::min(kWideBlock, rows - block), take = std::min(wide.panels, end - p);
@@ -90,7 +91,7 @@ std::pair<std::vector<double>, size_t> time_matmul(int type, int rows, int cols,
   const bool wide = count >= k.wide.least_rows && k.wide.unpack[static_cast<int>(w.format_id())];
   const size_t steps = wide ? static_cast<size_t>((cols + k.wide.step_columns - 1) / k.wide.step_columns) : 0;
   const size_t group = steps * kGroupRows * kStepDwords, groups = (static_cast<size_t>(count) + kGroupRows - 1) / kGroupRows;
-  std::vector<uint32_t> packed(groups * group);
+  AlignedVector<uint32_t> packed(groups * group);
   for (size_t m = 0; wide && m < static_cast<size_t>(count); ++m)
     k.wide.pack_row(x.data() + m * width, cols, packed.data() + m / kGroupRows * group + m % kGroupRows * kStepDwords);
   std::vector<double> times;

@@ -89,7 +89,7 @@ void Runtime::add_buffer(const std::string& name, int width) {
   const auto lock = building();
   require(width >= 1 && width <= kMostSide, "width of buffer " + name + " is out of range");
   const int rows = name == "logits" ? config_.max_outputs : config_.max_tokens;
-  const bool added = buffers_.try_emplace(name, Buffer{width, std::vector<float>(static_cast<size_t>(rows) * static_cast<size_t>(width))}).second;
+  const bool added = buffers_.try_emplace(name, Buffer{width, AlignedVector<float>(static_cast<size_t>(rows) * static_cast<size_t>(width))}).second;
   require(added, "buffer " + name + " is given twice");
 }
 
@@ -294,7 +294,9 @@ void Runtime::finish() {
   partial_.resize(kMostShared * static_cast<size_t>(config_.threads) * kTileQueries * static_cast<size_t>(config_.head_dim + 2));
   const size_t element = config_.exact ? 4 : 2;
   page_stride_ = static_cast<size_t>(config_.kv_heads) * 2 * static_cast<size_t>(config_.head_dim) * kPageTokens * element;
-  cache_.reset(static_cast<uint8_t*>(std::calloc(page_stride_ * static_cast<size_t>(config_.layers), static_cast<size_t>(config_.pages))));
+  size_t bytes = page_stride_ * static_cast<size_t>(config_.layers);  // a page is whole cache lines
+  if (__builtin_mul_overflow(bytes, static_cast<size_t>(config_.pages), &bytes)) throw std::bad_alloc();
+  cache_.reset(static_cast<uint8_t*>(std::aligned_alloc(kCacheLine, std::max(bytes, kCacheLine))));
   if (!cache_) throw std::bad_alloc();
   touch_cache();
   for (const Op& op : ops_) {

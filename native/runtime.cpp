@@ -157,7 +157,7 @@ void Runtime::execute(const EmbedOp& op, Step& step, int thread) {
     for (size_t i = 0; op.scale != 1.0f && i < width; ++i) out[i] *= op.scale;
     const auto add = [&](const Matrix* table, int at) {
       if (!table) return;
-      std::vector<float>& more = private_[static_cast<size_t>(thread)].rows;
+      AlignedVector<float>& more = private_[static_cast<size_t>(thread)].rows;
       table->unpack_row(at, more.data());
       for (size_t i = 0; i < width; ++i) out[i] += more[i];
     };
@@ -173,7 +173,7 @@ void normalize_row(const Kernels& k, const NormOp& op, const float* x, float* ou
 }
 
 void Runtime::execute(const NormOp& op, Step& step, int thread) {
-  std::vector<float>& scratch = private_[static_cast<size_t>(thread)].rows;
+  AlignedVector<float>& scratch = private_[static_cast<size_t>(thread)].rows;
   for (int r = thread; r < step.count; r += pool_.threads()) {
     float* out = row(*op.out, r);
     normalize_row(kernels_, op, row(*op.x, r), op.residual ? scratch.data() : out);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "adapter.h"
+#include "aligned.h"
 #include "kernels.h"
 #include "pack.h"
 #include "packed_file.h"
@@ -46,7 +47,7 @@ using Vector = std::vector<float>;
 
 struct Buffer {
   int width;
-  std::vector<float> data;  // [rows][width]
+  AlignedVector<float> data;  // [rows][width]
 };
 
 struct NormOp {
@@ -212,17 +213,17 @@ class Runtime {
   struct Free {
     void operator()(uint8_t* p) const { std::free(p); }
   };
-  std::unique_ptr<uint8_t[], Free> cache_;              // [layers][pages][kv_heads][2 * head_dim * 32]; calloc: pages come when touched
+  std::unique_ptr<uint8_t[], Free> cache_;              // [layers][pages][kv_heads][2 * head_dim * 32]; memory comes when it is touched
   std::vector<int32_t> positions_, slots_, sequences_;  // [T] of the batch under way; slots are positions but in a tree
   std::vector<int32_t> begins_;                         // [S] row of each sequence's first token
   std::map<int, std::vector<uint32_t>> masks_;          // by window: [T][mask_words_] which slots a token of a tree sees
   size_t mask_words_ = 0;
   struct Scratch {
-    std::vector<float> rows, attention, tile;
+    AlignedVector<float> rows, attention, tile;
     std::vector<ActBlock> acts;
     std::vector<ByteBlock> bytes;
     std::vector<ScreenBlock> screen;
-    std::vector<uint32_t> wide;  // shared: a product's input; private: panels under way
+    AlignedVector<uint32_t> wide;  // shared: a product's input; private: panels under way
   };
   std::vector<Scratch> private_;  // one a thread
   Scratch shared_;
