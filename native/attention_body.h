@@ -150,12 +150,14 @@ inline float block_softmax(const AttendWide& a, int r, int first, int keys, floa
   const int last = a.position[r] - first, least = a.window ? last - a.window + 1 : 0;
   const int plain = a.masked_from - first >= keys ? keys : a.masked_from > first ? a.masked_from - first : 0;
   const auto hide = [&](int i) { score[static_cast<size_t>(i / kPanelRows) * panel + static_cast<size_t>(i % kPanelRows)] = kMasked; };
-  if (last < plain - 1 || least > 0)
-    for (int i = 0; i < plain; ++i)
-      if (i < least || i > last) hide(i);
+  // Panels, in twos, up to the last that holds a key which the row sees; what lies behind weighs nothing.
+  constexpr int kTwo = 2 * kPanelRows;
+  const int seen = plain < keys || last >= keys ? keys / kPanelRows : last < 0 ? 0 : (last / kTwo + 1) * 2;
+  for (int i = last < 0 ? 0 : last + 1; i < plain && i < seen * kPanelRows; ++i) hide(i);
+  for (int i = 0; i < least && i < plain; ++i) hide(i);
   for (int at = plain; at < keys; at += kPageTokens) mask_page(a.mask[r][(first + at - a.masked_from) / kPageTokens], [&](int i) { hide(at + i); });
   F32 most = set1(kNoScore);
-  for (int p = 0; p < keys / kPanelRows; ++p) most = max(most, load(score + static_cast<size_t>(p) * panel));
+  for (int p = 0; p < seen; ++p) most = max(most, load(score + static_cast<size_t>(p) * panel));
   const float block_most = max(most);
   float factor = 1.0f;
   if (block_most > largest) {
@@ -166,9 +168,12 @@ inline float block_softmax(const AttendWide& a, int r, int first, int keys, floa
   F32 part = set1(0.0f);
   const F32 shift = set1(largest);
   for (int p = 0; p < keys / kPanelRows; p += 2) {
-    const F32 w0 = exp(sub(load(score + static_cast<size_t>(p) * panel), shift)),
-              w1 = exp(sub(load(score + static_cast<size_t>(p + 1) * panel), shift));
-    part = add(part, add(w0, w1));
+    F32 w0 = set1(0.0f), w1 = w0;
+    if (p < seen) {
+      w0 = exp(sub(load(score + static_cast<size_t>(p) * panel), shift));
+      w1 = exp(sub(load(score + static_cast<size_t>(p + 1) * panel), shift));
+      part = add(part, add(w0, w1));
+    }
 #ifdef MILLIS_PAIRS
     store_bfloats(reinterpret_cast<uint16_t*>(out), w0, w1);
 #else

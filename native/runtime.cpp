@@ -275,7 +275,7 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
   Scratch& own = private_[static_cast<size_t>(thread)];
   const bool adds = adding_.serves(op);
   const Range part = share(rows, thread, threads);
-  for (int r = adds ? part.first : thread; r < (adds ? part.last : rows); r += adds ? 1 : threads) {
+  for (int r = part.first; r < part.last; ++r) {
     const float* x = row(*(op.norm ? op.norm->x : op.x), r);
     float* normal = adds ? shared_.rows.data() + static_cast<size_t>(r) * static_cast<size_t>(cols) : own.rows.data();
     if (op.norm) normalize_row(kernels_, *op.norm, x, normal);
