@@ -17,6 +17,7 @@
 #include "arrays.h"
 #include "cpu.h"
 #include "pack.h"
+#include "wide.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -47,28 +48,18 @@ void multiply(const Kernels& k, const Matrix& w, const ActBlock* acts, const flo
 
 // The same as a wide product, as the runtime takes it for many rows; x holds whole groups of packed rows.
 void multiply_wide(const Kernels& k, const Matrix& w, const uint32_t* x, int rows, int begin, int end, float* out) {
-  const Wide& wide = k.wide;
-  constexpr size_t step = size_t{kGroupRows} * kStepDwords, chunk = size_t{kWideColumns} * kPanelRows;
-  const int cols = w.cols(), steps = (cols + wide.step_columns - 1) / wide.step_columns;
-  const size_t group = static_cast<size_t>(steps) * step, stride = static_cast<size_t>(w.panels()) * kPanelRows;
-  AlignedVector<uint32_t> weights(2 * chunk);
-  AlignedVector<float> tiles(2 * size_t{kWideBlock} * kPanelRows);
-  for (int block = 0; block < rows; block += kWideBlock)
-    for (int p = begin; p < end; p += wide.panels) {
-      const int some = std::min(kWideBlock, rows - block), take = std::min(wide.panels, end - p);
-      constexpr size_t tile = size_t{kWideBlock} * kPanelRows;
-      for (int c = 0; c < cols; c += kWideColumns) {
-        const int part = std::min(kWideColumns, cols - c);
-        for (int i = 0; i < take; ++i)
-          wide.unpack[static_cast<int>(w.format_id())](w.panel(p + i) + format(w.format_id()).panel_bytes(c), part,
-                                                       weights.data() + static_cast<size_t>(i) * chunk);
-        const uint32_t* at = x + static_cast<size_t>(block / kGroupRows) * group + static_cast<size_t>(c / wide.step_columns) * step;
-        wide.product({weights.data(), chunk, take, (part + wide.step_columns - 1) / wide.step_columns, at, group, some, tiles.data(), tile, c > 0});
-      }
-      for (int i = 0; i < take; ++i)
-        k.finish(tiles.data() + static_cast<size_t>(i) * tile, Epilogue{}, some, kPanelRows,
-                 out + static_cast<size_t>(block) * stride + static_cast<size_t>(p + i) * kPanelRows, stride);
-    }
+  const int cols = w.cols();
+  const size_t stride = static_cast<size_t>(w.panels()) * kPanelRows;
+  AlignedVector<uint32_t> operands(kWideOperands);
+  AlignedVector<float> tiles(kWideTiles);
+  const Segment segment{&w, nullptr, 0};
+  const auto finish = [&](const WidePlace& at, int block, int some) {
+    for (int i = 0; i < at.panels(); ++i)
+      k.finish(tiles.data() + static_cast<size_t>(i) * kWideTile, Epilogue{}, some, kPanelRows,
+               out + static_cast<size_t>(block) * stride + static_cast<size_t>(at.panel() + i) * kPanelRows, stride);
+  };
+  wide_products(
+      k.wide, WidePlace(k.wide, {&segment, 1}, nullptr, cols, {begin, end}), x, cols, rows, operands.data(), tiles.data(), [](int, int) {}, finish);
 }
 
 // (seconds of each of `repeats` products, packed bytes): `count` rows of activations by a matrix [rows, cols]. They take
@@ -89,7 +80,7 @@ std::pair<std::vector<double>, size_t> time_matmul(int type, int rows, int cols,
   std::vector<ActBlock> acts(blocks * static_cast<size_t>(count) + 1);
   std::vector<float> out(static_cast<size_t>(count) * static_cast<size_t>(w.panels()) * kPanelRows);
   const bool wide = count >= k.wide.least_rows && k.wide.unpack[static_cast<int>(w.format_id())];
-  const size_t steps = wide ? static_cast<size_t>((cols + k.wide.step_columns - 1) / k.wide.step_columns) : 0;
+  const size_t steps = wide ? static_cast<size_t>(k.wide.steps(cols)) : 0;
   const size_t group = steps * kGroupRows * kStepDwords, groups = (static_cast<size_t>(count) + kGroupRows - 1) / kGroupRows;
   AlignedVector<uint32_t> packed(groups * group);
   for (size_t m = 0; wide && m < static_cast<size_t>(count); ++m)

@@ -21,6 +21,7 @@
 #include "runtime.h"
 #include "sampler.h"
 #include "unlocked.h"
+#include "wide.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -328,29 +329,28 @@ Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& 
 
 // The same by an ISA's wide kernels.
 Floats wide_matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa) {
-  const Wide& wide = select_kernels(isa).wide;
-  if (x.shape(0) > kWideBlock || x.shape(1) > size_t{kMostSide}) throw std::invalid_argument("x is too large");
+  const Kernels& k = select_kernels(isa);
+  if (x.shape(0) > 4 * kWideBlock || x.shape(1) > size_t{kMostSide}) throw std::invalid_argument("x is too large");
   const auto cols = static_cast<int>(x.shape(1)), count = static_cast<int>(x.shape(0));
   Pool alone(1);
   const Matrix w("w", static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), false, alone);
-  const auto unpack = wide.unpack[static_cast<int>(w.format_id())];
-  if (!unpack) throw std::invalid_argument("no wide product for this type");
-  const auto steps = static_cast<size_t>((cols + wide.step_columns - 1) / wide.step_columns), step = size_t{kGroupRows} * kStepDwords;
-  const size_t groups = (x.shape(0) + kGroupRows - 1) / kGroupRows, panel = steps * step, tile = groups * kGroupRows * kPanelRows;
-  const auto take = static_cast<size_t>(wide.panels), stride = static_cast<size_t>(rows);
-  std::vector<uint32_t> inputs(groups * panel, 0xffffffff), weights(take * panel);
-  std::vector<float> tiles(take * tile), out(x.shape(0) * stride);
+  if (!k.wide.unpack[static_cast<int>(w.format_id())]) throw std::invalid_argument("no wide product for this type");
+  const size_t group = static_cast<size_t>(k.wide.steps(cols)) * kGroupRows * kStepDwords, stride = static_cast<size_t>(rows);
+  AlignedVector<uint32_t> packed((x.shape(0) + kGroupRows - 1) / kGroupRows * group, 0xffffffff), operands(kWideOperands);
+  AlignedVector<float> tiles(kWideTiles);
+  std::vector<float> out(x.shape(0) * stride);
   const std::vector<float> input = copy_of(x);
   for (size_t r = 0; r < x.shape(0); ++r)
-    wide.pack_row(input.data() + r * x.shape(1), cols, inputs.data() + r / kGroupRows * panel + r % kGroupRows * kStepDwords);
-  for (int p = 0; p < w.panels(); p += wide.panels) {
-    const int some = std::min(wide.panels, w.panels() - p);
-    for (int i = 0; i < some; ++i) unpack(w.panel(p + i), cols, weights.data() + static_cast<size_t>(i) * panel);
-    wide.product({weights.data(), panel, some, static_cast<int>(steps), inputs.data(), panel, count, tiles.data(), tile, false});
-    for (int i = 0; i < some; ++i)
-      select_kernels(isa).finish(tiles.data() + static_cast<size_t>(i) * tile, Epilogue{}, count, std::min(kPanelRows, rows - (p + i) * kPanelRows),
-                                 out.data() + static_cast<size_t>(p + i) * kPanelRows, stride);
-  }
+    k.wide.pack_row(input.data() + r * x.shape(1), cols, packed.data() + r / kGroupRows * group + r % kGroupRows * kStepDwords);
+  const Segment segment{&w, nullptr, 0};
+  const auto finish = [&](const WidePlace& at, int block, int some) {
+    for (int i = 0; i < at.panels(); ++i)
+      k.finish(tiles.data() + static_cast<size_t>(i) * kWideTile, Epilogue{}, some, std::min(kPanelRows, rows - (at.panel() + i) * kPanelRows),
+               out.data() + static_cast<size_t>(block) * stride + static_cast<size_t>(at.panel() + i) * kPanelRows, stride);
+  };
+  wide_products(
+      k.wide, WidePlace(k.wide, {&segment, 1}, nullptr, cols, {0, w.panels()}), packed.data(), cols, count, operands.data(), tiles.data(),
+      [](int, int) {}, finish);
   return owned(std::move(out), {x.shape(0), stride});
 }
 

@@ -3,6 +3,7 @@
 
 #include "cpu.h"
 #include "step.h"
+#include "wide.h"
 
 namespace millis {
 namespace {
@@ -281,8 +282,8 @@ void Runtime::finish() {
     const size_t steps = width / static_cast<size_t>(kernels_.wide.step_columns) + 1;
     shared_.wide.resize(groups * steps * kGroupRows * kStepDwords);
     for (auto& own : private_) {
-      own.wide.resize(std::max(2 * static_cast<size_t>(kWideColumns) * kPanelRows, wide_attention_words(config_.head_dim)));
-      own.tile.resize(std::max(2 * static_cast<size_t>(kWideBlock) * kPanelRows, wide_attention_floats(config_.head_dim)));
+      own.wide.resize(std::max(kWideOperands, wide_attention_words(config_.head_dim)));
+      own.tile.resize(std::max(kWideTiles, wide_attention_floats(config_.head_dim)));
     }
   }
   for (const Op& op : ops_)

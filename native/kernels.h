@@ -22,7 +22,32 @@ struct Epilogue {
 constexpr int kGroupRows = 16;     // activation rows that lie together in a wide product
 constexpr int kStepDwords = 16;    // dwords of a row that lie together
 constexpr int kWideBlock = 256;    // activation rows that pass over a panel together
-constexpr int kWideColumns = 512;  // columns of a panel unpacked at a time: all of its operands stay in the cache
+constexpr int kWideColumns = 512;  // columns of a panel unpacked at a time, at most: all of its operands stay in the cache
+
+// Columns [first, first + cols) of a panel as operands; first is a multiple of a block's columns.
+using Unpack = void (*)(const uint8_t* panel, int first, int cols, uint32_t* out);
+
+// Panels to unpack, all at once or a block at a time: tiles multiply by themselves, and leave the vector units to make the next
+// operands.
+struct Unpacking {
+  Unpack unpack[2] = {};
+  const uint8_t* panel[2] = {};
+  uint32_t* out = nullptr;
+  size_t stride = 0, block_dwords = 0;  // dwords of a panel's operands to the next's, of a block's
+  int panels = 0, first = 0, cols = 0, done = 0;
+
+  int blocks() const { return panels * ((cols + kBlock - 1) / kBlock); }
+  void one() {
+    const int each = blocks() / panels, i = done / each, at = done % each;
+    unpack[i](panel[i], first + at * kBlock, cols - at * kBlock < kBlock ? cols - at * kBlock : kBlock,
+              out + static_cast<size_t>(i) * stride + static_cast<size_t>(at) * block_dwords);
+    ++done;
+  }
+  void rest() {
+    for (int i = 0; done == 0 && i < panels; ++i) unpack[i](panel[i], first, cols, out + static_cast<size_t>(i) * stride);
+    while (done > 0 && done < blocks()) one();
+  }
+};
 
 // `rows` rows of x times some unpacked panels. Sizes and strides in dwords, but for the tile's.
 //   weights: a panel [steps * 16 dwords][16 rows];  x: groups of 16 rows [steps of all columns][16 rows][16 dwords]
@@ -33,19 +58,25 @@ struct WideTask {
   const uint32_t* x;
   size_t group_stride;
   int rows;
-  float* tile;         // a panel's: [rows rounded up to whole groups][16]
-  size_t tile_stride;  // floats from one panel's to the next's
-  bool add;            // to what the tile holds
+  float* tile;                // a panel's: [rows rounded up to whole groups][16]
+  size_t tile_stride;         // floats from one panel's to the next's
+  bool add;                   // to what the tile holds
+  Unpacking* next = nullptr;  // to unpack meanwhile
 };
 
 // Products of many rows. Weights are unpacked to dwords: a float, or two bfloat16 of neighbouring columns.
 struct Wide {
-  int step_columns;                                                         // columns in 16 dwords
-  int panels;                                                               // that one product likes to take together
-  int least_rows;                                                           // from here on it is faster than quant_panel
-  void (*unpack[kFormats])(const uint8_t* panel, int cols, uint32_t* out);  // null: not for this format
-  void (*pack_row)(const float* x, int cols, uint32_t* out);                // a row of its group; zeros behind the last column
+  int step_columns;                                           // columns in 16 dwords
+  int panels;                                                 // that one product likes to take together
+  int columns;                                                // of a panel that are unpacked at a time: at most kWideColumns
+  int least_rows;                                             // from here on it is faster than quant_panel
+  bool unpacks;                                               // whether the product unpacks what comes next
+  Unpack unpack[kFormats];                                    // null: not for this format
+  void (*pack_row)(const float* x, int cols, uint32_t* out);  // a row of its group; zeros behind the last column
   void (*product)(const WideTask& task);
+
+  int steps(int cols) const { return (cols + step_columns - 1) / step_columns; }
+  size_t operands(int cols) const { return static_cast<size_t>(steps(cols)) * kPanelRows * kStepDwords; }  // dwords of a panel's
 };
 
 // What queries of one KV head of a sequence attend to.

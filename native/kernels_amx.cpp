@@ -13,9 +13,18 @@
 namespace millis {
 namespace {
 
+// Spreads the blocks to unpack over the steps of a product.
+struct Pace {
+  Unpacking* next;
+  int blocks, steps, due = 0;
+  void tick() {
+    for (due += blocks; due >= steps; due -= steps) next->one();
+  }
+};
+
 // G groups of rows times P panels: C in tiles 0 to 3, x in 4 and 5, weights in 6 and 7.
 template <class T, int G, int P>
-void tile_block(const WideTask& t, const uint32_t* w, const uint32_t* x, float* tile) {
+void tile_block(const WideTask& t, const uint32_t* w, const uint32_t* x, float* tile, Pace& pace) {
   constexpr size_t c = kGroupRows * kPanelRows, step = kGroupRows * kStepDwords;
   if (t.add) {
     T::template load<0>(tile);
@@ -31,6 +40,7 @@ void tile_block(const WideTask& t, const uint32_t* w, const uint32_t* x, float* 
     if constexpr (P == 2) T::template load<7>(w + t.panel_stride), T::template dot<1, 4, 7>();
     if constexpr (G == 2) T::template load<5>(x + t.group_stride), T::template dot<2, 5, 6>();
     if constexpr (G == 2 && P == 2) T::template dot<3, 5, 7>();
+    pace.tick();
   }
   T::template store<0>(tile);
   if constexpr (P == 2) T::template store<1>(tile + t.tile_stride);
@@ -41,16 +51,18 @@ void tile_block(const WideTask& t, const uint32_t* w, const uint32_t* x, float* 
 template <class T>
 void tile_product(const WideTask& t) {
   T::configure();
+  constexpr int two = 2 * kGroupRows;
+  Pace pace{t.next, t.next ? t.next->blocks() : 0, (t.panels + 1) / 2 * ((t.rows + two - 1) / two) * t.steps};
   for (int p = 0; p < t.panels; p += 2)
-    for (int r = 0; r < t.rows; r += 2 * kGroupRows) {
+    for (int r = 0; r < t.rows; r += two) {
       const uint32_t* w = t.weights + static_cast<size_t>(p) * t.panel_stride;
       const uint32_t* x = t.x + static_cast<size_t>(r / kGroupRows) * t.group_stride;
       float* tile = t.tile + static_cast<size_t>(p) * t.tile_stride + static_cast<size_t>(r) * kPanelRows;
       const bool rows = t.rows - r > kGroupRows, panels = t.panels - p > 1;
-      if (rows && panels) tile_block<T, 2, 2>(t, w, x, tile);
-      else if (rows) tile_block<T, 2, 1>(t, w, x, tile);
-      else if (panels) tile_block<T, 1, 2>(t, w, x, tile);
-      else tile_block<T, 1, 1>(t, w, x, tile);
+      if (rows && panels) tile_block<T, 2, 2>(t, w, x, tile, pace);
+      else if (rows) tile_block<T, 2, 1>(t, w, x, tile, pace);
+      else if (panels) tile_block<T, 1, 2>(t, w, x, tile, pace);
+      else tile_block<T, 1, 1>(t, w, x, tile, pace);
     }
   T::release();
 }
@@ -58,7 +70,7 @@ void tile_product(const WideTask& t) {
 template <class T>
 Kernels make_tiled(const char* isa) {
   Kernels k = make_table(isa);
-  k.wide.panels = 2;
+  k.wide.panels = 2, k.wide.columns = 256, k.wide.unpacks = true;
   k.wide.product = tile_product<T>;
   return k;
 }

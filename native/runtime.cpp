@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "step.h"
+#include "wide.h"
 
 namespace millis {
 namespace {
@@ -270,8 +271,8 @@ bool Runtime::wide(const MatMulOp& op, int rows) const {
 
 void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
   const Wide& wide = kernels_.wide;
-  const int threads = pool_.threads(), rows = step.count, cols = op.x->width, steps = (cols + wide.step_columns - 1) / wide.step_columns;
-  const auto out_width = static_cast<size_t>(op.out->width), group = static_cast<size_t>(steps) * kGroupRows * kStepDwords;
+  const int threads = pool_.threads(), rows = step.count, cols = op.x->width;
+  const auto out_width = static_cast<size_t>(op.out->width), group = static_cast<size_t>(wide.steps(cols)) * kGroupRows * kStepDwords;
   Scratch& own = private_[static_cast<size_t>(thread)];
   const bool adds = adding_.serves(op);
   const Range part = share(rows, thread, threads);
@@ -285,55 +286,29 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
   if (adds) adding_.shrink(op, op.norm ? shared_.rows.data() : op.x->data.data(), part.first, part.last);
   pool_.barrier(thread);
 
-  struct Panel {
-    const Matrix* weight;
-    int index;
-  };
-  const auto multiply = [&](const Panel* panels, int count, int first, int some) {
-    constexpr size_t chunk = static_cast<size_t>(kWideColumns) * kPanelRows, tile = static_cast<size_t>(kWideBlock) * kPanelRows;
-    for (int k = 0; k < cols; k += kWideColumns) {
-      const int part = std::min(kWideColumns, cols - k), part_steps = (part + wide.step_columns - 1) / wide.step_columns;
-      for (int i = 0; i < count; ++i) {
-        const Format& f = format(panels[i].weight->format_id());
-        wide.unpack[static_cast<int>(panels[i].weight->format_id())](panels[i].weight->panel(panels[i].index) + f.panel_bytes(k), part,
-                                                                     own.wide.data() + static_cast<size_t>(i) * chunk);
-      }
-      const uint32_t* x = shared_.wide.data() + static_cast<size_t>(first / kGroupRows) * group +
-                          static_cast<size_t>(k / wide.step_columns) * kGroupRows * kStepDwords;
-      wide.product({own.wide.data(), chunk, count, part_steps, x, group, some, own.tile.data(), tile, k > 0});
-    }
-  };
   int panels = 0;
   for (const auto& s : op.segments) panels += s.weight->panels();
-  const Range mine = share(panels, thread, threads);
-  const int take = op.gate ? 1 : wide.panels;
-  for (int block = 0; block < rows; block += kWideBlock) {
-    const int some = std::min(kWideBlock, rows - block);
+  const auto gather = [&](int block, int some) {
     if (adds) adding_.gather(op, block, some, thread);
-    int before = 0;
-    for (const auto& s : op.segments) {
-      const int first = std::max(mine.first - before, 0), last = std::min(mine.last - before, s.weight->panels());
-      before += s.weight->panels();
-      for (int p = first; p < last; p += take) {
-        const int count = std::min(take, last - p);
-        const Panel together[2] = {{s.weight, p}, op.gate ? Panel{op.gate, p} : Panel{s.weight, p + 1}};
-        multiply(together, op.gate ? 2 : count, block, some);
-        for (int i = 0; i < count; ++i) {
-          const int at_panel = p + i, columns = std::min(kPanelRows, s.weight->rows() - at_panel * kPanelRows);
-          const size_t at = static_cast<size_t>(block) * out_width + static_cast<size_t>(s.column + at_panel * kPanelRows);
-          float* tiles = own.tile.data() + static_cast<size_t>(i) * kWideBlock * kPanelRows;
-          if (adds) adding_.add(op, static_cast<size_t>(&s - op.segments.data()), at_panel, 1, block, some, tiles, 0, thread);
-          Epilogue e;
-          e.bias = s.bias ? s.bias + at_panel * kPanelRows : nullptr;
-          e.activation = op.activation;
-          e.residual = op.residual ? op.residual->data.data() + at : nullptr;
-          if (op.gate) e.gated = tiles, tiles += static_cast<size_t>(kWideBlock) * kPanelRows;
-          if (op.gate && adds) adding_.add(op, op.segments.size(), at_panel, 1, block, some, tiles, 0, thread);
-          kernels_.finish(tiles, e, some, columns, op.out->data.data() + at, out_width);
-        }
-      }
+  };
+  const auto finish = [&](const WidePlace& at, int block, int some) {
+    const Segment& s = op.segments[at.segment()];
+    for (int i = 0; i < at.panels(); ++i) {
+      const int panel = at.panel() + i, columns = std::min(kPanelRows, s.weight->rows() - panel * kPanelRows);
+      const size_t to = static_cast<size_t>(block) * out_width + static_cast<size_t>(s.column + panel * kPanelRows);
+      float* tiles = own.tile.data() + static_cast<size_t>(i) * kWideTile;
+      if (adds) adding_.add(op, at.segment(), panel, 1, block, some, tiles, 0, thread);
+      Epilogue e;
+      e.bias = s.bias ? s.bias + panel * kPanelRows : nullptr;
+      e.activation = op.activation;
+      e.residual = op.residual ? op.residual->data.data() + to : nullptr;
+      if (op.gate) e.gated = tiles, tiles += kWideTile;
+      if (op.gate && adds) adding_.add(op, op.segments.size(), panel, 1, block, some, tiles, 0, thread);
+      kernels_.finish(tiles, e, some, columns, op.out->data.data() + to, out_width);
     }
-  }
+  };
+  wide_products(wide, WidePlace(wide, op.segments, op.gate, cols, share(panels, thread, threads)), shared_.wide.data(), cols, rows, own.wide.data(),
+                own.tile.data(), gather, finish);
 }
 
 void Runtime::execute(const SelectOp& op, Step& step, int thread) {

@@ -45,16 +45,20 @@ inline void unpack_vectors(const uint8_t* p, F32 scale, F32 base, uint32_t*& out
 }
 
 template <int id>
-void unpack_quants(const uint8_t* p, int cols, uint32_t* out) {
+void unpack_quants(const uint8_t* panel, int first, int cols, uint32_t* out) {
   constexpr Format f = kFormat[id];
   constexpr int groups = f.groups(), vectors = 8 / groups;
   constexpr bool super = f.scales != Scales::Block32;
+  const uint8_t* p = panel + f.panel_bytes(first);
+  if (super && first % kSuperBlock != 0) p += f.super_header();
   F32 d = set1(0.0f), dmin = d;
-  for (int b = 0; b < cols / kBlock; ++b) {
-    if (!super || b % 8 == 0) {
-      d = mul(load_half(reinterpret_cast<const uint16_t*>(p)), set1(256.0f));
-      if constexpr (f.mins) dmin = load_half(reinterpret_cast<const uint16_t*>(p + 32));
-      p += f.super_header();
+  for (int b = first / kBlock; b < (first + cols) / kBlock; ++b) {
+    const bool begins = !super || b % 8 == 0;
+    if (begins || b == first / kBlock) {
+      const uint8_t* header = begins ? p : panel + f.panel_bytes(first / kSuperBlock * kSuperBlock);
+      d = mul(load_half(reinterpret_cast<const uint16_t*>(header)), set1(256.0f));
+      if constexpr (f.mins) dmin = load_half(reinterpret_cast<const uint16_t*>(header + 32));
+      if (begins) p += f.super_header();
     }
     const uint8_t* q = p + f.block_header();
     prefetch_blocks<f.block_header() + f.quant_bytes()>(p);
@@ -72,8 +76,8 @@ void unpack_quants(const uint8_t* p, int cols, uint32_t* out) {
 }
 
 // Only where a pair holds them exactly; other float weights take float_panel.
-void unpack_bfloats(const uint8_t* p, int cols, uint32_t* out) {
-  const auto* w = reinterpret_cast<const uint16_t*>(p);
+void unpack_bfloats(const uint8_t* panel, int first, int cols, uint32_t* out) {
+  const auto* w = reinterpret_cast<const uint16_t*>(panel) + static_cast<size_t>(first) * kPanelRows;
   int k = 0;
   for (; k + 1 < cols; k += 2, w += 2 * kPanelRows) put_columns(out, load_bfloat(w), load_bfloat(w + kPanelRows));
   if (k < cols) put_columns(out, load_bfloat(w), set1(0.0f)), k += 2;
@@ -138,7 +142,7 @@ void wide_product(const WideTask& t) {
 
 Wide make_wide() {
   Wide w = {};
-  w.step_columns = kStepColumns, w.panels = 1, w.least_rows = MILLIS_WIDE_LEAST;
+  w.step_columns = kStepColumns, w.panels = 1, w.columns = kWideColumns, w.least_rows = MILLIS_WIDE_LEAST;
   const auto fill = [&]<int id>(const auto& next) {
     if constexpr (!kFormat[id].is_float() && static_cast<FormatId>(id) != FormatId::Q8_0Planes) w.unpack[id] = unpack_quants<id>;
     if constexpr (id + 1 < kFormats) next.template operator()<id + 1>(next);
