@@ -31,8 +31,8 @@ class Translation:
     """missing: terms of the glossary that belong into the translation and are not in it, though it was asked twice."""
 
     text: str
-    source: Language
-    target: Language
+    source: str
+    target: str
     finish_reason: FinishReason
     timings: Timings
     missing: tuple[str, ...] = ()

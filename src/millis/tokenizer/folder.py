@@ -1,5 +1,7 @@
 """The tokenizer of a Hugging Face folder: tokenizer.json run by the `tokenizers` library, and what stands beside it.
 
+Where there is no tokenizer.json, T5's spiece.model serves; see unigram.py.
+
 Beside it: tokenizer_config.json (special tokens, add_bos_token, chat_template), chat_template.jinja (wins over the
 former) and generation_config.json, or else config.json, for the ids that end an answer.
 """
@@ -7,13 +9,14 @@ former) and generation_config.json, or else config.json, for the ids that end an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from millis.tokenizer.detokenize import Spelling
 from millis.tokenizer.special import Edges, Matcher
+from millis.tokenizer.unigram import read_t5
 from millis.tokenizer.vocabulary import END_NAMES
 from millis.types import FormatError
 
@@ -49,7 +52,7 @@ class FolderEncoder:
 class Folder:
     """What the folder's files say, checked."""
 
-    encoder: FolderEncoder
+    encoder: Callable[[str], list[int]]
     spelling: Spelling
     control: Matcher
     control_tokens: Mapping[str, int]
@@ -63,8 +66,10 @@ class Folder:
 
 def read_folder(path: Path) -> Folder:
     """Read the tokenizer files of folder `path`; FormatError names the file that is missing or malformed."""
-    backend = _backend(path / "tokenizer.json")
-    config = _json(path / "tokenizer_config.json")
+    config = read_object(path / "tokenizer_config.json")
+    spm = path / "spiece.model"
+    alone = spm.is_file() and not (path / "tokenizer.json").is_file()
+    backend = read_t5(spm, config) if alone else _backend(path / "tokenizer.json")
     encoder = FolderEncoder(backend)
     added = backend.get_added_tokens_decoder()
     control = {token.content: i for i, token in added.items() if token.special and token.content}
@@ -84,7 +89,7 @@ def read_folder(path: Path) -> Folder:
         suffix=_with(suffix, eos, config.get("add_eos_token")),
         bos=bos,
         ends=_ends(path, eos, control, backend.get_vocab_size()),
-        special={name: text for name in ("bos_token", "eos_token") if (text := _content(config.get(name)))},
+        special={name: text for name in ("bos_token", "eos_token") if (text := content(config.get(name)))},
         template=_template(path, config),
     )
 
@@ -106,7 +111,7 @@ def _backend(path: Path) -> Backend:
         raise FormatError(f"{path} is not a tokenizer: {str(error)[:200]}") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """A JSON object, {} where there is no such file."""
     if not path.is_file():
         return {}
@@ -123,7 +128,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _named(config: Mapping[str, Any], key: str, backend: Backend) -> int | None:
     """The id of a special token that tokenizer_config.json names, as a text or as {"content": text}."""
-    value = _content(config.get(key))
+    value = content(config.get(key))
     if value is None:
         return None
     token = backend.token_to_id(value) if isinstance(value, str) else None
@@ -132,7 +137,7 @@ def _named(config: Mapping[str, Any], key: str, backend: Backend) -> int | None:
     return token
 
 
-def _content(value: Any) -> Any:
+def content(value: Any) -> Any:
     return value.get("content") if isinstance(value, dict) else value
 
 
@@ -147,7 +152,7 @@ def _ends(path: Path, eos: int | None, control: Mapping[str, int], size: int) ->
     ends = {control[name] for name in END_NAMES if name in control}
     ends |= {eos} - {None}  # type: ignore[arg-type]
     for name in ("generation_config.json", "config.json"):
-        value = _json(path / name).get("eos_token_id")
+        value = read_object(path / name).get("eos_token_id")
         if value is None:
             continue
         found = value if isinstance(value, list) else [value]
