@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sentencepiece
 import torch
 from transformers import MarianConfig, MarianMTModel, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
@@ -85,3 +89,50 @@ def logits(model: Any, source: list[int], target: list[int]) -> np.ndarray:
 def random_ids(count: int, seed: int = 0) -> list[int]:
     """None of them special in any of the families."""
     return [int(token) for token in np.random.default_rng(seed + count).integers(3, VOCAB - 1, count)]
+
+
+LINES = (
+    "Where is my parcel? The card is lost and I want a new one.",
+    "Translate the text: the house is wonderful, and so is the garden behind it.",
+    "A bank lends money to those who pay it back with interest, month after month.",
+    "今天天气很好，我们去公园。你想喝茶还是咖啡？银行在学校的旁边。",
+    "Studies show that owning a dog is good for you; summarize what they say.",
+)
+
+
+def spm(**options: Any) -> bytes:
+    """A SentencePiece model that was trained on the lines above."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES * 20), model_writer=out, model_type="unigram", hard_vocab_limit=False, num_threads=1, minloglevel=2, **options
+    )
+    return out.getvalue()
+
+
+@functools.cache
+def _t5_spm() -> bytes:
+    return spm(vocab_size=VOCAB - 10, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+
+
+@functools.cache
+def _marian_spm() -> bytes:
+    return spm(vocab_size=VOCAB - 8)
+
+
+def add_tokenizer(folder: Path, family: str, codes: tuple[str, ...] = ()) -> Path:
+    """The tokenizer files that published checkpoints have: spiece.model, or source.spm, target.spm and vocab.json."""
+    if family != "marian":
+        (folder / "spiece.model").write_bytes(_t5_spm())
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 10}')
+        return folder
+    model = sentencepiece.SentencePieceProcessor(model_proto=_marian_spm())
+    pieces = [piece for i in range(model.vocab_size()) if not model.is_control(i) and not model.is_unknown(i)
+              for piece in [model.id_to_piece(i)]]  # fmt: skip
+    tokens = ["</s>", "<unk>", *codes, *reversed(pieces)][: VOCAB - 1]
+    tokens += [f"spare{i}" for i in range(VOCAB - 1 - len(tokens))]
+    for name in ("source.spm", "target.spm"):
+        (folder / name).write_bytes(_marian_spm())
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate([*tokens, "<pad>"])}))
+    names = {"tokenizer_class": "MarianTokenizer", "source_lang": "zh", "target_lang": "en"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder

@@ -1,7 +1,5 @@
 """The tokenizer of a Hugging Face folder: tokenizer.json run by the `tokenizers` library, and what stands beside it.
 
-Where there is no tokenizer.json, T5's spiece.model serves; see unigram.py.
-
 Beside it: tokenizer_config.json (special tokens, add_bos_token, chat_template), chat_template.jinja (wins over the
 former) and generation_config.json, or else config.json, for the ids that end an answer.
 """
@@ -16,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from millis.tokenizer.detokenize import Spelling
 from millis.tokenizer.special import Edges, Matcher
-from millis.tokenizer.unigram import read_t5
 from millis.tokenizer.vocabulary import END_NAMES
 from millis.types import FormatError
 
@@ -66,10 +63,8 @@ class Folder:
 
 def read_folder(path: Path) -> Folder:
     """Read the tokenizer files of folder `path`; FormatError names the file that is missing or malformed."""
+    backend = _backend(path / "tokenizer.json")
     config = read_object(path / "tokenizer_config.json")
-    spm = path / "spiece.model"
-    alone = spm.is_file() and not (path / "tokenizer.json").is_file()
-    backend = read_t5(spm, config) if alone else _backend(path / "tokenizer.json")
     encoder = FolderEncoder(backend)
     added = backend.get_added_tokens_decoder()
     control = {token.content: i for i, token in added.items() if token.special and token.content}
@@ -88,7 +83,7 @@ def read_folder(path: Path) -> Folder:
         prefix=_with(prefix, bos, config.get("add_bos_token")),
         suffix=_with(suffix, eos, config.get("add_eos_token")),
         bos=bos,
-        ends=_ends(path, eos, control, backend.get_vocab_size()),
+        ends=ends_of(path, eos, control, backend.get_vocab_size()),
         special={name: text for name in ("bos_token", "eos_token") if (text := content(config.get(name)))},
         template=_template(path, config),
     )
@@ -98,7 +93,7 @@ def _backend(path: Path) -> Backend:
     from tokenizers import Tokenizer as Backend
 
     if not path.is_file():
-        raise FormatError(f"{path} is missing; Millis reads a folder's tokenizer from tokenizer.json")
+        raise FormatError(f"{path} is missing; Millis reads a folder's tokenizer from tokenizer.json, spiece.model or source.spm")
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise FormatError(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
     try:
@@ -112,7 +107,7 @@ def _backend(path: Path) -> Backend:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no such file."""
+    """A file's JSON object, {} where there is no such file. FormatError."""
     if not path.is_file():
         return {}
     if path.stat().st_size > _MAX_FILE_BYTES:
@@ -138,6 +133,7 @@ def _named(config: Mapping[str, Any], key: str, backend: Backend) -> int | None:
 
 
 def content(value: Any) -> Any:
+    """The text of a token that is named as such or as {"content": text}."""
     return value.get("content") if isinstance(value, dict) else value
 
 
@@ -148,7 +144,8 @@ def _with(ids: list[int], token: int | None, wanted: object) -> list[int]:
     return [token] if wanted else [i for i in ids if i != token]
 
 
-def _ends(path: Path, eos: int | None, control: Mapping[str, int], size: int) -> frozenset[int]:
+def ends_of(path: Path, eos: int | None, control: Mapping[str, int], size: int) -> frozenset[int]:
+    """Every id that ends an answer, as the files of a folder have it. FormatError."""
     ends = {control[name] for name in END_NAMES if name in control}
     ends |= {eos} - {None}  # type: ignore[arg-type]
     for name in ("generation_config.json", "config.json"):

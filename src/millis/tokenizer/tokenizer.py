@@ -83,9 +83,9 @@ class Tokenizer:
     def from_folder(cls, path: Path | str) -> Tokenizer:
         """From a Hugging Face folder with a tokenizer.json, spiece.model or source.spm; FormatError names the file that is at fault."""
         from millis.tokenizer.folder import read_folder
-        from millis.tokenizer.marian import is_marian, read_marian
+        from millis.tokenizer.spm_folder import has_spm, read_spm_folder
 
-        folder = read_marian(Path(path)) if is_marian(Path(path)) else read_folder(Path(path))
+        folder = read_spm_folder(Path(path)) if has_spm(Path(path)) else read_folder(Path(path))
         control = _control_tokens(folder.control_tokens)
         return cls(
             encoder=folder.encoder,
