@@ -5,13 +5,21 @@ from __future__ import annotations
 import functools
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sentencepiece
 import torch
-from transformers import MarianConfig, MarianMTModel, MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import (
+    MarianConfig,
+    MarianMTModel,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 torch.set_num_threads(1)
 
@@ -102,23 +110,29 @@ LINES = (
 )
 
 
-def spm(**options: Any) -> bytes:
-    """A SentencePiece model that was trained on the lines above."""
+def spm(lines: Sequence[str], **options: Any) -> bytes:
+    """A SentencePiece model of the kind unigram that was trained on `lines`."""
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES * 20), model_writer=out, model_type="unigram", hard_vocab_limit=False, num_threads=1, minloglevel=2, **options
+        sentence_iterator=iter(lines),
+        model_writer=out,
+        model_type="unigram",
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+        **options,
     )
     return out.getvalue()
 
 
 @functools.cache
 def _t5_spm() -> bytes:
-    return spm(vocab_size=VOCAB - 10, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    return spm(LINES * 20, vocab_size=VOCAB - 10, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
 
 
 @functools.cache
 def _marian_spm() -> bytes:
-    return spm(vocab_size=VOCAB - 8)
+    return spm(LINES * 20, vocab_size=VOCAB - 8)
 
 
 def add_tokenizer(folder: Path, family: str, codes: tuple[str, ...] = ()) -> Path:

@@ -34,7 +34,9 @@ def searched(generation: Generation, beams: int, most: int, vocab: int) -> Beam:
             order = np.argsort(-scores)[: search.looked_at]
             best.append([(int(token), float(scores[token])) for token in order])
         kept = search.advance(best)
-        assert len(kept) <= beams and (search.done or [beam.tokens[-1] for beam in search.running] == [t for _, t in kept])
+        assert len(kept) <= beams and (
+            search.done or [beam.tokens[-1] for beam in search.running] == [t for _, t in kept]
+        )
     return search.best
 
 
@@ -68,7 +70,9 @@ def test_what_ends_below_the_beams_is_not_finished() -> None:
     search = BeamSearch(settings(), 2, 9)
     kept = search.advance([[(3, -0.1), (4, -0.2), (END, -0.3), (5, -0.4)]])
     assert kept == [(0, 3), (0, 4)] and search.finished == [] and not search.done
-    kept = search.advance([[(END, -0.1), (6, -0.5), (7, -0.6), (8, -0.7)], [(5, -3.0), (6, -3.1), (7, -3.2), (8, -3.3)]])
+    kept = search.advance(
+        [[(END, -0.1), (6, -0.5), (7, -0.6), (8, -0.7)], [(5, -3.0), (6, -3.1), (7, -3.2), (8, -3.3)]]
+    )
     assert kept == [(0, 6), (0, 7)]
     assert search.finished == [Beam((3, END), pytest.approx(-0.2 / 2))]
 

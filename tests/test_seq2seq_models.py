@@ -1,4 +1,4 @@
-"""Encoder-decoder models against transformers: folders, plans, the oracle and every ISA; hostile folders and batches."""
+"""Encoder-decoder models against transformers: folders, plans, the oracle, every ISA; hostile folders and batches."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_oracle_is_transformers(read: int, written: int, saved: tuple[Any, M
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_isa_is_the_oracle(isa: str, threads: int, saved: tuple[Any, Model]) -> None:
     model, ours = saved
@@ -158,7 +158,7 @@ def test_fast_is_near_and_the_same_on_every_isa(isa: str, saved: tuple[Any, Mode
     model, ours = saved
     exact, fast, scalar = runner(ours), runner(ours, isa, precision="fast"), runner(ours, "scalar", precision="fast")
     assert fast.weight_bytes < 0.4 * exact.weight_bytes
-    for read, written in LENGTHS:
+    for read, written in LENGTHS[1::2]:
         source, tokens = random_ids(read), target(model, written)
         wanted, found, near = (scored(native, source, tokens) for native in (exact, fast, scalar))
         size = np.linalg.norm(wanted)
@@ -171,7 +171,10 @@ def test_weights_in_eight_bits_are_off_by_so_much_and_no_more(saved: tuple[Any, 
     tensors = ours.checkpoint.tensors
     made = eight_bits(ours.plan, tensors, logits=True)
     changed = [name for name in tensors if made[name].type != tensors[name].type]
-    assert sum(tensors[name].nbytes for name in changed) > 0.9 * sum(t.nbytes for t in tensors.values() if len(t.shape) == 2) - 4 * CONTEXT * 64
+    assert (
+        sum(tensors[name].nbytes for name in changed)
+        > 0.9 * sum(t.nbytes for t in tensors.values() if len(t.shape) == 2) - 4 * CONTEXT * 64
+    )
     for name in changed:
         wanted, found = (one[name].numpy().reshape(-1, 32) for one in (tensors, made))
         most = np.abs(wanted).max(axis=1, keepdims=True)
@@ -199,8 +202,12 @@ def test_embeddings_may_be_stored_more_than_once_and_positions_at_all(tmp_path: 
         save_file({**tensors, **again}, folder / "model.safetensors")
         wanted = logits(model, random_ids(9), target(model, 4))
         assert "output.weight" not in load_model(folder).checkpoint.tensors
-        np.testing.assert_allclose(scored(runner(load_model(folder)), random_ids(9), target(model, 4)), wanted, atol=3e-5)
-        save_file({**tensors, **again, f"{prefix}encoder.embed_tokens.weight": shared + 1}, folder / "model.safetensors")
+        np.testing.assert_allclose(
+            scored(runner(load_model(folder)), random_ids(9), target(model, 4)), wanted, atol=3e-5
+        )
+        save_file(
+            {**tensors, **again, f"{prefix}encoder.embed_tokens.weight": shared + 1}, folder / "model.safetensors"
+        )
         with pytest.raises(FormatError, match="embeddings of their own"):
             load_model(folder)
 

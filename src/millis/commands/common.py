@@ -55,7 +55,8 @@ DeadlineMs = Annotated[
     float | None, typer.Option(min=0.001, max=1e9, help="The answer ends by then, cut where it must be.")
 ]
 Beams = Annotated[
-    int | None, typer.Option(min=1, max=16, help="Of t5 and marian: beginnings kept side by side; default: as the model says.")
+    int | None,
+    typer.Option(min=1, max=16, help="Of t5 and marian: beginnings kept side by side; default: as the model says."),
 ]
 System = Annotated[str | None, typer.Option(help="System message.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -107,7 +108,9 @@ def refuse(model: Seq2Seq | LanguageModel, **given: Any) -> None:
     kind = "an encoder-decoder model" if isinstance(model, Seq2Seq) else "a language model"
     for option, value in given.items():
         if value:
-            raise RequestError(f"{model.path.name} is {kind}, which takes no --{option.replace('_', '-')}; leave it out")
+            raise RequestError(
+                f"{model.path.name} is {kind}, which takes no --{option.replace('_', '-')}; leave it out"
+            )
 
 
 def write_text(path: Path, text: str) -> None:

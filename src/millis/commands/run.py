@@ -22,7 +22,9 @@ def command(
     model: common.Model = "smollm2",
     system: common.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens; default: 256, or as the model says.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens; default: 256, or as the model says.")
+    ] = None,
     temperature: common.Temperature = 0.0,
     top_k: common.TopK = 0,
     top_p: common.TopP = 1.0,
@@ -61,7 +63,13 @@ def command(
     text = _prompt(prompt)
     form = None if schema is None else _schema(schema)
     if is_seq2seq(common.resolve(model)):
-        options = {"speculation": speculation != "auto", "draft": draft, "system": system, "raw": raw, "schema": schema}
+        options: dict[str, Any] = {
+            "speculation": speculation != "auto",
+            "draft": draft,
+            "system": system,
+            "raw": raw,
+            "schema": schema,
+        }
         options |= {"stop": stop, "ignore_eos": ignore_eos, "adapter": adapter}
         sampling = {key: value for key, value in sampling.items() if key not in ("stop", "ignore_eos", "max_tokens")}
         sampling |= {"max_tokens": max_tokens, "beams": beams, "deadline_ms": deadline_ms}

@@ -52,7 +52,12 @@ def command(
     else:
         common.refuse(lm, beams=beams)
     lines.answer(
-        given, batch, lambda texts: lm.summarize(texts, deadline_ms=deadline_ms, **options), _record, _show, as_json=json
+        given,
+        batch,
+        lambda texts: lm.summarize(texts, deadline_ms=deadline_ms, **options),
+        _record,
+        _show,
+        as_json=json,
     )
 
 

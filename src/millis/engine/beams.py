@@ -1,8 +1,8 @@
 """Beam search: several beginnings of an answer kept side by side, the likeliest ones. Pure: token ids and numbers only.
 
 It chooses as transformers' generate does, whose settings checkpoints come with: 1 + (tokens that end) times as many
-continuations as beams are looked at in every step, those that end among the first `beams` are finished, the first `beams`
-that do not end go on.
+continuations as beams are looked at in every step, those that end among the first `beams` are finished, the first
+`beams` that do not end go on.
 """
 
 from __future__ import annotations
@@ -78,4 +78,4 @@ class BeamSearch:
         """Whether the best running beam could, at its present or its greatest length, beat the worst finished one."""
         penalty = self._generation.length_penalty
         longest = self._most if self._generation.early_stopping == "never" and penalty > 0 else length
-        return self.running[0].score / longest**penalty > self.finished[-1].score
+        return bool(self.running[0].score / longest**penalty > self.finished[-1].score)

@@ -25,7 +25,9 @@ def eight_bits(plan: Plan, tensors: Mapping[str, Tensor], *, logits: bool = Fals
     products = [op for op in (*plan.source, *plan.ops) if isinstance(op, MatMul) and (logits or op.out != "logits")]
     gated = [op for op in (*plan.source, *plan.ops) if isinstance(op, GatedMatMul)]
     found = dict(tensors)
-    for name in {name: None for op in products for name in op.weights} | {n: None for op in gated for n in (op.gate, op.up)}:
+    for name in {name: None for op in products for name in op.weights} | {
+        n: None for op in gated for n in (op.gate, op.up)
+    }:
         tensor = tensors[name]
         if tensor.type in _FLOATS and tensor.shape[1] % _BLOCK == 0:
             found[name] = replace(tensor, type=GgmlType.Q8_0, data=_blocks(tensor.numpy()))

@@ -115,7 +115,9 @@ class Writer:
                 found = iter(self._runner.step(rows, [sampler for one in active for sampler in one.samplers()]))
                 for one in active:
                     one.take([next(found) for _ in one.rows])
-                    if not one.done and (landing is Stage.LAST or (landing is Stage.WINDOW and one.may_land(self._sentence_ends))):
+                    if not one.done and (
+                        landing is Stage.LAST or (landing is Stage.WINDOW and one.may_land(self._sentence_ends))
+                    ):
                         one.land("deadline")
                 self._step_ms = _smoothed(self._step_ms, 1000 * (self._clock() - begun))
             now = self._clock()
@@ -258,7 +260,8 @@ class _Searching:
 
     def land(self, reason: FinishReason) -> None:
         tokens = self._search.best.tokens
-        whole = bool(tokens) and tokens[-1] in self._generation.ends and len(tokens) < self._most
+        forced = self._generation.forced_end is not None and len(tokens) == self._most
+        whole = bool(tokens) and tokens[-1] in self._generation.ends and not forced
         self.answer.tokens = [token for token in tokens if token not in self._generation.ends]
         self.answer.reason = "length" if reason == "stop" and not whole else reason
         self.done = True

@@ -1,4 +1,4 @@
-"""Runs encoder-decoder models on the native runtime: texts read into pages of a cache, answers written a token a step."""
+"""Runs encoder-decoder models on the native runtime: texts read into pages of a cache, answers a token a step."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Row:
 class Seq2SeqRunner:
     """Raises ModelError when the weights do not fit the plan or the machine's memory. For one thread at a time.
 
-    precision fast: matrices in eight bits, see eight_bits.py, activations of two bytes or bfloat16, an f16 cache. exact:
-    float32.
+    precision fast: matrices in eight bits, see eight_bits.py, activations of two bytes or bfloat16, an f16 cache.
+    exact: float32.
     """
 
     page_tokens: int = _native.PAGE_TOKENS
@@ -91,7 +91,7 @@ class Seq2SeqRunner:
         return int(self._runtime.weight_bytes)
 
     def read(self, texts: Sequence[Sequence[int]]) -> list[Source]:
-        """Reads at most `rows` texts of 1 to `context` tokens each, many of them in one call. `free` ends their stay."""
+        """Reads at most `rows` texts of 1 to `context` tokens, many of them in one call. `free` ends their stay."""
         sources = [Source(len(ids), self._take(len(ids))) for ids in texts]
         for group in groups([source.length for source in sources], self.max_tokens):
             tokens = np.fromiter(chain.from_iterable(texts[i] for i in group), np.int32)
@@ -120,7 +120,7 @@ class Seq2SeqRunner:
             self.pages.give(one.pages)
 
     def sampler(self, params: SamplingParams, banned: Sequence[int] = (), best: int | None = None) -> Any:
-        """The state of one answer's sampling. banned: ids that are never chosen. best: so many likeliest ids are told."""
+        """The state of one answer's sampling. banned: ids that are never chosen. best: how many likely ids are told."""
         return _native.Sampler(
             self.vocab,
             temperature=params.temperature,
@@ -139,9 +139,7 @@ class Seq2SeqRunner:
         """Computes the last token of each row and chooses the next one, which is not yet appended."""
         drafted = np.zeros(len(rows), np.int32)
         tokens, starts, lengths, tables, sources, source_tables = self._batch(rows)
-        found = self._runtime.step(
-            tokens, starts, lengths, tables, samplers, drafted, None, sources, source_tables
-        )
+        found = self._runtime.step(tokens, starts, lengths, tables, samplers, drafted, None, sources, source_tables)
         return [one[0] for one in found]
 
     def logits(self, row: Row) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""How a folder says its encoder-decoder model should write: generation_config.json, or config.json where there is none."""
+"""How a folder says its encoder-decoder model should write: generation_config.json, or else config.json."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def changed(generation: Generation, settings: Settings) -> Generation:
         beams=_within("num_beams", settings.whole("num_beams", generation.beams), 1, MOST_BEAMS),
         length_penalty=settings.real("length_penalty", generation.length_penalty),
         early_stopping=generation.early_stopping if early is None else early,
-        no_repeat=_within("no_repeat_ngram_size", settings.whole("no_repeat_ngram_size", generation.no_repeat), 0, 1 << 10),
+        no_repeat=_within(
+            "no_repeat_ngram_size", settings.whole("no_repeat_ngram_size", generation.no_repeat), 0, 1 << 10
+        ),
     )
     if not -16 <= made.length_penalty <= 16:
         raise FormatError(f"length_penalty must lie in [-16, 16], not {made.length_penalty}")

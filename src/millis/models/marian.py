@@ -1,4 +1,4 @@
-"""Marian (Junczys-Dowmunt et al., 2018) as OPUS-MT trained it: an encoder and a decoder, post-norm, sinusoidal positions.
+"""Marian (Junczys-Dowmunt et al., 2018) as OPUS-MT trained it: encoder and decoder, post-norm, sinusoidal positions.
 
 Buffers: x the residual stream, r what is normed into it; of the source: source_qkv, source_a, source_f, kv what the
 decoder will look at; of the target: qkv, q, a, f, s the selected rows, logits.
@@ -21,15 +21,16 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> P
     """The plan for sources and targets of up to `context` tokens each, each of which needs a position."""
     assert config.encoder is not None
     encoder = config.encoder
-    embed = Embed(
-        out="x", weight="token_embd.weight", scale=config.embedding_scale, positions="position_embd.weight"
-    )
+    embed = Embed(out="x", weight="token_embd.weight", scale=config.embedding_scale, positions="position_embd.weight")
     source: list[Op] = [embed]
     for layer in range(encoder.layers):
         source += _source_layer(config, f"enc.blk.{layer}")
     ops: list[Op] = [embed]
     for layer in range(config.layers):
-        source += [_linear("kv", "x", f"dec.blk.{layer}", "cross_attn_k", "cross_attn_v"), Remember(kv="kv", layer=layer)]
+        source += [
+            _linear("kv", "x", f"dec.blk.{layer}", "cross_attn_k", "cross_attn_v"),
+            Remember(kv="kv", layer=layer),
+        ]
         ops += _target_layer(config, layer)
     output = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     ops += [Select(out="s", x="x"), MatMul(out="logits", x="s", weights=(output,), biases=("output.bias",))]

@@ -123,7 +123,9 @@ def _check_head(settings: Settings) -> None:
     names = settings.get("architectures") or ["ForConditionalGeneration"]
     ends = ("ForConditionalGeneration", "MTModel", "WithLMHeadModel")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str) or not names[0].endswith(ends):
-        raise FormatError(f"config.json: {names!r:.80} is not one model that writes text, which is what Millis runs of it")
+        raise FormatError(
+            f"config.json: {names!r:.80} is not one model that writes text, which is what Millis runs of it"
+        )
 
 
 def _t5(settings: Settings, name: str) -> ModelConfig:
@@ -239,7 +241,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _scale_output(tensors: dict[str, Tensor], config: ModelConfig, settings: Settings) -> None:
-    """What t5 scales its last hidden states by, where embedding and output were trained as one, goes into their norm."""
+    """What t5 scales its last hidden states by, where embedding and output were trained as one: into their norm."""
     name = "dec.output_norm.weight"
     tied = settings.get("model_type") == "t5" and settings.get("tie_word_embeddings") is not False
     if settings.truth("scale_decoder_outputs", tied) and name in tensors:

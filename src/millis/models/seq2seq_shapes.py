@@ -32,7 +32,11 @@ def optional(config: ModelConfig) -> Shapes:
 
 def _t5_layer(config: ModelConfig, stack: Stack, crosses: bool) -> Shapes:
     hidden, heads = config.hidden, stack.heads * stack.head_dim
-    shapes: Shapes = {"ffn_up.weight": (stack.ffn, hidden), "ffn_down.weight": (hidden, stack.ffn), "ffn_norm.weight": (hidden,)}
+    shapes: Shapes = {
+        "ffn_up.weight": (stack.ffn, hidden),
+        "ffn_down.weight": (hidden, stack.ffn),
+        "ffn_norm.weight": (hidden,),
+    }
     if config.gated:
         shapes["ffn_gate.weight"] = (stack.ffn, hidden)
     for kind in ("attn", "cross_attn") if crosses else ("attn",):

@@ -39,7 +39,10 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> P
     source.append(_norm(config, "h", "x", "enc.output_norm"))
     ops: list[Op] = [Embed(out="x", weight="token_embd.weight")]
     for layer in range(config.layers):
-        source += [_linear("kv", "h", f"dec.blk.{layer}", "cross_attn_k", "cross_attn_v"), Remember(kv="kv", layer=layer)]
+        source += [
+            _linear("kv", "h", f"dec.blk.{layer}", "cross_attn_k", "cross_attn_v"),
+            Remember(kv="kv", layer=layer),
+        ]
         ops += _target_layer(config, layer)
     output = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     ops += [
@@ -60,7 +63,9 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> P
         },
         ropes={},
         biases={
-            f"{half}.bias": _distances(config, tensors[f"{half}.blk.0.attn_rel_b.weight"].numpy(), context, half == "enc")
+            f"{half}.bias": _distances(
+                config, tensors[f"{half}.blk.0.attn_rel_b.weight"].numpy(), context, half == "enc"
+            )
             for half in ("enc", "dec")
         },
         layers=config.layers,
@@ -159,6 +164,8 @@ def buckets(keys_ahead: NDArray[np.int64], both: bool, count: int, farthest: int
     near = side // 2
     found = np.where(keys_ahead > 0, side, 0) if both else np.zeros_like(keys_ahead)
     distance = np.abs(keys_ahead) if both else -np.minimum(keys_ahead, 0)
-    steps = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(near)) / np.float32(math.log(farthest / near))
+    steps = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(near)) / np.float32(
+        math.log(farthest / near)
+    )
     far = near + (steps * np.float32(side - near)).astype(np.int64)
     return found + np.where(distance < near, distance, np.minimum(far, side - 1))

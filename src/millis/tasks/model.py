@@ -168,8 +168,8 @@ class LanguageModel(TaskMethods):
             raise ModelError(f"{name} is an encoder, which writes no text; millis.load or millis.Encoder loads it")
         if is_seq2seq(self.path):
             raise ModelError(
-                f"{name} is an encoder-decoder model, which answers a text with another: millis.load or millis.Seq2Seq loads "
-                "it, and the commands run, translate and summarize take it"
+                f"{name} is an encoder-decoder model, which answers a text with another: millis.load or millis.Seq2Seq "
+                "loads it, and the commands run, translate and summarize take it"
             )
         with no_collection():
             self.model = load_model(self.path, self.config.context)

@@ -35,9 +35,9 @@ Texts = str | Sequence[str]
 class Seq2Seq:
     """A model that reads a whole text, then writes one. Calls from several threads take turns.
 
-    name, progress, agree: as for LanguageModel. Options: those of EngineConfig that say how texts are read and written;
-    `context` is the longest text, and the longest answer, in tokens. Raises ModelError (not found, not readable, another
-    kind of model), RequestError (a bad option).
+    name, progress, agree: as for LanguageModel. Options: those of EngineConfig that say how texts are read and
+    written; `context` is the longest text, and the longest answer, in tokens. Raises ModelError (not found, not
+    readable, another kind of model), RequestError (a bad option).
     """
 
     def __init__(
@@ -82,13 +82,15 @@ class Seq2Seq:
     ) -> Completion | list[Completion]:
         """What the model writes behind a text, or behind each of a list.
 
-        beams: how many beginnings are kept side by side; unless given, what the model's files say, and 1 where a token is
-        drawn (temperature above 0) or penalised. max_tokens: likewise, 256 where they say nothing. generation: settings
-        instead of the files'. sampling: temperature, top_k, top_p, min_p, seed and the penalties, as in SamplingParams.
+        beams: how many beginnings are kept side by side; unless given, what the model's files say, and 1 where a token
+        is drawn (temperature above 0) or penalised. max_tokens: likewise, 256 where they say nothing. generation:
+        settings instead of the files'. sampling: temperature, top_k, top_p, min_p, seed and the penalties, as in
+        SamplingParams.
 
-        deadline_ms counts from the call. When time runs out, an answer is what stands by then, up to a sentence end where
-        one comes in time; DeadlineError: not even its first token would. The first such call measures for a moment before.
-        RequestError: a text that is empty or longer than the context, or options that do not go together.
+        deadline_ms counts from the call. When time runs out, an answer is what stands by then, up to a sentence end
+        where one comes in time; DeadlineError: not even its first token would. The first such call measures for a
+        moment before. RequestError: a text that is empty or longer than the context, or options that do not go
+        together.
         """
         begin = self._clock_for(deadline_ms)
         self._stopped = False
@@ -105,7 +107,8 @@ class Seq2Seq:
         with self._turn:
             written = self._writer.write(ids, wish, lambda: self._stopped)
         found = [
-            self._completion(one, len(text), begin, encoded, deadline_ms) for one, text in zip(written, ids, strict=True)
+            self._completion(one, len(text), begin, encoded, deadline_ms)
+            for one, text in zip(written, ids, strict=True)
         ]
         return found[0] if isinstance(texts, str) else found
 
@@ -157,8 +160,8 @@ class Seq2Seq:
     def chat(self, *args: object, **options: object) -> NoReturn:
         """Always a RequestError, as are `stream`, `chat_stream`, `score` and `embed`."""
         raise RequestError(
-            f"{self.path.name} is an encoder-decoder model, which answers a text with another: use generate, translate or "
-            "summarize, or load a model that chats, such as smollm2"
+            f"{self.path.name} is an encoder-decoder model, which answers a text with another: use generate, translate "
+            "or summarize, or load a model that chats, such as smollm2"
         )
 
     stream = chat_stream = score = embed = chat

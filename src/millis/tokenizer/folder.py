@@ -93,7 +93,9 @@ def _backend(path: Path) -> Backend:
     from tokenizers import Tokenizer as Backend
 
     if not path.is_file():
-        raise FormatError(f"{path} is missing; Millis reads a folder's tokenizer from tokenizer.json, spiece.model or source.spm")
+        raise FormatError(
+            f"{path} is missing; Millis reads a folder's tokenizer from tokenizer.json, spiece.model or source.spm"
+        )
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise FormatError(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
     try:

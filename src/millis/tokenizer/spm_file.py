@@ -1,7 +1,7 @@
 """SentencePiece's own files (spiece.model, source.spm): what of them says how a text becomes pieces.
 
-They are protocol buffers (sentencepiece_model.proto): ModelProto {1: pieces, 2: trainer, 3: normalizer}, read here field
-by field, because a dozen of them are needed. A file is hostile until this module has read it.
+They are protocol buffers (sentencepiece_model.proto): ModelProto {1: pieces, 2: trainer, 3: normalizer}, read here
+field by field, because a dozen of them are needed. A file is hostile until this module has read it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def parse_spm(data: bytes) -> SpmFile:
     for number, value in _fields(data):
         if number == 1:
             piece, score, kind = _piece(_as_bytes(value))
-            pieces.append(piece), scores.append(score), kinds.append(kind)  # noqa: B018
+            pieces.append(piece)
+            scores.append(score)
+            kinds.append(kind)
             if len(pieces) > MAX_ENTRIES:
                 raise FormatError(f"it holds more than {MAX_ENTRIES} pieces")
         elif number == 2:
@@ -66,7 +68,9 @@ def parse_spm(data: bytes) -> SpmFile:
     if not pieces or len(set(pieces)) != len(pieces):
         raise FormatError("its pieces must be there, each of them once")
     if trainer.get(3, _UNIGRAM) != _UNIGRAM:
-        raise FormatError("Millis reads SentencePiece files of the kind unigram only; save the model with a tokenizer.json")
+        raise FormatError(
+            "Millis reads SentencePiece files of the kind unigram only; save the model with a tokenizer.json"
+        )
     if trainer.get(24, 0) or Kind.USER_DEFINED in kinds:
         raise FormatError("user-defined pieces and white space behind words are not supported; save a tokenizer.json")
     unknown = [i for i, kind in enumerate(kinds) if kind == Kind.UNKNOWN]

@@ -88,7 +88,7 @@ def _marian(path: Path, config: Mapping[str, Any], named: Mapping[str, Any]) -> 
     codes = {token: i for i, token in enumerate(tokens) if token.startswith(">>") and token.endswith("<<")}
     unknown = vocabulary.get(str(named["unk_token"]), 0)
     encoder = _Encoder(_unigram(file, MARIAN), file.pieces, vocabulary, unknown, codes)
-    return encoder, tokens, set(codes.values()), False
+    return encoder, tokens, set(), False
 
 
 def _unigram(file: SpmFile, name: str) -> Unigram:

@@ -81,7 +81,10 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: Path | str) -> Tokenizer:
-        """From a Hugging Face folder with a tokenizer.json, spiece.model or source.spm; FormatError names the file that is at fault."""
+        """From a Hugging Face folder with a tokenizer.json, spiece.model or source.spm.
+
+        FormatError names the file that is at fault.
+        """
         from millis.tokenizer.folder import read_folder
         from millis.tokenizer.spm_folder import has_spm, read_spm_folder
 

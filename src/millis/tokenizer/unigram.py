@@ -26,7 +26,9 @@ class Unigram:
     def __init__(self, file: SpmFile) -> None:
         self._unknown = file.unknown
         self._spoken = [kind in (Kind.NORMAL, Kind.UNUSED) for kind in file.kinds]
-        bytes_of = {piece: i for i, (piece, kind) in enumerate(zip(file.pieces, file.kinds, strict=True)) if kind == Kind.BYTE}
+        bytes_of = {
+            piece: i for i, (piece, kind) in enumerate(zip(file.pieces, file.kinds, strict=True)) if kind == Kind.BYTE
+        }
         self._bytes = [bytes_of.get(f"<0x{byte:02X}>", -1) for byte in range(256)] if bytes_of else []
         if -1 in self._bytes:
             raise FormatError("it must hold all of <0x00> to <0xFF> as byte pieces, or none")
