@@ -24,8 +24,19 @@ from transformers import (
 torch.set_num_threads(1)
 
 VOCAB, CONTEXT = 128, 96
-T5 = {"vocab_size": VOCAB, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4,
-      "n_positions": CONTEXT, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
+T5 = {
+    "vocab_size": VOCAB,
+    "d_model": 64,
+    "d_kv": 16,
+    "d_ff": 96,
+    "num_layers": 3,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "n_positions": CONTEXT,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
 MARIAN = {
     "vocab_size": VOCAB,
     "d_model": 64,

@@ -21,7 +21,7 @@ from millis.models.generation import changed, read_generation
 from millis.models.huggingface_config import Settings
 from millis.models.load import load_model
 from millis.types import DeadlineError, FormatError, ModelError, RequestError, SamplingParams
-from seq2seqs import FAMILIES, LINES, VOCAB, add_tokenizer, logits, random_ids, save, tiny
+from seq2seqs import FAMILIES, LINES, VOCAB, add_tokenizer, random_ids, save, tiny
 from shell import error_line
 from shell import millis as shell
 
@@ -58,33 +58,18 @@ def test_tokens_are_those_of_transformers(family: str, seed: int, tmp_path: Path
     ours = load_model(save(model, tmp_path))
     runner = Seq2SeqRunner(ours, millis.EngineConfig(threads=2, precision="exact"))
     writer, plain = Writer(runner), read_generation(tmp_path, VOCAB)
-    texts = [random_ids(length, seed) for length in (1, 17, 40, 33)]
-    found = []
+    texts = [random_ids(length, 10 + seed) for length in (1, 17, 40, 33)]
+    found = set()
     for (beams, extra), ends in zip(MANNERS, (ENDS, ENDS[:2]) * 3, strict=True):
         generation = replace(changed(plain, Settings(extra)), ends=frozenset(ends))
         wish = Wish(generation=generation, params=SamplingParams(max_tokens=20), beams=beams)
         wanted = generated(model, texts, eos_token_id=ends, max_new_tokens=20, num_beams=beams, **extra)
         written = writer.write(texts, wish)
         assert [one.reason for one in written] == ["length" if len(one.tokens) == 20 else "stop" for one in written]
-        for text, one, tokens in zip(texts, written, wanted, strict=True):
-            same = one.tokens == tokens
-            if (
-                not same and one.reason == "stop" and beams > 1
-            ):  # two beginnings may be equally likely, but for rounding
-                scores = [score(model, text, [*ids, ends[0]][:20], extra) for ids in (one.tokens, tokens)]
-                same = abs(scores[0] - scores[1]) < 1e-4
-            assert same, (beams, extra)
-            found.append(one.tokens == tokens)
+        assert [one.tokens for one in written] == wanted, (beams, extra)
+        found.update(one.reason for one in written)
         runner.pages.check_integrity([])
-    assert sum(found) >= len(found) - 1, "ties are rare"
-
-
-def score(model: Any, text: list[int], tokens: list[int], extra: dict[str, Any]) -> float:
-    """What beams are compared by, as transformers computes it."""
-    start = model.generation_config.decoder_start_token_id
-    rows = torch.from_numpy(logits(model, text, [start, *tokens[:-1]])).double().log_softmax(1)
-    total = sum(float(rows[i, token]) for i, token in enumerate(tokens))
-    return total / len(tokens) ** float(extra.get("length_penalty", 1.0))
+    assert found == {"stop", "length"}
 
 
 def generated(model: Any, texts: list[list[int]], eos_token_id: list[int], **options: Any) -> list[list[int]]:
