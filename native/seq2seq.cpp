@@ -1,5 +1,4 @@
-// What encoder-decoder models need beside the rest: a source half whose keys and values are remembered in pages of the cache, and
-// attention of the target half over them.
+// What encoder-decoder models need beside the rest: sources whose keys and values stay in pages of the cache, and attention over them.
 #include <algorithm>
 #include <stdexcept>
 

@@ -1,5 +1,6 @@
-"""Answers of encoder-decoder models: texts are read together, then every answer grows by a token a step, till its end,
-its longest length or its deadline.
+"""Answers of encoder-decoder models: texts are read together, then every answer grows by a token a step.
+
+It grows until its end, its longest length or its deadline.
 """
 
 from __future__ import annotations
