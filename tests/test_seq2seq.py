@@ -188,6 +188,27 @@ def test_marian_knows_its_languages(marian: tuple[Any, Path], tmp_path: Path) ->
             call()
 
 
+def test_beams_are_renormalized_as_in_transformers(tmp_path: Path) -> None:
+    """As published translators ask for it; the words banned here are likely ones, so that it shows."""
+    found = []
+    for renormalized in (True, False):
+        words = [[VOCAB - 1], *([word] for word in range(4, 30))]
+        folder = tmp_path / str(renormalized)
+        model, _ = folder_of(
+            "marian", folder, num_beams=4, bad_words_ids=words, renormalize_logits=renormalized, length_penalty=0.3
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        for text, one in zip(LINES, load(folder).generate(LINES), strict=True):
+            assert one.text == expected(model, tokenizer, text)
+            found.append(one.text)
+    assert found[: len(LINES)] != found[len(LINES) :]
+    _, folder = folder_of("t5-gated", tmp_path / "t5", bad_words_ids=[[5]], renormalize_logits=True)
+    with pytest.raises(FormatError, match="where logits have a bias"):
+        load(folder)
+
+
 def test_forced_ends_weigh_as_in_transformers(tmp_path: Path) -> None:
     model, folder = folder_of("marian", tmp_path, num_beams=4, max_length=12)
     assert read_generation(folder, VOCAB).forced_end == 0
@@ -378,6 +399,7 @@ def test_the_wrong_class_and_wrong_options_are_named(t5: tuple[Any, Path], tmp_p
         ({"bad_words_ids": [[VOCAB]]}, "bad_words_ids must be a whole number in"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be a whole number"),
         ({"forced_bos_token_id": 3}, "sets forced_bos_token_id to 3"),
+        ({"renormalize_logits": True, "no_repeat_ngram_size": 2}, "renormalize_logits with min_length"),
     ],
 )
 def test_settings_of_writing_that_cannot_be(
@@ -424,6 +446,7 @@ def test_what_the_commands_refuse(t5: tuple[Any, Path]) -> None:
         (("run", "-m", path, "a", "--ignore-eos"), "takes no --ignore-eos"),
         (("summarize", "-m", path, "a", "--words", "5"), "takes no --words"),
         (("translate", "-m", path, "a", "--to", "zh"), "translates en to de, en to fr"),
+        (("quantize", path, path / "out.gguf", "--type", "q8_0"), "is an encoder-decoder model, which Millis does not"),
         (("chat", "-m", path), "the commands run, translate and summarize take it"),
     ):
         assert fault in error_line(shell(*arguments))

@@ -103,6 +103,17 @@ def test_ids_and_texts_are_those_of_transformers(family: str, tmp_path: Path) ->
     assert ours.encode("a</s>b<pad>").count(ours.encode("a")[-1]) == 1, "what ends a text cannot be spelled in one"
 
 
+def test_a_tokenizer_json_made_of_the_same_file_gives_the_same_ids(tmp_path: Path) -> None:
+    spm_alone = add_tokenizer(tmp_path, "t5")
+    T5Tokenizer.from_pretrained(spm_alone).save_pretrained(tmp_path / "whole")
+    assert (tmp_path / "whole" / "tokenizer.json").is_file()
+    ours, theirs = Tokenizer.from_folder(spm_alone), Tokenizer.from_folder(tmp_path / "whole")
+    assert ours.eos == theirs.eos == {1}
+    for text in LINES:
+        ids = theirs.encode(text)
+        assert ours.encode(text) == ids and ours.decode(ids) == theirs.decode(ids)
+
+
 def test_t5s_gaps_stand_behind_its_pieces(tmp_path: Path) -> None:
     ours = Tokenizer.from_folder(add_tokenizer(tmp_path, "t5"))
     size = len(read_spm(tmp_path / "spiece.model").pieces)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -19,7 +19,8 @@ from millis.engine.kvcache import PageAllocator
 from millis.engine.native_runner import OUTPUT_ROWS, SMALLEST, fill
 from millis.models.generation import MOST_BEAMS
 from millis.models.load import Model
-from millis.types import ModelError, SamplingParams
+from millis.models.tensor import Tensor
+from millis.types import FormatError, ModelError, SamplingParams
 
 Chosen = tuple[int, float, list[tuple[int, float]]]  # a token, its log-probability, the best ones: see _native.Runtime
 
@@ -50,14 +51,15 @@ class Seq2SeqRunner:
 
     page_tokens: int = _native.PAGE_TOKENS
 
-    def __init__(self, model: Model, config: EngineConfig) -> None:
+    def __init__(self, model: Model, config: EngineConfig, silenced: Sequence[int] = ()) -> None:
+        """silenced: ids that the model gives no probability from now on. FormatError: its logits have no bias."""
         plan = model.plan
         self.vocab, self.context = plan.vocab, plan.context
         self.max_tokens = max(config.max_batch_tokens, plan.context)
         self.rows = max(config.max_sequences, MOST_BEAMS)  # answers computed in one step
         pages = 2 * self.rows * -(-plan.context // self.page_tokens)  # a source and a target of full length for each
         exact = config.precision == "exact"
-        tensors = model.checkpoint.tensors
+        tensors = _silenced(model.checkpoint.tensors, silenced)
         try:
             self._runtime = _native.Runtime(
                 threads=config.threads,
@@ -77,7 +79,9 @@ class Seq2SeqRunner:
         except ValueError as error:
             raise ModelError(f"{model.checkpoint.path}: {error}") from None
         except MemoryError:
-            raise ModelError(f"{model.checkpoint.path}: not enough memory for the weights and the cache") from None
+            raise ModelError(
+                f"{model.checkpoint.path}: not enough memory for weights and cache; ask for a shorter context"
+            ) from None
         self.pages = PageAllocator(pages)
 
     @property
@@ -172,6 +176,18 @@ class Seq2SeqRunner:
         found = self.pages.take(-(-tokens // self.page_tokens))
         assert found is not None, "more rows than there are pages for"
         return found
+
+
+def _silenced(tensors: Mapping[str, Tensor], ids: Sequence[int]) -> Mapping[str, Tensor]:
+    """The same tensors, the logits of `ids` at minus infinity."""
+    name = "output.bias"
+    if not ids:
+        return tensors
+    if name not in tensors:
+        raise FormatError("renormalize_logits with bad_words_ids is supported where logits have a bias, as marian's")
+    bias = tensors[name].numpy()
+    bias[list(ids)] = -np.inf
+    return {**tensors, name: Tensor.from_numpy(name, bias)}
 
 
 def _tables(pages: Sequence[Sequence[int]]) -> NDArray[np.int32]:

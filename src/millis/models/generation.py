@@ -30,6 +30,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "begin_suppress_tokens": ([],),
     "sequence_bias": (),
     "min_new_tokens": (),
+    "exponential_decay_length_penalty": (),
+    "guidance_scale": (1.0,),
 }
 
 
@@ -47,6 +49,7 @@ class Generation:
     early_stopping: Early = False  # True: as soon as there are enough finished beams; False, "never": see beams.py
     no_repeat: int = 0  # no run of so many tokens occurs twice; 0: off
     forced_end: int | None = None  # what is written at max_length
+    renormalized: bool = False  # beams are compared as if what is banned had no probability, not merely never chosen
 
 
 def read_generation(folder: Path, vocab: int) -> Generation:
@@ -69,6 +72,7 @@ def read_generation(folder: Path, vocab: int) -> Generation:
         ends=frozenset(ends),
         banned=_banned(found.get("bad_words_ids"), vocab, ends),
         forced_end=_token(found.get("forced_eos_token_id"), "forced_eos_token_id", vocab),
+        renormalized=found.truth("renormalize_logits", False),
     )
     return changed(made, found)
 
@@ -92,6 +96,8 @@ def changed(generation: Generation, settings: Settings) -> Generation:
             "no_repeat_ngram_size", settings.whole("no_repeat_ngram_size", generation.no_repeat), 0, 1 << 10
         ),
     )
+    if made.renormalized and (made.min_length > 1 or made.no_repeat):
+        raise FormatError("renormalize_logits with min_length or no_repeat_ngram_size is not supported")
     if not -16 <= made.length_penalty <= 16:
         raise FormatError(f"length_penalty must lie in [-16, 16], not {made.length_penalty}")
     return made
