@@ -61,7 +61,7 @@ def pieces(unigram: Unigram, text: str, unknown: int) -> list[int]:
 def test_pieces_are_sentencepieces(style: int) -> None:
     library, data = trained(style)
     ours = Unigram(parse_spm(data))
-    texts = [text for text in [*lines(), *EDGES] if ODD not in text]
+    texts = [text for text in [*lines()[::2], *EDGES] if ODD not in text]
     wrong = [text for text in texts if pieces(ours, text, library.unk_id()) != library.encode(text)]
     for text in wrong:  # splits that are equally likely, but for rounding
         scores = [
