@@ -65,14 +65,14 @@ static int wide_rows(int rows, int kv_heads, int threads) {
   return (each + kGroupRows - 1) / kGroupRows * kGroupRows;
 }
 
-// The keys that queries of sequence s see together, at positions from `low` on, the last of them in slot `high`.
+// The keys that queries of sequence s see together, at positions from `low` on, the last of them in slot `high`; or all of its source.
 Keys Runtime::keys_of(const AttentionOp& op, const Step& step, size_t s, int head, int low, int high) const {
   const size_t head_bytes = page_stride_ / static_cast<size_t>(config_.kv_heads);
   Keys k{};
   k.first = op.window && low >= op.window ? (low - op.window + 1) / kPageTokens * kPageTokens : 0;
-  k.end = high + 1;
+  k.end = op.cross ? step.batch.sources[s] : high + 1;
   k.window = op.window, k.head_dim = config_.head_dim, k.scale = op.scale;
-  k.table = step.batch.tables.data() + s * step.batch.table_width;
+  k.table = op.cross ? step.batch.source_tables.data() + s * step.batch.source_width : step.batch.tables.data() + s * step.batch.table_width;
   k.cache = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer) + head_bytes * static_cast<size_t>(head);
   k.page_stride = page_stride_;
   k.masked_from = step.batch.parents.empty() ? std::numeric_limits<int>::max() : step.batch.starts[s] / kPageTokens * kPageTokens;
@@ -80,8 +80,10 @@ Keys Runtime::keys_of(const AttentionOp& op, const Step& step, size_t s, int hea
 }
 
 void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
-  write_heads(op, step, thread);
-  pool_.barrier(thread);
+  if (!op.cross) {
+    write_heads(op, step, thread);
+    pool_.barrier(thread);
+  }
   const int threads = pool_.threads(), hd = config_.head_dim, kv_heads = config_.kv_heads, group = op.heads / kv_heads;
   const size_t part = kTileQueries * static_cast<size_t>(hd + 2);  // of a unit and a thread
   Scratch& own = private_[static_cast<size_t>(thread)];
@@ -92,9 +94,10 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
   const auto each_unit = [&](const auto& visit) {
     int unit = 0, token = 0, split = 0;
     for (size_t s = 0; s < step.batch.lengths.size(); token += step.batch.lengths[s], ++s) {
-      const int rows = step.batch.lengths[s] * group, pages = (step.batch.starts[s] + step.batch.lengths[s]) / kPageTokens;
+      const int rows = step.batch.lengths[s] * group, seen = op.cross ? step.batch.sources[s] : step.batch.starts[s] + step.batch.lengths[s];
+      const int pages = seen / kPageTokens;
       const auto units = static_cast<int64_t>(step.batch.lengths.size()) * kv_heads * ((rows + kTileQueries - 1) / kTileQueries);
-      const bool wide = step.batch.lengths[s] > kFewTokens && rows >= kWideLeast && !config_.exact;
+      const bool wide = step.batch.lengths[s] > kFewTokens && rows >= kWideLeast && !config_.exact && !op.bias;
       const bool shared = !wide && threads > 1 && pages >= kSharedPages && split + units <= static_cast<int64_t>(kMostShared);
       const int few = units >= threads || shared ? kTileQueries : std::clamp((rows + threads - 1) / threads, 1, kTileQueries);
       const int most = wide ? wide_rows(rows, kv_heads, threads) : few;
@@ -115,7 +118,7 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
       for (int n = 0; n < count; ++n) {
         const int t = token + (first + n) / group, head = h * group + (first + n) % group;
         a.q[n] = row(*op.qkv, t) + head * hd, a.out[n] = row(*op.out, t) + head * hd;
-        a.position[n] = positions_[static_cast<size_t>(t)];
+        a.position[n] = op.cross ? step.batch.sources[s] - 1 : positions_[static_cast<size_t>(t)];
         if (masks) a.mask[n] = masks + static_cast<size_t>(t) * mask_words_;
       }
     };
@@ -127,6 +130,7 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
     }
     Attend a{};
     fill(a);
+    for (int n = 0; op.bias && n < count; ++n) a.bias[n] = score_bias(op.bias, h * group + (first + n) % group, config_.context) - a.position[n];
     a.queries = count, a.scratch = own.attention.data();
     if (split >= 0) {
       merge = a.partial = true;

@@ -41,6 +41,7 @@ inline void page_scores(const Attend& a, const float* q, const T* keys, int firs
     }
   }
   for (int n = 0; n < N; ++n) {
+    if (a.bias[n]) low[n] = add(low[n], load(a.bias[n] + first)), high[n] = add(high[n], load(a.bias[n] + first + 16));
     store(score[n], low[n]), store(score[n] + 16, high[n]);
     if (first >= a.masked_from) {
       mask_page(a.mask[n][(first - a.masked_from) / kPageTokens], [&](int i) { score[n][i] = kMasked; });

@@ -49,11 +49,17 @@ nb::ndarray<nb::numpy, T> owned(std::vector<T>&& values, std::vector<size_t> sha
 
 using Adapters = std::optional<std::vector<std::shared_ptr<const Adapter>>>;  // of each sequence; None: it has none
 
+using Lengths = std::optional<Array<int32_t>>;  // of each sequence's source; None: the model reads none
+using Tables = std::optional<Array2<int32_t>>;  // and the pages that hold it
+
 // Checked, so that it may be run; the caller holds the adapters meanwhile.
 Batch batch_of(const Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-               const Array2<int32_t>& tables, const Adapters& adapters = {}, std::vector<int32_t> parents = {}) {
+               const Array2<int32_t>& tables, const Adapters& adapters = {}, std::vector<int32_t> parents = {}, const Lengths& sources = {},
+               const Tables& source_tables = {}) {
   Batch batch{copy_of(tokens), copy_of(starts), copy_of(lengths), copy_of(tables), tables.shape(1)};
   batch.parents = std::move(parents);
+  if (sources) batch.sources = copy_of(*sources);
+  if (source_tables) batch.source_tables = copy_of(*source_tables), batch.source_width = source_tables->shape(1);
   for (const auto& adapter : adapters.value_or(std::vector<std::shared_ptr<const Adapter>>{})) batch.adapters.push_back(adapter.get());
   runtime.check(batch);
   return batch;
@@ -119,9 +125,9 @@ void require_usable(const std::vector<Choice>& choices) {
 // A sequence's [(token, log-probability, best)]: the drafts that its sampler chooses as well, then the first token that is
 // its choice alone; none where its sampler is None. Each row is chosen as if all drafts before it were right, side by side.
 std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-                                       const Array2<int32_t>& tables, const Samplers& given, const Array<int32_t>& drafted,
-                                       const Adapters& adapters) {
-  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables, adapters);
+                                       const Array2<int32_t>& tables, const Samplers& given, const Array<int32_t>& drafted, const Adapters& adapters,
+                                       const Lengths& sources, const Tables& source_tables) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables, adapters, {}, sources, source_tables);
   const Held held(given, runtime.config().vocab);
   if (held.samplers.size() != batch.lengths.size()) throw std::invalid_argument("batch: one sampler or None for each sequence");
   const Verified v(batch, held.samplers, copy_of(drafted));
@@ -189,8 +195,8 @@ std::vector<std::pair<int32_t, float>> propose(Runtime& runtime, const Array<int
 
 // [rows, vocab]: of each sequence's last token, or of all tokens.
 Floats logits(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
-              const Array2<int32_t>& tables, bool all, const Adapters& adapters) {
-  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables, adapters);
+              const Array2<int32_t>& tables, bool all, const Adapters& adapters, const Lengths& sources, const Tables& source_tables) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables, adapters, {}, sources, source_tables);
   std::vector<int32_t> rows = last_rows(batch);
   if (all) {
     rows.resize(batch.tokens.size());
@@ -284,6 +290,13 @@ Floats score_tree(Runtime& runtime, const Array<int32_t>& tokens, const Array<in
     });
   }
   return owned(std::move(out), {all.size()});
+}
+
+// The source half of an encoder-decoder model: what its decoder needs of each text goes into the pages of its table.
+void read_sources(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& lengths, const Array2<int32_t>& tables) {
+  const Batch batch{copy_of(tokens), {}, copy_of(lengths), copy_of(tables), tables.shape(1)};
+  const Unlocked unlocked;
+  runtime.read(batch);
 }
 
 using Pair = std::tuple<std::string, Array2<float>, Array2<float>, float>;
@@ -431,6 +444,7 @@ NB_MODULE(_native, m) {
   bind_quantize(m);
   bind_strings(m);
   m.attr("PAGE_TOKENS") = kPageTokens;
+  m.attr("BIAS_SLACK") = kBiasSlack;
   m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");
   m.def("amx_state", &amx_state, "Whether AMX tiles are used here, or why not.");
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
@@ -467,8 +481,11 @@ NB_MODULE(_native, m) {
       .def("norm", &Runtime::norm, "out"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a, "layer"_a, "residual"_a)
       .def("matmul", &Runtime::matmul, "out"_a, "x"_a, "weights"_a, "biases"_a, "activation"_a, "residual"_a, "gate"_a)
       .def("attention", &Runtime::attention, "out"_a, "qkv"_a, "layer"_a, "heads"_a, "scale"_a, "rope"_a, "interleaved"_a, "window"_a, "q_norm"_a,
-           "k_norm"_a, "eps"_a)
-      .def("attend_all", &Runtime::attend_all, "out"_a, "qkv"_a, "heads"_a, "head_dim"_a, "scale"_a)
+           "k_norm"_a, "eps"_a, "bias"_a = "")
+      .def("attend_all", &Runtime::attend_all, "out"_a, "qkv"_a, "heads"_a, "head_dim"_a, "scale"_a, "bias"_a = "")
+      .def("remember", &Runtime::remember, "kv"_a, "layer"_a)
+      .def("end_source", &Runtime::end_source)
+      .def("cross_attention", &Runtime::cross_attention, "out"_a, "q"_a, "layer"_a, "heads"_a, "scale"_a)
       .def("select", &Runtime::select, "out"_a, "x"_a)
       .def("pool", &Runtime::pool, "out"_a, "x"_a, "mean"_a)
       .def("finish", &Runtime::finish)
@@ -476,12 +493,14 @@ NB_MODULE(_native, m) {
            "An adapter of this runtime: (weight, A [rank, inputs], B [outputs, rank], scale) of each product it changes.")
       // Integers are taken as they are: a conversion from 64 bits would silently wrap.
       .def("step", &step, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
-           "drafted"_a.noconvert(), "adapters"_a = nb::none())
+           "drafted"_a.noconvert(), "adapters"_a = nb::none(), "sources"_a.noconvert() = nb::none(), "source_tables"_a.noconvert() = nb::none())
       .def("propose", &propose, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
            "ahead"_a)
       .def("logits", &logits, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "all"_a = false,
-           "adapters"_a = nb::none())
+           "adapters"_a = nb::none(), "sources"_a.noconvert() = nb::none(), "source_tables"_a.noconvert() = nb::none())
       .def("hidden", &hidden, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert())
+      .def("read", &read_sources, "tokens"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(),
+           "Reads the sources of an encoder-decoder model into the pages of their tables.")
       .def("texts", &texts, "tokens"_a.noconvert(), "lengths"_a.noconvert(), "head"_a = false, "types"_a.noconvert() = nb::none(),
            "[texts, width]: an encoder's embedding of each text, or the logits of its head.")
       .def("score", &score, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "targets"_a.noconvert(),

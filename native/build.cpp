@@ -8,8 +8,6 @@
 namespace millis {
 namespace {
 
-constexpr int kMostHeads = 4096;
-
 void require(bool ok, const std::string& what) {
   if (!ok) throw std::invalid_argument(what);
 }
@@ -175,7 +173,7 @@ std::shared_ptr<const Adapter> Runtime::adapter(const std::vector<AdapterPair>& 
 }
 
 void Runtime::attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope, bool interleaved,
-                        int window, const std::string& q_norm, const std::string& k_norm, float eps) {
+                        int window, const std::string& q_norm, const std::string& k_norm, float eps, const std::string& bias) {
   const auto lock = building();
   const auto head_dim = static_cast<size_t>(config_.head_dim);
   require(layer >= 0 && layer < config_.layers, "attention: no layer " + std::to_string(layer));
@@ -191,7 +189,8 @@ void Runtime::attention(const std::string& out, const std::string& qkv, int laye
                  vector(rope, static_cast<size_t>(config_.context) * head_dim),
                  vector(q_norm, head_dim),
                  vector(k_norm, head_dim),
-                 interleaved};
+                 interleaved,
+                 vector(bias, bias_size(heads, config_.context))};
   require(op.out->width == heads * config_.head_dim && op.qkv->width == (heads + 2 * config_.kv_heads) * config_.head_dim,
           "attention: buffers do not fit");
   ops_.emplace_back(op);
@@ -214,6 +213,7 @@ bool reads(const Op& op, const Buffer* b) {
   if (const auto* o = std::get_if<AttendAllOp>(&op)) return o->qkv == b;
   if (const auto* o = std::get_if<PoolOp>(&op)) return o->x == b;
   if (const auto* o = std::get_if<SelectOp>(&op)) return o->x == b;
+  if (const auto* o = std::get_if<RememberOp>(&op)) return o->kv == b;
   return false;
 }
 
@@ -254,6 +254,7 @@ void Runtime::touch_cache() {
 void Runtime::finish() {
   const auto lock = building();
   require(!ops_.empty() && first_selected_ > 0, "a plan needs ops, and a select or a pool among them");
+  check_halves();
   const bool writes = pooled_ == 0;
   const Buffer* logits = writes || pooled_ < ops_.size() ? buffer("logits") : nullptr;
   require(!logits || output_of(ops_.back()) == logits, "the last op must write logits");

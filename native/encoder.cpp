@@ -15,12 +15,13 @@ void require(bool ok, const std::string& what) {
 
 }  // namespace
 
-void Runtime::attend_all(const std::string& out, const std::string& qkv, int heads, int head_dim, float scale) {
+void Runtime::attend_all(const std::string& out, const std::string& qkv, int heads, int head_dim, float scale, const std::string& bias) {
   const auto lock = building();
   AttendAllOp op{buffer(out), buffer(qkv), heads, head_dim, scale};
-  require(heads >= 1 && head_dim >= 1 && head_dim % kPanelRows == 0, "attention: head_dim must be a multiple of 16");
+  require(heads >= 1 && heads <= kMostHeads && head_dim >= 1 && head_dim % kPanelRows == 0, "attention: head_dim must be a multiple of 16");
   const int64_t width = int64_t{heads} * head_dim;
   require(op.out != op.qkv && op.out->width == width && op.qkv->width == 3 * width, "attention: buffers do not fit");
+  op.bias = vector(bias, bias_size(heads, config_.context));
   ops_.emplace_back(op);
 }
 
@@ -73,6 +74,7 @@ void Runtime::execute(const AttendAllOp& op, Step& step, int thread) {
         a.queries = std::min(each, length - first), a.keys = length, a.head_dim = op.head_dim, a.scale = op.scale;
         a.out = row(*op.out, begins_[s] + first) + h * op.head_dim, a.out_stride = third;
         a.scratch = private_[static_cast<size_t>(thread)].attention.data();
+        a.bias = op.bias ? score_bias(op.bias, h, config_.context) - first : nullptr;
         kernels_.attend_all(a);
       }
   }

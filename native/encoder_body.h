@@ -3,9 +3,9 @@
 namespace millis {
 namespace {
 
-// score[m][keys] = q[m] . keys for M queries, then its softmax; returns 1 / the sums of the weights in `inverse`.
+// score[m][keys] = q[m] . keys + bias[keys - m] for M queries, then its softmax; returns 1 / the sums of the weights in `inverse`.
 template <int M>
-inline void weigh_all(const AttendAll& a, const float* q, const float* transposed, int width, float* score, float (&inverse)[M]) {
+inline void weigh_all(const AttendAll& a, const float* q, const float* bias, const float* transposed, int width, float* score, float (&inverse)[M]) {
   for (int p = 0; p < width / kPanelRows; ++p, transposed += a.head_dim * kPanelRows) {
     F32 total[M];
     for (int m = 0; m < M; ++m) total[m] = set1(0.0f);
@@ -13,7 +13,7 @@ inline void weigh_all(const AttendAll& a, const float* q, const float* transpose
       const F32 k = load(transposed + d * kPanelRows);
       for (int m = 0; m < M; ++m) total[m] = fma(k, set1(q[static_cast<size_t>(m) * a.stride + static_cast<size_t>(d)]), total[m]);
     }
-    for (int m = 0; m < M; ++m) store(score + m * width + p * kPanelRows, total[m]);
+    for (int m = 0; m < M; ++m) store(score + m * width + p * kPanelRows, bias ? add(total[m], load(bias - m + p * kPanelRows)) : total[m]);
   }
   for (int m = 0; m < M; ++m, score += width) {
     for (int i = a.keys; i < width; ++i) score[i] = kMasked;
@@ -33,7 +33,7 @@ template <int M>
 inline void attend_all_rows(const AttendAll& a, int first, const float* transposed, int width, float* score) {
   const auto begin = static_cast<size_t>(first);
   float inverse[M];
-  weigh_all<M>(a, a.q + begin * a.stride, transposed, width, score, inverse);
+  weigh_all<M>(a, a.q + begin * a.stride, a.bias ? a.bias - first : nullptr, transposed, width, score, inverse);
   for (int d = 0; d < a.head_dim; d += kPanelRows) {
     F32 part[M];
     for (int m = 0; m < M; ++m) part[m] = set1(0.0f);

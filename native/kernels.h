@@ -8,6 +8,7 @@ namespace millis {
 constexpr int kPageTokens = 32;  // positions in a page of the KV cache
 constexpr int kTileQueries = 4;  // queries that share one pass over the keys
 constexpr int kTileRows = 32;    // activation rows of one call of a panel kernel
+constexpr int kBiasSlack = 32;   // floats that may be read past the scores' biases of a row
 
 enum class Activation { None, Silu, GeluTanh, Gelu, Relu, Tanh };
 
@@ -98,6 +99,7 @@ struct Attend : Keys {
   float* out[kTileQueries];      // [head_dim] each; where partial: sums, then the largest score and the sum of weights
   int position[kTileQueries];
   const uint32_t* mask[kTileQueries];  // a word a page from masked_from on, a bit a slot
+  const float* bias[kTileQueries];     // added to the score of the key at position i: bias[n][i]; null: nothing is
   bool partial;
   float* scratch;  // [2 * kTileQueries * head_dim]
 };
@@ -110,7 +112,8 @@ struct AttendAll {
   float scale;
   float* out;  // likewise, `out_stride` floats apart
   size_t out_stride;
-  float* scratch;  // [attend_all_floats(keys, head_dim)]
+  float* scratch;     // [attend_all_floats(keys, head_dim)]
+  const float* bias;  // added to the score of query m and key j: bias[j - m]; null: nothing is
 };
 
 constexpr int kAllRows = 8;  // queries that pass over the keys together

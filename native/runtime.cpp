@@ -51,6 +51,7 @@ void Runtime::check(const Batch& batch) const {
     total += length;
   }
   require(total == static_cast<int64_t>(tokens), "batch: lengths do not add up to the tokens");
+  check_sources(batch);
   require(batch.adapters.empty() || batch.adapters.size() == sequences, "batch: one adapter or None for each sequence");
   for (const Adapter* adapter : batch.adapters) require(!adapter || &adapter->owner() == this, "batch: an adapter of another runtime");
 }
@@ -114,25 +115,26 @@ void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::s
   if (failure) std::rethrow_exception(failure);
 }
 
-void Runtime::run_ops(Step step, int thread) {
-  const auto run = [&](size_t first, size_t last) {
-    for (size_t i = first; i < last; ++i) {
-      if (i + 1 < last) {  // a fused norm is done by the product behind it
-        const auto* product = std::get_if<MatMulOp>(&ops_[i + 1]);
-        if (product && product->norm && product->norm == std::get_if<NormOp>(&ops_[i])) continue;
-      }
-      std::visit([&](const auto& op) { execute(op, step, thread); }, ops_[i]);
-      pool_.barrier(thread);
+void Runtime::walk(Step& step, size_t first, size_t last, int thread) {
+  for (size_t i = first; i < last; ++i) {
+    if (i + 1 < last) {  // a fused norm is done by the product behind it
+      const auto* product = std::get_if<MatMulOp>(&ops_[i + 1]);
+      if (product && product->norm && product->norm == std::get_if<NormOp>(&ops_[i])) continue;
     }
-  };
+    std::visit([&](const auto& op) { execute(op, step, thread); }, ops_[i]);
+    pool_.barrier(thread);
+  }
+}
+
+void Runtime::run_ops(Step step, int thread) {
   step.count = static_cast<int>(step.batch.tokens.size());
-  run(0, first_selected_);
+  walk(step, target_, first_selected_, thread);
   const bool hidden = step.last < ops_.size() && pooled_ == 0;
   const Buffer& visited = hidden ? *std::get<MatMulOp>(ops_.back()).x : *output_of(ops_[step.last - 1]);
   const auto most = static_cast<size_t>(config_.max_outputs);
   for (; step.chunk < step.rows.size(); step.chunk += most) {
     step.count = static_cast<int>(std::min(most, step.rows.size() - step.chunk));
-    run(first_selected_, step.last);
+    walk(step, first_selected_, step.last, thread);
     for (int r = thread; r < step.count; r += pool_.threads()) {
       try {
         step.visit(step.context, step.chunk + static_cast<size_t>(r), row(visited, r));

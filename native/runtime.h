@@ -23,7 +23,8 @@ namespace millis {
 constexpr int kPrivateRows = 8;                      // up to here every thread prepares its own copy of a product's input, and logits are screened;
 constexpr int kScreenRowsSmall = 2;                  // of a small output matrix, which caches hold in part, up to here
 constexpr int64_t kSmallOutput = int64_t{64} << 20;  // bytes
-constexpr size_t kMostShared = 256;                  // units of queries in a step whose keys may be shared among threads
+constexpr int kMostHeads = 4096;
+constexpr size_t kMostShared = 256;  // units of queries in a step whose keys may be shared among threads
 
 struct RuntimeConfig {
   int threads, max_tokens, max_outputs, pages;
@@ -41,6 +42,9 @@ struct Batch {
   std::vector<int32_t> types = {};            // [T] of an encoder's tokens; empty: all 0
   std::vector<int32_t> parents = {};          // [T] of each token among those of its sequence, -1: what is cached; empty: the one before
   std::vector<const Adapter*> adapters = {};  // [S], null: none; or none at all
+  // Of an encoder-decoder model: how many tokens each sequence's source has, and the pages that hold their keys and values.
+  std::vector<int32_t> sources = {}, source_tables = {};  // [S], [S * source_width]
+  size_t source_width = 0;
 };
 
 using Vector = std::vector<float>;
@@ -84,6 +88,12 @@ struct AttentionOp {
   float scale, eps;
   const Vector *rope, *q_norm, *k_norm;
   bool interleaved;
+  const Vector* bias = nullptr;  // [heads][2 * context + kBiasSlack]: see plan.py
+  bool cross = false;            // qkv holds queries only; the keys are the source's
+};
+struct RememberOp {
+  Buffer *out, *kv;  // out: null
+  int layer;
 };
 struct SelectOp {
   Buffer *out, *x;
@@ -92,12 +102,13 @@ struct AttendAllOp {
   Buffer *out, *qkv;
   int heads, head_dim;
   float scale;
+  const Vector* bias = nullptr;
 };
 struct PoolOp {
   Buffer *out, *x;
   bool mean;  // of all rows of a text; else its first
 };
-using Op = std::variant<EmbedOp, NormOp, MatMulOp, AttentionOp, SelectOp, AttendAllOp, PoolOp>;
+using Op = std::variant<EmbedOp, NormOp, MatMulOp, AttentionOp, SelectOp, AttendAllOp, PoolOp, RememberOp>;
 static_assert(std::is_nothrow_move_constructible_v<Op>, "a growing list must move ops: segments point into their bias");
 
 // Any thread may call any of it: building and running take turns.
@@ -118,8 +129,12 @@ class Runtime {
   void matmul(const std::string& out, const std::string& x, const std::vector<std::string>& weights, const std::vector<std::string>& biases,
               const std::string& activation, const std::string& residual, const std::string& gate);
   void attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope, bool interleaved,
-                 int window, const std::string& q_norm, const std::string& k_norm, float eps);
-  void attend_all(const std::string& out, const std::string& qkv, int heads, int head_dim, float scale);
+                 int window, const std::string& q_norm, const std::string& k_norm, float eps, const std::string& bias);
+  void attend_all(const std::string& out, const std::string& qkv, int heads, int head_dim, float scale, const std::string& bias);
+  // Ops up to end_source() read a text; those behind it write one, looking at what was remembered of it.
+  void remember(const std::string& kv, int layer);
+  void end_source();
+  void cross_attention(const std::string& out, const std::string& q, int layer, int heads, float scale);
   void select(const std::string& out, const std::string& x);
   void pool(const std::string& out, const std::string& x, bool mean);
   void finish();
@@ -157,6 +172,10 @@ class Runtime {
   }
   size_t text_width(bool head) const;  // throws std::invalid_argument where the plan is no encoder's, or has no head
 
+  // The source half of an encoder-decoder model over texts whose `tables` say which pages are to hold what is remembered.
+  // Throws std::invalid_argument where the batch, or the runtime, cannot be run.
+  void read(const Batch& batch);
+
   const RuntimeConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   size_t weight_bytes() const { return weight_bytes_; }
@@ -178,6 +197,9 @@ class Runtime {
   void mask_trees(const Batch& batch);
   void run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, size_t last, VisitRow visit, const void* context);
   void run_ops(Step step, int thread);  // each thread walks on its own copy
+  void walk(Step& step, size_t first, size_t last, int thread);
+  void check_sources(const Batch& batch) const;
+  void check_halves() const;
   void fuse_norms();
   void touch_cache();
 
@@ -196,6 +218,7 @@ class Runtime {
   void execute(const SelectOp& op, Step& step, int thread);
   void execute(const AttendAllOp& op, Step& step, int thread);
   void execute(const PoolOp& op, Step& step, int thread);
+  void execute(const RememberOp& op, Step& step, int thread);
 
   RuntimeConfig config_;
   const Kernels& kernels_;
@@ -205,6 +228,7 @@ class Runtime {
   std::map<std::string, std::unique_ptr<Matrix>> matrices_;
   std::map<std::string, Vector> vectors_;
   std::vector<Op> ops_;
+  size_t target_ = 0;          // of an encoder-decoder model: ops from here on write
   size_t first_selected_ = 0;  // ops from here on run on selected rows
   size_t pooled_ = 0;          // of an encoder: ops up to the embedding; what follows is its head
   std::atomic<bool> finished_ = false;

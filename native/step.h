@@ -35,6 +35,13 @@ inline const Buffer* output_of(const Op& op) {
   return std::visit([](const auto& o) -> const Buffer* { return o.out; }, op);
 }
 
+inline size_t bias_size(int heads, int context) { return static_cast<size_t>(heads) * static_cast<size_t>(2 * context + kBiasSlack); }
+
+// What is added to a head's scores: at [j - i] for the query at position i and the key at position j.
+inline const float* score_bias(const Vector* bias, int head, int context) {
+  return bias->data() + static_cast<size_t>(head) * static_cast<size_t>(2 * context + kBiasSlack) + (context - 1);
+}
+
 void normalize_row(const Kernels& k, const NormOp& op, const float* x, float* out);
 
 }  // namespace millis

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "millis"
 PUBLIC = """
     Calibration Cascade Classification Completion DeadlineError Encoder EngineConfig FormatError Index
-    LanguageModel MillisError ModelError OverloadError PullError RequestError SamplingParams Stream
+    LanguageModel MillisError ModelError OverloadError PullError RequestError SamplingParams Seq2Seq Stream
     TemplateError Timings TokenLogprob cascade load
 """.split()
 HEAVY = ["numpy", "torch", "transformers", "jinja2", "tokenizers", "huggingface_hub", "typer", "rich", "millis._native"]

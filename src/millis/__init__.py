@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from millis.tasks.index import Index
     from millis.tasks.load import load
     from millis.tasks.model import LanguageModel, Stream
+    from millis.tasks.seq2seq import Seq2Seq
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ __all__ = [
     "PullError",
     "RequestError",
     "SamplingParams",
+    "Seq2Seq",
     "Stream",
     "TemplateError",
     "Timings",
@@ -70,6 +72,7 @@ _LAZY = {
     "EngineConfig": "config",
     "Index": "tasks.index",
     "LanguageModel": "tasks.model",
+    "Seq2Seq": "tasks.seq2seq",
     "Stream": "tasks.model",
     "cascade": "tasks.cascade",
     "load": "tasks.load",

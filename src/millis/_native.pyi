@@ -125,6 +125,7 @@ def strings(
 
 MOST_RANK: int = 512
 PAGE_TOKENS: int = 32
+BIAS_SLACK: int = 32
 
 def time_matmul(
     type: int,
@@ -238,8 +239,12 @@ class Runtime:
         q_norm: str,
         k_norm: str,
         eps: float,
+        bias: str = "",
     ) -> None: ...
-    def attend_all(self, out: str, qkv: str, heads: int, head_dim: int, scale: float) -> None: ...
+    def attend_all(self, out: str, qkv: str, heads: int, head_dim: int, scale: float, bias: str = "") -> None: ...
+    def remember(self, kv: str, layer: int) -> None: ...
+    def end_source(self) -> None: ...
+    def cross_attention(self, out: str, q: str, layer: int, heads: int, scale: float) -> None: ...
     def select(self, out: str, x: str) -> None: ...
     def pool(self, out: str, x: str, mean: bool) -> None: ...
     def finish(self) -> None: ...
@@ -267,6 +272,12 @@ class Runtime:
         samplers: Sequence[Sampler | None],
         drafted: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         adapters: Sequence[Adapter | None] | None = None,
+        sources: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)]
+        | None = None,
+        source_tables: Annotated[
+            NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ]
+        | None = None,
     ) -> list[list[tuple[int, float, list[tuple[int, float]]]]]: ...
     def propose(
         self,
@@ -285,6 +296,12 @@ class Runtime:
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
         all: bool = False,
         adapters: Sequence[Adapter | None] | None = None,
+        sources: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)]
+        | None = None,
+        source_tables: Annotated[
+            NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)
+        ]
+        | None = None,
     ) -> NDArray[numpy.float32]: ...
     def hidden(
         self,
@@ -293,6 +310,14 @@ class Runtime:
         lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
     ) -> NDArray[numpy.float32]: ...
+    def read(
+        self,
+        tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        lengths: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],
+        tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    ) -> None:
+        """Reads the sources of an encoder-decoder model into the pages of their tables."""
+
     def texts(
         self,
         tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order="C", device="cpu", writable=False)],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from millis.tasks.cascade import Cascade
     from millis.tasks.encoder import Encoder
     from millis.tasks.model import LanguageModel, Stream
+    from millis.tasks.seq2seq import Seq2Seq
 
 Model = Annotated[
     str, typer.Option("-m", "--model", help="Catalogue name, .gguf file, Hugging Face folder or hub repo id.")
@@ -52,6 +53,10 @@ Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="Same seed,
 Penalty = Annotated[float, typer.Option(help="Above 1: repeat less.")]
 DeadlineMs = Annotated[
     float | None, typer.Option(min=0.001, max=1e9, help="The answer ends by then, cut where it must be.")
+]
+Beams = Annotated[
+    int | None,
+    typer.Option(min=1, max=16, help="Of t5 and marian: beginnings kept side by side; default: as the model says."),
 ]
 System = Annotated[str | None, typer.Option(help="System message.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
@@ -85,6 +90,27 @@ def load_reader(names: str, confidence: float = 0.0, **options: Any) -> Language
         return Encoder(path, **options)
     models = [load(name.strip(), **options) for name in names.split(",")]
     return models[0] if len(models) == 1 else Cascade(models, confidence)
+
+
+def load_writer(name: str, **options: Any) -> LanguageModel | Seq2Seq:
+    """The model that writes, be it a language model or one that reads a text first (t5, marian)."""
+    from millis.models.load import is_seq2seq
+    from millis.tasks.seq2seq import Seq2Seq
+
+    path = resolve(name)
+    return Seq2Seq(path, **options) if is_seq2seq(path) else load(name, **options)
+
+
+def refuse(model: Seq2Seq | LanguageModel, **given: Any) -> None:
+    """RequestError naming the first of the options `given` that was used, and with what kind of model it cannot be."""
+    from millis.tasks.seq2seq import Seq2Seq
+
+    kind = "an encoder-decoder model" if isinstance(model, Seq2Seq) else "a language model"
+    for option, value in given.items():
+        if value:
+            raise RequestError(
+                f"{model.path.name} is {kind}, which takes no --{option.replace('_', '-')}; leave it out"
+            )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -152,7 +178,7 @@ def on_first_interrupt(act: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def status_line(out: Completion, lm: LanguageModel) -> str:
+def status_line(out: Completion, lm: LanguageModel | Seq2Seq) -> str:
     """first token 12.3 ms · 301.2 tokens/s · 31 + 64 tokens in 224 ms · … · smollm2.gguf, 2 threads, avx512."""
     timings = out.timings
     parts = [f"first token {timings.first_token_ms:.1f} ms"] if timings.first_token_ms else []

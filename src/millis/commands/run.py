@@ -22,7 +22,9 @@ def command(
     model: common.Model = "smollm2",
     system: common.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
-    max_tokens: common.MaxTokens = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens; default: 256, or as the model says.")
+    ] = None,
     temperature: common.Temperature = 0.0,
     top_k: common.TopK = 0,
     top_p: common.TopP = 1.0,
@@ -34,6 +36,7 @@ def command(
         Path | None, typer.Option(exists=True, dir_okay=False, help="A file with a JSON schema: answer as JSON of it.")
     ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end of the answer.")] = False,
+    beams: common.Beams = None,
     deadline_ms: common.DeadlineMs = None,
     threads: common.Threads = None,
     context: common.Context = None,
@@ -44,8 +47,10 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Answers one prompt, as it is written."""
+    from millis.models.load import is_seq2seq
+
     sampling = common.checked(
-        max_tokens=max_tokens,
+        max_tokens=256 if max_tokens is None else max_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -57,7 +62,20 @@ def command(
     )
     text = _prompt(prompt)
     form = None if schema is None else _schema(schema)
+    if is_seq2seq(common.resolve(model)):
+        options: dict[str, Any] = {
+            "speculation": speculation != "auto",
+            "draft": draft,
+            "system": system,
+            "raw": raw,
+            "schema": schema,
+        }
+        options |= {"stop": stop, "ignore_eos": ignore_eos, "adapter": adapter}
+        sampling = {key: value for key, value in sampling.items() if key not in ("stop", "ignore_eos", "max_tokens")}
+        sampling |= {"max_tokens": max_tokens, "beams": beams, "deadline_ms": deadline_ms}
+        return _rewrite(model, text, options, sampling, json, threads=threads, context=context, precision=precision)
     lm = common.load(model, threads=threads, context=context, precision=precision, speculation=speculation, draft=draft)
+    common.refuse(lm, beams=beams)
     name = None if adapter is None else lm.load_adapter(adapter, "adapter")
     stream = _stream(lm, text, system, raw, {**sampling, "deadline_ms": deadline_ms, "schema": form, "adapter": name})
     if json:
@@ -66,6 +84,25 @@ def command(
         common.print_json({"model": model, **_record(out)})
     else:
         out = common.show(stream)
+        common.say(common.status_line(out, lm))
+    if out.finish_reason == "cancelled":
+        raise typer.Exit(130)
+
+
+def _rewrite(
+    model: str, text: str, refused: dict[str, Any], options: dict[str, Any], json: bool, **loading: Any
+) -> None:
+    """The same of an encoder-decoder model, whose answer comes as a whole."""
+    from millis.tasks.seq2seq import Seq2Seq
+
+    lm = Seq2Seq(common.resolve(model), **loading)
+    common.refuse(lm, **refused)
+    with common.on_first_interrupt(lm.stop_soon):
+        out = lm.generate(text, **options)
+    if json:
+        common.print_json({"model": model, **_record(out)})
+    else:
+        print(out.text, flush=True)
         common.say(common.status_line(out, lm))
     if out.finish_reason == "cancelled":
         raise typer.Exit(130)

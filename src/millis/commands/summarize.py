@@ -29,6 +29,7 @@ def command(
     each: Annotated[bool, typer.Option("--lines", help="Every line of standard input is a text.")] = False,
     model: common.Model = "qwen2.5-0.5b",
     batch: lines.Together = 8,
+    beams: common.Beams = None,
     deadline_ms: common.DeadlineMs = None,
     threads: common.Threads = None,
     context: common.Context = None,
@@ -41,14 +42,23 @@ def command(
     given = lines.read_text(file) if file is not None else text or ""
     if given == "-" and not each:
         given = _whole_input()
-    lm = common.load(model, threads=threads, context=context, precision=precision)
-    options: dict[str, Any] = {
-        "words": words,
-        "sentences": sentences,
-        "characters": characters,
-        "deadline_ms": deadline_ms,
-    }
-    lines.answer(given, batch, lambda texts: lm.summarize(texts, **options), _record, _show, as_json=json)
+    from millis.tasks.seq2seq import Seq2Seq
+
+    lm = common.load_writer(model, threads=threads, context=context, precision=precision)
+    options: dict[str, Any] = {"words": words, "sentences": sentences, "characters": characters}
+    if isinstance(lm, Seq2Seq):
+        common.refuse(lm, **options)
+        options = {"beams": beams}
+    else:
+        common.refuse(lm, beams=beams)
+    lines.answer(
+        given,
+        batch,
+        lambda texts: lm.summarize(texts, deadline_ms=deadline_ms, **options),
+        _record,
+        _show,
+        as_json=json,
+    )
 
 
 def _whole_input() -> str:

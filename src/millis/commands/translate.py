@@ -1,4 +1,4 @@
-"""millis translate: Chinese to English and back."""
+"""millis translate: Chinese to English and back, or what a translation model was trained for."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ EXAMPLE = 'millis translate -m qwen2.5-0.5b --to en "今天天气很好。"'
 
 def command(
     text: lines.Text,
-    to: Annotated[str, typer.Option(help="zh or en.")],
+    to: Annotated[
+        str | None, typer.Option(help="zh or en; of t5 and marian another that they know, or none where they know one.")
+    ] = None,
     source: Annotated[str | None, typer.Option("--from", help="zh or en; otherwise the characters tell.")] = None,
     glossary: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Terms, one a line: term, a tab or =, translation.")
     ] = None,
     model: common.Model = "qwen2.5-0.5b",
     batch: lines.Together = 8,
+    beams: common.Beams = None,
     deadline_ms: common.DeadlineMs = None,
     threads: common.Threads = None,
     context: common.Context = None,
@@ -33,15 +36,20 @@ def command(
 ) -> None:
     """A text in the other language; with - one JSON line for each line of standard input."""
     terms = {} if glossary is None else _glossary(glossary)
-    lm = common.load(model, threads=threads, context=context, precision=precision)
-    lines.answer(
-        text,
-        batch,
-        lambda texts: lm.translate(texts, to, source=source, glossary=terms, deadline_ms=deadline_ms),
-        _record,
-        _show,
-        as_json=json,
-    )
+    lm = common.load_writer(model, threads=threads, context=context, precision=precision)
+
+    def run(texts: list[str]) -> list[Translation]:
+        if isinstance(lm, Seq2Seq):
+            return lm.translate(texts, to, source=source, beams=beams, deadline_ms=deadline_ms)
+        if to is None:
+            raise RequestError("a language model translates to zh or en; say which with --to")
+        found: list[Translation] = lm.translate(texts, to, source=source, glossary=terms, deadline_ms=deadline_ms)
+        return found
+
+    from millis.tasks.seq2seq import Seq2Seq
+
+    common.refuse(lm, **({"glossary": glossary} if isinstance(lm, Seq2Seq) else {"beams": beams}))
+    lines.answer(text, batch, run, _record, _show, as_json=json)
 
 
 def _glossary(path: Path) -> dict[str, str]:

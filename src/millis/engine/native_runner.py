@@ -17,7 +17,20 @@ from millis.engine.runner import Batch, Sampled
 from millis.models.adapter import AdapterWeights
 from millis.models.load import Model
 from millis.models.mapped import forget
-from millis.models.plan import Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Pool, Select, SelfAttention
+from millis.models.plan import (
+    Attention,
+    CrossAttention,
+    Embed,
+    GatedMatMul,
+    MatMul,
+    Norm,
+    Op,
+    Plan,
+    Pool,
+    Remember,
+    Select,
+    SelfAttention,
+)
 from millis.models.tensor import Tensor
 from millis.types import FormatError, ModelError, RequestError, SamplingParams, TokenLogprob
 
@@ -175,6 +188,13 @@ def fill(runtime: Any, plan: Plan, tensors: Any) -> None:
             runtime.add_matrix(name, int(tensor.type), rows, columns, tensor.data)
     for name, table in plan.ropes.items():
         runtime.add_vector(name, np.ascontiguousarray(table, np.float32).reshape(-1))
+    for name, table in plan.biases.items():
+        padded = np.pad(table, ((0, 0), (0, 1 + _native.BIAS_SLACK)))
+        runtime.add_vector(name, np.ascontiguousarray(padded, np.float32).reshape(-1))
+    for op in plan.source:
+        _add(runtime, op)
+    if plan.source:
+        runtime.end_source()
     for op in plan.ops:
         _add(runtime, op)
     runtime.finish()
@@ -196,10 +216,14 @@ def _add(runtime: Any, op: Op) -> None:
         case Attention():
             runtime.attention(
                 op.out, op.qkv, op.layer, op.heads, op.scale, op.rope or "", op.rope_style == "interleaved",
-                op.window, op.q_norm or "", op.k_norm or "", op.norm_eps,
+                op.window, op.q_norm or "", op.k_norm or "", op.norm_eps, op.bias or "",
             )  # fmt: skip
         case SelfAttention():
-            runtime.attend_all(op.out, op.qkv, op.heads, op.head_dim, op.scale)
+            runtime.attend_all(op.out, op.qkv, op.heads, op.head_dim, op.scale, op.bias or "")
+        case Remember():
+            runtime.remember(op.kv, op.layer)
+        case CrossAttention():
+            runtime.cross_attention(op.out, op.q, op.layer, op.heads, op.scale)
         case Select():
             runtime.select(op.out, op.x)
         case Pool():

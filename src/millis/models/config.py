@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Architecture = Literal["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert"]
+Architecture = Literal["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert", "t5", "marian"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,16 @@ class Head:
     labels: tuple[str, ...]
     problem: Literal["single_label", "multi_label", "regression"]
     activation: Literal["tanh", "relu"] = "tanh"  # between the head's two matrices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """Sizes of an encoder-decoder model's encoder."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    ffn: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +68,9 @@ class ModelConfig:
     pooling: Literal["mean", "first"] = "mean"  # how an embedding is made of a text's hidden states
     text_tokens: int | None = None  # longest text it was trained on, where that is less than its context
     head: Head | None = None
+    # Encoder-decoder models only, whose decoder's sizes stand above.
+    encoder: Stack | None = None
+    gated: bool = False  # the feed-forward networks (t5)
+    buckets: int = 32  # of distances between tokens, each with a bias of its own (t5)
+    farthest: int = 128  # distances from here on share a bucket (t5)
+    embedding_scale: float = 1.0  # (marian)

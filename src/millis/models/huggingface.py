@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from millis.models import bert_folder
+from millis.models import bert_folder, seq2seq_folder
 from millis.models.checkpoint import Checkpoint
 from millis.models.huggingface_config import huggingface_config
 from millis.models.mapped import read_json
@@ -73,6 +73,8 @@ def read_folder(path: Path) -> Checkpoint:
         values = read_json(path / "config.json", _MAX_CONFIG_BYTES)
         if bert_folder.is_kin(values):
             return bert_folder.read(path, values)
+        if seq2seq_folder.is_kin(values):
+            return seq2seq_folder.read(path, values)
         config, tied = huggingface_config(values, path.resolve().name)
         tensors = _renamed(read_folder_tensors(path), config.architecture)
         if tied:

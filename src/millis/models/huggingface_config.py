@@ -79,6 +79,10 @@ class Settings:
             raise FormatError(f"config.json: {key} must be an object, not {value!r:.40}")
         return Settings(value or {})
 
+    def names(self) -> list[str]:
+        """The keys, as the file has them."""
+        return list(self._values)
+
     def _required(self, key: str, default: Any) -> Any:
         value = self._values.get(key)
         value = default if value is None else value
@@ -94,7 +98,7 @@ def huggingface_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfi
         settings = Settings({"model_type": "gemma3_text"} | dict(settings.part("text_config")._values))
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in _TYPES:
-        known = ", ".join((*_TYPES, "gemma3", "bert", "roberta", "xlm-roberta", "distilbert"))
+        known = ", ".join((*_TYPES, "gemma3", "bert", "roberta", "xlm-roberta", "distilbert", "t5", "mt5", "marian"))
         raise FormatError(f"config.json: the model type {kind!r:.40} is not one of {known}")
     architecture = _TYPES[kind]
     refuse_settings(settings, _NEUTRAL)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from millis.models import bert, bert_folder, gemma3, gpt2, llama
+from millis.models import bert, bert_folder, gemma3, gpt2, llama, marian, seq2seq_folder, t5
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import Architecture, ModelConfig
 from millis.models.gguf import read_gguf
@@ -30,6 +31,8 @@ BUILDERS: Mapping[Architecture, Builder] = {
     "gemma3": gemma3.build,
     "gpt2": gpt2.build,
     "bert": bert.build,
+    "t5": t5.build,
+    "marian": marian.build,
 }
 
 
@@ -43,7 +46,7 @@ class Model:
 
 def load_model(path: Path, context: int | None = None) -> Model:
     """Reads `path` and plans for sequences of `context` tokens (default: the model's own, up to DEFAULT_CONTEXT).
-    An encoder's own is what it was trained on where it says so.
+    An encoder's own, or a t5's, is what it was trained on where it says so.
 
     ModelError: nothing there, or an architecture we do not run. FormatError: a malformed file, or tensors that do not
     fit. RequestError: a context the model was not made for.
@@ -57,8 +60,17 @@ def load_model(path: Path, context: int | None = None) -> Model:
 
 def is_encoder(path: Path) -> bool:
     """Whether a folder's config.json says that its model reads texts and writes none. FormatError if it is no JSON."""
+    return bert_folder.is_kin(_settings(path))
+
+
+def is_seq2seq(path: Path) -> bool:
+    """Whether it says that its model reads a text, then writes one: an encoder and a decoder. FormatError as above."""
+    return seq2seq_folder.is_kin(_settings(path))
+
+
+def _settings(path: Path) -> dict[str, Any]:
     file = path / "config.json"
-    return path.is_dir() and file.is_file() and bert_folder.is_kin(read_json(file, 1 << 20))
+    return read_json(file, 1 << 20) if path.is_dir() and file.is_file() else {}
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

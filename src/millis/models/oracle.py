@@ -1,6 +1,6 @@
 """Runs a plan in NumPy, plainly: the answer that the native runtime is tested against. Slow, and meant to be read.
 
-It knows one sequence from position 0, no cache and no steps.
+It knows one sequence from position 0, no cache and no steps; of an encoder-decoder model, its source beside it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from millis.models.plan import (
     Activation,
     Attention,
+    CrossAttention,
     Embed,
     GatedMatMul,
     MatMul,
@@ -21,6 +22,7 @@ from millis.models.plan import (
     Op,
     Plan,
     Pool,
+    Remember,
     Select,
     SelfAttention,
 )
@@ -37,12 +39,15 @@ class Oracle:
         self._plan = plan
         self._tensors = tensors
         self._weights: dict[str, Floats] = {}
+        self._remembered: dict[int, Floats] = {}  # layer → keys and values of the source
 
-    def logits(self, tokens: Sequence[int]) -> Floats:
-        """[T, vocab] float32: row t scores the token after tokens[t].
+    def logits(self, tokens: Sequence[int], source: Sequence[int] = ()) -> Floats:
+        """[T, vocab] float32: row t scores the token after tokens[t]. source: what an encoder-decoder model has read.
 
         RequestError: no tokens, more than the plan's context, or an id outside the vocabulary.
         """
+        if self._plan.source:
+            self._buffers(source, None, self._plan.source)
         return self._buffers(tokens, None)["logits"]
 
     def encode(self, tokens: Sequence[int], types: Sequence[int] | None = None) -> tuple[Floats, Floats | None]:
@@ -54,7 +59,9 @@ class Oracle:
         pooled = next(op.out for op in self._plan.ops if isinstance(op, Pool))
         return buffers[pooled][0], buffers["logits"][0] if "logits" in buffers else None
 
-    def _buffers(self, tokens: Sequence[int], types: Sequence[int] | None) -> dict[str, Floats]:
+    def _buffers(
+        self, tokens: Sequence[int], types: Sequence[int] | None, ops: Sequence[Op] | None = None
+    ) -> dict[str, Floats]:
         plan = self._plan
         if not 0 < len(tokens) <= plan.context:
             raise RequestError(f"the oracle takes 1 to {plan.context} tokens, not {len(tokens)}")
@@ -62,8 +69,11 @@ class Oracle:
             raise RequestError(f"token ids must lie in [0, {plan.vocab})")
         kinds = np.zeros(len(tokens), np.int64) if types is None else np.asarray(types)
         buffers: dict[str, Floats] = {}
-        for op in plan.ops:
-            buffers[op.out] = self._run(op, buffers, np.asarray(tokens), kinds)
+        for op in plan.ops if ops is None else ops:
+            if isinstance(op, Remember):
+                self._remembered[op.layer] = buffers[op.kv]
+            else:
+                buffers[op.out] = self._run(op, buffers, np.asarray(tokens), kinds)
         return buffers
 
     def _weight(self, name: str) -> Floats:
@@ -92,6 +102,8 @@ class Oracle:
                 return self._attend(op, buffers[op.qkv])
             case SelfAttention():
                 return self._attend_all(op, buffers[op.qkv])
+            case CrossAttention():
+                return self._attend_source(op, buffers[op.q])
             case Pool():
                 x = buffers[op.x]
                 return x.mean(axis=0, keepdims=True) if op.kind == "mean" else x[:1]
@@ -135,16 +147,31 @@ class Oracle:
             q, k = rotate(q, table, op.rope_style), rotate(k, table, op.rope_style)
         q = q.reshape(rows, op.kv_heads, group, op.head_dim)  # query head h reads the keys of head h // group
         scores = np.einsum("tkgd,skd->kgts", q, k, optimize=True) * np.float32(op.scale)
+        if op.bias is not None:
+            scores = scores + self._bias(op.bias, rows).reshape(op.kv_heads, group, rows, rows)
         weights = softmax(np.where(visible(rows, op.window), scores, np.float32(-np.inf)))
         out: Floats = np.einsum("kgts,skd->tkgd", weights, v, optimize=True)
         return out.reshape(rows, op.heads * op.head_dim)
 
-    @staticmethod
-    def _attend_all(op: SelfAttention, qkv: Floats) -> Floats:
+    def _attend_all(self, op: SelfAttention, qkv: Floats) -> Floats:
         q, k, v = np.moveaxis(qkv.reshape(len(qkv), 3, op.heads, op.head_dim), 1, 0)
-        weights = softmax(np.einsum("thd,shd->hts", q, k, optimize=True) * np.float32(op.scale))
+        scores = np.einsum("thd,shd->hts", q, k, optimize=True) * np.float32(op.scale)
+        weights = softmax(scores if op.bias is None else scores + self._bias(op.bias, len(qkv)))
         out: Floats = np.einsum("hts,shd->thd", weights, v, optimize=True)
         return out.reshape(len(qkv), op.heads * op.head_dim)
+
+    def _attend_source(self, op: CrossAttention, q: Floats) -> Floats:
+        kv = self._remembered[op.layer]
+        k, v = np.moveaxis(kv.reshape(len(kv), 2, op.kv_heads, op.head_dim), 1, 0)
+        heads = q.reshape(len(q), op.kv_heads, op.heads // op.kv_heads, op.head_dim)
+        weights = softmax(np.einsum("tkgd,skd->kgts", heads, k, optimize=True) * np.float32(op.scale))
+        out: Floats = np.einsum("kgts,skd->tkgd", weights, v, optimize=True)
+        return out.reshape(len(q), op.heads * op.head_dim)
+
+    def _bias(self, name: str, rows: int) -> Floats:
+        """[heads, T, T] what is added to the scores of every query and key."""
+        distances = np.arange(rows)[None, :] - np.arange(rows)[:, None]
+        return self._plan.biases[name][:, distances + self._plan.context - 1]
 
 
 def _rms(x: Floats, eps: float) -> Floats:

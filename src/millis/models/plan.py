@@ -8,7 +8,7 @@ and the native runtime, fast. An op may read and write the same buffer only wher
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -72,8 +72,8 @@ class Attention:
     """Causal attention over the KV cache of `layer`, whose entries for this step's tokens it writes first.
 
     qkv: [tokens, (heads + 2 · kv_heads) · head_dim], q then k then v. Order: norm of each q and k head (rms over
-    head_dim, where weights are named), rotation, write, softmax(q · kᵀ · scale) · v. Token at position p attends to
-    positions (p − window, p], or [0, p] when window is 0. out: [tokens, heads · head_dim].
+    head_dim, where weights are named), rotation, write, softmax(q · kᵀ · scale + bias) · v. Token at position p
+    attends to positions (p − window, p], or [0, p] when window is 0. out: [tokens, heads · head_dim].
     """
 
     out: str
@@ -89,6 +89,34 @@ class Attention:
     q_norm: str | None = None  # [head_dim]
     k_norm: str | None = None
     norm_eps: float = 1e-6
+    bias: str | None = None  # name of a table of the plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remember:
+    """Keeps keys and values of the source for the cross-attention of `layer`. In a plan's source only.
+
+    kv: [tokens, 2 · kv_heads · head_dim], k then v.
+    """
+
+    kv: str
+    layer: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrossAttention:
+    """Attention of every token to all tokens of its source, over what `Remember` kept for `layer`.
+
+    q: [tokens, heads · head_dim]. softmax(q · kᵀ · scale) · v. out: like q.
+    """
+
+    out: str
+    q: str
+    layer: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +131,8 @@ class Select:
 class SelfAttention:
     """Attention of every token to all tokens of its sequence, before it and behind it; nothing is kept for later steps.
 
-    qkv: [tokens, 3 · heads · head_dim], q then k then v. softmax(q · kᵀ · scale) · v. out: [tokens, heads · head_dim].
+    qkv: [tokens, 3 · heads · head_dim], q then k then v. softmax(q · kᵀ · scale + bias) · v.
+    out: [tokens, heads · head_dim].
     """
 
     out: str
@@ -111,6 +140,7 @@ class SelfAttention:
     heads: int
     head_dim: int
     scale: float
+    bias: str | None = None  # name of a table of the plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +152,7 @@ class Pool:
     kind: Literal["mean", "first"]
 
 
-Op = Embed | Norm | MatMul | GatedMatMul | Attention | SelfAttention | Select | Pool
+Op = Embed | Norm | MatMul | GatedMatMul | Attention | SelfAttention | Remember | CrossAttention | Select | Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +161,7 @@ class Plan:
 
     One that writes text ends in the buffer "logits" [selected rows, vocab]. An encoder has a Pool and no Select:
     the first Pool gives the embedding [sequences, width]; what follows, if anything, is a classifier's head.
+    An encoder-decoder model has a `source`: ops that run once over what is read; `ops` run over what is written.
     """
 
     ops: tuple[Op, ...]
@@ -141,11 +172,14 @@ class Plan:
     head_dim: int
     vocab: int
     context: int  # longest sequence, in tokens
+    source: tuple[Op, ...] = ()
+    # table → [heads, 2 · context − 1]: what a head adds to the score of query i and key j, at j − i + context − 1
+    biases: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def weights(self) -> list[str]:
         """Names of every weight the plan reads, in the order of first use, without repeats."""
         names: dict[str, None] = {}
-        for op in self.ops:
+        for op in (*self.source, *self.ops):
             for name in _weights_of(op):
                 names.setdefault(name)
         return list(names)
@@ -163,6 +197,6 @@ def _weights_of(op: Op) -> list[str]:
             found = [op.gate, op.up]
         case Attention():
             found = [op.q_norm, op.k_norm]
-        case SelfAttention() | Select() | Pool():
+        case SelfAttention() | Remember() | CrossAttention() | Select() | Pool():
             found = []
     return [name for name in found if name is not None]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from millis.models.config import ModelConfig, RopeScaling
+from millis.models.config import ModelConfig, RopeScaling, Stack
+from millis.models.seq2seq_shapes import Shapes, affine, expected, optional
 from millis.models.tensor import Tensor
 from millis.types import FormatError
-
-Shapes = dict[str, tuple[int, ...]]
 
 # Far above any model that this engine could run; they keep a hostile file from asking for endless work.
 _LIMITS = {
@@ -23,6 +22,7 @@ _LIMITS = {
     "context": 1 << 24,
 }
 _MOST_LABELS = 1 << 16
+_MOST_BUCKETS = 1 << 12
 
 
 def check_config(config: ModelConfig) -> None:
@@ -39,6 +39,8 @@ def check_config(config: ModelConfig) -> None:
         )
     if config.head is not None and not 1 <= len(config.head.labels) <= _MOST_LABELS:
         raise FormatError(f"a head must tell 1 to {_MOST_LABELS} labels apart, not {len(config.head.labels)}")
+    if config.encoder is not None:
+        _check_encoder(config, config.encoder)
     if config.head_dim % 2:
         raise FormatError(f"head_dim must be even to be rotated, not {config.head_dim}")
     if config.windows and len(config.windows) != config.layers:
@@ -49,6 +51,16 @@ def check_config(config: ModelConfig) -> None:
         _check_positive(name, getattr(config, name))
     if config.rope_scaling:
         _check_scaling(config.rope_scaling)
+
+
+def _check_encoder(config: ModelConfig, encoder: Stack) -> None:
+    for name in ("layers", "heads", "head_dim", "ffn"):
+        if not 1 <= getattr(encoder, name) <= _LIMITS[name]:
+            raise FormatError(f"the encoder's {name} must lie in [1, {_LIMITS[name]}], not {getattr(encoder, name)}")
+    if not 4 <= config.buckets <= _MOST_BUCKETS or config.buckets % 4:
+        raise FormatError(f"distances need 4 to {_MOST_BUCKETS} buckets, a multiple of 4, not {config.buckets}")
+    if not config.buckets // 2 < config.farthest <= _LIMITS["context"]:
+        raise FormatError(f"the farthest distance of {config.buckets} buckets cannot be {config.farthest}")
 
 
 def _check_scaling(scaling: RopeScaling) -> None:
@@ -85,6 +97,8 @@ def expected_shapes(config: ModelConfig) -> Shapes:
     """Name → shape of every tensor that must be there."""
     if config.architecture == "bert":
         return _bert(config)
+    if config.encoder is not None:
+        return expected(config)
     shapes: Shapes = {"token_embd.weight": (config.vocab, config.hidden), "output_norm.weight": (config.hidden,)}
     if config.architecture == "gpt2":
         shapes["position_embd.weight"] = (config.context, config.hidden)
@@ -99,6 +113,8 @@ def optional_shapes(config: ModelConfig) -> Shapes:
     """Name → shape of tensors that may be there: an output matrix of its own, rotary factors, a pooler."""
     if config.architecture == "bert":
         return {"cls.weight": (config.hidden, config.hidden), "cls.bias": (config.hidden,)}
+    if config.encoder is not None:
+        return optional(config)
     shapes: Shapes = {"output.weight": (config.vocab, config.hidden)}
     if config.architecture == "llama":
         shapes["rope_freqs.weight"] = (config.head_dim // 2,)
@@ -138,23 +154,19 @@ def _bert(config: ModelConfig) -> Shapes:
     shapes: Shapes = {
         "token_embd.weight": (config.vocab, hidden),
         "position_embd.weight": (config.context, hidden),
-        **_affine("token_embd_norm", (hidden,)),
+        **affine("token_embd_norm", (hidden,)),
     }
     if config.token_types:
         shapes["token_types.weight"] = (config.token_types, hidden)
     for index in range(config.layers):
         blk = f"blk.{index}"
         for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
-            shapes |= _affine(f"{blk}.{part}", (hidden, hidden))
-        shapes |= _affine(f"{blk}.ffn_up", (config.ffn, hidden)) | _affine(f"{blk}.ffn_down", (hidden, config.ffn))
-        shapes |= _affine(f"{blk}.attn_output_norm", (hidden,)) | _affine(f"{blk}.layer_output_norm", (hidden,))
+            shapes |= affine(f"{blk}.{part}", (hidden, hidden))
+        shapes |= affine(f"{blk}.ffn_up", (config.ffn, hidden)) | affine(f"{blk}.ffn_down", (hidden, config.ffn))
+        shapes |= affine(f"{blk}.attn_output_norm", (hidden,)) | affine(f"{blk}.layer_output_norm", (hidden,))
     if config.head is not None:
-        shapes |= _affine("cls", (hidden, hidden)) | _affine("cls.output", (len(config.head.labels), hidden))
+        shapes |= affine("cls", (hidden, hidden)) | affine("cls.output", (len(config.head.labels), hidden))
     return shapes
-
-
-def _affine(name: str, shape: tuple[int, ...]) -> Shapes:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
 def _gpt2_layer(config: ModelConfig) -> Shapes:

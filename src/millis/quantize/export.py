@@ -13,6 +13,7 @@ from millis.models.gguf_metadata import config_metadata, gguf_checkpoint
 from millis.models.gguf_write import TensorOut, write_gguf
 from millis.models.tensor import GgmlType
 from millis.tokenizer.to_gguf import tokenizer_metadata
+from millis.types import FormatError
 
 _QUANTIZATION_VERSION = 2  # of the block layouts; every file since 2023
 # general.file_type, which says of a mixed file what most of its weights are stored as.
@@ -36,6 +37,8 @@ def exportable(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint with tensors as a GGUF file has them, and the key-values of that file. FormatError as above."""
     if checkpoint.metadata:
         return checkpoint, exact_metadata(checkpoint.path)
+    if checkpoint.config.encoder is not None:
+        raise FormatError(f"{checkpoint.path.name} is an encoder-decoder model, which Millis does not write as GGUF")
     checkpoint = gguf_checkpoint(checkpoint)
     config = checkpoint.config
     return checkpoint, config_metadata(config) | tokenizer_metadata(checkpoint.path, config.vocab)

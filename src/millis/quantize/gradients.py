@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis.models.oracle import Oracle, rotate, softmax, visible
-from millis.models.plan import Activation, Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
+from millis.models.plan import Activation, Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Remember, Select
 from millis.models.tensor import Tensor
 
 Floats = NDArray[np.float32]
@@ -44,6 +44,7 @@ class Gradients(Oracle):
         buffers: dict[str, Floats] = {}
         tape: list[tuple[Op, dict[str, Floats]]] = []
         for op in self._plan.ops:
+            assert not isinstance(op, Remember), "a plan that writes reads no source"
             tape.append((op, dict(buffers)))
             buffers[op.out] = self._run(op, buffers, ids)
         gradients = {"logits": _drawn_loss_gradient(buffers["logits"], rng)}
@@ -53,6 +54,7 @@ class Gradients(Oracle):
 
     def _back(self, op: Op, before: Mapping[str, Floats], gradients: dict[str, Floats]) -> None:
         """Takes the gradient by the op's output away, and adds those by its inputs."""
+        assert not isinstance(op, Remember)
         g = gradients.pop(op.out)
 
         def add(name: str, value: Floats) -> None:

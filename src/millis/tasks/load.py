@@ -1,4 +1,4 @@
-"""`millis.load`: the model of a name, as what it is: one that writes, or one that reads."""
+"""`millis.load`: the model of a name, as what it is: one that writes, one that reads, or one that does both in turn."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 from millis import hub
 from millis.config import Precision
-from millis.models.load import is_encoder
+from millis.models.load import is_encoder, is_seq2seq
 from millis.tasks.encoder import Encoder
 from millis.tasks.model import LanguageModel
+from millis.tasks.seq2seq import Seq2Seq
 
 
 def load(
@@ -19,10 +20,11 @@ def load(
     precision: Precision = "fast",
     context: int | None = None,
     **options: Any,
-) -> LanguageModel | Encoder:
+) -> LanguageModel | Encoder | Seq2Seq:
     """Loads a model, pulling it first if it is in the catalogue or on the hub and not yet on disk.
 
-    A model that writes text is a LanguageModel, one that embeds or classifies texts an Encoder.
+    A model that writes text is a LanguageModel, one that embeds or classifies texts an Encoder, one that reads a text
+    and then writes another (t5, marian) a Seq2Seq.
 
     >>> lm = millis.load("smollm2", threads=2)
     >>> print(lm.generate("Once upon a time", max_tokens=64))
@@ -30,5 +32,6 @@ def load(
     from millis.hub.bar import Bar
 
     with Bar() as bar:
-        kind = Encoder if is_encoder(hub.resolve(str(name), bar)) else LanguageModel
+        path = hub.resolve(str(name), bar)
+        kind = Encoder if is_encoder(path) else Seq2Seq if is_seq2seq(path) else LanguageModel
         return kind(name, progress=bar, threads=threads, precision=precision, context=context, **options)

@@ -29,7 +29,7 @@ from millis.engine.requantize import requantize
 from millis.engine.request import Request
 from millis.engine.speculate import Speculator
 from millis.models.adapter import read_adapter
-from millis.models.load import Model, build_plan, is_encoder, load_model, read_checkpoint
+from millis.models.load import Model, build_plan, is_encoder, is_seq2seq, load_model, read_checkpoint
 from millis.tasks.embed import embed
 from millis.tasks.methods import TaskMethods
 from millis.tasks.sentences import sentence_ends
@@ -166,6 +166,11 @@ class LanguageModel(TaskMethods):
         self.path: Path = hub.resolve(str(name), progress, agree)
         if is_encoder(self.path):
             raise ModelError(f"{name} is an encoder, which writes no text; millis.load or millis.Encoder loads it")
+        if is_seq2seq(self.path):
+            raise ModelError(
+                f"{name} is an encoder-decoder model, which answers a text with another: millis.load or millis.Seq2Seq "
+                "loads it, and the commands run, translate and summarize take it"
+            )
         with no_collection():
             self.model = load_model(self.path, self.config.context)
             self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint)

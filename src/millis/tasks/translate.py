@@ -31,8 +31,8 @@ class Translation:
     """missing: terms of the glossary that belong into the translation and are not in it, though it was asked twice."""
 
     text: str
-    source: Language
-    target: Language
+    source: str
+    target: str
     finish_reason: FinishReason
     timings: Timings
     missing: tuple[str, ...] = ()
@@ -68,17 +68,22 @@ def translate(
             missing=tuple(term for term in wanted[i].values() if not _holds(out.text, term)),
         )
     if deadline_ms is None:  # with a deadline the time is spent
-        _again(lm, given, done, wanted, most)
+        _again(lm, given, target, done, wanted, most)
     found = [done[i] for i in range(len(given))]
     return found[0] if single else found
 
 
 def _again(
-    lm: LanguageModel, given: list[str], done: dict[int, Translation], wanted: list[dict[str, str]], most: int
+    lm: LanguageModel,
+    given: list[str],
+    target: Language,
+    done: dict[int, Translation],
+    wanted: list[dict[str, str]],
+    most: int,
 ) -> None:
     """Asks once more for those that lack a term, and keeps what lacks fewer."""
     todo = [i for i, one in done.items() if one.missing]
-    prompts = [_prompt(given[i], done[i].target, wanted[i], done[i].missing) for i in todo]
+    prompts = [_prompt(given[i], target, wanted[i], done[i].missing) for i in todo]
     for i, out in zip(todo, ask(lm, prompts, max_tokens=most), strict=True):
         missing = tuple(term for term in wanted[i].values() if not _holds(out.text, term))
         if len(missing) < len(done[i].missing):

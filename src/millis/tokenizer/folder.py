@@ -7,7 +7,7 @@ former) and generation_config.json, or else config.json, for the ids that end an
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,7 +49,7 @@ class FolderEncoder:
 class Folder:
     """What the folder's files say, checked."""
 
-    encoder: FolderEncoder
+    encoder: Callable[[str], list[int]]
     spelling: Spelling
     control: Matcher
     control_tokens: Mapping[str, int]
@@ -64,7 +64,7 @@ class Folder:
 def read_folder(path: Path) -> Folder:
     """Read the tokenizer files of folder `path`; FormatError names the file that is missing or malformed."""
     backend = _backend(path / "tokenizer.json")
-    config = _json(path / "tokenizer_config.json")
+    config = read_object(path / "tokenizer_config.json")
     encoder = FolderEncoder(backend)
     added = backend.get_added_tokens_decoder()
     control = {token.content: i for i, token in added.items() if token.special and token.content}
@@ -83,8 +83,8 @@ def read_folder(path: Path) -> Folder:
         prefix=_with(prefix, bos, config.get("add_bos_token")),
         suffix=_with(suffix, eos, config.get("add_eos_token")),
         bos=bos,
-        ends=_ends(path, eos, control, backend.get_vocab_size()),
-        special={name: text for name in ("bos_token", "eos_token") if (text := _content(config.get(name)))},
+        ends=ends_of(path, eos, control, backend.get_vocab_size()),
+        special={name: text for name in ("bos_token", "eos_token") if (text := content(config.get(name)))},
         template=_template(path, config),
     )
 
@@ -93,7 +93,9 @@ def _backend(path: Path) -> Backend:
     from tokenizers import Tokenizer as Backend
 
     if not path.is_file():
-        raise FormatError(f"{path} is missing; Millis reads a folder's tokenizer from tokenizer.json")
+        raise FormatError(
+            f"{path} is missing; Millis reads a folder's tokenizer from tokenizer.json, spiece.model or source.spm"
+        )
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise FormatError(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
     try:
@@ -106,8 +108,8 @@ def _backend(path: Path) -> Backend:
         raise FormatError(f"{path} is not a tokenizer: {str(error)[:200]}") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no such file."""
+def read_object(path: Path) -> dict[str, Any]:
+    """A file's JSON object, {} where there is no such file. FormatError."""
     if not path.is_file():
         return {}
     if path.stat().st_size > _MAX_FILE_BYTES:
@@ -123,7 +125,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _named(config: Mapping[str, Any], key: str, backend: Backend) -> int | None:
     """The id of a special token that tokenizer_config.json names, as a text or as {"content": text}."""
-    value = _content(config.get(key))
+    value = content(config.get(key))
     if value is None:
         return None
     token = backend.token_to_id(value) if isinstance(value, str) else None
@@ -132,7 +134,8 @@ def _named(config: Mapping[str, Any], key: str, backend: Backend) -> int | None:
     return token
 
 
-def _content(value: Any) -> Any:
+def content(value: Any) -> Any:
+    """The text of a token that is named as such or as {"content": text}."""
     return value.get("content") if isinstance(value, dict) else value
 
 
@@ -143,11 +146,12 @@ def _with(ids: list[int], token: int | None, wanted: object) -> list[int]:
     return [token] if wanted else [i for i in ids if i != token]
 
 
-def _ends(path: Path, eos: int | None, control: Mapping[str, int], size: int) -> frozenset[int]:
+def ends_of(path: Path, eos: int | None, control: Mapping[str, int], size: int) -> frozenset[int]:
+    """Every id that ends an answer, as the files of a folder have it. FormatError."""
     ends = {control[name] for name in END_NAMES if name in control}
     ends |= {eos} - {None}  # type: ignore[arg-type]
     for name in ("generation_config.json", "config.json"):
-        value = _json(path / name).get("eos_token_id")
+        value = read_object(path / name).get("eos_token_id")
         if value is None:
             continue
         found = value if isinstance(value, list) else [value]

@@ -81,10 +81,14 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: Path | str) -> Tokenizer:
-        """From a Hugging Face folder with a tokenizer.json; FormatError names the file that is at fault."""
-        from millis.tokenizer.folder import read_folder
+        """From a Hugging Face folder with a tokenizer.json, spiece.model or source.spm.
 
-        folder = read_folder(Path(path))
+        FormatError names the file that is at fault.
+        """
+        from millis.tokenizer.folder import read_folder
+        from millis.tokenizer.spm_folder import has_spm, read_spm_folder
+
+        folder = read_spm_folder(Path(path)) if has_spm(Path(path)) else read_folder(Path(path))
         control = _control_tokens(folder.control_tokens)
         return cls(
             encoder=folder.encoder,
@@ -106,6 +110,11 @@ class Tokenizer:
     def control(self) -> frozenset[int]:
         """Ids that are no text: those that `decode` leaves out."""
         return frozenset(token for token in range(self.vocab_size) if token in self._spelling.control)
+
+    @property
+    def language_codes(self) -> list[str]:
+        """Tokens such as >>fra<< that say, before a text, which language it is to be translated to; most have none."""
+        return [token for token in self._spelling.tokens if token.startswith(">>") and token.endswith("<<")]
 
     @property
     def around(self) -> tuple[list[int], list[int]]:
