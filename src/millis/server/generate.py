@@ -49,7 +49,7 @@ class Generation(Answer):
         self._prompt_tokens = sum(map(len, ids))
         writer = self._writer = endpoints.writer(job, self.head(tokenizer))
         for work in self._work(ids, tokenizer):
-            self.service.client.submit(work, self.mailbox)
+            self.served.client.submit(work, self.mailbox)
         self._watch_deadline()
         left = len(self._choices)
         while left:
@@ -76,7 +76,7 @@ class Generation(Answer):
             self._timer.cancel()
         for number, choice in self._choices.items():
             if not choice.done:
-                self.service.client.cancel(number)
+                self.served.client.cancel(number)
 
     def texts(self) -> list[str]:
         return [choice.text.text for choice in self._choices.values()]
@@ -85,8 +85,8 @@ class Generation(Answer):
         return b"" if self._writer is None else self._writer.error(error)
 
     def _work(self, prompts: list[list[int]], tokenizer: Tokenizer) -> list[Submit]:
-        service, job = self.service, self._job
-        info = service.client.info
+        client, job = self.served.client, self._job
+        info = client.info
         assert info is not None
         work = []
         for p, ids in enumerate(prompts):
@@ -94,14 +94,14 @@ class Generation(Answer):
             prompt = tuple(ids)
             for c in range(job.n):
                 params = choice_params(job, c, len(ids), info.context)
-                number = service.client.number()
+                number = client.number()
                 work.append(
                     Submit(
                         id=number,
                         prompt=prompt,
                         params=params,
                         arrival_s=self.arrival_s,
-                        deadline_s=service.deadline_s(job, self.arrival_s),
+                        deadline_s=self.service.deadline_s(self.served, job, self.arrival_s),
                         priority=job.priority,
                         tenant=self.tenant,
                         on_deadline=job.on_deadline,
@@ -148,7 +148,7 @@ class Generation(Answer):
         logprobs: Sequence[TokenLogprob] = (reply.logprobs or ())[: choice.used - before]
         if reply.finish_reason is None:
             if text.stopped:
-                self.service.client.stop(reply.id)
+                self.served.client.stop(reply.id)
             return (self._writer.feed(choice.index, "".join(pieces), logprobs) if pieces else b""), False
         pieces.append(text.finish())
         sent = self._writer.feed(choice.index, "".join(pieces), logprobs)
@@ -173,7 +173,7 @@ class Generation(Answer):
         for number, choice in self._choices.items():
             if choice.done:
                 continue
-            self.service.client.cancel(number)
+            self.served.client.cancel(number)
             if not choice.used and not self.started and self._job.on_deadline == "partial":
                 raise deadline_exceeded()
             sent += self._writer.feed(choice.index, choice.text.finish())
@@ -181,7 +181,7 @@ class Generation(Answer):
         return sent
 
     def _measure(self, choice: _Choice, tokens: int) -> None:
-        metrics, now = self.service.metrics, time.monotonic()
+        metrics, now = self.served.metrics, time.monotonic()
         if choice.last_s:
             for _ in range(tokens):
                 metrics.inter_token.observe((now - choice.last_s) / tokens)
@@ -194,7 +194,7 @@ class Generation(Answer):
         total_s = time.monotonic() - self.arrival_s
         slack_s = None if self._job.deadline_ms is None else self._job.deadline_ms / 1000 - total_s
         for timings, reason in self.ended:
-            self.service.metrics.finish(timings, reason, total_s, slack_s)
+            self.served.metrics.finish(timings, reason, total_s, slack_s)
 
 
 def _server_timing(ended: Sequence[tuple[Timings, str]]) -> str:

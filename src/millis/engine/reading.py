@@ -1,0 +1,219 @@
+"""Which texts an encoder reads next, and whose deadline it can keep (earliest first; Liu and Layland, 1973). Pure.
+
+A step reads a few texts in one call; a request of many takes several, and what is due sooner goes between them.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from millis.engine.admission import Caution
+from millis.engine.predict import StepModel, Work
+from millis.types import DeadlineError, OverloadError, Priority
+
+RANKS: dict[Priority, int] = {"interactive": 0, "standard": 1, "batch": 2}
+STEPS = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512)  # tokens of a text whose times are measured
+QUICK = (8, 32, 128)
+REPEATS = 3
+WIDE, NARROW = 256, 16  # tokens of one text, and of each of many, that tell what attention costs
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Reading:
+    """The texts of one request. `made`: what came of each so far."""
+
+    id: int
+    texts: Sequence[Sequence[int]]
+    arrival_s: float
+    due_s: float = math.inf
+    priority: Priority = "standard"
+    head: bool = False  # the head's logits are wanted, not a vector
+    begin_s: float | None = None  # of its first step
+    begun: int = 0  # texts that a step has taken
+    steps: int = 0
+    made: list[Any] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every text is read."""
+        return len(self.made) == len(self.texts)
+
+    @property
+    def order(self) -> tuple[float, int, float]:
+        """Deadlines first; what has none by its class, then as it came."""
+        return self.due_s, RANKS[self.priority], self.arrival_s
+
+    def left(self) -> Work:
+        """What is still to be computed."""
+        return _work(self.texts[self.begun :])
+
+
+class Readings:
+    """All that waits. Not safe for several threads at once."""
+
+    def __init__(self, costs: StepModel, *, max_tokens: int, max_waiting: int) -> None:
+        self.caution = Caution()
+        self._costs = costs
+        self._max_tokens, self._max_waiting = max_tokens, max_waiting
+        self._waiting: list[Reading] = []
+        self._busy_s = 0.0  # when the step under way is thought to end
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, reading: Reading, now_s: float) -> None:
+        """Admits a request. OverloadError: too many wait. DeadlineError: it, or one that was promised its deadline
+        before, would be late."""
+        if len(self._waiting) >= self._max_waiting:
+            wait_s = max(0.1, self.backlog_ms(now_s) / 1000)
+            raise OverloadError(
+                f"{len(self._waiting)} requests wait already; try again in {wait_s:.1f} s", retry_after_s=wait_s
+            )
+        changed = [*self._waiting]
+        insort(changed, reading, key=_order)
+        if any(math.isfinite(one.due_s) for one in changed):
+            self._check(reading, changed, now_s)
+        self._waiting = changed
+
+    def drop(self, number: int) -> None:
+        """Forgets a request that nobody waits for."""
+        self._waiting = [one for one in self._waiting if one.id != number]
+
+    def late(self, now_s: float) -> list[Reading]:
+        """Takes out those whose deadline has passed: nobody needs their answer any more."""
+        gone = [one for one in self._waiting if one.due_s < now_s]
+        for one in gone:
+            self.drop(one.id)
+            self.caution.learn(False)
+        return gone
+
+    def step(self, now_s: float) -> list[tuple[Reading, int]]:
+        """The texts to read together now, each as its request and its number there; [] where nothing waits.
+
+        More texts than the first are taken where that saves time and nobody in the step is late for it.
+        """
+        chosen: list[tuple[Reading, int]] = []
+        work, due_s = Work(), math.inf
+        for reading, at in self._next():
+            more = _add(work, len(reading.texts[at]))
+            if chosen:
+                ms = self._costs.ms(more)
+                if reading.head != chosen[0][0].head or more.rows > self._room or now_s + ms / 1000 > due_s:
+                    break
+            work, due_s = more, min(due_s, reading.due_s)
+            chosen.append((reading, at))
+        for reading, at in chosen:
+            reading.begin_s = now_s if reading.begin_s is None else reading.begin_s
+            reading.begun = at + 1
+        for reading in {id(reading): reading for reading, _ in chosen}.values():
+            reading.steps += 1
+        self._waiting = [one for one in self._waiting if one.begun < len(one.texts)]
+        self._busy_s = now_s + self._costs.ms(work) / 1000
+        return chosen
+
+    def observe(self, chosen: Sequence[tuple[Reading, int]], took_ms: float) -> float:
+        """Takes in how long a step took; what had been predicted, in milliseconds."""
+        work = _work([reading.texts[at] for reading, at in chosen])
+        predicted = self._costs.ms(work)
+        self._costs.observe(work, predicted, took_ms)
+        return predicted
+
+    def backlog_ms(self, now_s: float) -> float:
+        """Until everything that waits is read."""
+        work = Work()
+        for one in self._waiting:
+            left = one.left()
+            work = Work(work.rows + left.rows, 0, 0, work.pairs + left.pairs)
+        return self._begin_ms(now_s) + self._ms(work)
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a step: more of them save little, and whoever comes meanwhile waits for them."""
+        return min(self._max_tokens, self._costs.chunk)
+
+    def _next(self) -> Iterator[tuple[Reading, int]]:
+        for reading in self._waiting:
+            for at in range(reading.begun, len(reading.texts)):
+                yield reading, at
+
+    def _check(self, new: Reading, waiting: Sequence[Reading], now_s: float) -> None:
+        begin_ms, margin_ms = self._begin_ms(now_s), self._costs.margin_ms
+        before, after = Work(), Work()  # without the new one, and with it
+        mine_ms = short_ms = 0.0
+        for one in waiting:
+            left = one.left()
+            after = Work(after.rows + left.rows, 0, 0, after.pairs + left.pairs)
+            ms = begin_ms + self._ms(after)
+            if one is new:
+                mine_ms = ms
+            else:
+                before = Work(before.rows + left.rows, 0, 0, before.pairs + left.pairs)
+            if not math.isfinite(one.due_s):
+                break
+            left_ms = 1000 * (one.due_s - now_s)
+            free_ms = left_ms - self.caution.hand_ms(max(0.0, left_ms), margin_ms)
+            if ms > free_ms and (one is new or begin_ms + self._ms(before) <= free_ms):
+                short_ms = max(short_ms, ms - free_ms)
+                if one is new:
+                    break
+        if short_ms > 0:
+            waited_ms, left_ms = 1000 * (now_s - new.arrival_s), 1000 * (new.due_s - new.arrival_s)
+            late = mine_ms + waited_ms > left_ms - self.caution.hand_ms(left_ms, margin_ms)
+            predicted_ms = mine_ms + waited_ms + self.caution.hand_ms(max(0.0, left_ms), margin_ms)
+            who = "the answer would take" if late else "requests before it would be late; it would take"
+            raise DeadlineError(
+                f"{who} {predicted_ms:.1f} ms; {left_ms:.1f} ms are left",
+                predicted_ms=predicted_ms,
+                retry_after_s=short_ms / 1000,
+            )
+
+    def _begin_ms(self, now_s: float) -> float:
+        return max(0.0, 1000 * (self._busy_s - now_s))
+
+    def _ms(self, work: Work) -> float:
+        """So many tokens in steps as large as they may be."""
+        whole, rest = divmod(work.rows, self._room)
+        return whole * self._costs.ms(Work(self._room)) + self._costs.ms(Work(rest, 0, 0, work.pairs))
+
+
+def calibrate(
+    costs: StepModel, read: Callable[[list[list[int]]], object], clock: Callable[[], float], context: int, quick: bool
+) -> None:
+    """Measures what reading takes. read: computes some texts. quick: a few sizes only."""
+
+    def ms(lengths: list[int]) -> float:
+        texts, took = [[0] * length for length in lengths], []
+        for _ in range(REPEATS):
+            begin = clock()
+            read(texts)
+            took.append(1000 * (clock() - begin))
+        return sorted(took)[REPEATS // 2]
+
+    short = min(NARROW, context)
+    ms([short])  # the first of a process is not like the others
+    body = {}
+    for tokens in QUICK if quick else STEPS:
+        many, rest = divmod(tokens, short)
+        body[tokens] = ms([short] * many + ([rest] if rest else []))
+    wide = min(WIDE, context)
+    pair_ms = 0.0
+    if wide >= 4 * short and not quick:
+        many = wide // short
+        pair_ms = (ms([wide]) - ms([short] * many)) / (wide * wide - many * short * short)
+    costs.calibrate(body, {1: 0.0}, 0.0, pair_ms)
+
+
+def _order(reading: Reading) -> tuple[float, int, float]:
+    return reading.order
+
+
+def _add(work: Work, tokens: int) -> Work:
+    return Work(work.rows + tokens, 0, 0, work.pairs + tokens * tokens)
+
+
+def _work(texts: Sequence[Sequence[int]]) -> Work:
+    return Work(sum(map(len, texts)), 0, 0, sum(len(text) ** 2 for text in texts))
