@@ -69,7 +69,9 @@ def test_inference_cuts_texts_where_training_did(tmp_path: Path) -> None:
     assert encoder.runner.context == tokenizer.model_max_length == 6
     long = "the sun is and we like snow today with very"
     with torch.no_grad():  # transformers' own cut
-        wanted = loaded(out, AutoModelForSequenceClassification)(**tokenizer(long, truncation=True, return_tensors="pt"))
+        wanted = loaded(out, AutoModelForSequenceClassification)(
+            **tokenizer(long, truncation=True, return_tensors="pt")
+        )
     assert encoder.logits([long], truncate=True)[0] == pytest.approx(wanted.logits[0].numpy(), abs=1e-4)
     with pytest.raises(RequestError, match="has 12 tokens; the context holds 6"):
         encoder.logits([long])

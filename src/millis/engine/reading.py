@@ -19,6 +19,7 @@ RANKS: dict[Priority, int] = {"interactive": 0, "standard": 1, "batch": 2}
 STEPS = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512)  # tokens of a text whose times are measured
 QUICK = (8, 32, 128)
 REPEATS = 3
+FEW = 8  # texts of a request that are planned one by one
 WIDE, NARROW = 256, 16  # tokens of one text, and of each of many, that tell what attention costs
 
 
@@ -36,6 +37,12 @@ class Reading:
     begun: int = 0  # texts that a step has taken
     steps: int = 0
     made: list[Any] = field(default_factory=list)
+    alone_ms: float = 0.0  # that its steps were thought to take, when it came
+    tokens: int = field(init=False)
+    left: int = field(init=False)  # tokens that no step has taken
+
+    def __post_init__(self) -> None:
+        self.tokens = self.left = sum(map(len, self.texts))
 
     @property
     def whole(self) -> bool:
@@ -46,10 +53,6 @@ class Reading:
     def order(self) -> tuple[float, int, float]:
         """Deadlines first; what has none by its class, then as it came."""
         return self.due_s, RANKS[self.priority], self.arrival_s
-
-    def left(self) -> Work:
-        """What is still to be computed."""
-        return _work(self.texts[self.begun :])
 
 
 class Readings:
@@ -73,10 +76,12 @@ class Readings:
             raise OverloadError(
                 f"{len(self._waiting)} requests wait already; try again in {wait_s:.1f} s", retry_after_s=wait_s
             )
+        *_, reading.alone_ms = 0.0, *(ms for _, ms in self._ends([reading]))
         changed = [*self._waiting]
         insort(changed, reading, key=_order)
-        if any(math.isfinite(one.due_s) for one in changed):
-            self._check(reading, changed, now_s)
+        promised = [one for one in changed if math.isfinite(one.due_s)]  # they stand before all others
+        if reading in promised:
+            self._check(reading, promised, now_s)
         self._waiting = changed
 
     def drop(self, number: int) -> None:
@@ -109,6 +114,7 @@ class Readings:
         for reading, at in chosen:
             reading.begin_s = now_s if reading.begin_s is None else reading.begin_s
             reading.begun = at + 1
+            reading.left -= len(reading.texts[at])
         for reading in {id(reading): reading for reading, _ in chosen}.values():
             reading.steps += 1
         self._waiting = [one for one in self._waiting if one.begun < len(one.texts)]
@@ -124,11 +130,8 @@ class Readings:
 
     def backlog_ms(self, now_s: float) -> float:
         """Until everything that waits is read."""
-        work = Work()
-        for one in self._waiting:
-            left = one.left()
-            work = Work(work.rows + left.rows, 0, 0, work.pairs + left.pairs)
-        return self._begin_ms(now_s) + self._ms(work)
+        *_, ms = 0.0, *(ms for _, ms in self._ends(self._waiting))
+        return self._begin_ms(now_s) + ms
 
     @property
     def _room(self) -> int:
@@ -140,23 +143,15 @@ class Readings:
             for at in range(reading.begun, len(reading.texts)):
                 yield reading, at
 
-    def _check(self, new: Reading, waiting: Sequence[Reading], now_s: float) -> None:
+    def _check(self, new: Reading, promised: Sequence[Reading], now_s: float) -> None:
         begin_ms, margin_ms = self._begin_ms(now_s), self._costs.margin_ms
-        before, after = Work(), Work()  # without the new one, and with it
+        before = dict(self._ends([one for one in promised if one is not new]))
         mine_ms = short_ms = 0.0
-        for one in waiting:
-            left = one.left()
-            after = Work(after.rows + left.rows, 0, 0, after.pairs + left.pairs)
-            ms = begin_ms + self._ms(after)
-            if one is new:
-                mine_ms = ms
-            else:
-                before = Work(before.rows + left.rows, 0, 0, before.pairs + left.pairs)
-            if not math.isfinite(one.due_s):
-                break
+        for one, ms in self._ends(promised):
             left_ms = 1000 * (one.due_s - now_s)
-            free_ms = left_ms - self.caution.hand_ms(max(0.0, left_ms), margin_ms)
-            if ms > free_ms and (one is new or begin_ms + self._ms(before) <= free_ms):
+            free_ms = left_ms - self.caution.hand_ms(max(0.0, left_ms), margin_ms) - begin_ms
+            mine_ms = begin_ms + ms if one is new else mine_ms
+            if ms > free_ms and (one is new or before[one] <= free_ms):
                 short_ms = max(short_ms, ms - free_ms)
                 if one is new:
                     break
@@ -174,10 +169,21 @@ class Readings:
     def _begin_ms(self, now_s: float) -> float:
         return max(0.0, 1000 * (self._busy_s - now_s))
 
-    def _ms(self, work: Work) -> float:
-        """So many tokens in steps as large as they may be."""
-        whole, rest = divmod(work.rows, self._room)
-        return whole * self._costs.ms(Work(self._room)) + self._costs.ms(Work(rest, 0, 0, work.pairs))
+    def _ends(self, waiting: Sequence[Reading]) -> Iterator[tuple[Reading, float]]:
+        """Milliseconds until each is read, one behind the other, in steps as `step` makes them."""
+        ms, work, head = 0.0, Work(), False
+        for reading in waiting:
+            if reading.alone_ms and len(reading.texts) - reading.begun > FEW:  # not all of its texts one by one again
+                ms += self._costs.ms(work) + reading.alone_ms * reading.left / reading.tokens
+                work = Work()
+            else:
+                for text in reading.texts[reading.begun :]:
+                    more = _add(work, len(text))
+                    if work.rows and (more.rows > self._room or reading.head != head):
+                        ms += self._costs.ms(work)
+                        more = _add(Work(), len(text))
+                    work, head = more, reading.head
+            yield reading, ms + self._costs.ms(work)
 
 
 def calibrate(

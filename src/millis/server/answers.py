@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from millis.server.api.classify import classify_body
+from millis.server.api.classify import classify_body, labels_body
 from millis.server.api.embeddings import embedding_body
 from millis.server.api.errors import ApiError, invalid, unsupported
 from millis.server.api.job import Endpoint, Job, check_ids, continuation_ids
@@ -22,9 +22,7 @@ from millis.server.exchange import Answer
 from millis.server.generate import Generation
 from millis.server.messages import Embed, Score, Scores, Vectors
 from millis.server.service import Service
-from millis.tasks.calibration import softmax
-from millis.tasks.encoder import sigmoid
-from millis.tasks.encoder import softmax as encoder_softmax
+from millis.tasks.encoder import sigmoid, softmax
 from millis.tokenizer import Tokenizer
 from millis.types import Timings
 
@@ -152,7 +150,7 @@ class Classification(Batch):
             self._open.discard(reply.id)
         rows = [found[number].values for number in order]
         timings = self.timed(job, [found[number].timings for number in order])
-        await self.finish(classify_body(job, self.head(tokenizer), list(map(softmax, rows)), timings), timings)
+        await self.finish(classify_body(job, self.head(tokenizer), rows, timings), timings)
 
     async def _by_head(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         info = self.served.client.info
@@ -160,9 +158,9 @@ class Classification(Batch):
         texts = self.cut(job, ids, tokenizer, info.context)
         logits, timings = await self.read(job, texts, head=True)
         logits = logits[:, [info.head.labels.index(label) for label in job.continuations]]
-        rows = (sigmoid(logits) if info.head.problem == "multi_label" else encoder_softmax(logits)).tolist()
+        rows = (sigmoid(logits) if info.head.problem == "multi_label" else softmax(logits)).tolist()
         shortened = [len(text) < len(whole) for text, whole in zip(texts, ids, strict=True)]
-        await self.finish(classify_body(job, self.head(tokenizer), rows, timings, shortened), timings)
+        await self.finish(labels_body(job, self.head(tokenizer), rows, timings, shortened), timings)
 
 
 class Embedding(Batch):

@@ -19,6 +19,7 @@ from millis.server.api.errors import invalid
 from millis.server.api.fields import Texts, schedule
 from millis.server.api.job import Instruction, Job, Limits
 from millis.server.api.writer import Head, timings_json
+from millis.tasks.calibration import softmax
 from millis.types import Timings
 
 TEMPLATE = "Classify the text below as one of: {labels}.\nAnswer with the label alone.\n\nText: {text}\n\nLabel:"
@@ -79,10 +80,15 @@ def check_batch(texts: Sequence[str], limits: Limits, param: str) -> None:
     check_length(sum(map(len, texts)), limits, param)
 
 
-def classify_body(
+def classify_body(job: Job, head: Head, values: Sequence[Sequence[float]], timings: Timings) -> dict[str, Any]:
+    """The answer. values: for each prompt, the summed log-probability (nats) of each label."""
+    return labels_body(job, head, [softmax(row) for row in values], timings)
+
+
+def labels_body(
     job: Job, head: Head, rows: Sequence[Sequence[float]], timings: Timings, shortened: Sequence[bool] = ()
 ) -> dict[str, Any]:
-    """The answer. rows: the score of each label, for each prompt. shortened: whose end was not read."""
+    """The answer. rows: for each prompt, the score of each label. shortened: whether a prompt's end was not read."""
     data: list[dict[str, Any]] = []
     for i, scores in enumerate(rows):
         best = max(range(len(scores)), key=scores.__getitem__)

@@ -16,7 +16,7 @@ class Served:
     name: str
     created: int  # seconds since 1970
     context: int  # tokens of prompt and answer together; of an encoder: of a text
-    endpoints: Sequence[str]  # the paths that answer for it
+    endpoints: Sequence[str] = ()  # the paths that answer for it
     labels: Sequence[str] = ()  # what it was trained to tell
     parent: str | None = None  # of an adapter: its model
 
@@ -46,7 +46,7 @@ def _entry(one: Served) -> dict[str, Any]:
         "created": one.created,
         "owned_by": "millis",
         "max_model_len": one.context,
-        "endpoints": list(one.endpoints),
+        **({"endpoints": list(one.endpoints)} if one.endpoints else {}),
         **({"labels": list(one.labels)} if one.labels else {}),
         **({} if one.parent is None else {"parent": one.parent}),
     }
