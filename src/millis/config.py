@@ -144,6 +144,9 @@ class ServerConfig:
     encoder: list[str] | None = None
     """Encoder to serve beside the model, named as a model is or given as NAME=MODEL; may be given again, in the
     environment with commas. Each answers /v1/embeddings and, where it was trained to, /v1/classify."""
+    index: str | None = None
+    """File made by millis index, from whose documents POST /v1/answer answers; the model that compares their meanings
+    is served beside, too."""
     pin: str | None = None
     """File of texts whose keys and values stay in the prefix cache, one a line, \\n for a line break."""
     drain_s: float = 30.0
@@ -219,6 +222,7 @@ class ServerConfig:
             "tls_key",
             "served_name",
             "pin",
+            "index",
             "otlp_endpoint",
             "adapter_dir",
         ):

@@ -33,7 +33,14 @@ def command(**flags: Any) -> None:
     path = common.resolve(settings.model)
     if (draft := settings.engine.get("draft")) is not None:
         settings.engine["draft"] = str(common.resolve(draft))
-    encoders = {name: common.resolve(model) for name, model in encoders_of(settings.server.encoder or []).items()}
+    named = encoders_of(settings.server.encoder or [])
+    if settings.server.index is not None:
+        from millis.tasks.index import embedder_of
+
+        embedder = embedder_of(Path(settings.server.index))
+        if embedder is not None and embedder != settings.model:
+            named.setdefault(embedder, embedder)
+    encoders = {name: common.resolve(model) for name, model in named.items()}
     serve(path, encoders, settings, lambda facts: common.print_json(facts) if as_json else common.say(_line(facts)))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from millis.server.answering import Answering
 from millis.server.api.classify import classify_body, labels_body
 from millis.server.api.embeddings import embedding_body
 from millis.server.api.errors import ApiError, invalid, unsupported
@@ -201,6 +202,7 @@ ANSWERS: Mapping[Endpoint, type[Answer]] = {
     "classify": Classification,
     "score": Embedding,
     "rerank": Embedding,
+    "answer": Answering,
     "tokenize": Tokenization,
     "detokenize": Tokenization,
 }

@@ -36,6 +36,7 @@ SUMMARIES: Mapping[Endpoint, str] = {
     "classify": "Which of some labels fits a text",
     "score": "How alike texts are",
     "rerank": "Documents by how well they fit a query",
+    "answer": "An answer from the documents of an index, with the quotes that say so",
     "tokenize": "The token ids of a text or a conversation",
     "detokenize": "The text of token ids",
 }

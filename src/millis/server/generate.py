@@ -37,6 +37,7 @@ class _Choice:
 class Generation(Answer):
     """An answer with one or more choices."""
 
+    ends = True  # with its last token, the answer is whole
     _writer: Writer | None = None
     _timer: asyncio.TimerHandle | None = None
 
@@ -45,9 +46,21 @@ class Generation(Answer):
         self._choices: dict[int, _Choice] = {}  # by the engine's number
 
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
+        await self.generate(job, ids, tokenizer)
+        assert self._writer is not None
+        if not job.stream:
+            await self.send_json(200, self._writer.body(), {"server-timing": _server_timing(self.ended)})
+        self.count(job)
+
+    def writer_for(self, job: Job, tokenizer: Tokenizer) -> Writer:
+        """What writes the answer."""
+        return endpoints.writer(job, self.head(tokenizer))
+
+    async def generate(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
+        """Feeds the writer with what the engine makes of each prompt, and sends that where it streams."""
         self._job = job
         self._prompt_tokens = sum(map(len, ids))
-        writer = self._writer = endpoints.writer(job, self.head(tokenizer))
+        self._writer = self.writer_for(job, tokenizer)
         for work in self._work(ids, tokenizer):
             self.served.client.submit(work, self.mailbox)
         self._watch_deadline()
@@ -66,9 +79,6 @@ class Generation(Answer):
                 reply = self.mailbox.get_now()
             if job.stream:
                 await self._write(b"".join(sent), left)
-        if not job.stream:
-            await self.send_json(200, writer.body(), {"server-timing": _server_timing(self.ended)})
-        self._count()
 
     def close(self) -> None:
         super().close()
@@ -128,9 +138,9 @@ class Generation(Answer):
             timed = f"tokenize;dur={self.tokenize_ms:.3f}, first_token;dur={first_ms:.3f}"
             await self.start(200, b"text/event-stream; charset=utf-8", {"server-timing": timed})
             data = self._writer.begin(self._prompt_tokens) + data
-        if not left:
+        if not left and self.ends:
             data += self._writer.end()
-        await self.write(data, more=bool(left))
+        await self.write(data, more=bool(left) or not self.ends)
 
     def _take(self, reply: Any) -> tuple[bytes, bool]:
         """What a message of the engine adds to the answer, and whether it was the last of its choice."""
@@ -190,9 +200,10 @@ class Generation(Answer):
             self.first_s = self.first_s or now
         choice.last_s = now
 
-    def _count(self) -> None:
+    def count(self, job: Job) -> None:
+        """Counts the answer, whose last byte was sent now."""
         total_s = time.monotonic() - self.arrival_s
-        slack_s = None if self._job.deadline_ms is None else self._job.deadline_ms / 1000 - total_s
+        slack_s = None if job.deadline_ms is None else job.deadline_ms / 1000 - total_s
         for timings, reason in self.ended:
             self.served.metrics.finish(timings, reason, total_s, slack_s)
 

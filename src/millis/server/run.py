@@ -11,7 +11,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,16 @@ from millis.models.load import is_encoder
 from millis.server.app import create_app
 from millis.server.auth import Keys
 from millis.server.client import EngineClient
+from millis.server.library import Library
 from millis.server.messages import Pin
 from millis.server.metrics import Metrics
 from millis.server.protocol import protocol_for
 from millis.server.served import Model
 from millis.server.service import Service
 from millis.server.settings import SHARED, Settings
+from millis.tasks.answer import common_ids
 from millis.tasks.encoder import OPTIONS
+from millis.tasks.index import embedder_of
 from millis.tokenizer import Tokenizer
 from millis.types import RequestError
 
@@ -93,6 +96,10 @@ async def _serve(
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             await loading
+            if config.index is not None:
+                service.library = await service.in_thread(open_library, Path(config.index), models, settings.model)
+                if main.tokenizer is not None and main.tokenizer.has_chat_template:
+                    main.client.pin(Pin(tuple(common_ids(main.tokenizer))))
             info, tokenizer = main.client.info, main.tokenizer
             assert info is not None and tokenizer is not None
             if pin is not None:
@@ -166,7 +173,8 @@ def served_models(path: Path, encoders: Mapping[str, Path], settings: Settings) 
         client = EngineClient(str(path), _reading(settings.engine), worker=READER)
     else:
         client = EngineClient(str(path), settings.engine, _adapters(config.adapter or []))
-    found = [Model(name, path, client, Metrics(name), reads=reads)]
+    indexed = config.index is not None
+    found = [Model(name, path, client, Metrics(name), reads=reads, indexed=indexed)]
     options = {key: value for key, value in _reading(settings.engine).items() if key != "context"}
     for other, folder in encoders.items():
         if other == name:
@@ -174,8 +182,17 @@ def served_models(path: Path, encoders: Mapping[str, Path], settings: Settings) 
         if not is_encoder(folder):
             raise RequestError(f"{other} is no encoder; --encoder is for models that read, such as minilm")
         client = EngineClient(str(folder), options, worker=READER)
-        found.append(Model(other, folder, client, Metrics(other, found[0].metrics), reads=True))
+        found.append(Model(other, folder, client, Metrics(other, found[0].metrics), reads=True, indexed=indexed))
     return found
+
+
+def open_library(path: Path, models: Sequence[Model], main: str) -> Library:
+    """The index, with the model among those served that it was made with. main: what the first was asked for as."""
+    name = embedder_of(path)
+    known = {model.name: model for model in models} | {main: models[0]}
+    if name is not None and name not in known:
+        raise RequestError(f"{path} was made with {name}, which is not served; give --encoder {name}")
+    return Library(path, None if name is None else known[name], name)
 
 
 READER = "millis.server.encoder_worker"

@@ -23,12 +23,22 @@ NEEDED: Mapping[Endpoint, str] = {
 class Model:
     """One model. `reads`: it is an encoder, which writes nothing; `tokenizer` comes when it is loaded."""
 
-    def __init__(self, name: str, path: Path, client: EngineClient, metrics: Metrics, *, reads: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        client: EngineClient,
+        metrics: Metrics,
+        *,
+        reads: bool = False,
+        indexed: bool = False,
+    ) -> None:
         self.name = name
         self.path = path
         self.client = client
         self.metrics = metrics
         self.reads = reads
+        self.indexed = indexed  # the server has an index to answer from
         self.tokenizer: Tokenizer | None = None
         client.on_stats = metrics.observe
 
@@ -45,12 +55,17 @@ class Model:
 
     def answers(self, endpoint: Endpoint) -> bool:
         """Whether it does what is asked there."""
+        if endpoint == "answer":
+            return self.indexed  # by quotes alone where it writes nothing
         return not self.reads or endpoint in READING or (endpoint == "classify" and bool(self.labels))
 
     def check(self, endpoint: Endpoint, path: str, others: Sequence[Model]) -> None:
         """ApiError 400 where it does not answer an endpoint; it says what would, and which of `others` does."""
         if self.answers(endpoint):
             return
+        if endpoint == "answer":
+            message = f"{path} answers from an index, and none is served here; start the server with --index FILE"
+            raise ApiError(400, message, code="no_index")
         served = [other.name for other in others if other.answers(endpoint)]
         here = f"; here that is {', '.join(served[:20])}" if served else "; none is served here"
         lack = "was not trained to classify" if endpoint == "classify" else "is an encoder, which writes no text"

@@ -17,6 +17,7 @@ from millis.config import ServerConfig
 from millis.server.api.errors import ApiError, from_error, model_not_found
 from millis.server.api.job import Job, Limits
 from millis.server.auth import Key, Keys, Quotas
+from millis.server.library import Library
 from millis.server.messages import Stats
 from millis.server.served import Model
 from millis.server.telemetry import Telemetry
@@ -38,6 +39,7 @@ class Service:
         self.config = config
         self.models = {model.name: model for model in models}
         self.main = models[0]
+        self.library: Library | None = None  # what /v1/answer answers from, when it is loaded
         self.keys = keys
         self.quotas = Quotas(config.key_concurrency, config.key_rate, config.key_burst)
         self.telemetry: Telemetry | None = None
@@ -57,7 +59,8 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests are answered now."""
-        return not self.draining and all(model.ready for model in self.models.values())
+        loaded = self.config.index is None or self.library is not None
+        return loaded and not self.draining and all(model.ready for model in self.models.values())
 
     def find(self, name: str | None) -> tuple[Model, str | None]:
         """The model that a request names, and the adapter in `MODEL:ADAPTER`. ApiError 404: it is not served."""
@@ -134,8 +137,11 @@ class Service:
         """Calls a pure function; in a thread where its input is long, so that others are answered meanwhile."""
         if size <= LONG_BYTES:
             return function(*arguments)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, functools.partial(function, *arguments))
+        return await self.in_thread(function, *arguments)
+
+    async def in_thread(self, function: Callable[..., _Result], *arguments: object) -> _Result:
+        """Calls a function that takes milliseconds, while others are answered."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *arguments))
 
     def deadline_s(self, model: Model, job: Job, arrival_s: float) -> float | None:
         """When its engine must have the last token, so that the last byte is in time."""
@@ -175,6 +181,8 @@ class Service:
         """Ends the threads; a collector is told the last."""
         for threads in (self._threads, self._slow):
             threads.shutdown(wait=False, cancel_futures=True)
+        if self.library is not None:
+            self.library.close()
         if self.telemetry is not None:
             self.telemetry.close()
 

@@ -19,6 +19,7 @@ Endpoint = Literal[
     "classify",
     "score",
     "rerank",
+    "answer",
     "tokenize",
     "detokenize",
 ]
