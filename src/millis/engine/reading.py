@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from millis.engine.admission import Caution
 from millis.engine.predict import StepModel, Work
 from millis.types import DeadlineError, OverloadError, Priority
 
@@ -19,6 +18,12 @@ RANKS: dict[Priority, int] = {"interactive": 0, "standard": 1, "batch": 2}
 STEPS = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512)  # tokens of a text whose times are measured
 QUICK = (8, 32, 128)
 REPEATS = 3
+RELATIVE = 0.03  # of the time until a deadline is kept in hand,
+MOST_MARGIN = 0.1  # and for steps that take longer than predicted so much at most: readings take milliseconds,
+MOST_HAND = 0.5  # a pause of the machine longer than many of their deadlines, and it must not refuse them all
+MOST_CAUTION = 4.0
+MISSED, MET = 1.5, 0.995  # what an answer that came late, or in time, makes of the caution
+TRIED = 0.98  # likewise a refusal: where nothing is tried, nothing is learned
 FEW = 8  # texts of a request that are planned one by one
 WIDE, NARROW = 256, 16  # tokens of one text, and of each of many, that tell what attention costs
 
@@ -59,8 +64,8 @@ class Readings:
     """All that waits. Not safe for several threads at once."""
 
     def __init__(self, costs: StepModel, *, max_tokens: int, max_waiting: int) -> None:
-        self.caution = Caution()
         self._costs = costs
+        self._caution = 1.0
         self._max_tokens, self._max_waiting = max_tokens, max_waiting
         self._waiting: list[Reading] = []
         self._busy_s = 0.0  # when the step under way is thought to end
@@ -93,8 +98,12 @@ class Readings:
         gone = [one for one in self._waiting if one.due_s < now_s]
         for one in gone:
             self.drop(one.id)
-            self.caution.learn(False)
+            self.learn(False)
         return gone
+
+    def learn(self, met: bool) -> None:
+        """Takes in how an admitted request ended."""
+        self._caution = max(1.0, self._caution * MET) if met else min(MOST_CAUTION, self._caution * MISSED)
 
     def step(self, now_s: float) -> list[tuple[Reading, int]]:
         """The texts to read together now, each as its request and its number there; [] where nothing waits.
@@ -144,27 +153,34 @@ class Readings:
                 yield reading, at
 
     def _check(self, new: Reading, promised: Sequence[Reading], now_s: float) -> None:
-        begin_ms, margin_ms = self._begin_ms(now_s), self._costs.margin_ms
+        begin_ms = self._begin_ms(now_s)
         before = dict(self._ends([one for one in promised if one is not new]))
         mine_ms = short_ms = 0.0
         for one, ms in self._ends(promised):
             left_ms = 1000 * (one.due_s - now_s)
-            free_ms = left_ms - self.caution.hand_ms(max(0.0, left_ms), margin_ms) - begin_ms
+            free_ms = left_ms - self._hand_ms(left_ms) - begin_ms
             mine_ms = begin_ms + ms if one is new else mine_ms
             if ms > free_ms and (one is new or before[one] <= free_ms):
                 short_ms = max(short_ms, ms - free_ms)
                 if one is new:
                     break
         if short_ms > 0:
+            self._caution = max(1.0, self._caution * TRIED)
             waited_ms, left_ms = 1000 * (now_s - new.arrival_s), 1000 * (new.due_s - new.arrival_s)
-            late = mine_ms + waited_ms > left_ms - self.caution.hand_ms(left_ms, margin_ms)
-            predicted_ms = mine_ms + waited_ms + self.caution.hand_ms(max(0.0, left_ms), margin_ms)
+            late = mine_ms + waited_ms > left_ms - self._hand_ms(left_ms)
+            predicted_ms = mine_ms + waited_ms + self._hand_ms(left_ms)
             who = "the answer would take" if late else "requests before it would be late; it would take"
             raise DeadlineError(
                 f"{who} {predicted_ms:.1f} ms; {left_ms:.1f} ms are left",
                 predicted_ms=predicted_ms,
                 retry_after_s=short_ms / 1000,
             )
+
+    def _hand_ms(self, left_ms: float) -> float:
+        """Of the time until a deadline, what may not be planned with."""
+        left_ms = max(0.0, left_ms)
+        hand_ms = RELATIVE * left_ms + min(self._costs.margin_ms, MOST_MARGIN * left_ms)
+        return min(MOST_HAND * left_ms, self._caution * hand_ms)
 
     def _begin_ms(self, now_s: float) -> float:
         return max(0.0, 1000 * (self._busy_s - now_s))

@@ -19,7 +19,7 @@ from millis.tasks.answer import LEAST_MS, messages
 from millis.tokenizer import Tokenizer
 from millis.types import Timings
 
-NO_TIME = ("deadline_unmeetable", "deadline_exceeded")  # for a sentence: the quote is the answer
+NO_SENTENCE = ("deadline_unmeetable", "deadline_exceeded", "context_length_exceeded")  # the quote is the answer
 
 
 class Answering(Generation):
@@ -56,7 +56,7 @@ class Answering(Generation):
         try:
             await self.generate(job, prompts, tokenizer)
         except ApiError as error:
-            if error.code not in NO_TIME:
+            if error.code not in NO_SENTENCE:
                 raise
             self.close()
         await self._end(job)

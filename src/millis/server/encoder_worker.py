@@ -22,6 +22,7 @@ from millis.types import DeadlineError, OverloadError, Timings
 
 STATS_S = 0.1
 TYPICAL_TOKENS = 16  # of a text, for the estimate that refuses early
+PROBE_S = 0.05  # between readings for no request, by which an idle process learns that it was refused for nothing
 
 
 class Worker:
@@ -35,6 +36,8 @@ class Worker:
         self._changed = threading.Lock()  # guards the two above
         self._wake = threading.Event()
         self._steps = 0
+        self._refused = False  # somebody, since the latest step
+        self._probed_s = 0.0
         self._stats_s = 0.0
 
     def warm_up(self, *, again: bool) -> None:
@@ -69,6 +72,8 @@ class Worker:
                 self._refuse(Refused(reading.id, "deadline_unmeetable", "no time was left to read it", total_ms, 1.0))
             if chosen:
                 self._step(chosen)
+            elif self._refused and now - self._probed_s > PROBE_S:
+                self._probe(now)
             self._send_stats(idle=not chosen)
             if not chosen:
                 self._wake.wait()
@@ -98,6 +103,7 @@ class Worker:
             with self._changed:
                 self._readings.add(reading, time.monotonic())
         except DeadlineError as error:
+            self._refused = True
             self._refuse(Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, error.retry_after_s))
         except OverloadError as error:
             self._refuse(Refused(job.id, "overloaded", str(error), None, error.retry_after_s))
@@ -120,9 +126,19 @@ class Worker:
                 1000 * (now - begin),
             )
             for reading in done:
-                self._readings.caution.learn(now <= reading.due_s)
+                self._readings.learn(now <= reading.due_s)
         if done:
             self._line.send(Batch([_vectors(reading, now) for reading in done]))
+
+    def _probe(self, now_s: float) -> None:
+        """Reads for nobody: what was refused may have been thought to take longer than it does by now."""
+        self._refused, self._probed_s = False, now_s
+        probe = Reading(id=0, texts=[[0] * min(TYPICAL_TOKENS, self._runner.context)], arrival_s=now_s)
+        begin = time.monotonic()
+        self._runner.embeddings(probe.texts)
+        took_ms = 1000 * (time.monotonic() - begin)
+        with self._changed:
+            self._readings.observe([(probe, 0)], took_ms)
 
     _predicted_ms = _took_ms = 0.0
 

@@ -27,6 +27,7 @@ from millis.types import DeadlineError
 LONG_BYTES = 16 << 10  # more than this is parsed and tokenized in a thread
 READY_S = 10.0  # a request waits at most so long for an engine that restarts
 BYTES_A_TOKEN = 8  # of a body, at most: so the early estimate refuses nothing that could be in time
+MOST_DELIVERY = 0.1  # of a deadline, that is left for an encoder's answer to reach this process
 DELIVERY_S = 0.001  # from the last token in the server to the last byte on the wire
 
 _Result = TypeVar("_Result")
@@ -128,6 +129,8 @@ class Service:
             return
         stats, now = model.client.stats, time.monotonic()
         predicted = predicted_ms(stats, now, arrival_s, body_bytes)
+        if model.reads:  # in milliseconds; its process says exactly, at once
+            predicted -= stats.step_ms
         if predicted > job.deadline_ms:
             wait_s = max(0.0, predicted - job.deadline_ms) / 1000
             message = f"the answer would take {predicted:.0f} ms; {job.deadline_ms:.0f} ms are left"
@@ -147,7 +150,10 @@ class Service:
         """When its engine must have the last token, so that the last byte is in time."""
         if job.deadline_ms is None:
             return None
-        return arrival_s + job.deadline_ms / 1000 - model.client.delivery_s - DELIVERY_S
+        delivery_s = model.client.delivery_s
+        if model.reads:  # in milliseconds: one late delivery must not refuse all that follow
+            delivery_s = min(delivery_s, MOST_DELIVERY * job.deadline_ms / 1000)
+        return arrival_s + job.deadline_ms / 1000 - delivery_s - DELIVERY_S
 
     async def check_key(self, text: str) -> Key | None:
         """The key that a client presented for the first time; in a thread where hashes are slow on purpose."""
