@@ -29,6 +29,7 @@ LEAST: dict[Endpoint, dict[str, Any]] = {
     "classify": {"model": "smollm2", "input": "Hi", "labels": ["good", "bad"]},
     "score": {"model": "smollm2", "text_1": "a", "text_2": "b"},
     "rerank": {"model": "smollm2", "query": "a", "documents": ["b"]},
+    "answer": {"question": "Hi"},
     "tokenize": {"prompt": "Hi"},
     "detokenize": {"tokens": [1]},
 }

@@ -21,6 +21,7 @@ from langchain_openai import ChatOpenAI
 from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, SecretStr
 
+from millis import Index
 from serving import Server
 
 SAY = [{"role": "user", "content": "What is the capital of France?"}]
@@ -230,7 +231,9 @@ def test_schemathesis_finds_no_fault(model_path: Callable[[str], Path], tmp_path
     """Requests made up from /openapi.json, right and wrong ones. That some of the right ones are refused is no fault:
     a schema cannot say which fields need each other."""
     (tmp_path / "schemathesis.toml").write_text(EXPECTED)
-    with Server(model_path("smollm2"), "--context", "64") as server:
+    with Index.open(tmp_path / "index", embedder=None, create=True) as index:
+        index.add(["The monthly fee is $5.00.", "A lost card is replaced in 3 days."])
+    with Server(model_path("smollm2"), "--context", "64", "--index", str(tmp_path / "index")) as server:
         command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", f"{server.facts['url']}/openapi.json"]
         command += [
             "--phases",

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from millis import Encoder
 from millis.train.classify import scores
 from millis.train.start import settings_of, train
 from millis.types import RequestError
@@ -59,6 +60,24 @@ def the_commands_answer_by_its_head(model: Path, held: Path, accuracy: float) ->
     assert [one["label"] for one in found] == list(wanted)
     assert all(sum(one["scores"].values()) == pytest.approx(1) for one in found)
     assert "labels of its own" in error_line(millis("classify", "-m", model, "--labels", "a,b", "x"))
+
+
+def test_inference_cuts_texts_where_training_did(tmp_path: Path) -> None:
+    base, data, out = bert_folder(tmp_path / "base"), labelled_csv(tmp_path / "train.csv", 16), tmp_path / "out"
+    run("classify", data, out, base, steps=2, batch=8, max_tokens=6)
+    encoder, tokenizer = Encoder(out, precision="exact"), AutoTokenizer.from_pretrained(out)
+    assert encoder.runner.context == tokenizer.model_max_length == 6
+    long = "the sun is and we like snow today with very"
+    with torch.no_grad():  # transformers' own cut
+        wanted = loaded(out, AutoModelForSequenceClassification)(
+            **tokenizer(long, truncation=True, return_tensors="pt")
+        )
+    assert encoder.logits([long], truncate=True)[0] == pytest.approx(wanted.logits[0].numpy(), abs=1e-4)
+    with pytest.raises(RequestError, match="has 12 tokens; the context holds 6"):
+        encoder.logits([long])
+    pairs = jsonl(tmp_path / "pairs.jsonl", [{"query": "the sun", "positive": "heat"}] * 4)
+    run("embed", pairs, tmp_path / "near", base, steps=1, batch=2, max_tokens=7)
+    assert Encoder(tmp_path / "near").runner.context == 7
 
 
 def test_rows_of_the_embedding_that_no_text_uses_stay_as_they_were(tmp_path: Path) -> None:

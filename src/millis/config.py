@@ -141,6 +141,12 @@ class ServerConfig:
     adapter_dir: str | None = None
     """Folder whose adapters may be loaded while the server runs, by POST /v1/load_lora_adapter; with --api-key-file, by
     keys whose name begins with admin. Unless given, none may."""
+    encoder: list[str] | None = None
+    """Encoder to serve beside the model, named as a model is or given as NAME=MODEL; may be given again, in the
+    environment with commas. Each answers /v1/embeddings and, where it was trained to, /v1/classify."""
+    index: str | None = None
+    """File made by millis index, from whose documents POST /v1/answer answers; the model that compares their meanings
+    is served beside, too."""
     pin: str | None = None
     """File of texts whose keys and values stay in the prefix cache, one a line, \\n for a line break."""
     drain_s: float = 30.0
@@ -216,6 +222,7 @@ class ServerConfig:
             "tls_key",
             "served_name",
             "pin",
+            "index",
             "otlp_endpoint",
             "adapter_dir",
         ):
@@ -224,9 +231,11 @@ class ServerConfig:
                 continue
             if not isinstance(value, str) or not value:
                 raise RequestError(f"{name} must be a text, not {value!r}")
-        given = self.adapter
-        if given is not None and not (isinstance(given, list) and all(isinstance(one, str) and one for one in given)):
-            raise RequestError(f"adapter must list NAME=PATH, not {given!r}")
+        for name, form in (("adapter", "NAME=PATH"), ("encoder", "models or NAME=MODEL")):
+            given = getattr(self, name)
+            if given is None or (isinstance(given, list) and all(isinstance(one, str) and one for one in given)):
+                continue
+            raise RequestError(f"{name} must list {form}, not {given!r}")
         for name in ("access_log", "otlp_content"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, not {getattr(self, name)!r}")

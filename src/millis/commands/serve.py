@@ -1,15 +1,16 @@
-"""millis serve: HTTP for programs and a page for people, in front of one model."""
+"""millis serve: HTTP for programs and a page for people, in front of a model, with encoders beside it."""
 
 from __future__ import annotations
 
 import inspect
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from millis.commands import common
-from millis.types import ModelError
+from millis.types import ModelError, RequestError
 
 EXAMPLE = "millis serve -m qwen2.5-0.5b --port 8000 --max-sequences 16"
 CONFIG_HELP = "TOML file of settings, named as these flags with _ for -; MILLIS_SERVE_CONFIG names one, too."
@@ -32,13 +33,37 @@ def command(**flags: Any) -> None:
     path = common.resolve(settings.model)
     if (draft := settings.engine.get("draft")) is not None:
         settings.engine["draft"] = str(common.resolve(draft))
-    serve(path, settings, lambda facts: common.print_json(facts) if as_json else common.say(_line(facts)))
+    named = encoders_of(settings.server.encoder or [])
+    if settings.server.index is not None:
+        from millis.tasks.index import embedder_of
+
+        embedder = embedder_of(Path(settings.server.index))
+        if embedder is not None and embedder != settings.model:
+            named.setdefault(embedder, embedder)
+    encoders = {name: common.resolve(model) for name, model in named.items()}
+    serve(path, encoders, settings, lambda facts: common.print_json(facts) if as_json else common.say(_line(facts)))
+
+
+def encoders_of(given: list[str]) -> dict[str, str]:
+    """Name → model of what --encoder names: a model's own name, or the last part of a path, unless NAME= says it."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, model = text.partition("=")
+        if not equals:
+            name, model = Path(text).resolve().name if Path(text).exists() else text, text
+        if not name or not model:
+            raise RequestError(f"give an encoder as MODEL or NAME=MODEL, not {text!r:.100}")
+        if name in found:
+            raise RequestError(f"two encoders are called {name!r}; name them apart: NAME=MODEL")
+        found[name] = model
+    return found
 
 
 def _line(facts: dict[str, Any]) -> str:
     """http://127.0.0.1:8000 · smollm2 · 2 threads, avx512 · ready in 0.8 s."""
     machine = f"{facts['threads']} threads, {facts['isa']}"
-    return f"{facts['url']} · {facts['model']} · {machine} · ready in {facts['ready_s']:.1f} s"
+    names = " + ".join([facts["model"], *facts["encoders"]])
+    return f"{facts['url']} · {names} · {machine} · ready in {facts['ready_s']:.1f} s"
 
 
 def _signature() -> inspect.Signature:

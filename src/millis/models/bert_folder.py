@@ -23,6 +23,7 @@ from millis.models.tensors_expected import check_config, check_tensors
 from millis.types import FormatError
 
 _MAX_JSON_BYTES = 1 << 20
+_MAX_TOKENIZER_BYTES = 16 << 20
 _HIDDEN_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
@@ -289,10 +290,18 @@ def _pooling_mode(values: Mapping[str, Any]) -> Literal["mean", "first"]:
 
 
 def _longest_text(path: Path) -> int | None:
-    file = path / "sentence_bert_config.json"
+    """What the folder says of the longest text: sentence-transformers' file, or else the tokenizer's.
+
+    There an absurdly large number means that nothing is known, and is no limit beside the context.
+    """
+    file, name = path / "sentence_bert_config.json", "max_seq_length"
+    if not file.is_file():
+        file, name = path / "tokenizer_config.json", "model_max_length"
     if not file.is_file():
         return None
-    found = read_json(file, _MAX_JSON_BYTES).get("max_seq_length")
+    found = read_json(file, _MAX_TOKENIZER_BYTES).get(name)
+    if isinstance(found, float) and found.is_integer():
+        found = int(found)
     if found is not None and (type(found) is not int or found < 1):
-        raise FormatError(f"{file.name}: max_seq_length must be a positive number, not {found!r:.40}")
+        raise FormatError(f"{file.name}: {name} must be a positive number, not {found!r:.40}")
     return found

@@ -29,25 +29,25 @@ async def load_adapter(service: Service, request: Request) -> Response:
         check_name(name)
     except ValueError as error:
         raise invalid(str(error), "lora_name") from None
-    await _ask(service, LoadAdapter(service.client.number(), name, str(path)))
-    service.client.adapters[name] = str(path)
-    return JSONResponse({"id": f"{service.model}:{name}", "object": "model", "loaded": True})
+    await _ask(service, LoadAdapter(service.main.client.number(), name, str(path)))
+    service.main.client.adapters[name] = str(path)
+    return JSONResponse({"id": f"{service.main.name}:{name}", "object": "model", "loaded": True})
 
 
 async def unload_adapter(service: Service, request: Request) -> Response:
     """{"lora_name": NAME}. Answers under way go on with it."""
     _allow(service, request)
     name = (await _fields(request, ("lora_name",)))["lora_name"]
-    if name not in service.client.adapters:
-        raise service.not_served(f"{service.model}:{name}", "lora_name")
-    del service.client.adapters[name]
-    await _ask(service, UnloadAdapter(service.client.number(), name))
-    return JSONResponse({"id": f"{service.model}:{name}", "object": "model", "loaded": False})
+    if name not in service.main.client.adapters:
+        raise service.not_served(f"{service.main.name}:{name}", "lora_name")
+    del service.main.client.adapters[name]
+    await _ask(service, UnloadAdapter(service.main.client.number(), name))
+    return JSONResponse({"id": f"{service.main.name}:{name}", "object": "model", "loaded": False})
 
 
 async def _ask(service: Service, work: LoadAdapter | UnloadAdapter) -> None:
     mailbox = Mailbox()
-    service.client.submit(work, mailbox)
+    service.main.client.submit(work, mailbox)
     checked_reply(await mailbox.get())
 
 

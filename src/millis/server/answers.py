@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from millis.server.api.classify import classify_body
+from millis.server.answering import Answering
+from millis.server.api.classify import classify_body, labels_body
 from millis.server.api.embeddings import embedding_body
-from millis.server.api.errors import unsupported
+from millis.server.api.errors import ApiError, invalid, unsupported
 from millis.server.api.job import Endpoint, Job, check_ids, continuation_ids
 from millis.server.api.similarity import rerank_body, score_body
 from millis.server.api.tokenize import detokenize_body, tokenize_body
@@ -20,9 +23,11 @@ from millis.server.exchange import Answer
 from millis.server.generate import Generation
 from millis.server.messages import Embed, Score, Scores, Vectors
 from millis.server.service import Service
+from millis.tasks.encoder import sigmoid, softmax
 from millis.tokenizer import Tokenizer
 from millis.types import Timings
 
+TIMES = ("queue", "tokenize", "prefill", "total")
 VECTOR_BODIES = {"embeddings": embedding_body, "score": score_body, "rerank": rerank_body}
 
 
@@ -36,13 +41,13 @@ class Batch(Answer):
     def close(self) -> None:
         super().close()
         for number in self._open:
-            self.service.client.cancel(number)
+            self.served.client.cancel(number)
 
     def common(self, job: Job) -> dict[str, Any]:
         """The fields that all messages of work share."""
-        number = self.service.client.number()
+        number = self.served.client.number()
         self._open.add(number)
-        deadline_s = self.service.deadline_s(job, self.arrival_s)
+        deadline_s = self.service.deadline_s(self.served, job, self.arrival_s)
         return {
             "id": number,
             "arrival_s": self.arrival_s,
@@ -53,11 +58,12 @@ class Batch(Answer):
 
     async def finish(self, body: Mapping[str, Any], timings: Timings) -> None:
         """Sends the answer and counts it."""
-        await self.send_json(200, body, {"server-timing": f"total;dur={timings.total_ms:.3f}"})
+        shown = ", ".join(f"{name};dur={getattr(timings, f'{name}_ms'):.3f}" for name in TIMES)
+        await self.send_json(200, body, {"server-timing": shown})
         total_s = time.monotonic() - self.arrival_s
         self.ended = [(timings, "stop")]
         slack_s = None if timings.deadline_ms is None else timings.deadline_ms / 1000 - total_s
-        self.service.metrics.finish(timings, "stop", total_s, slack_s)
+        self.served.metrics.finish(timings, "stop", total_s, slack_s)
 
     def timed(self, job: Job, parts: list[Timings]) -> Timings:
         """The timings of all parts together."""
@@ -74,17 +80,69 @@ class Batch(Answer):
             slack_ms=None if job.deadline_ms is None else job.deadline_ms - total_ms,
         )
 
+    def fitted(self, job: Job) -> Job:
+        if job.truncate is not None and not self.served.reads:
+            raise unsupported("truncate_prompt_tokens", "inputs are read whole; shorten them")
+        return job
+
+    def cut(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer, room: int) -> list[list[int]]:
+        """What an encoder reads of each text. ApiError: one is longer than it reads, and may not be cut."""
+        if job.truncate is not None and job.truncate > 0:
+            room = min(room, job.truncate)
+        suffix = tokenizer.around[1]
+        found = []
+        for i, text in enumerate(ids):
+            if len(text) > room and (job.truncate is None or room <= len(suffix)):
+                message = f"text {i} has {len(text)} tokens; {self.served.name} reads {room}: shorten it, or send "
+                raise ApiError(
+                    400, f"{message}truncate_prompt_tokens: -1 to have its end cut off", code="context_length_exceeded"
+                )
+            found.append(text if len(text) <= room else [*text[: room - len(suffix)], *suffix])
+        return found
+
+    async def read(self, job: Job, ids: list[list[int]], *, head: bool = False) -> tuple[NDArray[np.float32], Timings]:
+        """A row for each prompt: its vector or what the head makes of it."""
+        info = self.served.client.info
+        assert info is not None
+        for prompt in ids:
+            check_ids(prompt, info.vocab, "input")
+        work = Embed(prompts=tuple(map(tuple, ids)), head=head, **self.common(job))
+        self.served.client.submit(work, self.mailbox)
+        reply = await self.next()
+        assert isinstance(reply, Vectors)
+        self._open.clear()
+        return np.frombuffer(reply.data, np.float32).reshape(reply.shape), self.timed(job, [reply.timings])
+
 
 class Classification(Batch):
-    """/v1/classify: each label scored behind each prompt."""
+    """/v1/classify: each label scored behind each prompt or, where a model was trained for its labels, by its head."""
+
+    def fitted(self, job: Job) -> Job:
+        job = super().fitted(job)
+        if not self.served.reads:
+            if not job.continuations:
+                message = f"labels is missing: {self.served.name} has no trained head that knows its own"
+                raise invalid(message, "labels", "missing_required_parameter")
+            return job
+        if job.extra["template"]:
+            raise unsupported("template", f"{self.served.name} was trained for its labels, and is asked nothing")
+        own = self.served.labels
+        unknown = [label for label in job.continuations if label not in own]
+        if unknown:
+            raise invalid(f"labels: {self.served.name} was not trained to tell {unknown[0]!r:.60}", "labels")
+        truncate = -1 if job.truncate is None else job.truncate  # training cut them there, too
+        return replace(job, prompts=job.extra["texts"], continuations=job.continuations or own, truncate=truncate)
 
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
+        if self.served.reads:
+            await self._by_head(job, ids, tokenizer)
+            return
         labels = tuple(tuple(label) for label in continuation_ids(job, tokenizer))
         order = []
         for prompt in ids:
             work = Score(prompt=tuple(prompt), continuations=labels, adapter=self.adapter, **self.common(job))
             order.append(work.id)
-            self.service.client.submit(work, self.mailbox)
+            self.served.client.submit(work, self.mailbox)
         found: dict[int, Scores] = {}
         while len(found) < len(order):
             reply = await self.next()
@@ -95,24 +153,28 @@ class Classification(Batch):
         timings = self.timed(job, [found[number].timings for number in order])
         await self.finish(classify_body(job, self.head(tokenizer), rows, timings), timings)
 
+    async def _by_head(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
+        info = self.served.client.info
+        assert info is not None and info.head is not None
+        texts = self.cut(job, ids, tokenizer, info.context)
+        logits, timings = await self.read(job, texts, head=True)
+        logits = logits[:, [info.head.labels.index(label) for label in job.continuations]]
+        rows = (sigmoid(logits) if info.head.problem == "multi_label" else softmax(logits)).tolist()
+        shortened = [len(text) < len(whole) for text, whole in zip(texts, ids, strict=True)]
+        await self.finish(labels_body(job, self.head(tokenizer), rows, timings, shortened), timings)
+
 
 class Embedding(Batch):
     """/v1/embeddings, /v1/score and /v1/rerank: a vector of each prompt."""
 
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
-        info = self.service.client.info
+        info = self.served.client.info
         assert info is not None
         if self.adapter is not None:
             raise unsupported("model", "adapters write and classify; vectors come from the model itself")
-        for prompt in ids:
-            check_ids(prompt, info.vocab, "input")
-        work = Embed(prompts=tuple(map(tuple, ids)), **self.common(job))
-        self.service.client.submit(work, self.mailbox)
-        reply = await self.next()
-        assert isinstance(reply, Vectors)
-        self._open.clear()
-        vectors = np.frombuffer(reply.data, np.float32).reshape(reply.shape)
-        timings = self.timed(job, [reply.timings])
+        if self.served.reads:
+            ids = self.cut(job, ids, tokenizer, info.context)
+        vectors, timings = await self.read(job, ids)
         await self.finish(VECTOR_BODIES[job.endpoint](job, self.head(tokenizer), vectors, timings), timings)
 
 
@@ -120,7 +182,7 @@ class Tokenization(Answer):
     """/tokenize and /detokenize: answered here."""
 
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
-        info = self.service.client.info
+        info = self.served.client.info
         assert info is not None
         if job.kind == "tokenize":
             body = tokenize_body(job, ids[0], info.context, tokenizer.token_bytes)
@@ -140,6 +202,7 @@ ANSWERS: Mapping[Endpoint, type[Answer]] = {
     "classify": Classification,
     "score": Embedding,
     "rerank": Embedding,
+    "answer": Answering,
     "tokenize": Tokenization,
     "detokenize": Tokenization,
 }

@@ -26,6 +26,7 @@ from millis.server.metrics import CONTENT_TYPE
 from millis.server.service import Service
 from millis.server.web import mount_page
 
+VECTORS: frozenset[Endpoint] = frozenset(("embeddings", "score", "rerank"))  # which adapters do not make
 SUMMARIES: Mapping[Endpoint, str] = {
     "chat": "Answer a conversation",
     "completions": "Continue a text",
@@ -35,6 +36,7 @@ SUMMARIES: Mapping[Endpoint, str] = {
     "classify": "Which of some labels fits a text",
     "score": "How alike texts are",
     "rerank": "Documents by how well they fit a query",
+    "answer": "An answer from the documents of an index, with the quotes that say so",
     "tokenize": "The token ids of a text or a conversation",
     "detokenize": "The text of token ids",
 }
@@ -78,12 +80,16 @@ def _add_endpoint(app: FastAPI, endpoint: Endpoint, exchange: Exchange) -> None:
 
 def _add_models(app: FastAPI, service: Service) -> None:
     def served() -> list[Served]:
-        info = service.client.info
-        if info is None:
-            return []
-        base = Served(service.model, service.created, info.context)
-        adapters = service.client.adapters
-        return [base, *(Served(f"{base.name}:{name}", base.created, base.context, base.name) for name in adapters)]
+        found = []
+        for model in service.models.values():
+            if (info := model.client.info) is None:
+                continue
+            paths = [route.path for endpoint, route in ROUTES.items() if model.answers(endpoint)]
+            found.append(Served(model.name, service.created, info.context, paths, model.labels))
+        for name in service.main.client.adapters if found else ():
+            base, paths = found[0], [route.path for endpoint, route in ROUTES.items() if endpoint not in VECTORS]
+            found.append(Served(f"{base.name}:{name}", base.created, base.context, paths, parent=base.name))
+        return found
 
     @app.get("/v1/models", summary="What is served here")
     async def models() -> Response:
@@ -154,7 +160,6 @@ def _describe(app: FastAPI, service: Service) -> dict[str, Any]:
     models, definitions = models_json_schema(
         [(route.request, "validation") for route in ROUTES.values()], ref_template="#/components/schemas/{model}"
     )
-    names = [service.model, *(f"{service.model}:{name}" for name in service.client.adapters)]
     schemas = found.setdefault("components", {}).setdefault("schemas", {})
     schemas |= definitions["$defs"] | {"Error": ERROR}
     for path, methods in found["paths"].items():
@@ -166,15 +171,19 @@ def _describe(app: FastAPI, service: Service) -> dict[str, Any]:
                     "content": {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
                 },
             }
-    for route in ROUTES.values():
+    for endpoint, route in ROUTES.items():
         named = schemas[route.request.__name__]["properties"]
+        names = [name for name in service.names() if service.find(name)[0].answers(endpoint)]
+        if not names:  # no model here does it
+            del found["paths"][route.path]
+            continue
         if "model" in named:
             named["model"] = {"type": "string", "enum": names}
         content = {JSON: {"schema": models[(route.request, "validation")]}}
         found["paths"][route.path]["post"]["requestBody"] = {"required": True, "content": content}
         if route.writer is not None:
             found["paths"][route.path]["post"]["responses"]["200"]["content"]["text/event-stream"] = {}
-    app.openapi_schema = found
+    app.openapi_schema = found if service.ready else None  # what a model does is known when it is loaded
     return found
 
 

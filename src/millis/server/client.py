@@ -105,7 +105,14 @@ class EngineClient:
     `info` and `stats` are those of the latest process; `restarts` counts crashes.
     """
 
-    def __init__(self, model: str, options: Mapping[str, Any], adapters: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        options: Mapping[str, Any],
+        adapters: Mapping[str, str] | None = None,
+        worker: str = "millis.server.worker",
+    ) -> None:
+        self._worker = worker  # the module that the process runs
         self.adapters = dict(adapters or {})  # name → path, those of every later process, too
         self.info: EngineInfo | None = None
         self.stats = Stats(at_s=time.monotonic())
@@ -297,7 +304,7 @@ class EngineClient:
         ours, theirs = socket.socketpair()
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "millis.server.worker", str(theirs.fileno())),
+                *(sys.executable, "-m", self._worker, str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -368,6 +375,6 @@ def _content(work: Work) -> bytes:
         digest.update(array("q", work.prompt).tobytes())
         digest.update(pickle.dumps((work.params, work.adapter)))
     else:
-        for name in ("prompt", "prompts", "continuations", "adapter", "name", "path"):
+        for name in ("prompt", "prompts", "head", "continuations", "adapter", "name", "path"):
             digest.update(pickle.dumps(getattr(work, name, None)))
     return digest.digest()

@@ -46,7 +46,8 @@ class Answer:
         self.ended: list[tuple[Timings, str]] = []  # of each part that was answered: how, too
         self.first_s: float | None = None  # when the first token was sent
         self._error: str | None = None
-        self.model = service.model  # as the request names it
+        self.served = service.main
+        self.model = service.main.name  # as the request names it
         self.adapter: str | None = None
         self._endpoint: Endpoint = endpoint
         self._scope, self._send = scope, send
@@ -62,7 +63,7 @@ class Answer:
                     self.close()
         except ClientGone:
             self._error = "client_gone"
-            self.service.metrics.fail(self._error)
+            self.served.metrics.fail(self._error)
         except MillisError as error:
             await self._fail(from_error(error))
         except Exception as error:
@@ -80,17 +81,23 @@ class Answer:
         service = self.service
         job = await service.run(len(body), endpoints.parse, self._endpoint, body, service.limits)
         job = with_deadline(job, _deadline_headers(self._scope))
-        self.adapter = service.adapter_of(job.model)
-        self.model = job.model or service.model
+        self.served, self.adapter = service.find(job.model)
+        self.model = job.model or self.served.name
         self.job = job
-        service.refuse_early(job, len(body), self.arrival_s)
-        tokenizer = await service.loaded(job, self.arrival_s)
+        service.refuse_early(self.served, job, len(body), self.arrival_s)
+        tokenizer = await service.loaded(self.served, job, self.arrival_s)
+        self.served.check(job.endpoint, self._scope["path"], list(service.models.values()))
+        job = self.job = self.fitted(job)
         began = time.monotonic()
         ids = await service.run(len(body), prompt_ids, job, tokenizer)
         self.tokenize_ms = 1000 * (time.monotonic() - began)
         self._check_lengths(ids)
         self.connection.on_gone = lambda: self.mailbox.put(Gone())
         await self.answer(job, ids, tokenizer)
+
+    def fitted(self, job: Job) -> Job:
+        """The job as the model that it names does it. ApiError: it asks for what that model does not do."""
+        return job
 
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         """Does the work and writes the answer. ids: of each prompt."""
@@ -118,11 +125,11 @@ class Answer:
         if isinstance(reply, Gone):
             raise ClientGone
         if isinstance(reply, Failed):
-            self.service.metrics.fail("failed")
+            self.served.metrics.fail("failed")
             log.error("request %s failed in the engine", self.request_id)
             raise internal()
         if isinstance(reply, Lost):
-            self.service.metrics.fail(reply.code)
+            self.served.metrics.fail(reply.code)
         return checked_reply(reply)
 
     async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str]) -> None:
@@ -149,6 +156,7 @@ class Answer:
     def _told(self) -> Told:
         return Told(
             endpoint=self._endpoint,
+            model=self.served.name,
             request_id=self.request_id,
             headers=self._scope["headers"],
             arrival_s=self.arrival_s,
@@ -161,7 +169,7 @@ class Answer:
 
     async def _fail(self, error: ApiError) -> None:
         self._error = error.code or str(error.status)
-        self.service.count_error(error)
+        self.service.count_error(error, self.served)
         if self.started:
             await self.write(self.error_event(error), more=False)
         else:

@@ -37,6 +37,7 @@ class _Choice:
 class Generation(Answer):
     """An answer with one or more choices."""
 
+    ends = True  # with its last token, the answer is whole
     _writer: Writer | None = None
     _timer: asyncio.TimerHandle | None = None
 
@@ -45,11 +46,23 @@ class Generation(Answer):
         self._choices: dict[int, _Choice] = {}  # by the engine's number
 
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
+        await self.generate(job, ids, tokenizer)
+        assert self._writer is not None
+        if not job.stream:
+            await self.send_json(200, self._writer.body(), {"server-timing": _server_timing(self.ended)})
+        self.count(job)
+
+    def writer_for(self, job: Job, tokenizer: Tokenizer) -> Writer:
+        """What writes the answer."""
+        return endpoints.writer(job, self.head(tokenizer))
+
+    async def generate(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
+        """Feeds the writer with what the engine makes of each prompt, and sends that where it streams."""
         self._job = job
         self._prompt_tokens = sum(map(len, ids))
-        writer = self._writer = endpoints.writer(job, self.head(tokenizer))
+        self._writer = self.writer_for(job, tokenizer)
         for work in self._work(ids, tokenizer):
-            self.service.client.submit(work, self.mailbox)
+            self.served.client.submit(work, self.mailbox)
         self._watch_deadline()
         left = len(self._choices)
         while left:
@@ -66,9 +79,6 @@ class Generation(Answer):
                 reply = self.mailbox.get_now()
             if job.stream:
                 await self._write(b"".join(sent), left)
-        if not job.stream:
-            await self.send_json(200, writer.body(), {"server-timing": _server_timing(self.ended)})
-        self._count()
 
     def close(self) -> None:
         super().close()
@@ -76,7 +86,7 @@ class Generation(Answer):
             self._timer.cancel()
         for number, choice in self._choices.items():
             if not choice.done:
-                self.service.client.cancel(number)
+                self.served.client.cancel(number)
 
     def texts(self) -> list[str]:
         return [choice.text.text for choice in self._choices.values()]
@@ -85,8 +95,8 @@ class Generation(Answer):
         return b"" if self._writer is None else self._writer.error(error)
 
     def _work(self, prompts: list[list[int]], tokenizer: Tokenizer) -> list[Submit]:
-        service, job = self.service, self._job
-        info = service.client.info
+        client, job = self.served.client, self._job
+        info = client.info
         assert info is not None
         work = []
         for p, ids in enumerate(prompts):
@@ -94,14 +104,14 @@ class Generation(Answer):
             prompt = tuple(ids)
             for c in range(job.n):
                 params = choice_params(job, c, len(ids), info.context)
-                number = service.client.number()
+                number = client.number()
                 work.append(
                     Submit(
                         id=number,
                         prompt=prompt,
                         params=params,
                         arrival_s=self.arrival_s,
-                        deadline_s=service.deadline_s(job, self.arrival_s),
+                        deadline_s=self.service.deadline_s(self.served, job, self.arrival_s),
                         priority=job.priority,
                         tenant=self.tenant,
                         on_deadline=job.on_deadline,
@@ -128,9 +138,9 @@ class Generation(Answer):
             timed = f"tokenize;dur={self.tokenize_ms:.3f}, first_token;dur={first_ms:.3f}"
             await self.start(200, b"text/event-stream; charset=utf-8", {"server-timing": timed})
             data = self._writer.begin(self._prompt_tokens) + data
-        if not left:
+        if not left and self.ends:
             data += self._writer.end()
-        await self.write(data, more=bool(left))
+        await self.write(data, more=bool(left) or not self.ends)
 
     def _take(self, reply: Any) -> tuple[bytes, bool]:
         """What a message of the engine adds to the answer, and whether it was the last of its choice."""
@@ -148,7 +158,7 @@ class Generation(Answer):
         logprobs: Sequence[TokenLogprob] = (reply.logprobs or ())[: choice.used - before]
         if reply.finish_reason is None:
             if text.stopped:
-                self.service.client.stop(reply.id)
+                self.served.client.stop(reply.id)
             return (self._writer.feed(choice.index, "".join(pieces), logprobs) if pieces else b""), False
         pieces.append(text.finish())
         sent = self._writer.feed(choice.index, "".join(pieces), logprobs)
@@ -173,7 +183,7 @@ class Generation(Answer):
         for number, choice in self._choices.items():
             if choice.done:
                 continue
-            self.service.client.cancel(number)
+            self.served.client.cancel(number)
             if not choice.used and not self.started and self._job.on_deadline == "partial":
                 raise deadline_exceeded()
             sent += self._writer.feed(choice.index, choice.text.finish())
@@ -181,7 +191,7 @@ class Generation(Answer):
         return sent
 
     def _measure(self, choice: _Choice, tokens: int) -> None:
-        metrics, now = self.service.metrics, time.monotonic()
+        metrics, now = self.served.metrics, time.monotonic()
         if choice.last_s:
             for _ in range(tokens):
                 metrics.inter_token.observe((now - choice.last_s) / tokens)
@@ -190,11 +200,12 @@ class Generation(Answer):
             self.first_s = self.first_s or now
         choice.last_s = now
 
-    def _count(self) -> None:
+    def count(self, job: Job) -> None:
+        """Counts the answer, whose last byte was sent now."""
         total_s = time.monotonic() - self.arrival_s
-        slack_s = None if self._job.deadline_ms is None else self._job.deadline_ms / 1000 - total_s
+        slack_s = None if job.deadline_ms is None else job.deadline_ms / 1000 - total_s
         for timings, reason in self.ended:
-            self.service.metrics.finish(timings, reason, total_s, slack_s)
+            self.served.metrics.finish(timings, reason, total_s, slack_s)
 
 
 def _server_timing(ended: Sequence[tuple[Timings, str]]) -> str:

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from millis.models.config import Head
 from millis.types import FinishReason, OnDeadline, Priority, SamplingParams, Timings, TokenLogprob
 
 RefusalKind = Literal["deadline_unmeetable", "overloaded", "invalid_request"]
@@ -60,7 +61,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embed:
-    """A vector of unit length for each prompt."""
+    """A vector of unit length for each prompt. head: what an encoder's head makes of it instead, its logits."""
 
     id: int
     prompts: tuple[tuple[int, ...], ...]
@@ -68,6 +69,7 @@ class Embed:
     deadline_s: float | None = None
     priority: Priority = "standard"
     tenant: str = ""
+    head: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +116,17 @@ class EngineInfo:
     """What was loaded."""
 
     path: str
-    context: int  # tokens
+    context: int  # tokens; of an encoder: of a text
     vocab: int
-    pages: int
-    page_tokens: int
     threads: int
     isa: str
     weight_bytes: int
-    max_sequences: int
     load_s: float
     warm_s: float
+    pages: int = 0  # of the KV cache, which encoders have none of
+    page_tokens: int = 0
+    max_sequences: int = 0
+    head: Head | None = None  # what an encoder was trained to tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Vectors:
-    """The answer to Embed: float32, row after row."""
+    """The answer to Embed: float32, a row a prompt."""
 
     id: int
     data: bytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -25,10 +27,11 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """The figures of one server."""
+    """The figures of one model. `beside`: those of another model of the same server, whose page they share."""
 
-    def __init__(self, model: str) -> None:
-        self._registry = CollectorRegistry()
+    def __init__(self, model: str, beside: Metrics | None = None) -> None:
+        self._registry: CollectorRegistry = CollectorRegistry() if beside is None else beside._registry
+        self._families: dict[str, Any] = {} if beside is None else beside._families
         self._model = model
         self._last = Stats(at_s=0.0)
         self._restarts = 0
@@ -53,19 +56,9 @@ class Metrics:
         self.drafted = self._counter("spec_decode_num_draft_tokens", "Tokens guessed")
         self.accepted = self._counter("spec_decode_num_accepted_tokens", "Guessed tokens that were right")
         self.steps = self._counter("engine_steps", "Steps of the engine")
-        self._finished = Counter(
-            "millis:request_success",
-            "Answers, by how they ended",
-            (*_LABELS, "finished_reason"),
-            registry=self._registry,
-        )
-        self._refused = Counter(
-            "millis:requests_refused", "Requests refused, by why", (*_LABELS, "reason"), registry=self._registry
-        )
-        self._failed = Counter(
-            "millis:requests_failed", "Admitted requests without an answer, by why", (*_LABELS, "reason"),
-            registry=self._registry,
-        )  # fmt: skip
+        self._finished = self._family(Counter, "request_success", "Answers, by how they ended", "finished_reason")
+        self._refused = self._family(Counter, "requests_refused", "Requests refused, by why", "reason")
+        self._failed = self._family(Counter, "requests_failed", "Admitted requests without an answer, by why", "reason")
         self.running = self._gauge("num_requests_running", "Requests in steps")
         self.waiting = self._gauge("num_requests_waiting", "Requests waiting for their first step")
         self.in_flight = self._gauge("num_requests_in_flight", "Answers the engine owes the server")
@@ -130,10 +123,16 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"millis:{name}", about, _LABELS, registry=self._registry, buckets=buckets).labels(self._model)
+        return self._family(Histogram, name, about, buckets=buckets).labels(self._model)  # type: ignore[no-any-return]
 
     def _counter(self, name: str, about: str) -> Counter:
-        return Counter(f"millis:{name}", about, _LABELS, registry=self._registry).labels(self._model)
+        return self._family(Counter, name, about).labels(self._model)  # type: ignore[no-any-return]
 
     def _gauge(self, name: str, about: str) -> Gauge:
-        return Gauge(f"millis:{name}", about, _LABELS, registry=self._registry).labels(self._model)
+        return self._family(Gauge, name, about).labels(self._model)  # type: ignore[no-any-return]
+
+    def _family(self, kind: type[Any], name: str, about: str, *labels: str, **more: Any) -> Any:
+        """A figure of all models, made once for a server."""
+        if name not in self._families:
+            self._families[name] = kind(f"millis:{name}", about, (*_LABELS, *labels), registry=self._registry, **more)
+        return self._families[name]

@@ -11,23 +11,30 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 import uvloop
 
+from millis.config import EngineConfig
 from millis.engine.adapters import named
-from millis.models.load import read_checkpoint
+from millis.models.load import is_encoder
 from millis.server.app import create_app
 from millis.server.auth import Keys
 from millis.server.client import EngineClient
+from millis.server.library import Library
 from millis.server.messages import Pin
+from millis.server.metrics import Metrics
 from millis.server.protocol import protocol_for
+from millis.server.served import Model
 from millis.server.service import Service
-from millis.server.settings import Settings
-from millis.tokenizer import Tokenizer, load_tokenizer
+from millis.server.settings import SHARED, Settings
+from millis.tasks.answer import common_ids
+from millis.tasks.encoder import OPTIONS
+from millis.tasks.index import embedder_of
+from millis.tokenizer import Tokenizer
 from millis.types import RequestError
 
 log = logging.getLogger("millis.server")
@@ -36,25 +43,32 @@ LAST_WORDS_S = 1.0  # for answers that are cut off at the end of the drain
 SWITCH_S = 0.001  # a thread that renders a long prompt gives way to the event loop so often
 
 
-def serve(path: Path, settings: Settings, announce: Callable[[dict[str, Any]], None]) -> None:
-    """Serves the model at `path` until SIGTERM or SIGINT. `announce` is told once where, when requests are answered.
+def serve(
+    path: Path, encoders: Mapping[str, Path], settings: Settings, announce: Callable[[dict[str, Any]], None]
+) -> None:
+    """Serves the model at `path`, and encoders by their names, until SIGTERM or SIGINT. `announce` is told once where,
+    when requests are answered.
 
-    Raises ModelError (it cannot be loaded), RequestError (keys, TLS files, pins), OSError (the address).
+    Raises ModelError (one cannot be loaded), RequestError (keys, TLS files, pins, settings that an encoder does not
+    have), OSError (the address).
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("millis").setLevel(logging.INFO)
     sys.setswitchinterval(SWITCH_S)
     with contextlib.suppress(OSError, AttributeError):  # as far as the system allows: answers go out before steps go on
         os.setpriority(os.PRIO_PROCESS, 0, URGENT)
-    uvloop.run(_serve(path, settings, announce))
+    uvloop.run(_serve(path, encoders, settings, announce))
 
 
-async def _serve(path: Path, settings: Settings, announce: Callable[[dict[str, Any]], None]) -> None:
+async def _serve(
+    path: Path, encoders: Mapping[str, Path], settings: Settings, announce: Callable[[dict[str, Any]], None]
+) -> None:
     config, loop = settings.server, asyncio.get_running_loop()
     keys = None if config.api_key_file is None else Keys.read(Path(config.api_key_file))
     pin = None if config.pin is None else _pin_text(Path(config.pin))
-    client = EngineClient(str(path), settings.engine, _adapters(config.adapter or []))
-    service = Service(config, client, config.served_name or settings.model, keys)
+    models = served_models(path, encoders, settings)
+    main = models[0]
+    service = Service(config, models, keys)
     server = _Server(_uvicorn_config(service))
     service.connections = lambda: len(server.server_state.connections)
     listener = listen(config.host, config.port)
@@ -62,31 +76,41 @@ async def _serve(path: Path, settings: Settings, announce: Callable[[dict[str, A
     def stop() -> None:
         if service.draining:
             server.force_exit = True
-            client.fail_all(*STOPPING)
+            fail_all()
             return
         service.draining = True
         server.should_exit = True
-        loop.call_later(config.drain_s, client.fail_all, *STOPPING)
+        loop.call_later(config.drain_s, fail_all)
+
+    def fail_all() -> None:
+        for model in models:
+            model.client.fail_all(*STOPPING)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     answering = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         began = loop.time()
-        loading = asyncio.gather(client.start(), loop.run_in_executor(None, _tokenizer, path))
+        loading = asyncio.gather(*(model.load() for model in models))
         waited: list[asyncio.Future[Any]] = [loading, answering]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            info, tokenizer = await loading
+            await loading
+            if config.index is not None:
+                service.library = await service.in_thread(open_library, Path(config.index), models, settings.model)
+                if main.tokenizer is not None and main.tokenizer.has_chat_template:
+                    main.client.pin(Pin(tuple(common_ids(main.tokenizer))))
+            info, tokenizer = main.client.info, main.tokenizer
+            assert info is not None and tokenizer is not None
             if pin is not None:
-                client.pin(Pin(tuple(_pinned_ids(tokenizer, pin))))
-            service.tokenizer = tokenizer
+                main.client.pin(Pin(tuple(_pinned_ids(tokenizer, pin))))
             gc.collect()
             gc.freeze()
             announce(
                 {
                     "url": f"{'https' if config.tls_cert else 'http'}://{_authority(listener)}",
-                    "model": service.model,
+                    "model": main.name,
+                    "encoders": list(encoders),
                     "pid": os.getpid(),
                     "threads": info.threads,
                     "isa": info.isa,
@@ -100,7 +124,7 @@ async def _serve(path: Path, settings: Settings, announce: Callable[[dict[str, A
     finally:
         server.should_exit = server.force_exit = True
         await asyncio.gather(answering, return_exceptions=True)
-        await client.close()
+        await asyncio.gather(*(model.client.close() for model in models))
         service.close()
 
 
@@ -140,6 +164,57 @@ def _uvicorn_config(service: Service) -> uvicorn.Config:
     return found
 
 
+def served_models(path: Path, encoders: Mapping[str, Path], settings: Settings) -> list[Model]:
+    """The main model, then the encoders. RequestError: a setting that an encoder does not have, a name given twice."""
+    config, reads = settings.server, is_encoder(path)
+    name = config.served_name or settings.model
+    if reads:
+        _check_reads(settings)
+        client = EngineClient(str(path), _reading(settings.engine), worker=READER)
+    else:
+        client = EngineClient(str(path), settings.engine, _adapters(config.adapter or []))
+    indexed = config.index is not None
+    found = [Model(name, path, client, Metrics(name), reads=reads, indexed=indexed)]
+    options = {key: value for key, value in _reading(settings.engine).items() if key != "context"}
+    for other, folder in encoders.items():
+        if other == name:
+            raise RequestError(f"two models are called {name!r}; name the encoder apart: NAME={name}")
+        if not is_encoder(folder):
+            raise RequestError(f"{other} is no encoder; --encoder is for models that read, such as minilm")
+        client = EngineClient(str(folder), options, worker=READER)
+        found.append(Model(other, folder, client, Metrics(other, found[0].metrics), reads=True, indexed=indexed))
+    return found
+
+
+def open_library(path: Path, models: Sequence[Model], main: str) -> Library:
+    """The index, with the model among those served that it was made with. main: what the first was asked for as."""
+    name = embedder_of(path)
+    known = {model.name: model for model in models} | {main: models[0]}
+    if name is not None and name not in known:
+        raise RequestError(f"{path} was made with {name}, which is not served; give --encoder {name}")
+    return Library(path, None if name is None else known[name], name)
+
+
+READER = "millis.server.encoder_worker"
+FOR_ENCODERS = (*OPTIONS, "max_waiting", "delivery_ms")
+
+
+def _reading(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the engine's settings, those of an encoder's process."""
+    found = {name: value for name, value in engine.items() if name in OPTIONS}
+    return {**found, "max_waiting": EngineConfig(**engine).max_waiting}
+
+
+def _check_reads(settings: Settings) -> None:
+    """RequestError for what was chosen and an encoder does not have."""
+    chosen = [name for name, value in settings.engine.items() if SHARED.get(name) != value]
+    chosen += [name for name in ("adapter", "adapter_dir", "pin") if getattr(settings.server, name)]
+    for name in chosen:
+        if name not in FOR_ENCODERS:
+            flag = "--" + name.replace("_", "-")
+            raise RequestError(f"{settings.model} is an encoder, for which {flag} means nothing; leave it out")
+
+
 def _adapters(given: list[str]) -> dict[str, str]:
     """Name → path of the adapters that a server is started with. RequestError."""
     found: dict[str, str] = {}
@@ -149,13 +224,6 @@ def _adapters(given: list[str]) -> dict[str, str]:
             raise RequestError(f"two adapters are called {name!r}; name them apart: NAME=PATH")
         found[name] = str(Path(path).resolve())
     return found
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    tokenizer = load_tokenizer(read_checkpoint(path))
-    if tokenizer.has_chat_template:  # compiled now, not when the first request waits
-        tokenizer.encode_chat([{"role": "user", "content": "Hello"}])
-    return tokenizer
 
 
 def _pin_text(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What all requests of a server share: engine, tokenizer, keys, figures, and the estimate that refuses early."""
+"""What all requests of a server share: models, keys, quotas, and the estimate that refuses early."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,9 +17,9 @@ from millis.config import ServerConfig
 from millis.server.api.errors import ApiError, from_error, model_not_found
 from millis.server.api.job import Job, Limits
 from millis.server.auth import Key, Keys, Quotas
-from millis.server.client import EngineClient
+from millis.server.library import Library
 from millis.server.messages import Stats
-from millis.server.metrics import Metrics
+from millis.server.served import Model
 from millis.server.telemetry import Telemetry
 from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError
@@ -27,26 +27,26 @@ from millis.types import DeadlineError
 LONG_BYTES = 16 << 10  # more than this is parsed and tokenized in a thread
 READY_S = 10.0  # a request waits at most so long for an engine that restarts
 BYTES_A_TOKEN = 8  # of a body, at most: so the early estimate refuses nothing that could be in time
+MOST_DELIVERY = 0.1  # of a deadline, that is left for an encoder's answer to reach this process
 DELIVERY_S = 0.001  # from the last token in the server to the last byte on the wire
 
 _Result = TypeVar("_Result")
 
 
 class Service:
-    """Made once; `tokenizer` comes when it is loaded."""
+    """Made once. The first of `models` is the main one: the one that requests mean which name none."""
 
-    def __init__(self, config: ServerConfig, client: EngineClient, model: str, keys: Keys | None = None) -> None:
+    def __init__(self, config: ServerConfig, models: Sequence[Model], keys: Keys | None = None) -> None:
         self.config = config
-        self.client = client
-        self.model = model
+        self.models = {model.name: model for model in models}
+        self.main = models[0]
+        self.library: Library | None = None  # what /v1/answer answers from, when it is loaded
         self.keys = keys
         self.quotas = Quotas(config.key_concurrency, config.key_rate, config.key_burst)
-        self.metrics = Metrics(model)
         self.telemetry: Telemetry | None = None
         if config.otlp_endpoint is not None:
-            self.telemetry = Telemetry(config.otlp_endpoint, model, content=config.otlp_content)
+            self.telemetry = Telemetry(config.otlp_endpoint, content=config.otlp_content)
         self.limits = Limits(prompt_chars=config.max_body_bytes, n=config.max_n)
-        self.tokenizer: Tokenizer | None = None
         self.draining = False
         self.active = 0  # requests in work
         self.created = int(time.time())
@@ -56,25 +56,29 @@ class Service:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="prompts")
         self._slow = ThreadPoolExecutor(1, thread_name_prefix="keys")
         self.connections: Callable[[], int] = lambda: 0
-        client.on_stats = self.metrics.observe
 
     @property
     def ready(self) -> bool:
         """Whether requests are answered now."""
-        return self.tokenizer is not None and self.client.ready and not self.draining
+        loaded = self.config.index is None or self.library is not None
+        return loaded and not self.draining and all(model.ready for model in self.models.values())
 
-    def adapter_of(self, model: str | None) -> str | None:
-        """The adapter in `MODEL:ADAPTER`; None for the model as it is. ApiError 404: it is not served."""
-        if model is None or model == self.model:
-            return None
-        name = model.removeprefix(f"{self.model}:")
-        if name == model or name not in self.client.adapters:
-            raise self.not_served(model)
-        return name
+    def find(self, name: str | None) -> tuple[Model, str | None]:
+        """The model that a request names, and the adapter in `MODEL:ADAPTER`. ApiError 404: it is not served."""
+        if name is None or name in self.models:
+            return (self.main if name is None else self.models[name]), None
+        adapter = name.removeprefix(f"{self.main.name}:")
+        if adapter == name or adapter not in self.main.client.adapters:
+            raise self.not_served(name)
+        return self.main, adapter
+
+    def names(self) -> list[str]:
+        """All that requests may name: the models, then the main one's adapters."""
+        return [*self.models, *(f"{self.main.name}:{name}" for name in self.main.client.adapters)]
 
     def not_served(self, model: str, param: str = "model") -> ApiError:
         """The answer to a request for another model, which names those there are."""
-        return model_not_found(model, [f"{self.model}:{name}" for name in self.client.adapters], param)
+        return model_not_found(model, self.names()[1:], param)
 
     def request_id(self) -> str:
         """A fresh one; nobody can guess those of another server."""
@@ -102,28 +106,31 @@ class Service:
             self.active -= 1
             self.quotas.leave(tenant)
 
-    async def loaded(self, job: Job, arrival_s: float) -> Tokenizer:
-        """The tokenizer, once the engine can take work; waits a little for one that restarts. ApiError: not in time."""
-        if self.tokenizer is None or not self.client.ready:
+    async def loaded(self, model: Model, job: Job, arrival_s: float) -> Tokenizer:
+        """Its tokenizer, once the engine can take work; waits a little for one that restarts. ApiError: not in time."""
+        if not model.ready:
             left_s = READY_S
             if job.deadline_ms is not None:
                 left_s = min(left_s, arrival_s + job.deadline_ms / 1000 - time.monotonic())
-            if self.tokenizer is None or not await self.client.wait_ready(left_s):
+            if model.tokenizer is None or not await model.client.wait_ready(left_s):
                 message = "the engine is starting; try again in a second"
                 raise ApiError(
                     503, message, type="server_error", code="engine_unavailable", headers={"Retry-After": "1"}
                 )
-        return self.tokenizer
+        assert model.tokenizer is not None
+        return model.tokenizer
 
-    def refuse_early(self, job: Job, body_bytes: int, arrival_s: float) -> None:
+    def refuse_early(self, model: Model, job: Job, body_bytes: int, arrival_s: float) -> None:
         """ApiError deadline_unmeetable where not even a prompt of the fewest tokens could be answered in time.
 
         Before any template or tokenizer; the engine then decides exactly.
         """
         if job.deadline_ms is None:
             return
-        stats, now = self.client.stats, time.monotonic()
+        stats, now = model.client.stats, time.monotonic()
         predicted = predicted_ms(stats, now, arrival_s, body_bytes)
+        if model.reads:  # in milliseconds; its process says exactly, at once
+            predicted -= stats.step_ms
         if predicted > job.deadline_ms:
             wait_s = max(0.0, predicted - job.deadline_ms) / 1000
             message = f"the answer would take {predicted:.0f} ms; {job.deadline_ms:.0f} ms are left"
@@ -133,14 +140,20 @@ class Service:
         """Calls a pure function; in a thread where its input is long, so that others are answered meanwhile."""
         if size <= LONG_BYTES:
             return function(*arguments)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, functools.partial(function, *arguments))
+        return await self.in_thread(function, *arguments)
 
-    def deadline_s(self, job: Job, arrival_s: float) -> float | None:
-        """When the engine must have the last token, so that the last byte is in time."""
+    async def in_thread(self, function: Callable[..., _Result], *arguments: object) -> _Result:
+        """Calls a function that takes milliseconds, while others are answered."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(function, *arguments))
+
+    def deadline_s(self, model: Model, job: Job, arrival_s: float) -> float | None:
+        """When its engine must have the last token, so that the last byte is in time."""
         if job.deadline_ms is None:
             return None
-        return arrival_s + job.deadline_ms / 1000 - self.client.delivery_s - DELIVERY_S
+        delivery_s = model.client.delivery_s
+        if model.reads:  # in milliseconds: one late delivery must not refuse all that follow
+            delivery_s = min(delivery_s, MOST_DELIVERY * job.deadline_ms / 1000)
+        return arrival_s + job.deadline_ms / 1000 - delivery_s - DELIVERY_S
 
     async def check_key(self, text: str) -> Key | None:
         """The key that a client presented for the first time; in a thread where hashes are slow on purpose."""
@@ -149,22 +162,24 @@ class Service:
             return self.keys.find(text)
         return await asyncio.get_running_loop().run_in_executor(self._slow, self.keys.find, text)
 
-    def count_error(self, error: ApiError) -> None:
+    def count_error(self, error: ApiError, model: Model | None = None) -> None:
         """Counts an answer that is an error: refusals by their reason."""
         if error.status in (401, 403, 408, 413, 429, 503) and error.code not in (
             "engine_restarted",
             "deadline_exceeded",
         ):
-            self.metrics.refuse(error.code or str(error.status))
+            (model or self.main).metrics.refuse(error.code or str(error.status))
 
     def metrics_text(self) -> bytes:
         """The figures now."""
-        metrics, client = self.metrics, self.client
-        metrics.engine_up.set(client.ready)
-        metrics.in_flight.set(client.in_flight)
+        for model in self.models.values():
+            metrics, client = model.metrics, model.client
+            metrics.engine_up.set(client.ready)
+            metrics.in_flight.set(client.in_flight)
+            metrics.delivery.set(client.delivery_s)
+            metrics.restarted(client.restarts)
+        metrics = self.main.metrics
         metrics.active.set(self.active)
-        metrics.delivery.set(client.delivery_s)
-        metrics.restarted(client.restarts)
         metrics.connections.set(self.connections())
         return metrics.text()
 
@@ -172,6 +187,8 @@ class Service:
         """Ends the threads; a collector is told the last."""
         for threads in (self._threads, self._slow):
             threads.shutdown(wait=False, cancel_futures=True)
+        if self.library is not None:
+            self.library.close()
         if self.telemetry is not None:
             self.telemetry.close()
 

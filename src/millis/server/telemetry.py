@@ -55,6 +55,7 @@ class Told:
     """What is known of a request once it has ended. Times: time.monotonic() seconds."""
 
     endpoint: Endpoint
+    model: str
     request_id: str
     headers: Iterable[tuple[bytes, bytes]]  # of the request: a caller's trace goes on in our span
     arrival_s: float
@@ -68,7 +69,7 @@ class Told:
 class Telemetry:
     """Where requests are told. RequestError: the extra is not installed."""
 
-    def __init__(self, endpoint: str, model: str, *, content: bool = False) -> None:
+    def __init__(self, endpoint: str, *, content: bool = False) -> None:
         try:
             from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -85,7 +86,7 @@ class Telemetry:
         resource = Resource.create({"service.name": "millis", "service.version": __version__})
         spans = OTLPSpanExporter(endpoint=f"{base}/v1/traces", timeout=EXPORT_S)
         figures = OTLPMetricExporter(endpoint=f"{base}/v1/metrics", timeout=EXPORT_S)
-        self._model, self._content = model, content
+        self._content = content
         self._spans = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._spans.add_span_processor(BatchSpanProcessor(spans))
         reader = PeriodicExportingMetricReader(figures)
@@ -105,14 +106,14 @@ class Telemetry:
         common = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "millis",
-            "gen_ai.request.model": self._model,
-            "gen_ai.response.model": self._model,
+            "gen_ai.request.model": told.model,
+            "gen_ai.response.model": told.model,
         }
         if told.error is not None:
             common["error.type"] = told.error
         carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in told.headers}
         span = self._tracer.start_span(
-            f"{operation} {self._model}",
+            f"{operation} {told.model}",
             context=extract(carrier),
             kind=SpanKind.SERVER,
             start_time=_earlier(end_ns, end_s - told.arrival_s),

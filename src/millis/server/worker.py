@@ -6,16 +6,9 @@ and sends what each step brought, one frame a step. Ends when the socket closes;
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
-import os
-import signal
-import socket
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,11 +25,9 @@ from millis.server.messages import (
     Embed,
     EngineInfo,
     Failed,
-    Frames,
     LoadAdapter,
     Pin,
     Progress,
-    Ready,
     Refused,
     Score,
     Scores,
@@ -46,29 +37,28 @@ from millis.server.messages import (
     Tokens,
     UnloadAdapter,
     Vectors,
-    frame,
 )
+from millis.server.process import Line, Report, main
 from millis.tasks.embed import unit_vectors
 from millis.tasks.model import LanguageModel
 from millis.tasks.sentences import sentence_ends
 from millis.types import DeadlineError, MillisError, OverloadError, RequestError, SamplingParams, Timings
 
 STATS_S = 0.1
-CRASHED = 70  # exit code after a failed step: EX_SOFTWARE
 WARM_TOKENS = 8
 
 
 class Worker:
-    """One engine and the socket it answers to."""
+    """One engine and the line it answers on."""
 
-    def __init__(self, lm: LanguageModel, connection: socket.socket) -> None:
+    def __init__(self, lm: LanguageModel, line: Line) -> None:
+        self._lm = lm
         self.engine = lm.engine
         self.engine.clock = time.monotonic
         self.engine.sentence_ends = sentence_ends(lm.tokenizer)
         self._grammars = lm.grammars
         self._adapters = lm.adapters
-        self._socket = connection
-        self._sending = threading.Lock()
+        self.send = line.send
         self._wake = threading.Event()
         self._table: dict[int, Request] = {}  # those whose last event was not sent yet
         self._pins: list[Pin] = []
@@ -92,9 +82,25 @@ class Worker:
             prepared.result()
         self.engine.calibrate(quick=again)
 
-    def run(self, frames: Frames) -> None:
+    def info(self, load_s: float, warm_s: float) -> EngineInfo:
+        """What was loaded."""
+        lm, runner = self._lm, self._lm.runner
+        return EngineInfo(
+            path=str(lm.path),
+            context=runner.context,
+            vocab=runner.vocab,
+            pages=runner.pages,
+            page_tokens=runner.page_tokens,
+            threads=lm.config.threads,
+            isa=runner.isa,
+            weight_bytes=runner.weight_bytes,
+            max_sequences=runner.max_sequences,
+            load_s=load_s,
+            warm_s=warm_s,
+        )
+
+    def run(self) -> None:
         """Steps until the process is ended."""
-        threading.Thread(target=self._receive, args=(frames,), daemon=True, name="receiver").start()
         while True:
             self._wake.clear()
             self._pin()
@@ -195,19 +201,8 @@ class Worker:
             )
         )
 
-    def _receive(self, frames: Frames) -> None:
-        try:
-            while data := self._socket.recv(1 << 16):
-                for message in frames.feed(data):
-                    self._take(message)
-        except OSError:
-            pass
-        except BaseException:
-            traceback.print_exc()
-            os._exit(CRASHED)
-        os._exit(0)  # the server has gone
-
-    def _take(self, message: Any) -> None:
+    def take(self, message: Any) -> None:
+        """Admits, refuses and cancels, also while a step runs."""
         match message:
             case Submit():
                 self._prepared(message, self._submit, message.params.grammar is None)
@@ -308,15 +303,6 @@ class Worker:
     def _refuse(self, refusal: Refused) -> None:
         self.send(Batch([refusal]))
 
-    def send(self, message: Any) -> None:
-        """Sends one frame; ends the process where nobody listens."""
-        data = frame(message)
-        try:
-            with self._sending:
-                self._socket.sendall(data)
-        except OSError:
-            os._exit(0)
-
 
 def _scores(number: int, request: Request) -> Scores | Refused:
     """What is known of the continuations when scoring has ended; one that no time was left for counts as impossible."""
@@ -330,76 +316,13 @@ def _scores(number: int, request: Request) -> Scores | Refused:
     return Scores(number, (*values, *[-math.inf] * missing), request.timings)
 
 
-class _Report:
-    """What a load has to say, told to the server."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
-
-    def say(self, text: str) -> None:
-        self._socket.sendall(frame(Progress(text)))
-
-    def start(self, total_bytes: int, what: str) -> None:
-        pass
-
-    def advance(self, count: int) -> None:
-        pass
-
-
-def main() -> None:
-    """`python -m millis.server.worker FD`."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    sys.setswitchinterval(0.0005)
-    with contextlib.suppress(OSError, AttributeError):  # the server may have put itself first; see run.py
-        os.setpriority(os.PRIO_PROCESS, 0, 0)
-    connection = socket.socket(fileno=int(sys.argv[1]))
-    frames = Frames()
-    start: Start | None = None
-    while start is None:
-        data = connection.recv(1 << 16)
-        if not data:
-            return
-        messages = frames.feed(data)
-        start = messages[0] if messages else None
-    try:
-        began = time.monotonic()
-        lm = LanguageModel(start.model, progress=_Report(connection), **start.options)
-        for name, path in start.adapters:  # after a crash they are read when they are asked for
-            lm.adapters.add(name, Path(path), load=not start.again)
-        loaded = time.monotonic()
-        worker = Worker(lm, connection)
-        worker.warm_up(again=start.again)
-    except (MillisError, MemoryError, OSError) as error:
-        with contextlib.suppress(OSError):  # the server may have ended for the same reason
-            connection.sendall(frame(Failed(0, str(error) or type(error).__name__)))
-        sys.exit(1)
-    gc.collect()
-    gc.freeze()  # what was loaded stays: no collection looks at it again
-    worker.send(Ready(_info(lm, loaded - began, time.monotonic() - loaded)))
-    try:
-        worker.run(frames)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(CRASHED)
-
-
-def _info(lm: LanguageModel, load_s: float, warm_s: float) -> EngineInfo:
-    runner = lm.runner
-    return EngineInfo(
-        path=str(lm.path),
-        context=runner.context,
-        vocab=runner.vocab,
-        pages=runner.pages,
-        page_tokens=runner.page_tokens,
-        threads=lm.config.threads,
-        isa=runner.isa,
-        weight_bytes=runner.weight_bytes,
-        max_sequences=runner.max_sequences,
-        load_s=load_s,
-        warm_s=warm_s,
-    )
+def load(start: Start, line: Line) -> Worker:
+    """Loads the model that a server asks for."""
+    lm = LanguageModel(start.model, progress=Report(line), **start.options)
+    for name, path in start.adapters:  # after a crash they are read when they are asked for
+        lm.adapters.add(name, Path(path), load=not start.again)
+    return Worker(lm, line)
 
 
 if __name__ == "__main__":
-    main()
+    main(load)

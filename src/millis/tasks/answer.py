@@ -16,8 +16,12 @@ from millis.tasks.answerable import LOOK_AT, probability
 from millis.types import DeadlineError, RequestError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from millis.tasks.index import Found, Hit, Index
     from millis.tasks.model import LanguageModel, Stream
+    from millis.tokenizer import Tokenizer
 
 THRESHOLD = 0.5
 SOURCES = 3
@@ -103,21 +107,12 @@ class Answering:
         self._timings = AnswerTimings(deadline_ms=deadline_ms)
         vector = index.embed(question)
         self._timings.embed_ms = self._elapsed_ms()
-        found = index.search_with(vector, question, LOOK_AT)
-        p = probability(found)
-        self.sources = quotes(question, found) if p >= THRESHOLD else []
+        self._answer = evidence(question, index, vector)
+        self._answer.timings = self._timings
+        self.sources = self._answer.sources
         self._timings.quote_ms = self._elapsed_ms()
         self._timings.search_ms = self._timings.quote_ms - self._timings.embed_ms
         self._stream = self._ask(lm, question, deadline_ms, max_tokens) if lm is not None and self.sources else None
-        self._answer = Answer(
-            question=question,
-            text=self.sources[0].quote if self.sources else NOT_FOUND["zh" if is_cjk(question) else "en"],
-            found=bool(self.sources),
-            probability=p,
-            written="quote" if self.sources else "none",
-            sources=self.sources,
-            timings=self._timings,
-        )
 
     def __iter__(self) -> Iterator[str]:
         if self._stream is not None:
@@ -154,6 +149,21 @@ class Answering:
 
     def _elapsed_ms(self) -> float:
         return 1000 * (time.perf_counter() - self._begin)
+
+
+def evidence(question: str, index: Index, vector: NDArray[np.float32] | None) -> Answer:
+    """What an index says to a question of this vector, without a model: the first quote is the text."""
+    found = index.search_with(vector, question, LOOK_AT)
+    p = probability(found)
+    sources = quotes(question, found) if p >= THRESHOLD else []
+    return Answer(
+        question=question,
+        text=sources[0].quote if sources else NOT_FOUND["zh" if is_cjk(question) else "en"],
+        found=bool(sources),
+        probability=p,
+        written="quote" if sources else "none",
+        sources=sources,
+    )
 
 
 def messages(question: str, sources: Sequence[Source]) -> list[dict[str, str]]:
@@ -235,8 +245,13 @@ def _prepare(lm: LanguageModel, deadlines: bool) -> None:
     """Once a model: computes what all prompts begin with; for deadlines, also measures what steps take."""
     done = _prepared.get(lm)
     if done is None and lm.config.prefix_cache:
-        one, other = (lm.tokenizer.encode_chat(messages(text, [Source("", "", text, 0, 0)])) for text in ("A", "7"))
-        lm.engine.pin(commonprefix([one, other]))
+        lm.engine.pin(common_ids(lm.tokenizer))
     if done is None or (deadlines and not done):
         lm.chat(messages("?", [Source("", "", "?", 0, 0)]), max_tokens=1, deadline_ms=_AMPLE_MS if deadlines else None)
         _prepared[lm] = deadlines
+
+
+def common_ids(tokenizer: Tokenizer) -> list[int]:
+    """The token ids that all prompts begin with."""
+    one, other = (tokenizer.encode_chat(messages(text, [Source("", "", text, 0, 0)])) for text in ("A", "7"))
+    return list(commonprefix([one, other]))

@@ -176,10 +176,14 @@ class Index:
 
     def embed(self, question: str) -> NDArray[np.float32] | None:
         """[D] float32: a question's vector, or None where meanings are not compared."""
-        if self._load_embedder is None or (self._english_only and is_cjk(question)):
+        if not self.compares_meanings(question):
             return None
         vector: NDArray[np.float32] = self._vectors([question])[0]
         return vector
+
+    def compares_meanings(self, question: str) -> bool:
+        """Whether a question is searched by its vector, too, and not by its words alone."""
+        return self._load_embedder is not None and not (self._english_only and is_cjk(question))
 
     def search(self, question: str, count: int = 10) -> Found:
         """The passages that fit a question best."""
@@ -256,6 +260,15 @@ class Index:
             if self._embedder is None:
                 self._embedder = self._load_embedder()
             return self._embedder.embed(texts)
+
+
+def embedder_of(path: Path) -> str | None:
+    """The name of the model that an index file was made with; None: words alone. RequestError, FormatError."""
+    store = Store(path, create=False)
+    try:
+        return store.setting("embedder") or None
+    finally:
+        store.close()
 
 
 def _embedder(embedder: str | Embedder) -> Embedder:

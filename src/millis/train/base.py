@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from torch import nn
 
 from millis.models.checkpoint import Checkpoint
 from millis.models.gguf import read_gguf
+from millis.models.mapped import read_json
 from millis.models.transformers_model import transformers_model
 from millis.tokenizer import Tokenizer
 from millis.tokenizer.to_folder import write_tokenizer
 from millis.types import FormatError, ModelError, RequestError
 
 transformers: Any = library
+_MAX_JSON_BYTES = 16 << 20
 # What stands beside a model and is as true of the trained one.
 _BESIDE = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
@@ -103,14 +106,19 @@ class Base:
         named = [t for t in self.tokenizer.control if b"mask" in self.tokenizer.token_bytes(t).lower()]
         return min(named, default=None)
 
-    def write_beside(self, folder: Path) -> None:
-        """The tokenizer's files, into `folder`."""
+    def write_beside(self, folder: Path, longest: int | None = None) -> None:
+        """The tokenizer's files, into `folder`. longest: tokens of a text that the model has seen, where it saw no more
+        of any: readers of the folder then cut texts where training did."""
         if self.checkpoint is not None:
             write_tokenizer(self.checkpoint.metadata, folder)
-            return
-        for name in _BESIDE:
-            if (self.path / name).is_file():
-                shutil.copyfile(self.path / name, folder / name)
+        else:
+            for name in _BESIDE:
+                if (self.path / name).is_file():
+                    shutil.copyfile(self.path / name, folder / name)
+        if longest is not None:
+            file = folder / "tokenizer_config.json"
+            values = read_json(file, _MAX_JSON_BYTES) if file.is_file() else {}
+            file.write_text(json.dumps(dict(values) | {"model_max_length": longest}, indent=2), encoding="utf-8")
 
     def _pretrained(self, kind: Any, attention: str = "sdpa", **more: Any) -> Any:
         """A folder's model: weights from safetensors only, and no code of the folder's is run."""

@@ -118,7 +118,7 @@ class Classify:
         """The folder that transformers and Millis read."""
         self._rows.restore()
         self.model.save_pretrained(folder)
-        self._base.write_beside(folder)
+        self._base.write_beside(folder, self._settings.max_tokens)
         return ["Hugging Face folder"]
 
     def _masked(self, ids: list[int]) -> list[int]:

@@ -23,7 +23,7 @@ from millis.train.texts import encode_cut, padded
 from millis.types import RequestError
 
 _COLUMNS = (("query", "positive"), ("anchor", "positive"), ("question", "answer"), ("text_a", "text_b"))
-_BESIDE = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+_BESIDE = ("modules.json", "config_sentence_transformers.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,8 @@ class Embed:
         for name in _BESIDE:
             if (self._base.path / name).is_file():
                 shutil.copyfile(self._base.path / name, folder / name)
+        longest = {"max_seq_length": self._settings.max_tokens, "do_lower_case": False}
+        (folder / "sentence_bert_config.json").write_text(json.dumps(longest), encoding="utf-8")
         pooling = {"word_embedding_dimension": self.model.config.hidden_size, "pooling_mode_mean_tokens": True}
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2), encoding="utf-8")

@@ -11,18 +11,17 @@ from numpy.typing import NDArray
 
 from millis.server.api.body import Body, read
 from millis.server.api.completions import TextOrTokens, inputs
-from millis.server.api.fields import Scheduling, schedule
+from millis.server.api.fields import Texts, schedule
 from millis.server.api.job import Job, Limits
 from millis.server.api.writer import Head, timings_json
 from millis.types import Timings
 
 
-class EmbeddingRequest(Scheduling):
+class EmbeddingRequest(Texts):
     """The body of POST /v1/embeddings."""
 
     refused: ClassVar[Mapping[str, str]] = {
         "dimensions": "vectors have the width of the model; cut and normalise them yourself",
-        "truncate_prompt_tokens": "inputs are read whole; shorten them",
     }
 
     model: str

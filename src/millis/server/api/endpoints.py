@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from millis.server.api.answer import AnswerRequest, AnswerWriter, parse_answer
 from millis.server.api.anthropic import MessagesRequest, parse_messages
 from millis.server.api.body import Body, Request
 from millis.server.api.chat import ChatRequest, ChatWriter, parse_chat
@@ -39,6 +40,7 @@ ROUTES: Mapping[Endpoint, Route] = {
     "classify": Route("/v1/classify", ClassifyRequest, parse_classify),
     "score": Route("/v1/score", ScoreRequest, parse_score),
     "rerank": Route("/v1/rerank", RerankRequest, parse_rerank),
+    "answer": Route("/v1/answer", AnswerRequest, parse_answer, AnswerWriter),
     "tokenize": Route("/tokenize", TokenizeRequest, parse_tokenize),
     "detokenize": Route("/detokenize", DetokenizeRequest, parse_detokenize),
 }

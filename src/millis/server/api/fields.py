@@ -47,6 +47,14 @@ class Scheduling(Request):
     priority: Priority | None = None
 
 
+class Texts(Scheduling):
+    """Texts that are read."""
+
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1)] | None = Field(
+        None, description="an encoder reads so many tokens of each text, -1: as many as it can"
+    )
+
+
 class Deadline(Scheduling):
     on_deadline: OnDeadline | None = Field(
         None, description="what is answered when time runs out: what there is, `fallback`, or an error"
@@ -93,6 +101,10 @@ class Sampling(Deadline):
 def schedule(request: Scheduling) -> dict[str, Any]:
     """The job's fields of deadline and priority."""
     fields: dict[str, Any] = {"deadline_ms": request.deadline_ms, "priority": request.priority or "standard"}
+    if isinstance(request, Texts) and request.truncate_prompt_tokens is not None:
+        if request.truncate_prompt_tokens == 0:
+            raise invalid("truncate_prompt_tokens must be -1 or at least 1", "truncate_prompt_tokens")
+        fields["truncate"] = request.truncate_prompt_tokens
     if isinstance(request, Deadline):
         on_deadline = request.on_deadline or "partial"
         if (on_deadline == "fallback") != (request.fallback is not None):

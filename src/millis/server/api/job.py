@@ -19,6 +19,7 @@ Endpoint = Literal[
     "classify",
     "score",
     "rerank",
+    "answer",
     "tokenize",
     "detokenize",
 ]
@@ -100,6 +101,7 @@ class Job:
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     continuations: tuple[str, ...] = ()  # kind "score": what is scored behind every prompt
+    truncate: int | None = None  # tokens that an encoder reads of a text; -1: as many as it can; None: it must fit
     add_special: bool = True
     add_generation_prompt: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)  # what only the endpoint's own writer reads

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ class Served:
 
     name: str
     created: int  # seconds since 1970
-    context: int  # tokens of prompt and answer together
+    context: int  # tokens of prompt and answer together; of an encoder: of a text
+    endpoints: Sequence[str] = ()  # the paths that answer for it
+    labels: Sequence[str] = ()  # what it was trained to tell
     parent: str | None = None  # of an adapter: its model
 
 
@@ -44,5 +46,7 @@ def _entry(one: Served) -> dict[str, Any]:
         "created": one.created,
         "owned_by": "millis",
         "max_model_len": one.context,
+        **({"endpoints": list(one.endpoints)} if one.endpoints else {}),
+        **({"labels": list(one.labels)} if one.labels else {}),
         **({} if one.parent is None else {"parent": one.parent}),
     }

@@ -13,20 +13,19 @@ from millis.server.api.body import Body, Wire, read
 from millis.server.api.classify import check_batch
 from millis.server.api.embeddings import batch_usage
 from millis.server.api.errors import invalid
-from millis.server.api.fields import Scheduling, schedule
+from millis.server.api.fields import Texts, schedule
 from millis.server.api.job import Job, Limits
 from millis.server.api.writer import Head, timings_json
 from millis.types import Timings
 
 _REFUSED: Mapping[str, str] = {
-    "truncate_prompt_tokens": "inputs are read whole; shorten them",
     "max_tokens_per_doc": "documents are read whole; shorten them",
     "rank_fields": "give the text of each document",
     "max_chunks_per_doc": "documents are read whole; shorten them",
 }
 
 
-class ScoreRequest(Scheduling):
+class ScoreRequest(Texts):
     """The body of POST /v1/score: one text against many, or pairs."""
 
     refused: ClassVar[Mapping[str, str]] = _REFUSED
@@ -41,7 +40,7 @@ class Document(Wire):
     text: str
 
 
-class RerankRequest(Scheduling):
+class RerankRequest(Texts):
     """The body of POST /v1/rerank."""
 
     refused: ClassVar[Mapping[str, str]] = _REFUSED

@@ -8,6 +8,7 @@ import { Turn } from "./turn.js";
 import { preferredLanguage, speak, word } from "./words.js";
 
 const at = (id) => document.getElementById(id);
+const CHAT = "/v1/chat/completions";
 const THEMES = ["auto", "light", "dark"];
 
 let turns = [];
@@ -104,12 +105,14 @@ function grow() {
   at("prompt").style.height = `${at("prompt").scrollHeight + 2}px`;
 }
 
-/** Which model there is, and whether it answers. Asks again every few seconds. */
+/** Which models there are that chat, and whether they answer. Asks again every few seconds. */
 async function watch() {
   let state = "ready";
   try {
-    const models = (await read("v1/models", settings.key())).data.map((model) => model.id);
-    if (models.length === 0) state = "starting";
+    const served = (await read("v1/models", settings.key())).data;
+    const models = served.filter((model) => model.endpoints?.includes(CHAT) ?? true).map((model) => model.id);
+    if (served.length === 0) state = "starting";
+    else if (models.length === 0) state = "readsOnly";
     else if (String(models) !== String([...at("model").options].map((option) => option.value))) {
       at("model").replaceChildren(...models.map((id) => element("option", { value: id }, id)));
     }
@@ -117,9 +120,10 @@ async function watch() {
     state = error.status === 401 ? "needsKey" : "unreachable";
   }
   at("state").dataset.state = state;
+  for (const node of [at("prompt"), at("send"), ...at("examples").children]) node.disabled = state === "readsOnly";
   at("state-text").textContent = state === "ready" ? `${at("model").value} · ${word(state)}` : word(state);
   clearTimeout(watch.timer);
-  watch.timer = setTimeout(watch, state === "ready" ? 10000 : 1500);
+  watch.timer = setTimeout(watch, ["ready", "readsOnly"].includes(state) ? 10000 : 1500);
 }
 
 function theme(name) {

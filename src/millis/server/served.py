@@ -1,0 +1,86 @@
+"""A model that is served: its engine process, its tokenizer, its figures, and which endpoints it answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from millis.models.load import read_checkpoint
+from millis.server.api.errors import ApiError
+from millis.server.api.job import Endpoint
+from millis.server.client import EngineClient
+from millis.server.metrics import Metrics
+from millis.tokenizer import Tokenizer, load_tokenizer
+
+READING: frozenset[Endpoint] = frozenset(("embeddings", "score", "rerank", "tokenize", "detokenize"))
+WRITER = "a model that writes, such as smollm2"
+NEEDED: Mapping[Endpoint, str] = {
+    "classify": f"{WRITER}, or an encoder trained by millis train --task classify",
+}
+
+
+class Model:
+    """One model. `reads`: it is an encoder, which writes nothing; `tokenizer` comes when it is loaded."""
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        client: EngineClient,
+        metrics: Metrics,
+        *,
+        reads: bool = False,
+        indexed: bool = False,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.client = client
+        self.metrics = metrics
+        self.reads = reads
+        self.indexed = indexed  # the server has an index to answer from
+        self.tokenizer: Tokenizer | None = None
+        client.on_stats = metrics.observe
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers now."""
+        return self.tokenizer is not None and self.client.ready
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it was trained to tell; () where it was not."""
+        head = None if self.client.info is None else self.client.info.head
+        return () if head is None or head.problem == "regression" else head.labels
+
+    def answers(self, endpoint: Endpoint) -> bool:
+        """Whether it does what is asked there."""
+        if endpoint == "answer":
+            return self.indexed  # by quotes alone where it writes nothing
+        return not self.reads or endpoint in READING or (endpoint == "classify" and bool(self.labels))
+
+    def check(self, endpoint: Endpoint, path: str, others: Sequence[Model]) -> None:
+        """ApiError 400 where it does not answer an endpoint; it says what would, and which of `others` does."""
+        if self.answers(endpoint):
+            return
+        if endpoint == "answer":
+            message = f"{path} answers from an index, and none is served here; start the server with --index FILE"
+            raise ApiError(400, message, code="no_index")
+        served = [other.name for other in others if other.answers(endpoint)]
+        here = f"; here that is {', '.join(served[:20])}" if served else "; none is served here"
+        lack = "was not trained to classify" if endpoint == "classify" else "is an encoder, which writes no text"
+        message = f"{self.name} {lack}: {path} needs {NEEDED.get(endpoint, WRITER)}{here}"
+        raise ApiError(400, message, param="model", code="unsupported_model")
+
+    async def load(self) -> None:
+        """Starts its process and reads its tokenizer. ModelError: it cannot be loaded."""
+        loop = asyncio.get_running_loop()
+        _, tokenizer = await asyncio.gather(self.client.start(), loop.run_in_executor(None, _tokenizer, self.path))
+        self.tokenizer = tokenizer
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    tokenizer = load_tokenizer(read_checkpoint(path))
+    if tokenizer.has_chat_template:  # compiled now, not when the first request waits
+        tokenizer.encode_chat([{"role": "user", "content": "Hello"}])
+    return tokenizer
