@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from millis.train.checkpoints import Checkpoints
 from millis.train.start import settings_of, train
 from millis.types import RequestError
 from shell import error_line, millis
@@ -26,6 +27,7 @@ from training import bert_folder, command, labelled_csv
 DRIVER = """
 import json, os, signal, sys
 from pathlib import Path
+from millis.train.checkpoints import Checkpoints
 from millis.train.start import settings_of, train
 import tensorboardX, training
 from millis.models.transformers_model import torch_module
@@ -145,6 +147,11 @@ def test_a_loss_that_is_not_finite_ends_the_run_by_name(tmp_path: Path) -> None:
 def test_resume_where_there_is_nothing(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no run to resume"):
         train(settings(tmp_path, steps=1), tmp_path / "out", Path, resume=True)
+
+
+def test_checkpoints_without_settings_are_nobodys(tmp_path: Path) -> None:
+    Checkpoints(tmp_path / "out" / "train" / "checkpoints").save(1, {"model": {}})
+    assert train(settings(tmp_path, steps=1), tmp_path / "out", Path)["resumed_at"] is None
 
 
 def test_one_run_a_folder(tmp_path: Path) -> None:
