@@ -27,7 +27,7 @@ def wheels(entry: Entry) -> Wheels:
 
 
 def test_names_and_order() -> None:
-    assert list(CATALOGUE) == ["smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "gemma3-270m", "minilm"]
+    assert list(CATALOGUE) == ["smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "gemma3-270m", "minilm", "e5-small-zh"]
     assert all(entry.name == name for name, entry in CATALOGUE.items())
 
 

@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "documents": set(),
     "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub", "documents"},
     "quantize": {"_native", "config", "models", "engine", "tasks", "tokenizer"},
-    "train": {"models", "tokenizer"},
+    "train": {"models", "tokenizer", "tasks.translate", "tasks.language"},  # what a model will be asked
     "bench": {"_native", "models", "engine", "tasks"},
     "server": {"__version__", "_native", "config", "models", "engine", "tasks", "tokenizer", "hub"},
     "commands": {

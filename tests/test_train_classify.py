@@ -17,7 +17,7 @@ from millis.train.classify import scores
 from millis.train.start import settings_of, train
 from millis.types import RequestError
 from shell import error_line, millis
-from training import bert_folder, chat_gguf, jsonl, labelled_csv, loaded, sentences
+from training import WORDS, bert_folder, chat_gguf, jsonl, labelled_csv, loaded, sentences
 
 
 def run(task: str, data: Path, out: Path, model: Path, **given: Any) -> dict[str, Any]:
@@ -89,6 +89,26 @@ def test_rows_of_the_embedding_that_no_text_uses_stay_as_they_were(tmp_path: Pat
     moved = (before != after).any(1)
     assert before.shape == after.shape and not moved[-2:].any()  # "unused" and "never"
     assert moved[4:20].all()
+
+
+def test_frozen_layers_stay_as_they_were(tmp_path: Path) -> None:
+    base, data = bert_folder(tmp_path / "base"), labelled_csv(tmp_path / "train.csv", 40)
+    run("classify", data, tmp_path / "out", base, steps=3, batch=8, freeze_layers=1)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "out"))
+    moved = {name for name, values in before.items() if not torch.equal(values, after[f"bert.{name}"])}
+    assert moved and all(name.startswith(("encoder.layer.1.", "pooler.")) for name in moved)
+    with pytest.raises(RequestError, match=r"--freeze-layers must lie in \[0, 1\] for this model, not 2"):
+        run("classify", data, tmp_path / "other", base, steps=1, freeze_layers=2)
+
+
+def test_a_long_text_is_read_from_anywhere(tmp_path: Path) -> None:
+    """What tells the labels apart stands behind the beginning, and is learned nevertheless."""
+    rows = [(f"the is and we like today {f'very {word} ' * 8}", label) for label in WORDS for word in WORDS[label]]
+    data = jsonl(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in rows] * 4)
+    held = jsonl(tmp_path / "b.jsonl", [{"text": f"very {w}", "label": n} for n in WORDS for w in WORDS[n]])
+    base, given = bert_folder(tmp_path / "base"), {"epochs": 20.0, "batch": 8, "max_tokens": 8, "held": [held]}
+    found = [run("classify", data, tmp_path / str(e), base, elsewhere=e, **given)["quality"] for e in (0.0, 1.0)]
+    assert found[0]["accuracy"] < 0.8 < found[1]["accuracy"]
 
 
 def test_a_decoder_with_fewer_layers_as_classifier(tmp_path: Path) -> None:

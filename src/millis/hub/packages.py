@@ -50,11 +50,11 @@ class __legacy__:
 """
 
 
-def pip_download(requirement: str, scratch: Path, sha256: str | None = None) -> Path:
+def pip_download(requirement: str, scratch: Path, sha256: str | None = None, platform: str | None = None) -> Path:
     """The archive of `requirement` (name==version), fetched below `scratch` by pip with the user's own pip settings.
 
     Without `sha256` only a wheel is taken. With it, a wheel or a source package is, and pip opens no other archive than
-    the one of that SHA-256. Raises PullError.
+    the one of that SHA-256. `platform`: of the wheel, this machine's unless given. Raises PullError.
     """
     if importlib.util.find_spec("pip") is None:
         raise PullError(f"pip is missing from {sys.executable}; run: {sys.executable} -m ensurepip")
@@ -64,7 +64,7 @@ def pip_download(requirement: str, scratch: Path, sha256: str | None = None) -> 
     environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
     options = ["--no-deps", "--no-cache-dir", "--no-input", "--quiet", "--retries=1"]
     if sha256 is None:
-        options += ["--only-binary=:all:", requirement]
+        options += ["--only-binary=:all:", *([f"--platform={platform}"] if platform else []), requirement]
     else:
         options += _pinned(requirement, sha256, scratch, environment)
     # Run inside scratch: `-m` looks for pip in the folder it runs in.

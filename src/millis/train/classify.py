@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from millis.train.base import Base, layers_of
+from millis.train.base import Base, freeze_layers, layers_of
 from millis.train.batches import Micro, Step, epoch_steps, micro_batches
 from millis.train.loop import autocast
 from millis.train.rows import UsedRows
@@ -24,6 +24,7 @@ from millis.types import RequestError
 _TEXT = ("text", "sentence", "content", "question", "review", "message")
 _LABEL = ("label", "category", "intent", "class", "topic")
 _LATENCY_SAMPLES = 100
+_PLACES = 16  # a text is kept for as many lengths of a sample, where samples are taken from all over it
 
 
 @dataclass(slots=True)
@@ -76,7 +77,8 @@ class Classify:
 
     def __init__(self, base: Base, settings: Settings, labels: list[str], train: Labelled, held: Labelled) -> None:
         self._settings, self.labels, self._train, self._held = settings, labels, train, held
-        self._lengths = [len(ids) for ids in train.ids]
+        self._lengths = [min(len(ids), settings.max_tokens) for ids in train.ids]
+        self._edges = tuple(map(len, base.tokenizer.around))
         self._base, self._pad = base, base.pad
         self.model = base.classifier(labels, settings.layers, settings.dropout)
         self._mask = base.mask if settings.token_dropout else None
@@ -84,13 +86,14 @@ class Classify:
         used = {token for ids in [*train.ids, *held.ids] for token in ids} | {self._pad, *_set(self._mask)}
         self._rows = UsedRows(self.model, used)
         self._depths = _depths(self.model)
+        freeze_layers(self.model, settings.freeze_layers)
 
     def epoch(self, number: int) -> list[Step]:
         s = self._settings
         return epoch_steps(self._lengths, s.batch, s.micro_tokens, s.seed, number)
 
     def loss(self, micro: Micro) -> Tensor:
-        logits = self._logits([self._masked(self._train.ids[i]) for i in micro])
+        logits = self._logits([self._masked(self._sample(self._train.ids[i])) for i in micro])
         targets = torch.tensor([self._train.labels[i] for i in micro])
         return nn.functional.cross_entropy(logits, targets, label_smoothing=self._settings.label_smoothing)
 
@@ -120,6 +123,16 @@ class Classify:
         self.model.save_pretrained(folder)
         self._base.write_beside(folder, self._settings.max_tokens)
         return ["Hugging Face folder"]
+
+    def _sample(self, ids: list[int]) -> list[int]:
+        """A text of at most `max_tokens`: its beginning, or as many tokens from another place of it."""
+        settings, spare = self._settings, len(ids) - self._settings.max_tokens
+        if spare <= 0:
+            return ids
+        start = int(torch.randint(spare + 1, ())) if torch.rand(()) < settings.elsewhere else 0
+        before, after = self._edges
+        stop = len(ids) - after - (spare - start)
+        return ids[:before] + ids[before + start : stop] + ids[len(ids) - after :]
 
     def _masked(self, ids: list[int]) -> list[int]:
         """Some tokens hidden, other ones each time: the label must follow from what is left."""
@@ -199,11 +212,13 @@ def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Pat
     else:
         kept, out = split(len(rows), settings.eval_split, settings.seed)
         train, other = [rows[i] for i in kept], [rows[i] for i in out]
-    return Classify(base, settings, labels, *(_encoded(base, settings, part, labels) for part in (train, other)))
+    limit, places = settings.max_tokens, _PLACES if settings.elsewhere else 1
+    parts = ((train, limit * places), (other, limit))
+    return Classify(base, settings, labels, *(_encoded(base, rows, labels, longest) for rows, longest in parts))
 
 
-def _encoded(base: Base, settings: Settings, rows: Sequence[tuple[Row, str, str]], labels: list[str]) -> Labelled:
+def _encoded(base: Base, rows: Sequence[tuple[Row, str, str]], labels: list[str], longest: int) -> Labelled:
     number = {label: i for i, label in enumerate(labels)}
     # A text of which the vocabulary has nothing is still one that a model may be asked about.
-    ids = [encode_cut(base.tokenizer, text, settings.max_tokens)[0] or [base.pad] for _, text, _ in rows]
+    ids = [encode_cut(base.tokenizer, text, longest)[0] or [base.pad] for _, text, _ in rows]
     return Labelled(ids, [number[label] for _, _, label in rows])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from millis.tokenizer import Tokenizer
 from millis.train.base import Base
@@ -19,6 +19,7 @@ from millis.train.lora import add_adapter, merge_adapter, write_adapter
 from millis.train.samples import Skipped, column, files_of, read_rows, text_of
 from millis.train.settings import Settings
 from millis.train.speed import matmul_flops
+from millis.train.vocabulary_loss import vocabulary_loss
 from millis.types import RequestError
 
 IGNORED = -100  # a target that counts for nothing, as torch.nn.functional.cross_entropy has it
@@ -104,9 +105,13 @@ class LanguageModelling:
         return [*written, "Hugging Face folder"]
 
     def _loss(self, samples: Sequence[Tokens]) -> Tensor:
+        """Only where something is learned is the large output matrix worth its work."""
         ids, targets = self._batch(samples)
         learned = targets != IGNORED
-        return nn.functional.cross_entropy(self._logits(self.model, ids, learned).float(), targets[learned])
+        output = self.model.get_output_embeddings()
+        return vocabulary_loss(
+            self._states(self.model, ids)[learned], output.weight, targets[learned], self._settings.bf16
+        )
 
     def _batch(self, samples: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         """ids and targets [samples, longest]. Padding comes last, where no token attends to it and none is learned."""
@@ -118,11 +123,15 @@ class LanguageModelling:
             targets[row, : len(sample.ids)] = torch.tensor(sample.targets)
         return ids, targets
 
-    def _logits(self, model: Any, ids: Tensor, learned: Tensor) -> Tensor:
-        """[counted, vocab]: only where something is learned is the large output matrix worth its work."""
+    def _states(self, model: Any, ids: Tensor) -> Tensor:
+        """[samples, longest, hidden]: what the output matrix is multiplied with."""
         body = getattr(model, model.base_model_prefix)
-        hidden = body(ids, use_cache=False).last_hidden_state  # [samples, longest, hidden]
-        logits: Tensor = model.get_output_embeddings()(hidden[learned])
+        states: Tensor = body(ids, use_cache=False).last_hidden_state
+        return states
+
+    def _logits(self, model: Any, ids: Tensor, learned: Tensor) -> Tensor:
+        """[counted, vocab]"""
+        logits: Tensor = model.get_output_embeddings()(self._states(model, ids)[learned])
         return logits
 
     def _perplexity(self) -> float:

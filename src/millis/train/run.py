@@ -61,6 +61,7 @@ class Run:
                 )
             if resume:
                 raise RequestError(f"{self.out} holds no run to resume")
+            self._clear()  # checkpoints that no settings belong to are no run's
         elif resume is False:
             self._clear()
         elif different := self.settings.differences(before):

@@ -19,6 +19,7 @@ from millis.types import RequestError
 transformers: Any = library
 END = "<|endoftext|>"
 _HEAD_DIM = 64
+_SHORT = 256  # tokens up to which plain attention is faster than the fused kernel, backward above all
 _WIDTH_PER_LAYER = 48  # hidden values a layer; it matters little (Kaplan et al., 2020)
 
 
@@ -34,7 +35,8 @@ def prepare(
     base = Base("from scratch", folder, tokenizer, None)
     assert settings.shape is not None and settings.parameters is not None
     config = config_of(settings.shape, settings.parameters, settings.max_tokens, tokenizer)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    attention = "eager" if settings.max_tokens <= _SHORT else "sdpa"
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return LanguageModelling(base, settings, model, *split_texts(tokenizer, settings, skipped, data, held))
 
 

@@ -34,10 +34,12 @@ class Settings:
     label_smoothing: float = 0.0
     dropout: float | None = None  # None: the model's own
     token_dropout: float = 0.0  # share of a text's tokens that a mask stands for, where the tokenizer has one
+    elsewhere: float = 0.0  # how often a text that is too long is learned from a random place instead of its beginning
     ema: float = 0.0
     head_lr: float = 1.0
     layer_decay: float = 1.0
     layers: int | None = None
+    freeze_layers: int = 0  # the embedding and so many of the first layers stay as they are
     finetune: Literal["full", "lora"] = "full"
     rank: int = 16
     alpha: float = 32.0

@@ -28,12 +28,16 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "chat": {"model": "smollm2", "lr": 3e-5, "epochs": 3.0, "batch": 16, "max_tokens": 1024},
     "distil": {"lr": 3e-4, "epochs": 1.0, "batch": 16, "max_tokens": 256},
 }  # fmt: skip
-_SCRATCH = {"lr": 2e-3, "epochs": 1.0, "batch": 32, "max_tokens": 512, "weight_decay": 0.1, "warmup": 0.04}
+_SCRATCH = {
+    "lr": 2e-3, "epochs": 1.0, "batch": 32, "max_tokens": 256, "weight_decay": 0.1, "warmup": 0.04,
+    "micro_tokens": 4096,
+}  # fmt: skip
 _LORA_LR = 3e-4
 # Options that mean something for some tasks only; for another they are refused, not ignored.
 _ONLY = {
-    "layers": ("classify",), "token_dropout": ("classify",), "label_smoothing": ("classify",), "dropout": ("classify",),
-    "label_column": ("classify",), "alpha": ("lm", "chat"),
+    "layers": ("classify",), "freeze_layers": ("classify",), "token_dropout": ("classify",),
+    "label_smoothing": ("classify",), "dropout": ("classify",), "label_column": ("classify",),
+    "elsewhere": ("classify",), "alpha": ("lm", "chat"),
     "temperature": ("embed",), "rank": ("lm", "chat"), "shape": ("lm",), "parameters": ("lm",), "vocab": ("lm",),
 }  # fmt: skip
 
@@ -67,7 +71,7 @@ def settings_of(task: str, data: Sequence[Path], held: Sequence[Path], given: Ma
         values["epochs"] = None  # the time is to be used
     elif chosen.get("steps") and "epochs" not in chosen:
         values["epochs"] = None
-    if "micro_tokens" not in chosen and task in ("lm", "chat", "distil"):
+    if "micro_tokens" not in values.keys() | chosen.keys() and task in ("lm", "chat", "distil"):
         values["micro_tokens"] = 2048
     return Settings(task=task, data=fingerprints(data), held=fingerprints(held), **_NO_END | values | chosen)  # type: ignore[arg-type]
 
