@@ -9,13 +9,15 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 
 LIMIT_S = 60.0
 # The leader of a new session takes the first terminal it opens for its own, so that Ctrl-C becomes a signal.
-OWN_TERMINAL = (
-    "import os, sys; os.open(os.ttyname(0), os.O_RDWR); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+OWN_TERMINAL = (  # a shell that runs tests in the background lets them ignore Ctrl-C
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.open(os.ttyname(0), os.O_RDWR); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
 COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -78,7 +80,9 @@ class Terminal:
 
         A terminal that is sent Ctrl-C forgets what it has not shown yet, so pressing faster could hide the answer.
         """
+        end = time.monotonic() + LIMIT_S
         while re.compile(pattern).search(self.shown, self._seen) is None:
+            assert time.monotonic() < end, f"no {pattern!r} in {self.shown[self._seen :]!r}"
             self.type(key)
             while self._read(0.5):
                 pass
