@@ -23,7 +23,7 @@ def test_real_models(name: str, model_path: Callable[[str], Path]) -> None:
     lms = {p: millis.load(path, precision=p, max_batch_tokens=1024, context=1024) for p in ("fast", "exact")}
     torch.set_num_threads(usable_cores())
     prompts = [ids[:160] for ids in token_prompts(lms["fast"], 3)]
-    wanted = expect(reference_model(path), prompts, 24, kl_tokens=64)
+    wanted = expect(reference_model(path), prompts, 24 if name == "smollm2" else 12, kl_tokens=64)
     torch.set_num_threads(1)
     for precision, margin, kl in (("fast", 0.2, 0.001), ("exact", 0.01, 1e-6)):
         report = compare(lms[precision], wanted)

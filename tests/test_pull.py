@@ -59,7 +59,7 @@ def test_a_file_of_the_wrong_size_is_fetched_again(world: Path) -> None:
         ("smollm", "no model named 'smollm'; did you mean smollm2? "),
         ("SmolLM2", "did you mean smollm2?"),
         ("qwen-0.5b", "did you mean qwen2.5-0.5b or qwen2.5-1.5b?"),
-        ("zzz", "the catalogue has smollm2, qwen2.5-0.5b, qwen2.5-1.5b, gemma3-270m, minilm. "),
+        ("zzz", "the catalogue has smollm2, qwen2.5-0.5b, qwen2.5-1.5b, gemma3-270m, minilm, e5-small-zh. "),
         ("", "no model named ''"),
         ("a/b/c", "no model named 'a/b/c'"),
         ("../etc", "no model named"),
