@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,13 +40,15 @@ class Silent:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of the files below `folder`; files that vanish meanwhile count nothing, links are not followed."""
+    """Bytes of the files below `folder`; what vanishes meanwhile counts nothing, links are not followed."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size if path.is_file() and not path.is_symlink() else 0
-        except OSError:
-            continue
+    for place, _, names in os.walk(folder):  # unlike Path.rglob it passes over a folder that has gone
+        for name in names:
+            try:
+                found = os.lstat(os.path.join(place, name))
+            except OSError:
+                continue
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
     return total
 
 
