@@ -80,8 +80,7 @@ std::pair<std::vector<double>, size_t> time_matmul(int type, int rows, int cols,
   std::vector<ActBlock> acts(blocks * static_cast<size_t>(count) + 1);
   std::vector<float> out(static_cast<size_t>(count) * static_cast<size_t>(w.panels()) * kPanelRows);
   const bool wide = count >= k.wide.least_rows && k.wide.unpack[static_cast<int>(w.format_id())];
-  const size_t steps = wide ? static_cast<size_t>(k.wide.steps(cols)) : 0;
-  const size_t group = steps * kGroupRows * kStepDwords, groups = (static_cast<size_t>(count) + kGroupRows - 1) / kGroupRows;
+  const size_t group = wide ? k.wide.operands(cols) : 0, groups = (static_cast<size_t>(count) + kGroupRows - 1) / kGroupRows;
   AlignedVector<uint32_t> packed(groups * group);
   for (size_t m = 0; wide && m < static_cast<size_t>(count); ++m)
     k.wide.pack_row(x.data() + m * width, cols, packed.data() + m / kGroupRows * group + m % kGroupRows * kStepDwords);

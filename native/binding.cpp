@@ -348,7 +348,7 @@ Floats wide_matmul(const Array2<float>& x, int type, int rows, const Array<uint8
   Pool alone(1);
   const Matrix w("w", static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), false, alone);
   if (!k.wide.unpack[static_cast<int>(w.format_id())]) throw std::invalid_argument("no wide product for this type");
-  const size_t group = static_cast<size_t>(k.wide.steps(cols)) * kGroupRows * kStepDwords, stride = static_cast<size_t>(rows);
+  const size_t group = k.wide.operands(cols), stride = static_cast<size_t>(rows);
   AlignedVector<uint32_t> packed((x.shape(0) + kGroupRows - 1) / kGroupRows * group, 0xffffffff), operands(kWideOperands);
   AlignedVector<float> tiles(kWideTiles);
   std::vector<float> out(x.shape(0) * stride);

@@ -77,7 +77,9 @@ struct Wide {
   void (*product)(const WideTask& task);
 
   int steps(int cols) const { return (cols + step_columns - 1) / step_columns; }
-  size_t operands(int cols) const { return static_cast<size_t>(steps(cols)) * kPanelRows * kStepDwords; }  // dwords of a panel's
+  // Dwords of a panel's operands, and of a group of packed rows.
+  static_assert(kPanelRows == kGroupRows);
+  size_t operands(int cols) const { return static_cast<size_t>(steps(cols)) * kPanelRows * kStepDwords; }
 };
 
 // What queries of one KV head of a sequence attend to.

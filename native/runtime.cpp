@@ -274,7 +274,7 @@ bool Runtime::wide(const MatMulOp& op, int rows) const {
 void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
   const Wide& wide = kernels_.wide;
   const int threads = pool_.threads(), rows = step.count, cols = op.x->width;
-  const auto out_width = static_cast<size_t>(op.out->width), group = static_cast<size_t>(wide.steps(cols)) * kGroupRows * kStepDwords;
+  const auto out_width = static_cast<size_t>(op.out->width), group = wide.operands(cols);
   Scratch& own = private_[static_cast<size_t>(thread)];
   const bool adds = adding_.serves(op);
   const Range part = share(rows, thread, threads);

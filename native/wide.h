@@ -21,7 +21,8 @@ class WidePlace {
   bool last_columns() const { return column_ + columns() == cols_; }
   size_t segment() const { return segment_; }
   int panel() const { return panel_; }
-  int panels() const { return count_; }  // of the weight
+  int panels() const { return count_; }                      // of the weight
+  int operand_panels() const { return gate_ ? 2 : count_; }  // and of the gate
   int column() const { return column_; }
   int columns() const { return std::min(wide_->columns, cols_ - column_); }
 
@@ -38,7 +39,7 @@ class WidePlace {
     Unpacking a;
     if (!valid()) return a;
     const Matrix* weight = segments_[segment_].weight;
-    a.panels = gate_ ? 2 : count_;
+    a.panels = operand_panels();
     for (int i = 0; i < a.panels; ++i) {
       const Matrix* w = i == 1 && gate_ ? gate_ : weight;
       a.unpack[i] = wide_->unpack[static_cast<int>(w->format_id())];
@@ -89,8 +90,7 @@ void wide_products(const Wide& wide, WidePlace start, const uint32_t* x, int col
       const WidePlace after = at.next();
       Unpacking following = (!after.valid() && block + kWideBlock < rows ? start : after).operands(operands + (other - half));
       const uint32_t* from = x + static_cast<size_t>(block / kGroupRows) * group + static_cast<size_t>(at.column() / wide.step_columns) * step;
-      const int panels = at.operands(nullptr).panels;
-      wide.product({operands + half, panel, panels, wide.steps(at.columns()), from, group, some, tiles, kWideTile, !at.first_columns(),
+      wide.product({operands + half, panel, at.operand_panels(), wide.steps(at.columns()), from, group, some, tiles, kWideTile, !at.first_columns(),
                     wide.unpacks ? &following : nullptr});
       following.rest();
       if (at.last_columns()) done(at, block, some);

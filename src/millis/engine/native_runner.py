@@ -57,20 +57,7 @@ class NativeRunner:
         if plan.head_dim % 16:
             raise ModelError(f"{model.checkpoint.path}: head_dim {plan.head_dim} is not a multiple of 16")
         try:
-            self._runtime = _native.Runtime(
-                threads=config.threads,
-                isa=config.isa,
-                max_tokens=self.max_tokens,
-                max_outputs=min(self.max_tokens, OUTPUT_ROWS),
-                pages=self.pages,
-                layers=plan.layers,
-                kv_heads=plan.kv_heads,
-                head_dim=plan.head_dim,
-                vocab=plan.vocab,
-                context=plan.context,
-                exact=config.precision == "exact",
-                screen=config.screen,
-            )
+            self._runtime = new_runtime(plan, config, self.max_tokens, self.pages)
             if packed is not None:
                 self._runtime.use_packed(packed)
             fill(self._runtime, plan, model.checkpoint.tensors)
@@ -96,19 +83,7 @@ class NativeRunner:
         for token in params.logit_bias:
             if not 0 <= token < self.vocab:
                 raise RequestError(f"logit_bias names token {token}; the vocabulary has {self.vocab}")
-        sampler = _native.Sampler(
-            self.vocab,
-            temperature=params.temperature,
-            top_k=min(params.top_k, self.vocab),
-            top_p=max(params.top_p, SMALLEST),
-            min_p=params.min_p,
-            repetition=params.repetition_penalty,
-            presence=params.presence_penalty,
-            frequency=params.frequency_penalty,
-            bias=list(params.logit_bias.items()),
-            seed=secrets.randbits(64) if params.seed is None else params.seed,
-            logprobs=-1 if params.logprobs is None else params.logprobs,
-        )
+        sampler = new_sampler(self.vocab, params, list(params.logit_bias.items()), params.logprobs)
         sampler.seen(np.asarray(prompt, np.int32))
         return sampler
 
@@ -164,6 +139,43 @@ class NativeRunner:
     def logits(self, batch: Batch, *, every: bool = False) -> NDArray[np.float32]:
         """[S, vocab] logits after each sequence's last token, or [T, vocab] after every token."""
         return self._runtime.logits(batch.tokens, batch.starts, batch.lengths, batch.tables, every, batch.adapters)
+
+
+def new_runtime(plan: Plan, config: EngineConfig, max_tokens: int, pages: int) -> _native.Runtime:
+    """A native runtime for a plan that writes, still without ops and weights. ValueError, MemoryError."""
+    return _native.Runtime(
+        threads=config.threads,
+        isa=config.isa,
+        max_tokens=max_tokens,
+        max_outputs=min(max_tokens, OUTPUT_ROWS),
+        pages=pages,
+        layers=plan.layers,
+        kv_heads=plan.kv_heads,
+        head_dim=plan.head_dim,
+        vocab=plan.vocab,
+        context=plan.context,
+        exact=config.precision == "exact",
+        screen=config.screen,
+    )
+
+
+def new_sampler(
+    vocab: int, params: SamplingParams, bias: list[tuple[int, float]], logprobs: int | None
+) -> _native.Sampler:
+    """A native sampler. bias: added to the logits of ids; logprobs: how many likely ids are told, None: nothing is."""
+    return _native.Sampler(
+        vocab,
+        temperature=params.temperature,
+        top_k=min(params.top_k, vocab),
+        top_p=max(params.top_p, SMALLEST),
+        min_p=params.min_p,
+        repetition=params.repetition_penalty,
+        presence=params.presence_penalty,
+        frequency=params.frequency_penalty,
+        bias=bias,
+        seed=secrets.randbits(64) if params.seed is None else params.seed,
+        logprobs=-1 if logprobs is None else logprobs,
+    )
 
 
 def _cache_tokens(plan: Plan, config: EngineConfig) -> int:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from millis.engine.predict import StepModel, Work
+from millis.engine.scheduler import CLASSES
 from millis.types import DeadlineError, OverloadError, Priority
 
-RANKS: dict[Priority, int] = {"interactive": 0, "standard": 1, "batch": 2}
 STEPS = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512)  # tokens of a text whose times are measured
 QUICK = (8, 32, 128)
 REPEATS = 3
@@ -57,7 +57,7 @@ class Reading:
     @property
     def order(self) -> tuple[float, int, float]:
         """Deadlines first; what has none by its class, then as it came."""
-        return self.due_s, RANKS[self.priority], self.arrival_s
+        return self.due_s, CLASSES[self.priority], self.arrival_s
 
 
 class Readings:

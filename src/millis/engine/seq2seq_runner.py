@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +15,7 @@ from millis.config import EngineConfig
 from millis.engine.eight_bits import eight_bits
 from millis.engine.encoder_runner import groups
 from millis.engine.kvcache import PageAllocator
-from millis.engine.native_runner import OUTPUT_ROWS, SMALLEST, fill
+from millis.engine.native_runner import fill, new_runtime, new_sampler
 from millis.models.generation import MOST_BEAMS
 from millis.models.load import Model
 from millis.models.tensor import Tensor
@@ -61,20 +60,7 @@ class Seq2SeqRunner:
         exact = config.precision == "exact"
         tensors = _silenced(model.checkpoint.tensors, silenced)
         try:
-            self._runtime = _native.Runtime(
-                threads=config.threads,
-                isa=config.isa,
-                max_tokens=self.max_tokens,
-                max_outputs=min(self.max_tokens, OUTPUT_ROWS),
-                pages=pages,
-                layers=plan.layers,
-                kv_heads=plan.kv_heads,
-                head_dim=plan.head_dim,
-                vocab=plan.vocab,
-                context=plan.context,
-                exact=exact,
-                screen=config.screen,
-            )
+            self._runtime = new_runtime(plan, config, self.max_tokens, pages)
             fill(self._runtime, plan, tensors if exact else eight_bits(plan, tensors, logits=True))
         except ValueError as error:
             raise ModelError(f"{model.checkpoint.path}: {error}") from None
@@ -125,19 +111,8 @@ class Seq2SeqRunner:
 
     def sampler(self, params: SamplingParams, banned: Sequence[int] = (), best: int | None = None) -> Any:
         """The state of one answer's sampling. banned: ids that are never chosen. best: how many likely ids are told."""
-        return _native.Sampler(
-            self.vocab,
-            temperature=params.temperature,
-            top_k=min(params.top_k, self.vocab),
-            top_p=max(params.top_p, SMALLEST),
-            min_p=params.min_p,
-            repetition=params.repetition_penalty,
-            presence=params.presence_penalty,
-            frequency=params.frequency_penalty,
-            bias=[(token, -np.inf) for token in banned],
-            seed=secrets.randbits(64) if params.seed is None else params.seed,
-            logprobs=-1 if best is None else min(best, self.vocab),
-        )
+        told = None if best is None else min(best, self.vocab)
+        return new_sampler(self.vocab, params, [(token, -np.inf) for token in banned], told)
 
     def step(self, rows: Sequence[Row], samplers: Sequence[Any]) -> list[Chosen]:
         """Computes the last token of each row and chooses the next one, which is not yet appended."""

@@ -36,6 +36,7 @@ class Worker:
         self._changed = threading.Lock()  # guards the two above
         self._wake = threading.Event()
         self._steps = 0
+        self._predicted_ms = self._took_ms = 0.0  # of the latest
         self._refused = False  # somebody, since the latest step
         self._probed_s = 0.0
         self._stats_s = 0.0
@@ -121,10 +122,8 @@ class Worker:
             if reading.whole:
                 done.append(reading)
         with self._changed:
-            self._predicted_ms, self._took_ms = (
-                self._readings.observe(chosen, 1000 * (now - begin)),
-                1000 * (now - begin),
-            )
+            self._took_ms = 1000 * (now - begin)
+            self._predicted_ms = self._readings.observe(chosen, self._took_ms)
             for reading in done:
                 self._readings.learn(now <= reading.due_s)
         if done:
@@ -139,8 +138,6 @@ class Worker:
         took_ms = 1000 * (time.monotonic() - begin)
         with self._changed:
             self._readings.observe([(probe, 0)], took_ms)
-
-    _predicted_ms = _took_ms = 0.0
 
     def _send_stats(self, *, idle: bool) -> None:
         now = time.monotonic()

@@ -11,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis import hub
-from millis.config import EngineConfig
 from millis.engine.encoder_runner import EncoderRunner
 from millis.models.config import Head
 from millis.models.load import is_encoder, load_model
 from millis.tasks.embed import token_ids, unit_vectors
-from millis.tasks.model import check_isa, no_collection
+from millis.tasks.model import config_of, no_collection
 from millis.tokenizer import Tokenizer, load_tokenizer
 from millis.types import Classification, ModelError, RequestError, Timings
 
@@ -38,11 +37,7 @@ class Encoder:
         agree: Callable[[hub.Entry], bool] | None = None,
         **options: Any,
     ) -> None:
-        for option in options:
-            if option not in OPTIONS:
-                raise RequestError(f"an encoder has no option {option!r}; it has {', '.join(OPTIONS)}")
-        self.config = EngineConfig(**{key: value for key, value in options.items() if value is not None})
-        check_isa(self.config.isa)
+        self.config = config_of("an encoder", OPTIONS, options)
         self.path: Path = hub.resolve(str(name), progress, agree)
         if not is_encoder(self.path):
             raise ModelError(f"{name} is no encoder; millis.load or millis.LanguageModel loads it")

@@ -409,6 +409,16 @@ def with_schema(sampling: dict[str, Any], schema: Schema | None) -> dict[str, An
     return {**sampling, "grammar": Grammar("json_schema", source)}
 
 
+def config_of(kind: str, known: Sequence[str], options: Mapping[str, Any]) -> EngineConfig:
+    """The settings of a model of this kind out of those `options` that are given. RequestError: one that it has not."""
+    for option in options:
+        if option not in known:
+            raise RequestError(f"{kind} has no option {option!r}; it has {', '.join(known)}")
+    config = EngineConfig(**{key: value for key, value in options.items() if value is not None})
+    check_isa(config.isa)
+    return config
+
+
 def check_isa(isa: str) -> None:
     """Before any file is read: this has nothing to do with the model."""
     isas = _native.supported_isas()

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn, overload
 
 from millis import hub
-from millis.config import EngineConfig
 from millis.engine.seq2seq import Wish, Writer, Written
 from millis.engine.seq2seq_runner import Seq2SeqRunner
 from millis.models.generation import MOST_BEAMS, Generation, changed, read_generation
@@ -19,7 +18,7 @@ from millis.models.load import is_seq2seq, load_model
 from millis.models.mapped import read_json
 from millis.tasks.embed import token_ids
 from millis.tasks.language import LANGUAGES
-from millis.tasks.model import check_isa, no_collection
+from millis.tasks.model import config_of, no_collection
 from millis.tasks.sentences import sentence_ends
 from millis.tasks.summarize import Summary
 from millis.tasks.translate import Translation
@@ -48,11 +47,7 @@ class Seq2Seq:
         agree: Callable[[hub.Entry], bool] | None = None,
         **options: Any,
     ) -> None:
-        for option in options:
-            if option not in OPTIONS:
-                raise RequestError(f"an encoder-decoder model has no option {option!r}; it has {', '.join(OPTIONS)}")
-        self.config = EngineConfig(**{key: value for key, value in options.items() if value is not None})
-        check_isa(self.config.isa)
+        self.config = config_of("an encoder-decoder model", OPTIONS, options)
         self.path: Path = hub.resolve(str(name), progress, agree)
         if not is_seq2seq(self.path):
             raise ModelError(f"{name} is no encoder-decoder model; millis.load loads it as what it is")
