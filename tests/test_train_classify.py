@@ -64,7 +64,7 @@ def the_commands_answer_by_its_head(model: Path, held: Path, accuracy: float) ->
 
 def test_inference_cuts_texts_where_training_did(tmp_path: Path) -> None:
     base, data, out = bert_folder(tmp_path / "base"), labelled_csv(tmp_path / "train.csv", 16), tmp_path / "out"
-    run("classify", data, out, base, steps=2, batch=8, max_tokens=6)
+    run("classify", data, out, base, steps=2, batch=8, max_tokens=6, ngrams=False)
     encoder, tokenizer = Encoder(out, precision="exact"), AutoTokenizer.from_pretrained(out)
     assert encoder.runner.context == tokenizer.model_max_length == 6
     long = "the sun is and we like snow today with very"
@@ -107,6 +107,7 @@ def test_a_long_text_is_read_from_anywhere(tmp_path: Path) -> None:
     data = jsonl(tmp_path / "a.jsonl", [{"text": text, "label": label} for text, label in rows] * 4)
     held = jsonl(tmp_path / "b.jsonl", [{"text": f"very {w}", "label": n} for n in WORDS for w in WORDS[n]])
     base, given = bert_folder(tmp_path / "base"), {"epochs": 20.0, "batch": 8, "max_tokens": 8, "held": [held]}
+    given["ngrams"] = False
     found = [run("classify", data, tmp_path / str(e), base, elsewhere=e, **given)["quality"] for e in (0.0, 1.0)]
     assert found[0]["accuracy"] < 0.8 < found[1]["accuracy"]
 

@@ -71,6 +71,13 @@ def command(
         float | None,
         typer.Option(min=0, max=1, help="classify: how often a text that is too long is read from a random place."),
     ] = None,
+    ngrams: Annotated[
+        bool | None,
+        typer.Option(
+            "--ngrams/--no-ngrams",
+            help="classify: add what words and pairs of them say; as encoders have it unless told otherwise.",
+        ),
+    ] = None,
     ema: Annotated[
         float | None, typer.Option(min=0, max=0.99999, help="Keep weights averaged with this decay; 0: the last ones.")
     ] = None,
@@ -101,7 +108,7 @@ def command(
         model=model, shape=shape, parameters=None if params is None else amount(params), vocab=vocab,
         finetune=finetune, rank=rank, epochs=epochs, steps=steps, lr=lr, batch=batch, max_tokens=max_tokens,
         layers=layers, freeze_layers=freeze_layers, weight_decay=weight_decay, label_smoothing=label_smoothing,
-        dropout=dropout, elsewhere=elsewhere, ema=ema, eval_split=eval_split, text_column=text_column,
+        dropout=dropout, elsewhere=elsewhere, ngrams=ngrams, ema=ema, eval_split=eval_split, text_column=text_column,
         label_column=label_column, seed=seed,
     )  # fmt: skip
     settings = settings_of(task, data, eval_data or [], given | limits(time_limit, numbers))

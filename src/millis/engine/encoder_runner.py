@@ -13,6 +13,7 @@ from millis.config import EngineConfig
 from millis.engine.eight_bits import eight_bits
 from millis.engine.native_runner import fill
 from millis.models.load import Model
+from millis.models.ngrams import TOKENS, Ngrams
 from millis.types import ModelError
 
 OUTPUT_ROWS = 64  # texts whose head is computed at once
@@ -21,11 +22,16 @@ Ids = Sequence[Sequence[int]]  # of each text
 
 
 class EncoderRunner:
-    """Raises ModelError when the weights do not fit the plan or the machine's memory. Calls from threads take turns."""
+    """Raises ModelError when the weights do not fit the plan or the machine's memory. Calls from threads take turns.
 
-    def __init__(self, model: Model, config: EngineConfig) -> None:
+    ngrams: what is added to the head's logits. suffix: how many tokens the tokenizer puts behind a text.
+    """
+
+    def __init__(self, model: Model, config: EngineConfig, ngrams: Ngrams | None = None, suffix: int = 1) -> None:
         plan = model.plan
-        self.context = plan.context
+        self.context = plan.context  # tokens of a text that the network reads,
+        self.reads = plan.context if ngrams is None else max(plan.context, TOKENS)  # and that `logits` looks at
+        self._ngrams, self._suffix = ngrams, suffix
         self.max_tokens = max(config.max_batch_tokens, plan.context)
         try:
             self._runtime = _native.Runtime(
@@ -64,8 +70,17 @@ class EncoderRunner:
         return self._run(ids, types, head=False)
 
     def logits(self, ids: Ids, types: Ids | None = None) -> NDArray[np.float32]:
-        """[N, labels] what the head makes of each text."""
-        return self._run(ids, types, head=True)
+        """[N, labels] what the head makes of each text, of which the network reads no more than the context."""
+        found = self._run([self.cut(text) for text in ids], types and [self.cut(text) for text in types], head=True)
+        if self._ngrams is not None:
+            found = found + np.stack([self._ngrams.logits(text) for text in ids])
+        return found
+
+    def cut(self, text: Sequence[int]) -> Sequence[int]:
+        """A text's beginning and what belongs behind it, as many tokens as the network reads."""
+        if len(text) <= self.context:
+            return text
+        return [*text[: self.context - self._suffix], *text[len(text) - self._suffix :]]
 
     def _run(self, ids: Ids, types: Ids | None, head: bool) -> NDArray[np.float32]:
         if len(ids) == 1:  # the fastest way is the one of a single request

@@ -38,16 +38,19 @@ class Reading:
     due_s: float = math.inf
     priority: Priority = "standard"
     head: bool = False  # the head's logits are wanted, not a vector
+    longest: int = 1 << 30  # tokens of a text that the network reads
     begin_s: float | None = None  # of its first step
     begun: int = 0  # texts that a step has taken
     steps: int = 0
     made: list[Any] = field(default_factory=list)
     alone_ms: float = 0.0  # that its steps were thought to take, when it came
-    tokens: int = field(init=False)
-    left: int = field(init=False)  # tokens that no step has taken
+    sizes: list[int] = field(init=False)  # tokens of each text that the network reads,
+    tokens: int = field(init=False)  # of all of them,
+    left: int = field(init=False)  # and those that no step has taken
 
     def __post_init__(self) -> None:
-        self.tokens = self.left = sum(map(len, self.texts))
+        self.sizes = [min(len(text), self.longest) for text in self.texts]
+        self.tokens = self.left = sum(self.sizes)
 
     @property
     def whole(self) -> bool:
@@ -113,7 +116,7 @@ class Readings:
         chosen: list[tuple[Reading, int]] = []
         work, due_s = Work(), math.inf
         for reading, at in self._next():
-            more = _add(work, len(reading.texts[at]))
+            more = _add(work, reading.sizes[at])
             if chosen:
                 ms = self._costs.ms(more)
                 if reading.head != chosen[0][0].head or more.rows > self._room or now_s + ms / 1000 > due_s:
@@ -123,7 +126,7 @@ class Readings:
         for reading, at in chosen:
             reading.begin_s = now_s if reading.begin_s is None else reading.begin_s
             reading.begun = at + 1
-            reading.left -= len(reading.texts[at])
+            reading.left -= reading.sizes[at]
         for reading in {id(reading): reading for reading, _ in chosen}.values():
             reading.steps += 1
         self._waiting = [one for one in self._waiting if one.begun < len(one.texts)]
@@ -132,7 +135,7 @@ class Readings:
 
     def observe(self, chosen: Sequence[tuple[Reading, int]], took_ms: float) -> float:
         """Takes in how long a step took; what had been predicted, in milliseconds."""
-        work = _work([reading.texts[at] for reading, at in chosen])
+        work = _work([reading.sizes[at] for reading, at in chosen])
         predicted = self._costs.ms(work)
         self._costs.observe(work, predicted, took_ms)
         return predicted
@@ -193,11 +196,11 @@ class Readings:
                 ms += self._costs.ms(work) + reading.alone_ms * reading.left / reading.tokens
                 work = Work()
             else:
-                for text in reading.texts[reading.begun :]:
-                    more = _add(work, len(text))
+                for size in reading.sizes[reading.begun :]:
+                    more = _add(work, size)
                     if work.rows and (more.rows > self._room or reading.head != head):
                         ms += self._costs.ms(work)
-                        more = _add(Work(), len(text))
+                        more = _add(Work(), size)
                     work, head = more, reading.head
             yield reading, ms + self._costs.ms(work)
 
@@ -237,5 +240,5 @@ def _add(work: Work, tokens: int) -> Work:
     return Work(work.rows + tokens, 0, 0, work.pairs + tokens * tokens)
 
 
-def _work(texts: Sequence[Sequence[int]]) -> Work:
-    return Work(sum(map(len, texts)), 0, 0, sum(len(text) ** 2 for text in texts))
+def _work(sizes: Sequence[int]) -> Work:
+    return Work(sum(sizes), 0, 0, sum(size**2 for size in sizes))

@@ -156,7 +156,7 @@ class Classification(Batch):
     async def _by_head(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         info = self.served.client.info
         assert info is not None and info.head is not None
-        texts = self.cut(job, ids, tokenizer, info.context)
+        texts = self.cut(job, ids, tokenizer, info.reads)
         logits, timings = await self.read(job, texts, head=True)
         logits = logits[:, [info.head.labels.index(label) for label in job.continuations]]
         rows = (sigmoid(logits) if info.head.problem == "multi_label" else softmax(logits)).tolist()

@@ -56,6 +56,7 @@ class Worker:
             isa=self._runner.isa,
             weight_bytes=self._runner.weight_bytes,
             head=config.head,
+            reads=self._runner.reads,
             load_s=load_s,
             warm_s=warm_s,
         )
@@ -99,6 +100,7 @@ class Worker:
             due_s=math.inf if job.deadline_s is None else job.deadline_s,
             priority=job.priority,
             head=job.head,
+            longest=self._runner.context,
         )
         try:
             with self._changed:

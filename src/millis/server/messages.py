@@ -127,6 +127,7 @@ class EngineInfo:
     page_tokens: int = 0
     max_sequences: int = 0
     head: Head | None = None  # what an encoder was trained to tell
+    reads: int = 0  # tokens of a text that its head looks at; the network reads `context` of them
 
 
 @dataclass(frozen=True, slots=True)

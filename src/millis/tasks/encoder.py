@@ -14,6 +14,7 @@ from millis import hub
 from millis.engine.encoder_runner import EncoderRunner
 from millis.models.config import Head
 from millis.models.load import is_encoder, load_model
+from millis.models.ngrams import read_ngrams
 from millis.tasks.embed import token_ids, unit_vectors
 from millis.tasks.model import config_of, no_collection
 from millis.tokenizer import Tokenizer, load_tokenizer
@@ -44,9 +45,12 @@ class Encoder:
         with no_collection():
             self.model = load_model(self.path, self.config.context)
             self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint)
-            self.runner = EncoderRunner(self.model, self.config)
-        self._head = self.model.checkpoint.config.head
-        self._around = self.tokenizer.around
+            self._around = self.tokenizer.around
+            self._head = self.model.checkpoint.config.head
+            ngrams = None
+            if self._head is not None:
+                ngrams = read_ngrams(self.path, self.model.checkpoint.config.vocab, len(self._head.labels))
+            self.runner = EncoderRunner(self.model, self.config, ngrams, len(self._around[1]))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -59,12 +63,12 @@ class Encoder:
         truncate: a text longer than the context is read as far as that goes. RequestError names the text that is empty
         or, unless truncate, too long.
         """
-        return unit_vectors(self.runner.embeddings(self._ids(texts, truncate)))
+        return unit_vectors(self.runner.embeddings(self._ids(texts, truncate, self.runner.context)))
 
     def logits(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
         """[N, labels] float32, what the head says of each text before it is made a score. RequestError as `embed`."""
         self._trained()
-        return self.runner.logits(self._ids(texts, truncate))
+        return self.runner.logits(self._ids(texts, truncate, self.runner.reads))
 
     @overload
     def classify(self, text: str, *, top: int | None = None, truncate: bool = False) -> Classification: ...
@@ -84,7 +88,7 @@ class Encoder:
             raise RequestError("this model gives a number and no label; use .logits")
         if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
             raise RequestError(f"top must be a positive whole number, not {top!r}")
-        ids = self._ids([text] if isinstance(text, str) else text, truncate)
+        ids = self._ids([text] if isinstance(text, str) else text, truncate, self.runner.reads)
         encoded = time.perf_counter()
         logits = self.runner.logits(ids)
         scores = sigmoid(logits) if head.problem == "multi_label" else softmax(logits)
@@ -106,12 +110,12 @@ class Encoder:
             )
         return self._head
 
-    def _ids(self, texts: Sequence[str], truncate: bool) -> list[list[int]]:
-        return token_ids(self._cut if truncate else self.tokenizer.encode, texts, self.runner.context)
+    def _ids(self, texts: Sequence[str], truncate: bool, room: int) -> list[list[int]]:
+        def cut(text: str) -> list[int]:
+            ids, suffix = self.tokenizer.encode(text), self._around[1]
+            return ids if len(ids) <= room else [*ids[: room - len(suffix)], *suffix]
 
-    def _cut(self, text: str) -> list[int]:
-        ids, room, suffix = self.tokenizer.encode(text), self.runner.context, self._around[1]
-        return ids if len(ids) <= room else [*ids[: room - len(suffix)], *suffix]
+        return token_ids(cut if truncate else self.tokenizer.encode, texts, room)
 
     def generate(self, *args: object, **options: object) -> NoReturn:
         """Always a RequestError, as are `stream`, `chat`, `chat_stream` and `score`: an encoder writes nothing."""

@@ -6,12 +6,17 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from millis.models import bert_folder
+from millis.models.ngrams import TOKENS, Ngrams
+from millis.train import ngrams
 from millis.train.base import Base, freeze_layers, layers_of
 from millis.train.batches import Micro, Step, epoch_steps, micro_batches
 from millis.train.loop import autocast
@@ -81,6 +86,10 @@ class Classify:
         self._edges = tuple(map(len, base.tokenizer.around))
         self._base, self._pad = base, base.pad
         self.model = base.classifier(labels, settings.layers, settings.dropout)
+        kind = self.model.config.model_type
+        self._adds = kind in bert_folder.TYPES if settings.ngrams is None else settings.ngrams
+        if self._adds and kind not in bert_folder.TYPES:
+            raise RequestError(f"--ngrams goes with an encoder that Millis runs, not with a {kind} model")
         self._mask = base.mask if settings.token_dropout else None
         self._around = set(base.tokenizer.encode(""))  # what belongs around every text is never masked
         used = {token for ids in [*train.ids, *held.ids] for token in ids} | {self._pad, *_set(self._mask)}
@@ -114,24 +123,43 @@ class Classify:
         held = self._held
         if not held.ids:
             return {}
-        guesses = self._guesses(held.ids)
-        return scores(held.labels, guesses, len(self.labels)) | {"latency_ms": self._latency_ms(held.ids)}
+        samples = [self._beginning(ids) for ids in held.ids]
+        logits, found = self._all_logits(samples), {}
+        if self._adds:
+            alone = scores(held.labels, logits.argmax(-1).tolist(), len(self.labels))
+            found["without_ngrams"] = alone["accuracy"]
+            logits += torch.tensor(np.stack([self.ngrams.logits(ids) for ids in held.ids]))
+        found = scores(held.labels, logits.argmax(-1).tolist(), len(self.labels)) | found
+        return found | {"latency_ms": self._latency_ms(samples)}
+
+    @cached_property
+    def ngrams(self) -> Ngrams:
+        """Fitted to the training texts when first asked for."""
+        return ngrams.fit(self._train.ids, self._train.labels, len(self.labels))
 
     def export(self, folder: Path) -> list[str]:
         """The folder that transformers and Millis read."""
         self._rows.restore()
         self.model.save_pretrained(folder)
         self._base.write_beside(folder, self._settings.max_tokens)
-        return ["Hugging Face folder"]
+        if not self._adds:
+            return ["Hugging Face folder"]
+        ngrams.write(self.ngrams, folder)
+        return ["Hugging Face folder", f"{len(self.ngrams.keys):,} n-grams, which only Millis reads"]
 
     def _sample(self, ids: list[int]) -> list[int]:
         """A text of at most `max_tokens`: its beginning, or as many tokens from another place of it."""
         settings, spare = self._settings, len(ids) - self._settings.max_tokens
         if spare <= 0:
             return ids
-        start = int(torch.randint(spare + 1, ())) if torch.rand(()) < settings.elsewhere else 0
+        return self._piece(ids, int(torch.randint(spare + 1, ())) if torch.rand(()) < settings.elsewhere else 0)
+
+    def _beginning(self, ids: list[int]) -> list[int]:
+        return self._piece(ids, 0) if len(ids) > self._settings.max_tokens else ids
+
+    def _piece(self, ids: list[int], start: int) -> list[int]:
         before, after = self._edges
-        stop = len(ids) - after - (spare - start)
+        stop = start + self._settings.max_tokens - after
         return ids[:before] + ids[before + start : stop] + ids[len(ids) - after :]
 
     def _masked(self, ids: list[int]) -> list[int]:
@@ -148,14 +176,13 @@ class Classify:
         logits: Tensor = self.model(input_ids=ids, attention_mask=mask).logits
         return logits.float()
 
-    def _guesses(self, samples: Sequence[Sequence[int]]) -> list[int]:
+    def _all_logits(self, samples: Sequence[Sequence[int]]) -> Tensor:
+        """[samples, labels]"""
         self.model.eval()
-        lengths, found = [len(ids) for ids in samples], [0] * len(samples)
+        lengths, found = [len(ids) for ids in samples], torch.zeros(len(samples), len(self.labels))
         with torch.inference_mode(), autocast(self._settings.bf16):
             for micro in micro_batches(range(len(samples)), lengths, self._settings.micro_tokens):
-                best = self._logits([samples[i] for i in micro]).argmax(-1).tolist()
-                for i, label in zip(micro, best, strict=True):
-                    found[i] = label
+                found[list(micro)] = self._logits([samples[i] for i in micro])
         self.model.train()
         return found
 
@@ -213,7 +240,8 @@ def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Pat
         kept, out = split(len(rows), settings.eval_split, settings.seed)
         train, other = [rows[i] for i in kept], [rows[i] for i in out]
     limit, places = settings.max_tokens, _PLACES if settings.elsewhere else 1
-    parts = ((train, limit * places), (other, limit))
+    whole = 0 if settings.ngrams is False else TOKENS
+    parts = ((train, max(limit * places, whole)), (other, max(limit, whole)))
     return Classify(base, settings, labels, *(_encoded(base, rows, labels, longest) for rows, longest in parts))
 
 

