@@ -66,7 +66,11 @@ class Encoder:
         return unit_vectors(self.runner.embeddings(self._ids(texts, truncate, self.runner.context)))
 
     def logits(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
-        """[N, labels] float32, what the head says of each text before it is made a score. RequestError as `embed`."""
+        """[N, labels] float32, what the head says of each text before it is made a score. RequestError as `embed`.
+
+        Where training left n-grams beside the head, a text may have as many tokens as they look at; the network reads
+        those at the beginning.
+        """
         self._trained()
         return self.runner.logits(self._ids(texts, truncate, self.runner.reads))
 
