@@ -65,6 +65,18 @@ def test_few_texts_and_many_labels() -> None:
     assert [int(one.logits(ids).argmax()) for ids in ([5, 6], [7, 8], [9])] == [0, 1, 2]
 
 
+def test_of_very_many_texts_some_and_of_very_many_ngrams_the_frequent(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [[5, 6, 20 + i] if i % 2 else [7, 8, 60 + i] for i in range(40)]
+    labels = [i % 2 for i in range(40)]
+    monkeypatch.setattr(learn, "MOST_WEIGHTS", 12)
+    one = learn.fit(texts, labels, 2)
+    assert sorted(one.keys.tolist()) == [5, 6, 7, 8, 6 << 32 | 6, 8 << 32 | 8]
+    monkeypatch.setattr(learn, "MOST_TEXTS", 8)  # every fifth: both labels are among them
+    few = learn.fit(texts, labels, 2)
+    assert [int(few.logits(ids).argmax()) for ids in ([7, 8], [5, 6])] == [0, 1]
+    assert few.idf.max() < one.idf.max()
+
+
 def test_the_file_comes_back_as_it_was(tmp_path: Path) -> None:
     one = some()
     learn.write(one, tmp_path)

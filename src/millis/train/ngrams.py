@@ -13,14 +13,17 @@ from torch import nn
 from millis.models.ngrams import FILE, Ngrams, as_tensors, ngrams_of
 
 LEAST_TEXTS = 2  # that have an n-gram; what stands in one only says nothing of others
+MOST_TEXTS = 1 << 18  # of more, so many are taken at even distances
 MOST_NGRAMS = 1 << 18
-MOST_WEIGHTS = 1 << 24  # with many labels fewer n-grams are kept
+MOST_WEIGHTS = 1 << 22  # with many labels fewer n-grams are kept
 INVERSE_PENALTY = 10.0  # C, as libraries of support vector machines name it
 ITERATIONS = 60
 
 
 def fit(texts: Sequence[Sequence[int]], labels: Sequence[int], classes: int) -> Ngrams:
     """texts: as ids; labels: the number of each text's, below `classes`. The most frequent n-grams are kept."""
+    step = -(-len(texts) // MOST_TEXTS)
+    texts, labels = texts[::step], labels[::step]
     rows = [ngrams_of(ids) for ids in texts]
     keys, counts = np.unique(np.concatenate(rows), return_counts=True)
     most = min(MOST_NGRAMS, max(1, MOST_WEIGHTS // classes))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import millis
-from millis.tasks.model import LanguageModel  # with all that it imports: the others, too, are imported before the clock runs
+from millis.tasks.model import LanguageModel  # and all that it imports: so are others before the clock runs
 from millis.types import SamplingParams
 
 
@@ -15,9 +15,7 @@ class Engine:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         # Random ids invite repetition, and a guess would count as a step.
-        self._lm = LanguageModel(
-            spec["model"], threads=spec["threads"], context=spec["context"], speculation="off"
-        )
+        self._lm = LanguageModel(spec["model"], threads=spec["threads"], context=spec["context"], speculation="off")
         self.version = f"{millis.__version__} {self._lm.runner.isa}"
         self.facts = {"weight_bytes": self._lm.runner.weight_bytes, "isa": self._lm.runner.isa}
 
