@@ -34,14 +34,8 @@ class Ngrams:
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """[L] of a text. N-grams that training did not have are not there."""
-        wanted = ngrams_of(ids)
-        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        at = at[self.keys[at] == wanted]
-        idf = self.idf[at]
-        length = float(np.sqrt(idf @ idf))
-        if length == 0.0:
-            return self.bias
-        found: NDArray[np.float32] = self.bias + (idf / length) @ self.weights[at]
+        at, shares = known(self.keys, self.idf, ngrams_of(ids))
+        found: NDArray[np.float32] = self.bias + shares @ self.weights[at]
         return found
 
 
@@ -49,8 +43,21 @@ def ngrams_of(ids: Sequence[int]) -> NDArray[np.int64]:
     """[n] the different tokens and pairs among the first TOKENS ids, sorted: a token as itself, a pair of a and b as
     2^32 (a + 1) + b."""
     tokens = np.asarray(ids[:TOKENS], np.int64)
-    pairs = ((tokens[:-1] + 1) << 32) | tokens[1:]
-    return np.unique(np.concatenate((tokens, pairs)))
+    return np.unique(np.concatenate((tokens, _keys(tokens[:-1], tokens[1:]))))
+
+
+def known(
+    keys: NDArray[np.int64], idf: NDArray[np.float32], ngrams: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Which of `keys` a text's n-grams are, and the share of each in the text: their idf, at unit length."""
+    at = np.minimum(np.searchsorted(keys, ngrams), len(keys) - 1)
+    at = at[keys[at] == ngrams]
+    return at, idf[at] / max(1e-9, float(np.linalg.norm(idf[at])))
+
+
+def _keys(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = ((first + 1) << 32) | second
+    return found
 
 
 def as_tensors(ngrams: Ngrams) -> dict[str, NDArray[np.float32]]:
@@ -85,7 +92,7 @@ def read_ngrams(folder: Path, vocab: int, labels: int) -> Ngrams | None:
     pairs = values["ngrams"]
     if not ((pairs == np.floor(pairs)) & (pairs >= (_NO_TOKEN, 0)) & (pairs < vocab)).all():
         raise FormatError(f"{FILE}: an n-gram names a token outside the vocabulary of {vocab}")
-    keys = ((pairs[:, 0].astype(np.int64) + 1) << 32) | pairs[:, 1].astype(np.int64)
+    keys = _keys(*pairs.astype(np.int64).T)
     if not (np.diff(keys) > 0).all():
         raise FormatError(f"{FILE}: the n-grams are not in order, each once")
     return Ngrams(keys, values["idf"], values["weights"], values["bias"])

@@ -16,7 +16,7 @@ from millis.server.generate import Generation
 from millis.server.library import Library
 from millis.server.messages import Embed, Vectors
 from millis.tasks.answer import LEAST_MS, messages
-from millis.tokenizer import Tokenizer
+from millis.tokenizer import Tokenizer, shortened
 from millis.types import Timings
 
 NO_SENTENCE = ("deadline_unmeetable", "deadline_exceeded", "context_length_exceeded")  # the quote is the answer
@@ -94,10 +94,7 @@ class Answering(Generation):
         info = embedder.client.info
         assert info is not None
         begin = time.monotonic()
-        ids = tokenizer.encode(question)
-        suffix = tokenizer.around[1]
-        if len(ids) > info.context:
-            ids = [*ids[: info.context - len(suffix)], *suffix]
+        ids = shortened(tokenizer.encode(question), info.context, tokenizer.around[1])
         self.tokenize_ms += 1000 * (time.monotonic() - begin)
         self._embedding = embedder.client.number()
         work = Embed(

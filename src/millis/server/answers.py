@@ -24,7 +24,7 @@ from millis.server.generate import Generation
 from millis.server.messages import Embed, Score, Scores, Vectors
 from millis.server.service import Service
 from millis.tasks.encoder import sigmoid, softmax
-from millis.tokenizer import Tokenizer
+from millis.tokenizer import Tokenizer, shortened
 from millis.types import Timings
 
 TIMES = ("queue", "tokenize", "prefill", "total")
@@ -97,7 +97,7 @@ class Batch(Answer):
                 raise ApiError(
                     400, f"{message}truncate_prompt_tokens: -1 to have its end cut off", code="context_length_exceeded"
                 )
-            found.append(text if len(text) <= room else [*text[: room - len(suffix)], *suffix])
+            found.append(shortened(text, room, suffix))
         return found
 
     async def read(self, job: Job, ids: list[list[int]], *, head: bool = False) -> tuple[NDArray[np.float32], Timings]:

@@ -17,7 +17,7 @@ from millis.models.load import is_encoder, load_model
 from millis.models.ngrams import read_ngrams
 from millis.tasks.embed import token_ids, unit_vectors
 from millis.tasks.model import config_of, no_collection
-from millis.tokenizer import Tokenizer, load_tokenizer
+from millis.tokenizer import Tokenizer, load_tokenizer, shortened
 from millis.types import Classification, ModelError, RequestError, Timings
 
 OPTIONS = ("threads", "isa", "precision", "context", "max_batch_tokens")
@@ -116,8 +116,7 @@ class Encoder:
 
     def _ids(self, texts: Sequence[str], truncate: bool, room: int) -> list[list[int]]:
         def cut(text: str) -> list[int]:
-            ids, suffix = self.tokenizer.encode(text), self._around[1]
-            return ids if len(ids) <= room else [*ids[: room - len(suffix)], *suffix]
+            return shortened(self.tokenizer.encode(text), room, self._around[1])
 
         return token_ids(cut if truncate else self.tokenizer.encode, texts, room)
 

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from millis.tokenizer.detokenize import Detokenizer
-from millis.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from millis.tokenizer.tokenizer import Tokenizer, load_tokenizer, shortened
 
-__all__ = ["Detokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = ["Detokenizer", "Tokenizer", "load_tokenizer", "shortened"]

@@ -233,3 +233,8 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise RequestError(f"the text holds a lone surrogate at position {error.start}; send valid Unicode") from None
+
+
+def shortened(ids: Sequence[int], room: int, suffix: Sequence[int]) -> list[int]:
+    """At most `room` ids of a text: its beginning, and the `suffix` that belongs behind every text."""
+    return list(ids) if len(ids) <= room else [*ids[: room - len(suffix)], *suffix]

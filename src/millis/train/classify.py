@@ -87,12 +87,14 @@ class Classify:
         self._base, self._pad = base, base.pad
         self.model = base.classifier(labels, settings.layers, settings.dropout)
         kind = self.model.config.model_type
-        self._adds = kind in bert_folder.TYPES if settings.ngrams is None else settings.ngrams
-        if self._adds and kind not in bert_folder.TYPES:
+        runs = kind in bert_folder.TYPES
+        self._adds = runs if settings.ngrams is None else settings.ngrams
+        if self._adds and not runs:
             raise RequestError(f"--ngrams goes with an encoder that Millis runs, not with a {kind} model")
         self._mask = base.mask if settings.token_dropout else None
         self._around = set(base.tokenizer.encode(""))  # what belongs around every text is never masked
-        used = {token for ids in [*train.ids, *held.ids] for token in ids} | {self._pad, *_set(self._mask)}
+        read = [*(train.ids if settings.elsewhere else map(self._piece, train.ids)), *map(self._piece, held.ids)]
+        used = {token for ids in read for token in ids} | {self._pad, *_set(self._mask)}
         self._rows = UsedRows(self.model, used)
         self._depths = _depths(self.model)
         freeze_layers(self.model, settings.freeze_layers)
@@ -123,7 +125,7 @@ class Classify:
         held = self._held
         if not held.ids:
             return {}
-        samples = [self._beginning(ids) for ids in held.ids]
+        samples = [self._piece(ids) for ids in held.ids]
         logits, found = self._all_logits(samples), {}
         if self._adds:
             alone = scores(held.labels, logits.argmax(-1).tolist(), len(self.labels))
@@ -149,15 +151,15 @@ class Classify:
 
     def _sample(self, ids: list[int]) -> list[int]:
         """A text of at most `max_tokens`: its beginning, or as many tokens from another place of it."""
-        settings, spare = self._settings, len(ids) - self._settings.max_tokens
-        if spare <= 0:
+        elsewhere, spare = self._settings.elsewhere, len(ids) - self._settings.max_tokens
+        if spare > 0 and elsewhere and torch.rand(()) < elsewhere:
+            return self._piece(ids, int(torch.randint(spare + 1, ())))
+        return self._piece(ids)
+
+    def _piece(self, ids: list[int], start: int = 0) -> list[int]:
+        """What the network reads of a text from there on."""
+        if len(ids) <= self._settings.max_tokens:
             return ids
-        return self._piece(ids, int(torch.randint(spare + 1, ())) if torch.rand(()) < settings.elsewhere else 0)
-
-    def _beginning(self, ids: list[int]) -> list[int]:
-        return self._piece(ids, 0) if len(ids) > self._settings.max_tokens else ids
-
-    def _piece(self, ids: list[int], start: int) -> list[int]:
         before, after = self._edges
         stop = start + self._settings.max_tokens - after
         return ids[:before] + ids[before + start : stop] + ids[len(ids) - after :]
@@ -248,5 +250,5 @@ def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Pat
 def _encoded(base: Base, rows: Sequence[tuple[Row, str, str]], labels: list[str], longest: int) -> Labelled:
     number = {label: i for i, label in enumerate(labels)}
     # A text of which the vocabulary has nothing is still one that a model may be asked about.
-    ids = [encode_cut(base.tokenizer, text, longest)[0] or [base.pad] for _, text, _ in rows]
+    ids = [encode_cut(base.tokenizer, text, longest) or [base.pad] for _, text, _ in rows]
     return Labelled(ids, [number[label] for _, _, label in rows])

@@ -142,6 +142,6 @@ def read_pairs(base: Base, settings: Settings, skipped: Skipped, paths: Sequence
         left = text_of(row, names[0], skipped)
         right = text_of(row, names[1], skipped) if left is not None else None
         if left is not None and right is not None:
-            cut = [encode_cut(base.tokenizer, text, settings.max_tokens)[0] or [base.pad] for text in (left, right)]
+            cut = [encode_cut(base.tokenizer, text, settings.max_tokens) or [base.pad] for text in (left, right)]
             found.append(Pair(*cut))
     return found

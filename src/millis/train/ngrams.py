@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from millis.models.ngrams import FILE, Ngrams, as_tensors, ngrams_of
+from millis.models.ngrams import FILE, Ngrams, as_tensors, known, ngrams_of
 
 LEAST_TEXTS = 2  # that have an n-gram; what stands in one only says nothing of others
 MOST_TEXTS = 1 << 18  # of more, so many are taken at even distances
@@ -35,14 +35,13 @@ def fit(texts: Sequence[Sequence[int]], labels: Sequence[int], classes: int) -> 
 
     index, share, starts = [], [], [0]
     for row in rows:
-        at = np.minimum(np.searchsorted(keys, row), len(keys) - 1)
-        at = at[keys[at] == row]
+        at, shares = known(keys, idf, row)
         index.append(at)
-        share.append(idf[at] / max(1e-9, float(np.linalg.norm(idf[at]))))
+        share.append(shares)
         starts.append(starts[-1] + len(at))
     weights, bias = _regression(
         torch.from_numpy(np.concatenate(index)),
-        torch.from_numpy(np.concatenate(share).astype(np.float32)),
+        torch.from_numpy(np.concatenate(share)),
         torch.tensor(starts[:-1]),
         torch.tensor(labels),
         (len(keys), classes),

@@ -34,9 +34,7 @@ class Settings:
     label_smoothing: float = 0.0
     dropout: float | None = None  # None: the model's own
     token_dropout: float = 0.0  # share of a text's tokens that a mask stands for, where the tokenizer has one
-    ngrams: bool | None = (
-        None  # a linear classifier on tokens and pairs beside the head; None: where Millis runs the model
-    )
+    ngrams: bool | None = None  # beside the head, what tokens and pairs say; None: where Millis runs the model
     elsewhere: float = 0.0  # how often a text that is too long is learned from a random place instead of its beginning
     ema: float = 0.0
     head_lr: float = 1.0

@@ -7,23 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from millis.tokenizer import Tokenizer
+from millis.tokenizer import Tokenizer, shortened
 
 
-def encode_cut(tokenizer: Tokenizer, text: str, limit: int) -> tuple[list[int], bool]:
-    """The ids of `text` with what belongs around it, at most `limit`; and whether its end was cut off for that."""
-    ids = tokenizer.encode(text)
-    if len(ids) <= limit:
-        return ids, False
-    tail = _tail(tokenizer)
-    return ids[: limit - tail] + ids[len(ids) - tail :], True
-
-
-def _tail(tokenizer: Tokenizer) -> int:
-    """How many tokens the tokenizer puts behind a text."""
-    bare, whole = tokenizer.encode("a", add_special=False), tokenizer.encode("a")
-    starts = [i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare]
-    return len(whole) - len(bare) - starts[0] if starts else 0
+def encode_cut(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
+    """The ids of `text` with what belongs around it, at most `limit`."""
+    return shortened(tokenizer.encode(text), limit, tokenizer.around[1])
 
 
 def padded(samples: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
