@@ -193,6 +193,68 @@ def test_a_deadline_already_past_is_refused_and_computes_nothing() -> None:
     assert e.runner.batches == [] and not e.has_work
 
 
+def test_a_busy_moment_is_not_believed_for_ever() -> None:
+    """Steps take ten times as long for a while; deadlines that were kept before are kept again soon after."""
+    clock = Clock()
+    e = engine(clock=clock, pages=256, context=256)
+    slow = 1
+
+    def tick() -> None:
+        clock.now += 0.002 * slow
+
+    def ask() -> bool:
+        try:
+            request = e.submit([5] * 20, SamplingParams(max_tokens=20, ignore_eos=True), deadline_s=clock.now + 0.1)
+        except DeadlineError:
+            e.probe()
+            clock.now += 0.1
+            return False
+        return [event for event in e.events(request)][-1].finish_reason == "length"
+
+    e.runner.on_step = tick
+    e.calibrate()
+    assert all(ask() for _ in range(20))
+    slow = 10
+    asked = [ask() for _ in range(100)]
+    assert not any(asked)
+    assert e.counters.refused_deadline >= 50
+    slow = 1
+    again = [ask() for _ in range(150)]
+    assert all(again[-20:]), again
+    assert e.scheduler.promises.caution.factor < 2
+    assert not e.has_work
+    e.scheduler.check_integrity()
+
+
+def test_a_probe_follows_a_refusal_of_an_idle_engine_and_gives_way() -> None:
+    clock = Clock()
+    e = engine(clock=clock)
+    e.runner.on_step = clock.tick
+    e.calibrate()
+    assert not e.probe()  # nothing was refused
+    steps = e.counters.steps
+    with pytest.raises(DeadlineError):
+        e.submit([1] * 20, SamplingParams(max_tokens=20), deadline_s=clock.now + 0.001)
+    other: list[Request] = []
+
+    def arrive() -> None:
+        clock.tick()
+        if not other:
+            other.append(e.submit([3], SamplingParams(max_tokens=1, ignore_eos=True)))
+
+    e.runner.on_step = arrive
+    assert e.probe()
+    assert not e.probe()  # once for each refusal
+    assert e.counters.steps == steps + 1 and other[0].finish_reason is None
+    assert [event.token for event in e.events(other[0])] == continuation([3], 1)
+    with pytest.raises(DeadlineError):
+        e.submit([1] * 20, SamplingParams(max_tokens=20), deadline_s=clock.now + 0.001)
+    assert not e.probe()  # too soon after the other
+    clock.now += 1
+    assert e.probe() and not e.has_work
+    e.scheduler.check_integrity()
+
+
 def test_score_sums_the_continuations_tokens_only() -> None:
     e = engine(max_tokens=4)
     prompt = list(range(11))

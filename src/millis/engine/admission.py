@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 RELATIVE = 0.03  # of the time until a deadline is kept in hand
 MISSED, MET = 1.5, 0.995  # what an answer that came late or in time makes of the caution
+TRIED = 0.98  # likewise a refusal while nothing ran: where nothing is tried, nothing is learned
 MOST_CAUTION = 4.0
-MOST_MARGIN = 0.25  # of the time until a deadline: pauses of the machine are not to refuse everything
+MOST_MARGIN = 0.25  # of the time until a deadline: pauses of the machine are not to refuse everything,
+MOST_HAND = 0.5  # nor are they with all caution
 
 
 @dataclass(slots=True)
@@ -50,9 +52,14 @@ class Caution:
         """Takes in how an admitted request ended."""
         self.factor = min(MOST_CAUTION, self.factor * MISSED) if not met else max(1.0, self.factor * MET)
 
+    def doubt(self) -> None:
+        """Takes in that a request was refused although nothing ran."""
+        self.factor = max(1.0, self.factor * TRIED)
+
     def hand_ms(self, left_ms: float, margin_ms: float) -> float:
         """Of `left_ms` until a deadline, what may not be planned with."""
-        return self.factor * (RELATIVE * left_ms + min(margin_ms, MOST_MARGIN * left_ms))
+        hand_ms = self.factor * (RELATIVE * left_ms + min(margin_ms, MOST_MARGIN * left_ms))
+        return max(0.0, min(hand_ms, MOST_HAND * left_ms))
 
     def step_ms(self, whole_ms: float, margin_ms: float) -> float:
         """How much longer than predicted a step may take, where an answer has `whole_ms` in all."""
@@ -83,8 +90,7 @@ def slacks(debts: Sequence[Debt], start_s: float, pace: Pace, caution: Caution) 
         rows = min(pace.most, pace.decoding * (steps + chunks)) + min(queued, behind * (steps + chunks / 2))
         ms = prefill + delay + steps * pace.base_ms + rows * pace.row_ms
         left = 1000 * (debt.due_s - start_s)
-        hand = caution.factor * (RELATIVE * left + min(pace.margin_ms, MOST_MARGIN * left)) if left > 0 else 0.0
-        slack = left - hand - ms
+        slack = left - caution.hand_ms(left, pace.margin_ms) - ms
         wished = min(later, steps * pace.chunk_ms)
         along = max(0.0, min(slack, wished))
         without = (wished - along) / pace.chunk_ms * step_ms

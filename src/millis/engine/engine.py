@@ -40,6 +40,8 @@ from millis.types import (
 
 SENTENCE_TOKENS = 16  # of the shortest useful answer, where the caller does not say
 RESERVE = 4.0  # requests like its own for which a tenant that has had its share leaves room
+PROBE_S = 0.5  # between two probes
+PROBE_TOKENS = 2  # that one writes
 NEVER_S = 60.0  # when to try again what would be late on an idle engine, too
 
 
@@ -93,6 +95,7 @@ class Engine:
         self._turn = threading.Condition(threading.Lock())
         self._stepping = False
         self._free_s = -math.inf  # when the step under way is thought to end
+        self._doubted, self._probed_s = False, -math.inf  # a request was refused although nothing ran; the last probe
 
     def _make_cache(self) -> None:
         longest = -(-self.runner.context // self.runner.page_tokens)
@@ -328,6 +331,26 @@ class Engine:
             finally:
                 self.scheduler.allocator.give(pages)
 
+    def probe(self) -> bool:
+        """Computes something for nobody, if a request was refused although nothing ran; whether it did.
+
+        What steps take is learned from those that run: while all is refused, a busy moment would be believed for ever.
+        Once in PROBE_S seconds at most, and it gives way to whoever comes.
+        """
+        now = self.clock()
+        if not self._doubted or self.has_work or now < self._probed_s + PROBE_S:
+            return False
+        self._doubted, self._probed_s = False, now
+        rows = max(1, min(self.costs.chunk, self.room - PROBE_TOKENS))
+        probe = self.submit([0] * rows, SamplingParams(max_tokens=PROBE_TOKENS, temperature=0, ignore_eos=True))
+        probe.caches = False
+        while probe.finish_reason is None:
+            if len(self.scheduler.running) + len(self.scheduler.waiting) > 1:
+                self.cancel(probe)
+            else:
+                self.step()
+        return True
+
     def step(self) -> bool:
         """One forward over everything scheduled; false when there was nothing to compute.
 
@@ -464,6 +487,9 @@ class Engine:
         if not greedy and not never:
             tenants.refuse(request.tenant, now)
         self.counters.refused_deadline += 1
+        if left_ms > 0 and not self.has_work:
+            self._doubted = True
+            self.scheduler.promises.caution.doubt()
         ms = 1000 * (now - request.arrival_s) + self._delivery_ms + max(verdict.ms, left_ms + verdict.short_ms)
         why = f"the shortest useful answer would take {ms:.0f} ms"
         if not verdict.short_ms:

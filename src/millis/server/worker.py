@@ -108,7 +108,8 @@ class Worker:
             if not self.engine.has_work and not self._embeds:
                 self._hand_out()
                 self._send_stats()
-                self._wake.wait()
+                if not self.engine.probe():
+                    self._wake.wait()
                 continue
             self.engine.step()
             self._hand_out()

@@ -118,9 +118,10 @@ class Classifier:
         else:
             prompt, continuations = self._ids(text.join(self._asked)), self._continuations
         tokenize_ms = 1000 * (time.perf_counter() - begin)
-        request = self._lm.engine.submit_score(
-            prompt, continuations, arrival_s=arrival_s, deadline_s=deadline_s, cache=True
-        )
+        with self._lm.refusals():
+            request = self._lm.engine.submit_score(
+                prompt, continuations, arrival_s=arrival_s, deadline_s=deadline_s, cache=True
+            )
         request.timings.tokenize_ms = tokenize_ms
         return request
 

@@ -37,6 +37,7 @@ from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer, load_tokenizer
 from millis.types import (
     Completion,
+    DeadlineError,
     Grammar,
     GrammarError,
     ModelError,
@@ -206,7 +207,7 @@ class LanguageModel(TaskMethods):
                 f"{name} cannot draft for {self.path.name}: their vocabularies differ; "
                 "take a smaller model of the same family"
             )
-        if self.config.precision == "fast":  # four bits a weight: its errors cost guesses, and reading it costs time
+        if self.config.precision != "exact":  # four bits a weight: its errors cost guesses, and reading it costs time
             checkpoint = requantize(checkpoint, self.config.threads)
         context = min(checkpoint.config.context, self.model.plan.context)
         return DraftModel(NativeRunner(Model(checkpoint, build_plan(checkpoint, context)), self.config))
@@ -358,6 +359,15 @@ class LanguageModel(TaskMethods):
             self.engine.calibrate(budget_s=MEASURE_S, quick=True)
         self._ready_for_deadlines = True
 
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Around the submitting of a request: one that is refused lets the engine see what steps take by now."""
+        try:
+            yield
+        except DeadlineError:
+            self.engine.probe()
+            raise
+
     def _start(
         self,
         ids: list[int],
@@ -373,7 +383,8 @@ class LanguageModel(TaskMethods):
         deadline = None if deadline_ms is None else begin + _positive_ms(deadline_ms) / 1000
         text = TextStream(self.tokenizer.detokenizer(continues=continues), params.stop)
         tokenize_ms = 1000 * (time.perf_counter() - begin)
-        request = self.engine.submit(ids, params, arrival_s=begin, deadline_s=deadline, adapter=adapter)
+        with self.refusals():
+            request = self.engine.submit(ids, params, arrival_s=begin, deadline_s=deadline, adapter=adapter)
         return Stream(self.engine, request, text, tokenize_ms)
 
 
