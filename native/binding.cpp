@@ -340,6 +340,32 @@ Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& 
   return owned(std::move(out), {static_cast<size_t>(count), stride});
 }
 
+// The same with activations of one byte.
+Floats bytes_matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa) {
+  const Kernels& k = select_kernels(isa);
+  if (x.shape(0) > size_t{kMostSide} || x.shape(1) > size_t{kMostSide}) throw std::invalid_argument("x is too large");
+  const auto cols = static_cast<int>(x.shape(1)), count = static_cast<int>(x.shape(0));
+  Pool alone(1);
+  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), false, alone);
+  const auto product = k.bytes_panel[static_cast<int>(w.format_id())];
+  if (!product) throw std::invalid_argument("no product of bytes for this type");
+  const size_t blocks = static_cast<size_t>(cols / kBlock), stride = static_cast<size_t>(rows);
+  const std::vector<float> input = copy_of(x);
+  std::vector<ByteBlock> acts(blocks * static_cast<size_t>(k.byte_rows));
+  std::vector<float> out(x.shape(0) * stride);
+  for (int m = 0; m < count; m += k.byte_rows) {
+    const int group = std::min(k.byte_rows, count - m);
+    for (int r = 0; r < group; ++r) k.quantize_bytes(input.data() + static_cast<size_t>(m + r) * x.shape(1), cols, group, acts.data() + r);
+    for (int p = 0; p < w.panels(); ++p) {
+      float tile[kTileRows * kPanelRows];
+      product(w.panel(p), cols, acts.data(), group, group, tile);
+      k.finish(tile, Epilogue{}, group, std::min(kPanelRows, rows - p * kPanelRows),
+               out.data() + static_cast<size_t>(m) * stride + static_cast<size_t>(p) * kPanelRows, stride);
+    }
+  }
+  return owned(std::move(out), {x.shape(0), stride});
+}
+
 // The same by an ISA's wide kernels.
 Floats wide_matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa) {
   const Kernels& k = select_kernels(isa);
@@ -450,6 +476,7 @@ NB_MODULE(_native, m) {
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
   m.def("barrier_ns", &barrier_ns, "threads"_a, "Nanoseconds of one barrier among `threads` threads.");
   m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto", "exact"_a = false);
+  m.def("bytes_matmul", &bytes_matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto");
   m.def("wide_matmul", &wide_matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto");
   m.def("to_q4_0", &to_q4, "type"_a, "data"_a.noconvert(), "threads"_a = 1, "The values of `data`, blocks of a GGML type, as blocks of Q4_0.");
   m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());

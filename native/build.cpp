@@ -1,4 +1,5 @@
 // Building a runtime: names become pointers, and every size is checked once, here.
+#include <algorithm>
 #include <stdexcept>
 
 #include "cpu.h"
@@ -220,6 +221,12 @@ bool reads(const Op& op, const Buffer* b) {
 }  // namespace
 
 // A norm whose only reader is the product behind it is done by every thread for itself: one barrier less.
+bool Runtime::takes_bytes(const MatMulOp& op) const {
+  const auto fits = [&](const Matrix* w) { return kernels_.bytes_panel[static_cast<int>(w->format_id())] != nullptr; };
+  return config_.bytes && (!op.gate || fits(op.gate)) &&
+         std::all_of(op.segments.begin(), op.segments.end(), [&](const Segment& s) { return fits(s.weight); });
+}
+
 void Runtime::fuse_norms() {
   for (size_t i = 0; i + 1 < ops_.size(); ++i) {
     auto* norm = std::get_if<NormOp>(&ops_[i]);
@@ -310,7 +317,11 @@ void Runtime::finish() {
   fuse_norms();                                                                                     // ops_ stays as it is from here on
   for (Op& op : ops_)
     if (auto* product = std::get_if<MatMulOp>(&op)) product->bytes = takes_bytes(*product);
-  if (config_.bytes) shared_.bytes.resize(rows * blocks);
+  if (config_.bytes) {
+    const auto room = [&](size_t count) { return (count + static_cast<size_t>(kernels_.byte_rows)) * blocks; };  // whole groups
+    shared_.bytes.resize(room(rows));
+    for (auto& own : private_) own.bytes.resize(room(kPrivateRows));
+  }
   finished_ = true;
 }
 

@@ -1,4 +1,4 @@
-// Products of Q8_0 weights and activations of one byte, part of kernels_body.h: one pass over the weights where ActBlock takes two.
+// Products with activations of one byte, part of kernels_body.h: one pass over the weights where ActBlock takes two.
 
 #ifndef MILLIS_BYTE_ROWS
 #define MILLIS_BYTE_ROWS 4  // rows of activations whose sums stay in registers together
@@ -7,53 +7,77 @@
 namespace millis {
 namespace {
 
-template <int M>
-void bytes_rows(const uint8_t* p, int cols, const ByteBlock* x, size_t stride, float* tile) {
-  constexpr Format f = format(FormatId::Q8_0);
-  constexpr int offset = f.offset - kWideOffset;
+// Offsets are taken away as minimums are: value = scale * q - least.
+template <const Format& f, int M>
+void bytes_rows(const uint8_t* p, int cols, const ByteBlock* x, int group, float* tile) {
+  constexpr int parts = f.groups() > kByteScales ? f.groups() : kByteScales, vectors = 8 / parts;
+  constexpr bool super = f.scales != Scales::Block32;
+  constexpr float offset = f.offset - (f.bits == 8 ? kWideOffset : 0);
   F32 total[M];
   for (F32& t : total) t = set1(0.0f);
-  for (int b = 0; b < cols / kBlock; ++b, ++x, p += f.block_header() + f.quant_bytes()) {
+  F32 d = set1(0.0f), dmin = d;
+  for (int b = 0; b < cols / kBlock; ++b, x += group) {
+    if (!super || b % 8 == 0) {
+      d = load_half(reinterpret_cast<const uint16_t*>(p));
+      if constexpr (f.mins) dmin = load_half(reinterpret_cast<const uint16_t*>(p + 32));
+      p += f.super_header();
+    }
+    const uint8_t* q = p + f.block_header();
     prefetch_blocks<f.block_header() + f.quant_bytes()>(p);
-    I32 sum[M];  // below 2^21
-    for (int m = 0; m < M; ++m) sum[m] = set1_i32(offset == 0 ? 0 : -offset * x[static_cast<size_t>(m) * stride].sum);
-    dot_high<0, 8, M>(Block<f.bits>{p + f.block_header()}, x, stride, sum);
-    const F32 scale = load_half(reinterpret_cast<const uint16_t*>(p));
-    for (int m = 0; m < M; ++m) total[m] = fma(mul(scale, set1(x[static_cast<size_t>(m) * stride].d)), to_float(sum[m]), total[m]);
+    const auto part = [&]<int g>() __attribute__((always_inline)) {
+      constexpr int scaled = g * kByteScales / parts, weighed = g * f.groups() / parts;  // whose scales they are: the activations', the weights'
+      I32 sum[M];                                                                        // below 2^21
+      for (I32& s : sum) s = set1_i32(0);
+      dot_high<g * vectors, vectors, M>(Block<f.bits>{q}, x, 1, sum);
+      F32 scale = d;
+      if constexpr (super) scale = mul(d, f.mins ? load_u8(p + 16 * weighed) : load_i8(p + 16 * weighed));
+      for (int m = 0; m < M; ++m) total[m] = fma(mul(scale, set1(x[m].d[scaled])), to_float(sum[m]), total[m]);
+      if constexpr (f.mins || offset != 0) {
+        F32 least = mul(scale, set1(offset));
+        if constexpr (f.mins) least = super ? mul(dmin, load_u8(p + 16 * (f.groups() + weighed))) : dmin;
+        constexpr bool added = f.mins && !super;
+        if constexpr (f.groups() == 2)
+          for (int m = 0; m < M; ++m) total[m] = added ? fma(least, set1(x[m].half[g]), total[m]) : fnma(least, set1(x[m].half[g]), total[m]);
+        else if constexpr (g == 0)
+          for (int m = 0; m < M; ++m) total[m] = added ? fma(least, set1(x[m].all), total[m]) : fnma(least, set1(x[m].all), total[m]);
+      }
+    };
+    part.template operator()<0>();
+    if constexpr (parts == 2) part.template operator()<1>();
+    p = q + f.quant_bytes();
   }
   for (int m = 0; m < M; ++m) store(tile + m * kPanelRows, total[m]);
 }
 
-template <int M>
-inline void bytes_some(const uint8_t* p, int cols, const ByteBlock* x, size_t stride, int rows, float* tile) {
-  if (rows == M) bytes_rows<M>(p, cols, x, stride, tile);
-  else if constexpr (M > 1) bytes_some<M - 1>(p, cols, x, stride, rows, tile);
+template <const Format& f, int M>
+inline void bytes_some(const uint8_t* p, int cols, const ByteBlock* x, int group, int rows, float* tile) {
+  if (rows == M) bytes_rows<f, M>(p, cols, x, group, tile);
+  else if constexpr (M > 1) bytes_some<f, M - 1>(p, cols, x, group, rows, tile);
 }
 
-// Rows are taken in groups of nearly equal size.
-void bytes_panel(const uint8_t* p, int cols, const ByteBlock* x, size_t stride, int rows, float* tile) {
-  for (int groups = (rows + MILLIS_BYTE_ROWS - 1) / MILLIS_BYTE_ROWS; groups > 0; --groups) {
-    const int some = (rows + groups - 1) / groups;
-    bytes_some<MILLIS_BYTE_ROWS>(p, cols, x, stride, some, tile);
-    x += static_cast<size_t>(some) * stride, tile += some * kPanelRows, rows -= some;
-  }
+template <int id>
+void bytes_panel(const uint8_t* panel, int cols, const ByteBlock* x, int group, int rows, float* tile) {
+  bytes_some<kFormat[id], MILLIS_BYTE_ROWS>(panel, cols, x, group, rows, tile);
 }
 
-void quantize_bytes(const float* x, size_t n, ByteBlock* out) {
+void quantize_bytes(const float* x, int n, int step, ByteBlock* out) {
   constexpr float kMost = 127.0f, kLeast = 1e-30f;  // a block below counts as zero: its inverse could overflow
-  for (; n >= kBlock; n -= kBlock, x += kBlock, ++out) {
-    const F32 first = load(x), second = load(x + kLanes);
-    const float largest = max(max(abs(first), abs(second)));
-    const F32 scale = set1(largest >= kLeast ? kMost / largest : 0.0f);
-    const F32 whole[2] = {round(mul(first, scale)), round(mul(second, scale))};
-    const float all = sum(add(whole[0], whole[1]));
-    if (all != all) {  // x holds a NaN or an infinity: let the product be NaN
-      *out = ByteBlock{};
-      out->d = all;
-      continue;
+  for (; n >= kBlock; n -= kBlock, x += kBlock, out += step) {
+    const F32 given[2] = {load(x), load(x + kLanes)};
+    float largest[2] = {max(abs(given[0])), max(abs(given[1]))};
+    if (kByteScales == 1) largest[0] = largest[1] = largest[0] > largest[1] ? largest[0] : largest[1];
+    F32 whole[2];
+    for (int i = 0; i < 2; ++i) {
+      whole[i] = round(mul(given[i], set1(largest[i] >= kLeast ? kMost / largest[i] : 0.0f)));
+      out->half[i] = largest[i] / kMost * sum(whole[i]);
+      if (i < kByteScales) out->d[i] = largest[i] / kMost;
     }
-    store_i8(out->high, whole[0]), store_i8(out->high + kLanes, whole[1]);
-    out->d = largest / kMost, out->sum = static_cast<int32_t>(all);
+    out->all = out->half[0] + out->half[1];
+    if (out->all != out->all) {  // x holds a NaN or an infinity: let the product be NaN
+      for (float& d : out->d) d = out->all;
+      whole[0] = whole[1] = set1(0.0f);
+    }
+    for (int i = 0; i < 2; ++i) store_i8(out->high + i * kLanes, whole[i]);
   }
 }
 

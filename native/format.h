@@ -90,8 +90,8 @@ constexpr size_t kPlaneBytes = kPanelRows * kBlock / 2;
 
 constexpr const Format& format(FormatId id) { return kFormat[static_cast<int>(id)]; }
 
-// 32 activations as 16-bit integers in two signed bytes: x ~ d * (256 * high + low). One byte alone would do for
-// perplexity, but lets a greedy choice flip where the best two logits lie up to half a nat apart.
+// 32 activations as 16-bit integers in two signed bytes: x ~ d * (256 * high + low). One byte alone does for perplexity
+// (precision "int8"), but lets a greedy choice flip where the best two logits lie tenths of a nat apart.
 struct ActBlock {
   int8_t high[kBlock], low[kBlock];
   float d;
@@ -100,13 +100,14 @@ struct ActBlock {
 };
 static_assert(sizeof(ActBlock) == 80);
 
+constexpr int kByteScales = 2;  // of the 32 activations of a ByteBlock
+
 // 32 activations in one byte each: x ~ d * high.
 struct ByteBlock {
   int8_t high[kBlock];
-  float d;
-  int32_t sum;  // of the bytes: the factor of a weight block's offset
+  float d[kByteScales];
+  float half[2], all;  // sums of each 16 and of all, d * (sum of the bytes): the factors of a weight block's offset or min
 };
-static_assert(sizeof(ByteBlock) == 40);
 
 // IEEE half precision, in plain integer arithmetic so that every ISA gives the same bits. Static, because a copy compiled
 // for one ISA must not be linked into code for all.

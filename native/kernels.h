@@ -182,9 +182,11 @@ struct Kernels {
   void (*planes_panel)(const uint8_t* high, const uint8_t* low, int cols, const ActBlock* x, size_t stride, int rows, float* tile);
   // The same from the first plane of Q8_0Planes alone, six standard deviations to either side. s: [rows][blocks].
   void (*screen)(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const ScreenBlock* s, int rows, float* tile, Bounds* bounds);
-  // The same of Q8_0 and activations of one byte; null where bytes are no faster.
-  void (*bytes_panel)(const uint8_t* panel, int cols, const ByteBlock* x, size_t stride, int rows, float* tile);
-  void (*quantize_bytes)(const float* x, size_t n, ByteBlock* out);  // n: a multiple of 32
+  // The same of activations of one byte, in groups of `group` rows, byte_rows at most: block b of row m is x[b * group + m]. Null: not
+  // for this format, or no faster.
+  void (*bytes_panel[kFormats])(const uint8_t* panel, int cols, const ByteBlock* x, int group, int rows, float* tile);
+  int byte_rows;
+  void (*quantize_bytes)(const float* x, int n, int step, ByteBlock* out);  // n: a multiple of 32; step: from one block to the next
   // out[m][n] for m < rows, n < columns (up to 16) from a tile.
   void (*finish)(const float* tile, const Epilogue& e, int rows, int columns, float* out, size_t stride);
   // tiles[i][m][16] += u[m] . panel + i. Strides in floats: from one row of u, from one tile, to the next. [0] f16, [1] f32.

@@ -393,7 +393,10 @@ Kernels make_table(const char* isa) {
   k.isa = isa;
   const auto fill = [&]<int id>(const auto& next) {
     if constexpr (kFormat[id].is_float()) k.float_panel[id] = float_panel<id>;
-    else if constexpr (static_cast<FormatId>(id) != FormatId::Q8_0Planes) k.quant_panel[id] = quant_panel<id>;
+    else if constexpr (static_cast<FormatId>(id) != FormatId::Q8_0Planes) {
+      k.quant_panel[id] = quant_panel<id>;
+      if constexpr (kParts == 1) k.bytes_panel[id] = bytes_panel<id>;
+    }
     if constexpr (id + 1 < kFormats) next.template operator()<id + 1>(next);
   };
   fill.template operator()<0>(fill);
@@ -402,7 +405,7 @@ Kernels make_table(const char* isa) {
   k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
   k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide, k.attend_all = attend_all;
   k.screen = screen_panel, k.planes_panel = planes_panel;
-  if constexpr (kParts == 1) k.bytes_panel = bytes_panel, k.quantize_bytes = quantize_bytes;
+  k.byte_rows = MILLIS_BYTE_ROWS, k.quantize_bytes = quantize_bytes;
   k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide();
   return k;
 }

@@ -187,7 +187,6 @@ void Runtime::execute(const NormOp& op, Step& step, int thread) {
 }
 
 void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
-  if (op.bytes) return execute_bytes(op, step, thread);
   if (wide(op, step.count)) return execute_wide(op, step, thread);
   if (screened(op, step)) return execute_screened(op, step, thread);
   const int threads = pool_.threads(), rows = step.count, cols = op.x->width;
@@ -195,20 +194,26 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
   bool quantised = false;
   for (const auto& s : op.segments) quantised |= !format(s.weight->format_id()).is_float();
   if (op.gate) quantised |= !format(op.gate->format_id()).is_float();
+  // Rows that pass over a panel at once; bytes lie in groups of nearly equal size.
+  const int at_once = op.bytes ? even_groups(rows, kernels_.byte_rows) : kTileRows, row_block = kRowBlock / at_once * at_once;
 
-  // The input: normalised and quantised here, for all rows by each thread where they are few, else a share each.
-  const bool mine = rows <= kPrivateRows;
+  // The input: normalised and quantised here, for all rows by each thread where they are few, else a share each, of rows that lie together.
+  const bool mine = rows <= kPrivateRows, adds = adding_.serves(op);
   Scratch& scratch = mine ? private_[static_cast<size_t>(thread)] : shared_;
-  const bool adds = adding_.serves(op);  // then shares are rows in a row, so that neighbours pass over an adapter together
-  const Range part = share(rows, thread, threads);
-  for (int r = mine ? 0 : adds ? part.first : thread; r < (adds && !mine ? part.last : rows); r += mine || adds ? 1 : threads) {
+  const Range part = mine ? Range{0, rows} : share(rows, thread, threads);
+  for (int r = part.first; r < part.last; ++r) {
     const float* x = row(*(op.norm ? op.norm->x : op.x), r);
     if (op.norm) {
       float* normal = scratch.rows.data() + static_cast<size_t>(r) * width;
       normalize_row(kernels_, *op.norm, x, normal);
       x = normal;
     }
-    if (quantised) kernels_.quantize(x, cols, scratch.acts.data() + static_cast<size_t>(r) * blocks);
+    if (op.bytes) {
+      const int group = r / at_once * at_once;
+      kernels_.quantize_bytes(x, cols, at_once, scratch.bytes.data() + static_cast<size_t>(group) * blocks + (r - group));
+    } else if (quantised) {
+      kernels_.quantize(x, cols, scratch.acts.data() + static_cast<size_t>(r) * blocks);
+    }
   }
   const float* floats = op.norm ? scratch.rows.data() : op.x->data.data();
   if (adds && mine) adding_.shrink_share(op, floats, thread, threads);
@@ -219,6 +224,8 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
     const auto id = static_cast<int>(w.format_id());
     if (format(w.format_id()).is_float())
       kernels_.float_panel[id](w.panel(panel), cols, floats + static_cast<size_t>(first) * width, width, count, tile);
+    else if (op.bytes)
+      kernels_.bytes_panel[id](w.panel(panel), cols, scratch.bytes.data() + static_cast<size_t>(first) * blocks, at_once, count, tile);
     else
       multiply_panel(kernels_, w, panel, scratch.acts.data() + static_cast<size_t>(first) * blocks, blocks, count, tile,
                      adds ? &adding_.ahead(thread) : nullptr);
@@ -232,8 +239,8 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
   alignas(64) float tile[2 * kTile];
   float* tiles = adds ? adding_.tiles(thread) : tile;
   if (adds) adding_.look_ahead(op, thread, threads);
-  for (int block = 0; block < rows; block += kRowBlock) {
-    if (adds) adding_.gather(op, block, std::min(rows - block, kRowBlock), thread);
+  for (int block = 0; block < rows; block += row_block) {
+    if (adds) adding_.gather(op, block, std::min(rows - block, row_block), thread);
     int before = 0;
     for (const auto& s : op.segments) {
       const int first = std::max(own.first - before, 0), last = std::min(own.last - before, s.weight->panels());
@@ -241,8 +248,8 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
       for (int p = first; p < last; p += take) {
         const int some = std::min(take, last - p);
         float* gates = tiles + take * kTile;
-        for (int r = block; r < std::min(rows, block + kRowBlock); r += kTileRows) {
-          const int count = std::min({kTileRows, rows - r, block + kRowBlock - r});
+        for (int r = block; r < std::min(rows, block + row_block); r += at_once) {
+          const int count = std::min({at_once, rows - r, block + row_block - r});
           for (int i = 0; i < some; ++i) {
             product(*s.weight, p + i, r, count, tiles + i * kTile);
             if (op.gate) product(*op.gate, p + i, r, count, gates + i * kTile);
@@ -267,7 +274,8 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
 
 bool Runtime::wide(const MatMulOp& op, int rows) const {
   const auto fits = [&](const Matrix* w) { return kernels_.wide.unpack[static_cast<int>(w->format_id())] != nullptr; };
-  return !config_.exact && rows >= kernels_.wide.least_rows && (!op.gate || fits(op.gate)) &&
+  const bool faster = !op.bytes || kernels_.wide.unpacks;  // tiles are faster than products of bytes, vectors are not
+  return !config_.exact && faster && rows >= kernels_.wide.least_rows && (!op.gate || fits(op.gate)) &&
          std::all_of(op.segments.begin(), op.segments.end(), [&](const Segment& s) { return fits(s.weight); });
 }
 

@@ -31,7 +31,7 @@ struct RuntimeConfig {
   int layers, kv_heads, head_dim, vocab, context;
   bool exact;  // float32 weights and cache
   std::string isa;
-  bool bytes = false;  // multiply Q8_0 by activations of one byte, where that is faster
+  bool bytes = false;  // multiply by activations of one byte, where that is faster
   bool screen = true;  // read of an output matrix in two planes only what may decide, where the caller allows it
 };
 
@@ -207,7 +207,6 @@ class Runtime {
   void execute(const NormOp& op, Step& step, int thread);
   void execute(const MatMulOp& op, Step& step, int thread);
   bool takes_bytes(const MatMulOp& op) const;
-  void execute_bytes(const MatMulOp& op, Step& step, int thread);
   bool screened(const MatMulOp& op, const Step& step) const;
   void execute_screened(const MatMulOp& op, Step& step, int thread);
   bool wide(const MatMulOp& op, int rows) const;

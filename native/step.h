@@ -29,6 +29,12 @@ inline Range share(int count, int thread, int threads) {
   return {at(thread), at(thread + 1)};
 }
 
+// Size of groups of nearly equal size, `most` at most.
+inline int even_groups(int count, int most) {
+  const int groups = (count + most - 1) / most;
+  return (count + groups - 1) / groups;
+}
+
 inline float* row(const Buffer& b, int r) { return const_cast<float*>(b.data.data()) + static_cast<size_t>(r) * static_cast<size_t>(b.width); }
 
 inline const Buffer* output_of(const Op& op) {

@@ -169,7 +169,7 @@ def test_windows_bound_what_attention_reads(tmp_path: Path) -> None:
 def test_unknown_peers_are_named() -> None:
     with pytest.raises(RequestError, match="'lama'.*transformers"):
         chosen("llama.cpp,lama")
-    assert chosen("all") == list(PEERS)
+    assert chosen("all") == ["millis-int8", *PEERS]
     assert chosen(" vllm, llama.cpp,vllm") == ["vllm", "llama.cpp"]
     assert chosen("") == []
 

@@ -81,6 +81,40 @@ def test_quantized_product(type: GgmlType, isa: str, count: int) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=3e-5 * np.abs(want).max())
 
 
+BYTE_SCALES = 2  # of 32 activations of one byte
+
+
+def byte_activations(x: np.ndarray) -> np.ndarray:
+    """x rounded to one byte: what products of bytes compute with."""
+    blocks = x.reshape(len(x), -1, 32 // BYTE_SCALES)
+    most = np.abs(blocks).max(-1, keepdims=True).astype(np.float32)
+    inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
+    return (np.rint(blocks * inverse) * (most / np.float32(127))).reshape(x.shape)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if not isa.startswith("neon")])
+@pytest.mark.parametrize("type", QUANTS, ids=lambda t: t.name)
+@pytest.mark.parametrize("count", [*range(1, 15), 33])
+def test_product_of_bytes(type: GgmlType, isa: str, count: int) -> None:
+    rows, cols = 37, 768
+    data, values = stored(type, rows, cols)
+    x = RNG.standard_normal((count, cols)).astype(np.float32)
+    x[:, 100] *= 20  # one that a scale must cover alone
+    x[-1, 320:352] = 0
+    want = byte_activations(x).astype(np.float64) @ values.T.astype(np.float64)
+    got = _native.bytes_matmul(x, int(type), rows, data, isa)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=3e-5 * np.abs(want).max())
+    x[0, 40], x[-1, 5] = np.nan, np.inf
+    spoilt = _native.bytes_matmul(x, int(type), rows, data, isa)
+    assert np.isnan(spoilt[[0, -1]]).all()
+    np.testing.assert_array_equal(spoilt[1:-1], got[1:-1])
+    x = np.full((2, 768), 1e-40, np.float32)
+    x[1] = 1e30
+    tiny = _native.bytes_matmul(x, int(type), rows, data, isa)
+    assert np.abs(tiny[0]).max() < 1e-25
+    assert np.isfinite(tiny[1]).all()
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("type", list(GgmlType), ids=lambda t: t.name)
 @pytest.mark.parametrize("count", [1, 3, 6, 40])

@@ -172,6 +172,13 @@ def to_q4_0(
 ) -> NDArray[numpy.uint8]:
     """The values of `data`, blocks of a GGML type, as blocks of Q4_0."""
 
+def bytes_matmul(
+    x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
+    type: int,
+    rows: int,
+    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
+    isa: str = "auto",
+) -> NDArray[numpy.float32]: ...
 def wide_matmul(
     x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
     type: int,

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from millis.types import RequestError
 
-Precision = Literal["fast", "exact"]
+Precision = Literal["fast", "int8", "exact"]
 Speculation = Literal["auto", "ngram", "off"]
 
 
@@ -48,7 +48,8 @@ class EngineConfig:
     """Instruction set of the kernels; unless given, the environment's MILLIS_ISA, otherwise "auto": the best here."""
     precision: Precision = "fast"
     """fast: activations of two bytes, or bfloat16 in long prompts, and an f16 cache; an encoder's weights and
-    activations in one byte each, 32 of which share a scale. exact: float32, for checks."""
+    activations in one byte each, which share scales. int8: activations of one byte in models that write, too, as most
+    engines have them; quicker prompts and batches, and now and then another word. exact: float32, for checks."""
     screen: bool = True
     """Read of a large output matrix only what may decide. Greedy choices stay the same, to six standard deviations of
     what is left out; draws too, but for tokens of less than 6e-6 of the best one's probability."""
@@ -104,7 +105,7 @@ class EngineConfig:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= 1e6:
                 raise RequestError(f"{name} must be milliseconds in [{low:g}, 1000000], not {value!r}")
         if self.precision not in get_args(Precision):
-            raise RequestError(f"precision must be 'fast' or 'exact', not {self.precision!r}")
+            raise RequestError(f"precision must be 'fast', 'int8' or 'exact', not {self.precision!r}")
         if self.speculation not in get_args(Speculation):
             raise RequestError(f"speculation must be 'auto', 'ngram' or 'off', not {self.speculation!r}")
         if self.draft is not None and (not isinstance(self.draft, str) or not self.draft):

@@ -39,15 +39,17 @@ PEERS: Mapping[str, Peer] = {
     "ctranslate2": Peer("ctranslate2", "ctranslate2"),
 }
 
+PRECISIONS: Mapping[str, str] = {"millis": "fast", "millis-int8": "int8"}  # Millis, always there, and once more
+
 
 def chosen(text: str) -> list[str]:
     """Names from "a,b" or "all". RequestError for an unknown one."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names, known = [name.strip() for name in text.split(",") if name.strip()], [*list(PRECISIONS)[1:], *PEERS]
     if names == ["all"]:
-        return list(PEERS)
+        return known
     for name in names:
-        if name not in PEERS:
-            raise RequestError(f"no peer named {name!r}; there are {', '.join(PEERS)}, and all")
+        if name not in known:
+            raise RequestError(f"no peer named {name!r}; there are {', '.join(known)}, and all")
     return list(dict.fromkeys(names))
 
 
@@ -68,7 +70,7 @@ class WorkerEngine:
     name: str
     command: list[str]
     env: dict[str, str]
-    spec: dict[str, Any]  # {"model": path, "threads": n, "context": tokens}
+    spec: dict[str, Any]  # {"model": path, "threads": n, "context": tokens, "precision": of Millis}
     timeout_s: float = 600.0
     version: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -110,8 +112,8 @@ class WorkerEngine:
 
 
 def worker_engine(name: str, python: Path, spec: Mapping[str, Any], timeout_s: float) -> WorkerEngine:
-    """`name` is a peer's, or "millis". The engine finds no module of ours, and we none of its."""
-    module = PEERS[name].module if name in PEERS else name
+    """`name` is a peer's or of PRECISIONS. A peer finds no module of ours, and we none of its."""
+    module = PEERS[name].module if name in PEERS else "millis"
     env = {**os.environ, "OMP_NUM_THREADS": str(spec["threads"]), "HF_HUB_OFFLINE": "1"}
     if name in PEERS:
         env.pop("PYTHONPATH", None)
@@ -119,4 +121,4 @@ def worker_engine(name: str, python: Path, spec: Mapping[str, Any], timeout_s: f
         paths = [str(Path(millis.__file__).parent.parent), *filter(None, [env.get("PYTHONPATH")])]
         env["PYTHONPATH"] = os.pathsep.join(paths)
     command = [str(python), "-s", str(HERE / "worker.py"), str(HERE / "engines" / f"{module}.py")]
-    return WorkerEngine(name, command, env, dict(spec), timeout_s)
+    return WorkerEngine(name, command, env, {**spec, "precision": PRECISIONS.get(name)}, timeout_s)

@@ -33,7 +33,10 @@ Model = Annotated[
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Compute threads; default: this machine's physical cores.")
 ]
-Precision = Annotated[config.Precision, typer.Option(help="exact: float32 throughout; slow, for checks.")]
+Precision = Annotated[
+    config.Precision,
+    typer.Option(help="int8: quicker prompts and batches, coarser; exact: float32, slow, for checks."),
+]
 Context = Annotated[int | None, typer.Option(min=1, help="Longest conversation in tokens.")]
 Draft = Annotated[
     str | None, typer.Option(help="A smaller model of the same vocabulary that guesses tokens; answers stay the same.")

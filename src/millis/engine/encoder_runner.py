@@ -46,7 +46,7 @@ class EncoderRunner:
                 vocab=plan.vocab,
                 context=plan.context,
                 exact=config.precision == "exact",
-                bytes=config.precision == "fast",
+                bytes=config.precision != "exact",
             )
             tensors = model.checkpoint.tensors
             fill(self._runtime, plan, tensors if config.precision == "exact" else eight_bits(plan, tensors))

@@ -155,6 +155,7 @@ def new_runtime(plan: Plan, config: EngineConfig, max_tokens: int, pages: int) -
         vocab=plan.vocab,
         context=plan.context,
         exact=config.precision == "exact",
+        bytes=config.precision == "int8",
         screen=config.screen,
     )
 

@@ -15,7 +15,8 @@ class Engine:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         # Random ids invite repetition, and a guess would count as a step.
-        self._lm = LanguageModel(spec["model"], threads=spec["threads"], context=spec["context"], speculation="off")
+        options = {name: spec[name] for name in ("threads", "context", "precision")}
+        self._lm = LanguageModel(spec["model"], speculation="off", **options)
         self.version = f"{millis.__version__} {self._lm.runner.isa}"
         self.facts = {"weight_bytes": self._lm.runner.weight_bytes, "isa": self._lm.runner.isa}
 
