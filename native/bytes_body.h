@@ -10,8 +10,7 @@ namespace {
 // Offsets are taken away as minimums are: value = scale * q - least.
 template <const Format& f, int M>
 void bytes_rows(const uint8_t* p, int cols, const ByteBlock* x, int group, float* tile) {
-  constexpr int parts = f.groups() > kByteScales ? f.groups() : kByteScales, vectors = 8 / parts;
-  constexpr bool super = f.scales != Scales::Block32;
+  constexpr bool super = f.scales != Scales::Block32, both = f.groups() == 2;  // the weights, too, have a scale for each half
   constexpr float offset = f.offset - (f.bits == 8 ? kWideOffset : 0);
   F32 total[M];
   for (F32& t : total) t = set1(0.0f);
@@ -24,26 +23,33 @@ void bytes_rows(const uint8_t* p, int cols, const ByteBlock* x, int group, float
     }
     const uint8_t* q = p + f.block_header();
     prefetch_blocks<f.block_header() + f.quant_bytes()>(p);
-    const auto part = [&]<int g>() __attribute__((always_inline)) {
-      constexpr int scaled = g * kByteScales / parts, weighed = g * f.groups() / parts;  // whose scales they are: the activations', the weights'
-      I32 sum[M];                                                                        // below 2^21
+    F32 halves[M];
+    for (F32& h : halves) h = set1(0.0f);
+    const auto half = [&]<int i>() __attribute__((always_inline)) {
+      I32 sum[M];  // below 2^20
       for (I32& s : sum) s = set1_i32(0);
-      dot_high<g * vectors, vectors, M>(Block<f.bits>{q}, x, 1, sum);
-      F32 scale = d;
-      if constexpr (super) scale = mul(d, f.mins ? load_u8(p + 16 * weighed) : load_i8(p + 16 * weighed));
-      for (int m = 0; m < M; ++m) total[m] = fma(mul(scale, set1(x[m].d[scaled])), to_float(sum[m]), total[m]);
-      if constexpr (f.mins || offset != 0) {
-        F32 least = mul(scale, set1(offset));
-        if constexpr (f.mins) least = super ? mul(dmin, load_u8(p + 16 * (f.groups() + weighed))) : dmin;
-        constexpr bool added = f.mins && !super;
-        if constexpr (f.groups() == 2)
-          for (int m = 0; m < M; ++m) total[m] = added ? fma(least, set1(x[m].half[g]), total[m]) : fnma(least, set1(x[m].half[g]), total[m]);
-        else if constexpr (g == 0)
-          for (int m = 0; m < M; ++m) total[m] = added ? fma(least, set1(x[m].all), total[m]) : fnma(least, set1(x[m].all), total[m]);
+      dot_high<4 * i, 4, M>(Block<f.bits>{q}, x, 1, sum);
+      for (int m = 0; m < M; ++m) {
+        const F32 scaled = set1(x[m].d[i]);
+        halves[m] = both || i == 0 ? mul(scaled, to_float(sum[m])) : fma(scaled, to_float(sum[m]), halves[m]);
       }
     };
-    part.template operator()<0>();
-    if constexpr (parts == 2) part.template operator()<1>();
+    const auto add = [&](int g, const auto& of) __attribute__((always_inline)) {
+      F32 scale = d;
+      if constexpr (super) scale = mul(d, f.mins ? load_u8(p + 16 * g) : load_i8(p + 16 * g));
+      for (int m = 0; m < M; ++m) total[m] = fma(scale, halves[m], total[m]);
+      if constexpr (f.mins && !super)
+        for (int m = 0; m < M; ++m) total[m] = fma(dmin, set1(of(x[m])), total[m]);
+      if constexpr ((f.mins && super) || offset != 0) {
+        const F32 least = f.mins ? mul(dmin, load_u8(p + 16 * (f.groups() + g))) : mul(scale, set1(offset));
+        for (int m = 0; m < M; ++m) total[m] = fnma(least, set1(of(x[m])), total[m]);
+      }
+    };
+    half.template operator()<0>();
+    if constexpr (both) add(0, [](const ByteBlock& block) { return block.half[0]; });
+    half.template operator()<1>();
+    if constexpr (both) add(1, [](const ByteBlock& block) { return block.half[1]; });
+    else add(0, [](const ByteBlock& block) { return block.all; });
     p = q + f.quant_bytes();
   }
   for (int m = 0; m < M; ++m) store(tile + m * kPanelRows, total[m]);
@@ -64,13 +70,12 @@ void quantize_bytes(const float* x, int n, int step, ByteBlock* out) {
   constexpr float kMost = 127.0f, kLeast = 1e-30f;  // a block below counts as zero: its inverse could overflow
   for (; n >= kBlock; n -= kBlock, x += kBlock, out += step) {
     const F32 given[2] = {load(x), load(x + kLanes)};
-    float largest[2] = {max(abs(given[0])), max(abs(given[1]))};
-    if (kByteScales == 1) largest[0] = largest[1] = largest[0] > largest[1] ? largest[0] : largest[1];
+    const float largest[2] = {max(abs(given[0])), max(abs(given[1]))};
     F32 whole[2];
     for (int i = 0; i < 2; ++i) {
       whole[i] = round(mul(given[i], set1(largest[i] >= kLeast ? kMost / largest[i] : 0.0f)));
       out->half[i] = largest[i] / kMost * sum(whole[i]);
-      if (i < kByteScales) out->d[i] = largest[i] / kMost;
+      out->d[i] = largest[i] / kMost;
     }
     out->all = out->half[0] + out->half[1];
     if (out->all != out->all) {  // x holds a NaN or an infinity: let the product be NaN

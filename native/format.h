@@ -100,13 +100,11 @@ struct ActBlock {
 };
 static_assert(sizeof(ActBlock) == 80);
 
-constexpr int kByteScales = 2;  // of the 32 activations of a ByteBlock
-
-// 32 activations in one byte each: x ~ d * high.
+// 32 activations in one byte each: x ~ d * high, with a scale for each half.
 struct ByteBlock {
   int8_t high[kBlock];
-  float d[kByteScales];
-  float half[2], all;  // sums of each 16 and of all, d * (sum of the bytes): the factors of a weight block's offset or min
+  float d[2];
+  float half[2], all;  // d * (sum of the bytes) of each half, and both: the factors of a weight block's offset or min
 };
 
 // IEEE half precision, in plain integer arithmetic so that every ISA gives the same bits. Static, because a copy compiled

@@ -195,7 +195,7 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
   for (const auto& s : op.segments) quantised |= !format(s.weight->format_id()).is_float();
   if (op.gate) quantised |= !format(op.gate->format_id()).is_float();
   // Rows that pass over a panel at once; bytes lie in groups of nearly equal size.
-  const int at_once = op.bytes ? even_groups(rows, kernels_.byte_rows) : kTileRows, row_block = kRowBlock / at_once * at_once;
+  const int at_once = op.bytes ? byte_group(rows, kernels_.byte_rows) : kTileRows, row_block = kRowBlock / at_once * at_once;
 
   // The input: normalised and quantised here, for all rows by each thread where they are few, else a share each, of rows that lie together.
   const bool mine = rows <= kPrivateRows, adds = adding_.serves(op);

@@ -1,6 +1,7 @@
 // What the executors of a step share.
 #pragma once
 
+#include <algorithm>
 #include <exception>
 
 #include "runtime.h"
@@ -29,10 +30,13 @@ inline Range share(int count, int thread, int threads) {
   return {at(thread), at(thread + 1)};
 }
 
-// Size of groups of nearly equal size, `most` at most.
-inline int even_groups(int count, int most) {
-  const int groups = (count + most - 1) / most;
-  return (count + groups - 1) / groups;
+// Rows of activations of one byte that lie together: all where one pass over a panel takes them, else in groups of nearly equal size,
+// whose sums stay in registers.
+inline int byte_group(int rows, int most) {
+  constexpr int kMany = 8;
+  if (rows <= most) return rows;
+  const int groups = (rows + kMany - 1) / kMany;
+  return std::min(most, (rows + groups - 1) / groups);
 }
 
 inline float* row(const Buffer& b, int r) { return const_cast<float*>(b.data.data()) + static_cast<size_t>(r) * static_cast<size_t>(b.width); }

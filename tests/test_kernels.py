@@ -81,12 +81,12 @@ def test_quantized_product(type: GgmlType, isa: str, count: int) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=3e-5 * np.abs(want).max())
 
 
-BYTE_SCALES = 2  # of 32 activations of one byte
+BYTE_COLUMNS = 16  # that share a scale
 
 
 def byte_activations(x: np.ndarray) -> np.ndarray:
     """x rounded to one byte: what products of bytes compute with."""
-    blocks = x.reshape(len(x), -1, 32 // BYTE_SCALES)
+    blocks = x.reshape(len(x), -1, BYTE_COLUMNS)
     most = np.abs(blocks).max(-1, keepdims=True).astype(np.float32)
     inverse = np.divide(np.float32(127), most, out=np.zeros_like(most), where=most > 0)
     return (np.rint(blocks * inverse) * (most / np.float32(127))).reshape(x.shape)

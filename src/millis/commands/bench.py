@@ -149,6 +149,7 @@ def speculation(
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Times each prompt is answered both ways.")] = 1,
     prompts: Annotated[int | None, typer.Option(min=1, help="Prompts of each kind; default: all.")] = None,
     threads: common.Threads = None,
+    precision: common.Precision = "fast",
     json: common.Json = False,
 ) -> None:
     """Tokens a second with guesses and without, in turn, and whether the greedy answers are the same."""
@@ -162,7 +163,7 @@ def speculation(
     names = [kind.strip() for kind in kinds.split(",")]
     if unknown := sorted(set(names) - set(PROMPTS)):
         raise typer.BadParameter(f"--kinds knows {', '.join(PROMPTS)}, not {', '.join(map(repr, unknown))}")
-    lm = common.load(model, threads=threads, context=2048, draft=draft)
+    lm = common.load(model, threads=threads, context=2048, draft=draft, precision=precision)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         total = 2 * rounds * sum(len(PROMPTS[kind][:prompts]) for kind in names)
