@@ -56,13 +56,14 @@ void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
   }
 }
 
-// Queries of a unit of wide attention: as many as it takes, but where that would make few units, and one thread would do more of
-// them than another, half as many.
+// Queries of a unit of wide attention: as many as it takes, shared out evenly, but where that would make few units, and one thread
+// would do more of them than another, half as many.
 static int wide_rows(int rows, int kv_heads, int threads) {
-  const int units = kv_heads * ((rows + kWideQueries - 1) / kWideQueries);
-  if (units % threads == 0 || units >= 8 * threads) return kWideQueries;
-  const int halves = 2 * units / kv_heads, each = (rows + halves - 1) / halves;
-  return (each + kGroupRows - 1) / kGroupRows * kGroupRows;
+  constexpr int kPassRows = 4;  // that a product takes anyway
+  int parts = (rows + kWideQueries - 1) / kWideQueries;
+  if (kv_heads * parts % threads != 0 && kv_heads * parts < 8 * threads) parts *= 2;
+  const int each = (rows + parts - 1) / parts;
+  return (each + kPassRows - 1) / kPassRows * kPassRows;
 }
 
 // The keys that queries of sequence s see together, at positions from `low` on, the last of them in slot `high`; or all of its source.
