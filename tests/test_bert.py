@@ -253,7 +253,7 @@ def test_fast_is_near_and_the_same_on_every_isa(isa: str, saved: tuple[Any, Mode
 @pytest.mark.parametrize("rows", [1, 3, 13, 14, 15, 28, 29, 61])
 @pytest.mark.parametrize("isa", ISAS)
 def test_byte_products_are_those_of_the_rounded_values(isa: str, rows: int) -> None:
-    """x and w rounded in NumPy, by 16 and 32 columns, then multiplied in float64; outputs are no whole number of panels."""
+    """x and w rounded in NumPy, by 16 and 32 columns, then multiplied in float64; no whole number of panels."""
     rng = np.random.default_rng(rows)
     x, w = rng.normal(0, 3, (rows, 96)), rng.normal(0, 1, (40, 96))
     x[0] = 0
