@@ -97,7 +97,7 @@ def test_the_version() -> None:
         (["run", "a", "--stop", ""], "stop must hold non-empty strings", " run"),
         (["run", "a", "--repetition-penalty", "0"], "repetition_penalty", " run"),
         (["run", "a", "--deadline-ms", "inf"], "'--deadline-ms'", " run"),
-        (["run", "a", "--precision", "half"], "'half' is not one of 'fast', 'exact'", " run"),
+        (["run", "a", "--precision", "half"], "'half' is not one of 'fast', 'int8', 'exact'", " run"),
         (["run", "a", "--threads", "0"], "'--threads'", " run"),
         (["chat", "--context", "0"], "'--context'", " chat"),
         (["evaluate"], "give a task and a file, or --perplexity FILE", " evaluate"),

@@ -386,7 +386,7 @@ def test_a_failing_step_is_raised_and_the_stream_is_over() -> None:
 def test_unknown_options_are_named(model_path: Callable[[str], Path]) -> None:
     with pytest.raises(RequestError, match="unknown option 'thread'; there are threads, isa, precision"):
         millis.load(model_path("smollm2"), thread=2)
-    with pytest.raises(RequestError, match="precision must be 'fast' or 'exact'"):
+    with pytest.raises(RequestError, match="precision must be 'fast', 'int8' or 'exact'"):
         millis.load(model_path("smollm2"), precision="half")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="context must lie in"):
         millis.load(model_path("smollm2"), context=1 << 20)
