@@ -220,13 +220,13 @@ bool reads(const Op& op, const Buffer* b) {
 
 }  // namespace
 
-// A norm whose only reader is the product behind it is done by every thread for itself: one barrier less.
 bool Runtime::takes_bytes(const MatMulOp& op) const {
   const auto fits = [&](const Matrix* w) { return kernels_.bytes_panel[static_cast<int>(w->format_id())] != nullptr; };
   return config_.bytes && (!op.gate || fits(op.gate)) &&
          std::all_of(op.segments.begin(), op.segments.end(), [&](const Segment& s) { return fits(s.weight); });
 }
 
+// A norm whose only reader is the product behind it is done by every thread for itself: one barrier less.
 void Runtime::fuse_norms() {
   for (size_t i = 0; i + 1 < ops_.size(); ++i) {
     auto* norm = std::get_if<NormOp>(&ops_[i]);

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 RELATIVE = 0.03  # of the time until a deadline is kept in hand
 MISSED, MET = 1.5, 0.995  # what an answer that came late or in time makes of the caution
-TRIED = 0.98  # likewise a refusal while nothing ran: where nothing is tried, nothing is learned
+TRIED = 0.98  # likewise a refusal: where nothing is tried, nothing is learned
 MOST_CAUTION = 4.0
 MOST_MARGIN = 0.25  # of the time until a deadline: pauses of the machine are not to refuse everything,
 MOST_HAND = 0.5  # nor are they with all caution
@@ -45,25 +45,26 @@ class Pace:
 class Caution:
     """How much is kept in hand, learned from answers that came late."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_margin: float = MOST_MARGIN) -> None:
         self.factor = 1.0
+        self._most_margin = most_margin
 
     def learn(self, met: bool) -> None:
         """Takes in how an admitted request ended."""
         self.factor = min(MOST_CAUTION, self.factor * MISSED) if not met else max(1.0, self.factor * MET)
 
     def doubt(self) -> None:
-        """Takes in that a request was refused although nothing ran."""
+        """Takes in a refusal that nothing may be learned from."""
         self.factor = max(1.0, self.factor * TRIED)
 
     def hand_ms(self, left_ms: float, margin_ms: float) -> float:
         """Of `left_ms` until a deadline, what may not be planned with."""
-        hand_ms = self.factor * (RELATIVE * left_ms + min(margin_ms, MOST_MARGIN * left_ms))
+        hand_ms = self.factor * (RELATIVE * left_ms + min(margin_ms, self._most_margin * left_ms))
         return max(0.0, min(hand_ms, MOST_HAND * left_ms))
 
     def step_ms(self, whole_ms: float, margin_ms: float) -> float:
         """How much longer than predicted a step may take, where an answer has `whole_ms` in all."""
-        return self.factor * min(margin_ms, MOST_MARGIN * whole_ms)
+        return self.factor * min(margin_ms, self._most_margin * whole_ms)
 
 
 def slacks(debts: Sequence[Debt], start_s: float, pace: Pace, caution: Caution) -> Iterator[tuple[float, float]]:

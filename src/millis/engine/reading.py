@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from millis.engine.admission import Caution
 from millis.engine.predict import StepModel, Work
 from millis.engine.scheduler import CLASSES
 from millis.types import DeadlineError, OverloadError, Priority
@@ -18,12 +19,9 @@ from millis.types import DeadlineError, OverloadError, Priority
 STEPS = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512)  # tokens of a text whose times are measured
 QUICK = (8, 32, 128)
 REPEATS = 3
-RELATIVE = 0.03  # of the time until a deadline is kept in hand,
-MOST_MARGIN = 0.1  # and for steps that take longer than predicted so much at most: readings take milliseconds,
-MOST_HAND = 0.5  # a pause of the machine longer than many of their deadlines, and it must not refuse them all
-MOST_CAUTION = 4.0
-MISSED, MET = 1.5, 0.995  # what an answer that came late, or in time, makes of the caution
-TRIED = 0.98  # likewise a refusal: where nothing is tried, nothing is learned
+# Of the time until a deadline, for steps that take longer than predicted. Readings take milliseconds, a pause of the
+# machine longer than many of their deadlines.
+MOST_MARGIN = 0.1
 FEW = 8  # texts of a request that are planned one by one
 WIDE, NARROW = 256, 16  # tokens of one text, and of each of many, that tell what attention costs
 
@@ -68,7 +66,7 @@ class Readings:
 
     def __init__(self, costs: StepModel, *, max_tokens: int, max_waiting: int) -> None:
         self._costs = costs
-        self._caution = 1.0
+        self._caution = Caution(MOST_MARGIN)
         self._max_tokens, self._max_waiting = max_tokens, max_waiting
         self._waiting: list[Reading] = []
         self._busy_s = 0.0  # when the step under way is thought to end
@@ -106,7 +104,7 @@ class Readings:
 
     def learn(self, met: bool) -> None:
         """Takes in how an admitted request ended."""
-        self._caution = max(1.0, self._caution * MET) if met else min(MOST_CAUTION, self._caution * MISSED)
+        self._caution.learn(met)
 
     def step(self, now_s: float) -> list[tuple[Reading, int]]:
         """The texts to read together now, each as its request and its number there; [] where nothing waits.
@@ -168,7 +166,7 @@ class Readings:
                 if one is new:
                     break
         if short_ms > 0:
-            self._caution = max(1.0, self._caution * TRIED)
+            self._caution.doubt()
             waited_ms, left_ms = 1000 * (now_s - new.arrival_s), 1000 * (new.due_s - new.arrival_s)
             late = mine_ms + waited_ms > left_ms - self._hand_ms(left_ms)
             predicted_ms = mine_ms + waited_ms + self._hand_ms(left_ms)
@@ -181,9 +179,7 @@ class Readings:
 
     def _hand_ms(self, left_ms: float) -> float:
         """Of the time until a deadline, what may not be planned with."""
-        left_ms = max(0.0, left_ms)
-        hand_ms = RELATIVE * left_ms + min(self._costs.margin_ms, MOST_MARGIN * left_ms)
-        return min(MOST_HAND * left_ms, self._caution * hand_ms)
+        return self._caution.hand_ms(left_ms, self._costs.margin_ms)
 
     def _begin_ms(self, now_s: float) -> float:
         return max(0.0, 1000 * (self._busy_s - now_s))
