@@ -27,13 +27,14 @@ inline void mask_page(uint32_t seen, const Hide& hide) {
   for (uint32_t hidden = ~seen; hidden; hidden &= hidden - 1) hide(__builtin_ctz(hidden));
 }
 
-// score[n][32] = q[n] . keys of one page, masked outside each query's range.
+// score[n][32] = q[n] . keys of one page, masked outside each query's range. What comes next is asked for into the second cache:
+// the first one can wait for few lines at once, and then nothing else goes on.
 template <class T, int N>
 inline void page_scores(const Attend& a, const float* q, const T* keys, int first, float (&score)[N][kPageTokens]) {
   F32 low[N], high[N];
   for (int n = 0; n < N; ++n) low[n] = high[n] = set1(0.0f);
   for (int d = 0; d < a.head_dim; ++d, keys += kPageTokens) {
-    __builtin_prefetch(keys + a.head_dim * kPageTokens);  // the values of these tokens
+    __builtin_prefetch(keys + a.head_dim * kPageTokens, 0, 2);  // the values of these tokens
     const F32 k0 = load_cached(keys), k1 = load_cached(keys + 16);
     for (int n = 0; n < N; ++n) {
       const F32 x = set1(q[n * a.head_dim + d]);
@@ -78,7 +79,7 @@ inline void page_values(const T* values, const T* next, int head_dim, int count,
   for (int n = 0; n < N; ++n)
     for (int w = 0; w < W; ++w) part[n][w] = load(sums + n * head_dim + w * kLanes);
   for (int j = 0; j < count; ++j, values += head_dim, next += head_dim) {
-    __builtin_prefetch(next);
+    __builtin_prefetch(next, 0, 2);
     for (int w = 0; w < W; ++w) {
       const F32 v = load_cached(values + w * kLanes);
       for (int n = 0; n < N; ++n) part[n][w] = fma(set1(weight[n][j]), v, part[n][w]);
