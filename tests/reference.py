@@ -7,7 +7,7 @@ about the file format, the renaming, the plan and the arithmetic.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from transformers import (
     Qwen3Config,
 )
 from transformers.initialization import no_init_weights
+
+from gguf_peer import peer
 
 torch.set_num_threads(1)
 
@@ -89,18 +91,10 @@ TINY = {  # name → configuration of a tiny model
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
-class _Reader(gguf.GGUFReader):
-    """The package's reader on a plain array: np.memmap's bookkeeping would double its time."""
-
-    def _get(self, *arguments: Any, **keywords: Any) -> Any:
-        self.data = self.data.view(np.ndarray)
-        return super()._get(*arguments, **keywords)
-
-
-@lru_cache(maxsize=1)
+@cache
 def reference_model(path: Path) -> Any:
     """A GGUF file's model (llama, qwen2 or gemma3) in transformers, holding the file's dequantised weights."""
-    reader = _Reader(path)
+    reader = peer(path)
     config = _config(reader)
     state = {
         _name(tensor.name, config.model_type): torch.from_numpy(_values(tensor, config)) for tensor in reader.tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 from gguf_files import ARCHITECTURES, CONTEXT, DROP, FFN, HIDDEN, LAYERS, VOCAB, shapes, write_tiny
+from gguf_peer import peer
 from millis.models.config import ModelConfig, RopeScaling
 from millis.models.gguf import parse_gguf, read_gguf
 from millis.models.gguf_values import StringArray
@@ -22,12 +22,6 @@ from millis.types import FormatError, ModelError
 
 REAL = ("smollm2", "qwen2.5-0.5b", "gemma3-270m")
 ModelPath = Callable[[str], Path]
-
-
-@functools.cache
-def peer(path: Path) -> gguf.GGUFReader:
-    """The gguf package's view of a file; it takes seconds for a large vocabulary."""
-    return gguf.GGUFReader(path)
 
 
 @pytest.mark.parametrize("name", REAL)
