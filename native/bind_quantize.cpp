@@ -2,8 +2,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/pair.h>
 
-#include <memory>
-
 #include "arrays.h"
 #include "pack.h"
 #include "quantize.h"
@@ -15,18 +13,7 @@ using namespace nb::literals;
 namespace millis {
 namespace {
 
-template <class T>
-using Result = nb::ndarray<nb::numpy, T>;
-
-template <class T>
-Result<T> owned(std::vector<T>&& values) {
-  auto kept = std::make_unique<std::vector<T>>(std::move(values));
-  const size_t size = kept->size();
-  nb::capsule owner(kept.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return Result<T>(kept.release()->data(), {size}, owner);
-}
-
-std::pair<Result<uint8_t>, Result<double>> quantize_matrix(int type, const Array2<float>& values, const Array<float>& weights, int threads) {
+std::pair<NewArray<uint8_t>, NewArray<double>> quantize_matrix(int type, const Array2<float>& values, const Array<float>& weights, int threads) {
   if (values.shape(1) != weights.size()) throw std::invalid_argument("quantize: one weight for each column");
   const std::vector<float> columns = copy_of(weights);
   std::vector<double> errors(values.shape(0));

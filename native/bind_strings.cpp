@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <span>
 #include <vector>
 
@@ -15,7 +14,7 @@ using namespace nb::literals;
 namespace millis {
 namespace {
 
-using Places = nb::ndarray<nb::numpy, uint64_t>;
+using Places = NewArray<uint64_t>;
 
 // The string whose length stands at `place`; data() is null where it does not lie inside `data`.
 std::span<const uint8_t> string_at(const Array<uint8_t>& data, uint64_t place) {
@@ -28,17 +27,15 @@ std::span<const uint8_t> string_at(const Array<uint8_t>& data, uint64_t place) {
 }
 
 Places string_places(const Array<uint8_t>& data, uint64_t at, uint64_t count) {
-  auto found = std::make_unique<std::vector<uint64_t>>();
-  found->reserve(std::min<uint64_t>(count, data.size() / 8));
-  while (found->size() < count) {
+  std::vector<uint64_t> found;
+  found.reserve(std::min<uint64_t>(count, data.size() / 8));
+  while (found.size() < count) {
     const auto string = string_at(data, at);
     if (!string.data()) break;
-    found->push_back(at);
+    found.push_back(at);
     at += 8 + string.size();
   }
-  nb::capsule owner(found.get(), [](void* p) noexcept { delete static_cast<std::vector<uint64_t>*>(p); });
-  const size_t size = found->size();
-  return Places(found.release()->data(), {size}, owner);
+  return owned(std::move(found));
 }
 
 nb::list strings(const Array<uint8_t>& data, const Array<uint64_t>& places) {

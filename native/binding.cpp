@@ -21,7 +21,6 @@
 #include "runtime.h"
 #include "sampler.h"
 #include "unlocked.h"
-#include "wide.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -31,21 +30,12 @@ namespace millis {
 void bind_adapter(nb::module_& m);
 void bind_bench(nb::module_& m);
 void bind_packed(nb::module_& m);
+void bind_products(nb::module_& m);
 void bind_quantize(nb::module_& m);
 void bind_sampler(nb::module_& m);
 void bind_strings(nb::module_& m);
 
 namespace {
-
-using Floats = nb::ndarray<nb::numpy, float>;
-
-// A NumPy array that owns `values`.
-template <class T>
-nb::ndarray<nb::numpy, T> owned(std::vector<T>&& values, std::vector<size_t> shape) {
-  auto kept = std::make_unique<std::vector<T>>(std::move(values));
-  nb::capsule owner(kept.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return nb::ndarray<nb::numpy, T>(kept.release()->data(), shape.size(), shape.data(), owner);
-}
 
 using Adapters = std::optional<std::vector<std::shared_ptr<const Adapter>>>;  // of each sequence; None: it has none
 
@@ -260,7 +250,7 @@ Floats score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t
       out[at] = row[targets[at]] - runtime.kernels().log_sum_exp(row, runtime.config().vocab);
     });
   }
-  return owned(std::move(out), {targets.size()});
+  return owned(std::move(out));
 }
 
 // [edges]: the log-probability of targets[i] behind token rows[i] of the batch, whose sequences are trees: parents[t] is the
@@ -289,7 +279,7 @@ Floats score_tree(Runtime& runtime, const Array<int32_t>& tokens, const Array<in
       for (size_t i = first[r]; i < first[r + 1]; ++i) out[i] = logits[targets[i]] - sum;
     });
   }
-  return owned(std::move(out), {all.size()});
+  return owned(std::move(out));
 }
 
 // The source half of an encoder-decoder model: what its decoder needs of each text goes into the pages of its table.
@@ -313,86 +303,6 @@ std::shared_ptr<const Adapter> make_adapter(const Runtime& runtime, const std::v
   return runtime.adapter(pairs);
 }
 
-// [rows of x, rows of w] = x w^T by one ISA's kernels; for tests and kernel benchmarks.
-Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa, bool exact) {
-  const Kernels& k = select_kernels(isa);
-  if (x.shape(0) > size_t{kMostSide} || x.shape(1) > size_t{kMostSide}) throw std::invalid_argument("x is too large");
-  const auto cols = static_cast<int>(x.shape(1)), count = static_cast<int>(x.shape(0));
-  const std::vector<float> input = copy_of(x);
-  Pool alone(1);
-  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), exact, alone);
-  const auto id = static_cast<int>(w.format_id());
-  const size_t blocks = static_cast<size_t>(cols / kBlock), width = static_cast<size_t>(cols), stride = static_cast<size_t>(rows);
-  std::vector<ActBlock> acts(blocks * static_cast<size_t>(count) + 1);
-  std::vector<float> out(static_cast<size_t>(count) * stride);
-  for (int m = 0; m < count && !format(w.format_id()).is_float(); ++m)
-    k.quantize(input.data() + static_cast<size_t>(m) * width, cols, acts.data() + static_cast<size_t>(m) * blocks);
-  for (int p = 0; p < w.panels(); ++p)
-    for (int m = 0; m < count; m += kTileRows) {
-      float tile[kTileRows * kPanelRows];
-      const int some = std::min(kTileRows, count - m);
-      const auto at = static_cast<size_t>(m);
-      if (format(w.format_id()).is_float()) k.float_panel[id](w.panel(p), cols, input.data() + at * width, width, some, tile);
-      else multiply_panel(k, w, p, acts.data() + at * blocks, blocks, some, tile);
-      k.finish(tile, Epilogue{}, some, std::min(kPanelRows, rows - p * kPanelRows), out.data() + at * stride + static_cast<size_t>(p) * kPanelRows,
-               stride);
-    }
-  return owned(std::move(out), {static_cast<size_t>(count), stride});
-}
-
-// The same with activations of one byte.
-Floats bytes_matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa) {
-  const Kernels& k = select_kernels(isa);
-  if (x.shape(0) > size_t{kMostSide} || x.shape(1) > size_t{kMostSide}) throw std::invalid_argument("x is too large");
-  const auto cols = static_cast<int>(x.shape(1)), count = static_cast<int>(x.shape(0));
-  Pool alone(1);
-  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), false, alone);
-  const auto product = k.bytes_panel[static_cast<int>(w.format_id())];
-  if (!product) throw std::invalid_argument("no product of bytes for this type");
-  const size_t blocks = static_cast<size_t>(cols / kBlock), stride = static_cast<size_t>(rows);
-  const std::vector<float> input = copy_of(x);
-  std::vector<ByteBlock> acts(blocks * static_cast<size_t>(k.byte_rows));
-  std::vector<float> out(x.shape(0) * stride);
-  for (int m = 0; m < count; m += k.byte_rows) {
-    const int group = std::min(k.byte_rows, count - m);
-    for (int r = 0; r < group; ++r) k.quantize_bytes(input.data() + static_cast<size_t>(m + r) * x.shape(1), cols, group, acts.data() + r);
-    for (int p = 0; p < w.panels(); ++p) {
-      float tile[kTileRows * kPanelRows];
-      product(w.panel(p), cols, acts.data(), group, group, tile);
-      k.finish(tile, Epilogue{}, group, std::min(kPanelRows, rows - p * kPanelRows),
-               out.data() + static_cast<size_t>(m) * stride + static_cast<size_t>(p) * kPanelRows, stride);
-    }
-  }
-  return owned(std::move(out), {x.shape(0), stride});
-}
-
-// The same by an ISA's wide kernels.
-Floats wide_matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa) {
-  const Kernels& k = select_kernels(isa);
-  if (x.shape(0) > 4 * kWideBlock || x.shape(1) > size_t{kMostSide}) throw std::invalid_argument("x is too large");
-  const auto cols = static_cast<int>(x.shape(1)), count = static_cast<int>(x.shape(0));
-  Pool alone(1);
-  const Matrix w("w", static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), false, alone);
-  if (!k.wide.unpack[static_cast<int>(w.format_id())]) throw std::invalid_argument("no wide product for this type");
-  const size_t group = k.wide.operands(cols), stride = static_cast<size_t>(rows);
-  AlignedVector<uint32_t> packed((x.shape(0) + kGroupRows - 1) / kGroupRows * group, 0xffffffff), operands(kWideOperands);
-  AlignedVector<float> tiles(kWideTiles);
-  std::vector<float> out(x.shape(0) * stride);
-  const std::vector<float> input = copy_of(x);
-  for (size_t r = 0; r < x.shape(0); ++r)
-    k.wide.pack_row(input.data() + r * x.shape(1), cols, packed.data() + r / kGroupRows * group + r % kGroupRows * kStepDwords);
-  const Segment segment{&w, nullptr, 0};
-  const auto finish = [&](const WidePlace& at, int block, int some) {
-    for (int i = 0; i < at.panels(); ++i)
-      k.finish(tiles.data() + static_cast<size_t>(i) * kWideTile, Epilogue{}, some, std::min(kPanelRows, rows - (at.panel() + i) * kPanelRows),
-               out.data() + static_cast<size_t>(block) * stride + static_cast<size_t>(at.panel() + i) * kPanelRows, stride);
-  };
-  wide_products(
-      k.wide, WidePlace(k.wide, {&segment, 1}, nullptr, cols, {0, w.panels()}), packed.data(), cols, count, operands.data(), tiles.data(),
-      [](int, int) {}, finish);
-  return owned(std::move(out), {x.shape(0), stride});
-}
-
 // [rows, cols] read back from the packed form, which must hold the file's values.
 Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
   Pool alone(1);
@@ -403,7 +313,7 @@ Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
 }
 
 // The bytes of a tensor as Q4_0.
-nb::ndarray<nb::numpy, uint8_t> to_q4(int type, const Array<uint8_t>& data, int threads) {
+NewArray<uint8_t> to_q4(int type, const Array<uint8_t>& data, int threads) {
   if (threads < 1 || threads > 1024) throw std::invalid_argument("to_q4_0: threads in [1, 1024]");
   std::vector<uint8_t> out;
   {
@@ -411,8 +321,7 @@ nb::ndarray<nb::numpy, uint8_t> to_q4(int type, const Array<uint8_t>& data, int 
     Pool pool(threads);
     out = to_q4_0(static_cast<GgmlType>(type), std::span(data.data(), data.size()), pool);
   }
-  const size_t size = out.size();
-  return owned(std::move(out), {size});
+  return owned(std::move(out));
 }
 
 // GB/s of `threads` reading their parts of `mib` MiB, the best of five passes. The memory is like that of weights: huge
@@ -467,6 +376,7 @@ NB_MODULE(_native, m) {
   bind_bench(m);
   bind_sampler(m);
   bind_packed(m);
+  bind_products(m);
   bind_quantize(m);
   bind_strings(m);
   m.attr("PAGE_TOKENS") = kPageTokens;
@@ -475,9 +385,6 @@ NB_MODULE(_native, m) {
   m.def("amx_state", &amx_state, "Whether AMX tiles are used here, or why not.");
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
   m.def("barrier_ns", &barrier_ns, "threads"_a, "Nanoseconds of one barrier among `threads` threads.");
-  m.def("matmul", &matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto", "exact"_a = false);
-  m.def("bytes_matmul", &bytes_matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto");
-  m.def("wide_matmul", &wide_matmul, "x"_a, "type"_a, "rows"_a, "data"_a.noconvert(), "isa"_a = "auto");
   m.def("to_q4_0", &to_q4, "type"_a, "data"_a.noconvert(), "threads"_a = 1, "The values of `data`, blocks of a GGML type, as blocks of Q4_0.");
   m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());
   nb::class_<Runtime>(m, "Runtime")

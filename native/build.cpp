@@ -222,8 +222,7 @@ bool reads(const Op& op, const Buffer* b) {
 
 bool Runtime::takes_bytes(const MatMulOp& op) const {
   const auto fits = [&](const Matrix* w) { return kernels_.bytes_panel[static_cast<int>(w->format_id())] != nullptr; };
-  return config_.bytes && (!op.gate || fits(op.gate)) &&
-         std::all_of(op.segments.begin(), op.segments.end(), [&](const Segment& s) { return fits(s.weight); });
+  return config_.bytes && op.every_weight(fits);
 }
 
 // A norm whose only reader is the product behind it is done by every thread for itself: one barrier less.

@@ -1,6 +1,7 @@
 // Executes a plan for a ragged batch. Ops mirror models/plan.py, whose docstrings define them.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <map>
@@ -81,6 +82,11 @@ struct MatMulOp {
   bool bytes = false;            // multiplies by activations of one byte
   const NormOp* norm = nullptr;  // applied to x on the way in, when its result has no other reader
   std::vector<float> padded_bias;
+
+  template <class Holds>
+  bool every_weight(const Holds& holds) const {
+    return (!gate || holds(gate)) && std::all_of(segments.begin(), segments.end(), [&](const Segment& s) { return holds(s.weight); });
+  }
 };
 struct AttentionOp {
   Buffer *out, *qkv;

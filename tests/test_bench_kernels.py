@@ -55,9 +55,10 @@ def test_lines_of_a_tiny_model(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny.gguf")
     checkpoint = read_checkpoint(tmp_path / "tiny.gguf")
     isas = _native.supported_isas()[:2]
-    lines = list(measure(tmp_path / "tiny.gguf", counts=[1, 5], isas=isas, threads=1, seconds=0.01))
-    assert len(lines) == 2 * len(isas) * len(list(matrices(checkpoint)))
-    assert all(line["us"] > 0 and line["gb_per_s"] > 0 for line in lines)
+    for int8 in (False, True):
+        lines = list(measure(tmp_path / "tiny.gguf", counts=[1, 5], isas=isas, threads=1, seconds=0.01, int8=int8))
+        assert len(lines) == 2 * len(isas) * len(list(matrices(checkpoint)))
+        assert all(line["us"] > 0 and line["gb_per_s"] > 0 for line in lines)
     assert {line["isa"] for line in lines} == set(isas)
 
 

@@ -102,15 +102,15 @@ def test_product_of_bytes(type: GgmlType, isa: str, count: int) -> None:
     x[:, 100] *= 20  # one that a scale must cover alone
     x[-1, 320:352] = 0
     want = byte_activations(x).astype(np.float64) @ values.T.astype(np.float64)
-    got = _native.bytes_matmul(x, int(type), rows, data, isa)
+    got = _native.matmul(x, int(type), rows, data, isa, "bytes")
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=3e-5 * np.abs(want).max())
     x[0, 40], x[-1, 5] = np.nan, np.inf
-    spoilt = _native.bytes_matmul(x, int(type), rows, data, isa)
+    spoilt = _native.matmul(x, int(type), rows, data, isa, "bytes")
     assert np.isnan(spoilt[[0, -1]]).all()
     np.testing.assert_array_equal(spoilt[1:-1], got[1:-1])
     x = np.full((2, 768), 1e-40, np.float32)
     x[1] = 1e30
-    tiny = _native.bytes_matmul(x, int(type), rows, data, isa)
+    tiny = _native.matmul(x, int(type), rows, data, isa, "bytes")
     assert np.abs(tiny[0]).max() < 1e-25
     assert np.isfinite(tiny[1]).all()
 
@@ -143,7 +143,7 @@ def test_wide_product_of_floats(type: GgmlType, isa: str, count: int) -> None:
     x = RNG.standard_normal((count, cols)).astype(np.float32)
     want = x.astype(np.float64) @ values.T.astype(np.float64)
     np.testing.assert_allclose(
-        _native.wide_matmul(x, int(type), rows, data, isa), want, rtol=1e-4, atol=3e-5 * np.abs(want).max()
+        _native.matmul(x, int(type), rows, data, isa, "wide"), want, rtol=1e-4, atol=3e-5 * np.abs(want).max()
     )
 
 
@@ -156,7 +156,7 @@ def test_wide_product_of_pairs(type: GgmlType, isa: str, count: int) -> None:
     data, values = stored(type, rows, cols)
     x = RNG.standard_normal((count, cols)).astype(np.float32)
     want = bfloat(x).astype(np.float64) @ bfloat(values).T.astype(np.float64)
-    got = _native.wide_matmul(x, int(type), rows, data, isa)
+    got = _native.matmul(x, int(type), rows, data, isa, "wide")
     error = np.abs(got - want) / np.sqrt((want**2).mean())
     assert error.max() < 8e-3
     assert np.sqrt((error**2).mean()) < 2e-4
@@ -170,10 +170,10 @@ def test_wide_products_in_blocks_of_rows_and_columns(type: GgmlType, isa: str) -
     data, values = stored(type, rows, cols)
     x = bfloat(RNG.standard_normal((300, cols)))
     want = x.astype(np.float64) @ values.T.astype(np.float64)
-    got = _native.wide_matmul(x, int(type), rows, data, isa)
+    got = _native.matmul(x, int(type), rows, data, isa, "wide")
     error = np.abs(got - want) / np.sqrt((want**2).mean())
     assert np.sqrt((error**2).mean()) < (4e-3 if isa in PAIRS else 1e-5)
-    one = _native.wide_matmul(x[:1], int(type), rows, data, isa)
+    one = _native.matmul(x[:1], int(type), rows, data, isa, "wide")
     np.testing.assert_allclose(got[:1], one, rtol=1e-4, atol=1e-4 * np.abs(want).max())
 
 
@@ -184,16 +184,16 @@ def test_wide_product_of_any_width(cols: int, isa: str) -> None:
         data, values = stored(GgmlType.BF16, rows, cols)
         x = bfloat(RNG.standard_normal((5, cols)))
         want = x.astype(np.float64) @ values.T.astype(np.float64)
-        np.testing.assert_allclose(_native.wide_matmul(x, int(GgmlType.BF16), rows, data, isa), want, atol=1e-4)
+        np.testing.assert_allclose(_native.matmul(x, int(GgmlType.BF16), rows, data, isa, "wide"), want, atol=1e-4)
 
 
 @pytest.mark.parametrize("isa", [*ISAS, *PAIRS])
 def test_wide_products_keep_what_is_unusable_unusable(isa: str) -> None:
     data, _ = stored(GgmlType.Q4_1, 20, 256)
     x = RNG.standard_normal((20, 256)).astype(np.float32)
-    clean = _native.wide_matmul(x, int(GgmlType.Q4_1), 20, data, isa)
+    clean = _native.matmul(x, int(GgmlType.Q4_1), 20, data, isa, "wide")
     x[3, 17], x[18, 255] = np.nan, np.inf
-    got = _native.wide_matmul(x, int(GgmlType.Q4_1), 20, data, isa)
+    got = _native.matmul(x, int(GgmlType.Q4_1), 20, data, isa, "wide")
     assert not np.isfinite(got[[3, 18]]).any()
     others = [r for r in range(20) if r not in (3, 18)]
     np.testing.assert_array_equal(got[others], clean[others])

@@ -63,7 +63,7 @@ class Sampler:
         (token, log-probability, best) of one row of logits, as Runtime.step does it.
         """
 
-PACK_VERSION: int = 1
+PACK_VERSION: int = 3
 
 def pack(
     name: str,
@@ -137,9 +137,10 @@ def time_matmul(
     threads: int,
     repeats: int,
     copies: int = 1,
+    bytes: bool = False,
 ) -> tuple[list[float], int]:
     """
-    (seconds of each product, packed bytes) of `count` rows of activations by one matrix.
+    (seconds of each product, packed bytes) of `count` rows of activations by one matrix, in the form that a step takes.
     """
 
 def dot_peak(isa: str, threads: int) -> float:
@@ -163,8 +164,13 @@ def matmul(
     rows: int,
     data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
     isa: str = "auto",
+    by: str = "shorts",
     exact: bool = False,
-) -> NDArray[numpy.float32]: ...
+) -> NDArray[numpy.float32]:
+    """
+    x w^T by one ISA's kernels. by: activations as shorts, bytes or wide operands; exact: all in floats.
+    """
+
 def to_q4_0(
     type: int,
     data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
@@ -172,20 +178,6 @@ def to_q4_0(
 ) -> NDArray[numpy.uint8]:
     """The values of `data`, blocks of a GGML type, as blocks of Q4_0."""
 
-def bytes_matmul(
-    x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
-    type: int,
-    rows: int,
-    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    isa: str = "auto",
-) -> NDArray[numpy.float32]: ...
-def wide_matmul(
-    x: Annotated[NDArray[numpy.float32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
-    type: int,
-    rows: int,
-    data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
-    isa: str = "auto",
-) -> NDArray[numpy.float32]: ...
 def unpack(
     type: int,
     rows: int,

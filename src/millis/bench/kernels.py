@@ -27,12 +27,13 @@ def matrices(checkpoint: Checkpoint) -> Iterator[Tensor]:
 
 
 def measure(
-    path: Path, *, counts: Sequence[int], isas: Sequence[str], threads: int, seconds: float
+    path: Path, *, counts: Sequence[int], isas: Sequence[str], threads: int, seconds: float, int8: bool = False
 ) -> Iterator[dict[str, Any]]:
     """A line for every matrix, count of activation rows and ISA, each measured for about `seconds`.
 
     share_of_roofline: the time that reading the weights at the measured bandwidth, or the byte products at the measured
-    peak of a plain dot loop, would take at least (whichever is longer), over the time taken.
+    peak of a plain dot loop, would take at least (whichever is longer), over the time taken. int8: activations of one
+    byte where the matrix has such a product.
     """
     checkpoint = read_checkpoint(path)
     bandwidth = _native.read_bandwidth(SET_MIB, threads)
@@ -40,16 +41,18 @@ def measure(
     for tensor in matrices(checkpoint):
         for count in counts:
             for isa in isas:
-                times, packed = _times(tensor, count, isa, threads, seconds)
+                times, packed = _times(tensor, count, isa, threads, seconds, int8)
                 yield line(tensor, count, isa, statistics.median(times), packed, bandwidth, peaks[isa])
 
 
-def _times(tensor: Tensor, count: int, isa: str, threads: int, seconds: float) -> tuple[list[float], int]:
+def _times(tensor: Tensor, count: int, isa: str, threads: int, seconds: float, int8: bool) -> tuple[list[float], int]:
     rows, cols = tensor.shape
     copies = min(MOST_COPIES, -(-(SET_MIB << 20) // tensor.nbytes))
 
     def run(repeats: int, copies: int) -> tuple[list[float], int]:
-        return _native.time_matmul(int(tensor.type), rows, cols, tensor.data, count, isa, threads, repeats, copies)
+        return _native.time_matmul(
+            int(tensor.type), rows, cols, tensor.data, count, isa, threads, repeats, copies, int8
+        )
 
     probe, _ = run(3, min(copies, 3))
     repeats = max(3, min(MOST_REPEATS, int(seconds / min(probe))))

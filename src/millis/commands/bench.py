@@ -86,6 +86,7 @@ def kernels(
     model: common.Model = "smollm2",
     counts: Annotated[str, typer.Option(help="Rows of activations: tokens computed together.")] = "1,4,16,128",
     isas: Annotated[str, typer.Option(help="Instruction sets, comma-separated, or all.")] = "",
+    int8: Annotated[bool, typer.Option("--int8", help="Activations of one byte, as in --precision int8.")] = False,
     seconds: Annotated[float, typer.Option(min=0.01, max=60, help="Time spent on each line.")] = 0.2,
     threads: common.Threads = None,
     json: common.Json = False,
@@ -102,9 +103,9 @@ def kernels(
             raise typer.BadParameter(f"--isas: this machine has {', '.join(supported)}, not {isa!r}")
     threads = threads or EngineConfig().threads
     path = common.resolve(model)
-    lines = measure(path, counts=_lengths("--counts", counts), isas=chosen, threads=threads, seconds=seconds)
+    lines = measure(path, counts=_lengths("--counts", counts), isas=chosen, threads=threads, seconds=seconds, int8=int8)
     if json:
-        common.print_json({"model": model, "threads": threads, "lines": list(lines)})
+        common.print_json({"model": model, "threads": threads, "int8": int8, "lines": list(lines)})
     else:
         bench_tables.show_kernels(lines)
 
