@@ -88,33 +88,34 @@ class Rows {
   AlignedVector<uint32_t> wide_;
 };
 
-// Throws where this ISA has no such product for the matrix.
-void check_form(const Kernels& k, const Matrix& w, By by) {
-  const auto id = static_cast<int>(w.format_id());
-  if ((by == By::floats) != format(w.format_id()).is_float() && by != By::wide)
-    throw std::invalid_argument(by == By::floats ? "these weights are no floats" : "these weights are floats");
-  if (by == By::bytes && !k.bytes_panel[id]) throw std::invalid_argument("no product of bytes for this type");
-  if (by == By::wide && !k.wide.unpack[id]) throw std::invalid_argument("no wide product for this type");
+// That of a matrix for which neither bytes nor a wide product is asked.
+By plain_form(const Matrix& w) { return format(w.format_id()).is_float() ? By::floats : By::shorts; }
+
+// The form that a step takes.
+By usual_form(const Kernels& k, const Matrix& w, int count, bool bytes) {
+  bytes = bytes && has_bytes(k, w);
+  if (wide_pays(k, count, bytes) && has_wide(k, w)) return By::wide;
+  return bytes ? By::bytes : plain_form(w);
 }
 
-// The form that a step takes, as Runtime::wide and Runtime::takes_bytes choose it.
-By usual_form(const Kernels& k, const Matrix& w, int count, bool bytes) {
-  const auto id = static_cast<int>(w.format_id());
-  bytes = bytes && k.bytes_panel[id];
-  if (count >= k.wide.least_rows && k.wide.unpack[id] && (!bytes || k.wide.unpacks)) return By::wide;
-  return format(w.format_id()).is_float() ? By::floats : bytes ? By::bytes : By::shorts;
+// The form of this name. Throws where this ISA has no such product for the matrix.
+By named_form(const Kernels& k, const Matrix& w, const std::string& name) {
+  if (name == "shorts") return plain_form(w);
+  if (name != "bytes" && name != "wide") throw std::invalid_argument("by: shorts, bytes or wide, not " + name);
+  if (name == "bytes" ? !has_bytes(k, w) : !has_wide(k, w))
+    throw std::invalid_argument(name == "bytes" ? "no product of bytes for this type" : "no wide product for this type");
+  return name == "bytes" ? By::bytes : By::wide;
 }
 
 // [rows of x, rows of w] = x w^T by one ISA's kernels; exact: weights as floats.
 Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& data, const std::string& isa, const std::string& by, bool exact) {
   const Kernels& k = select_kernels(isa);
-  if (x.shape(0) > size_t{kMostSide} || x.shape(1) > size_t{kMostSide}) throw std::invalid_argument("x is too large");
+  const size_t most = by == "wide" ? 4 * kWideBlock : size_t{kMostSide};
+  if (x.shape(0) > most || x.shape(1) > size_t{kMostSide}) throw std::invalid_argument("x is too large");
   const auto cols = static_cast<int>(x.shape(1)), count = static_cast<int>(x.shape(0));
   Pool alone(1);
   const Matrix w("w", static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), exact, alone);
-  const By form = by == "bytes" ? By::bytes : by == "wide" ? By::wide : format(w.format_id()).is_float() ? By::floats : By::shorts;
-  if (by != "bytes" && by != "wide" && by != "shorts") throw std::invalid_argument("by: shorts, bytes or wide, not " + by);
-  check_form(k, w, form);
+  const By form = named_form(k, w, by);
   const std::vector<float> input = copy_of(x);
   const size_t width = static_cast<size_t>(w.panels()) * kPanelRows, wanted = static_cast<size_t>(rows);
   std::vector<float> whole(x.shape(0) * width), out(x.shape(0) * wanted);

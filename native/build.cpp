@@ -221,8 +221,7 @@ bool reads(const Op& op, const Buffer* b) {
 }  // namespace
 
 bool Runtime::takes_bytes(const MatMulOp& op) const {
-  const auto fits = [&](const Matrix* w) { return kernels_.bytes_panel[static_cast<int>(w->format_id())] != nullptr; };
-  return config_.bytes && op.every_weight(fits);
+  return config_.bytes && op.every_weight([&](const Matrix* w) { return has_bytes(kernels_, *w); });
 }
 
 // A norm whose only reader is the product behind it is done by every thread for itself: one barrier less.

@@ -273,9 +273,7 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
 }
 
 bool Runtime::wide(const MatMulOp& op, int rows) const {
-  const auto fits = [&](const Matrix* w) { return kernels_.wide.unpack[static_cast<int>(w->format_id())] != nullptr; };
-  const bool faster = !op.bytes || kernels_.wide.unpacks;  // tiles are faster than products of bytes, vectors are not
-  return !config_.exact && faster && rows >= kernels_.wide.least_rows && op.every_weight(fits);
+  return !config_.exact && wide_pays(kernels_, rows, op.bytes) && op.every_weight([&](const Matrix* w) { return has_wide(kernels_, *w); });
 }
 
 void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {

@@ -39,6 +39,13 @@ inline int byte_group(int rows, int most) {
   return std::min(most, (rows + groups - 1) / groups);
 }
 
+// Whether this ISA has such a product for the matrix: by activations of one byte, by wide operands.
+inline bool has_bytes(const Kernels& k, const Matrix& w) { return k.bytes_panel[static_cast<int>(w.format_id())] != nullptr; }
+inline bool has_wide(const Kernels& k, const Matrix& w) { return k.wide.unpack[static_cast<int>(w.format_id())] != nullptr; }
+
+// Whether a wide product of so many rows is the quicker one. Tiles are quicker than products of bytes, vectors are not.
+inline bool wide_pays(const Kernels& k, int rows, bool bytes) { return rows >= k.wide.least_rows && (!bytes || k.wide.unpacks); }
+
 inline float* row(const Buffer& b, int r) { return const_cast<float*>(b.data.data()) + static_cast<size_t>(r) * static_cast<size_t>(b.width); }
 
 inline const Buffer* output_of(const Op& op) {

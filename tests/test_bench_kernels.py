@@ -59,7 +59,7 @@ def test_lines_of_a_tiny_model(tmp_path: Path) -> None:
         lines = list(measure(tmp_path / "tiny.gguf", counts=[1, 5], isas=isas, threads=1, seconds=0.01, int8=int8))
         assert len(lines) == 2 * len(isas) * len(list(matrices(checkpoint)))
         assert all(line["us"] > 0 and line["gb_per_s"] > 0 for line in lines)
-    assert {line["isa"] for line in lines} == set(isas)
+        assert {line["isa"] for line in lines} == set(isas)
 
 
 def test_the_binding_times_each_product() -> None:
