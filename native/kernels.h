@@ -152,9 +152,9 @@ struct ScreenBlock {
   float scale, offset, variance;
 };
 
-// Of the largest of a row's 16 logits in a panel: they are at least `lower`, and none lies above `upper`.
+// Of the largest of a row's 16 logits in a panel: what is likely, and what none lies above.
 struct Bounds {
-  float lower, upper;
+  float likely, upper;
 };
 
 // Memory to be asked for in the midst of products, so that it comes while they compute: spans, one after the other, so many

@@ -257,7 +257,7 @@ class Runtime {
   std::vector<Scratch> private_;  // one a thread
   Scratch shared_;
   std::vector<float> upper_;    // of a screened output matrix: [rows][panels] bounds of a panel's largest logit
-  std::vector<float> lower_;    // [threads][rows] lower bounds of the largest logit
+  std::vector<float> lower_;    // [threads][rows] the largest logit is no less
   std::vector<float> partial_;  // of attention whose keys are shared among threads
   Adding adding_;
   Pool pool_;

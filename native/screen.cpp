@@ -1,6 +1,6 @@
-// The output matrix screened. Its first plane gives every logit up to a known error, and so a bound that the largest
-// cannot lie below. Panels whose bound reaches it, or a margin below it, are computed from both planes; the others keep
-// what the first plane says.
+// The output matrix screened. Its first plane gives every logit up to a known error. Each thread computes the panel that
+// looks best from both planes: the largest logit cannot lie below what that holds. Panels that may reach it, or a margin
+// below it, are computed from both planes, too; the others keep what the first plane says.
 #include <algorithm>
 #include <cmath>
 
@@ -44,34 +44,45 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
     kernels_.quantize(x, cols, own.acts.data() + static_cast<size_t>(r) * blocks);
     for (size_t b = 0, at = static_cast<size_t>(r) * blocks; b < blocks; ++b, ++at) own.screen[at] = screen_block(own.acts[at], x + b * kBlock);
   }
-  const Range mine = share(panels, thread, pool_.threads());
-  float* lower = lower_.data() + static_cast<size_t>(thread) * kPrivateRows;
-  std::fill(lower, lower + rows, -INFINITY);
+  const Range mine = share(panels, thread, pool_.threads()), full = {mine.first, std::min(mine.last, whole)};
   alignas(64) float tile[kPrivateRows * kPanelRows];
-  const auto keep = [&](int panel, int r, const float* values) {
-    const int columns = std::min(kPanelRows, w.rows() - panel * kPanelRows);
-    std::copy(values, values + columns, op.out->data.data() + static_cast<size_t>(r) * out_width + static_cast<size_t>(panel * kPanelRows));
+  const auto upper = [&](int r, int p) -> float& { return upper_[static_cast<size_t>(r) * static_cast<size_t>(panels) + static_cast<size_t>(p)]; };
+  const auto logits = [&](int r, int p) { return op.out->data.data() + static_cast<size_t>(r) * out_width + static_cast<size_t>(p * kPanelRows); };
+  const auto acts = [&](int r) { return own.acts.data() + static_cast<size_t>(r) * blocks; };
+  // Computes a full panel from both planes; returns its largest logit.
+  const auto compute = [&](int r, int p) {
+    multiply_panel(kernels_, w, p, acts(r), blocks, 1, logits(r, p));
+    return *std::max_element(logits(r, p), logits(r, p) + kPanelRows);
   };
-  for (int p = mine.first; p < std::min(mine.last, whole); ++p) {
-    Bounds bounds[kPrivateRows];
-    kernels_.screen(w.panel(p), cols, own.acts.data(), blocks, own.screen.data(), rows, tile, bounds);
+  Bounds bounds[kPrivateRows];
+  float likely[kPrivateRows];
+  int best[kPrivateRows];
+  std::fill(likely, likely + rows, -INFINITY);
+  for (int p = full.first; p < full.last; ++p) {
+    kernels_.screen(w.panel(p), cols, acts(0), blocks, own.screen.data(), rows, tile, bounds);
     for (int r = 0; r < rows; ++r) {
-      keep(p, r, tile + r * kPanelRows);
-      upper_[static_cast<size_t>(r) * static_cast<size_t>(panels) + static_cast<size_t>(p)] = bounds[r].upper;
-      lower[r] = std::max(lower[r], bounds[r].lower);
+      std::copy(tile + r * kPanelRows, tile + (r + 1) * kPanelRows, logits(r, p));
+      upper(r, p) = bounds[r].upper;
+      if (bounds[r].likely > likely[r]) likely[r] = bounds[r].likely, best[r] = p;
     }
+  }
+  for (int r = 0; r < rows; ++r) {
+    float& lower = lower_[static_cast<size_t>(thread * kPrivateRows + r)];
+    lower = -INFINITY;
+    if (likely[r] == -INFINITY) continue;
+    lower = compute(r, best[r]);
+    upper(r, best[r]) = -INFINITY;
   }
   pool_.barrier(thread);
   for (int r = 0; r < rows; ++r) {
-    float least = -INFINITY;
-    for (int t = 0; t < pool_.threads(); ++t) least = std::max(least, lower_[static_cast<size_t>(t) * kPrivateRows + static_cast<size_t>(r)]);
-    least -= step.margins[step.chunk + static_cast<size_t>(r)];
-    for (int p = mine.first; p < mine.last; ++p) {
-      const float upper = upper_[static_cast<size_t>(r) * static_cast<size_t>(panels) + static_cast<size_t>(p)];
-      if (p < whole && upper < least) continue;
-      multiply_panel(kernels_, w, p, own.acts.data() + static_cast<size_t>(r) * blocks, blocks, 1, tile);
-      keep(p, r, tile);
-    }
+    const float margin = step.margins[step.chunk + static_cast<size_t>(r)];
+    float most = -INFINITY;
+    for (int t = 0; t < pool_.threads(); ++t) most = std::max(most, lower_[static_cast<size_t>(t * kPrivateRows + r)]);
+    for (int p = full.first; p < full.last; ++p)
+      if (!(upper(r, p) < most - margin)) most = std::max(most, compute(r, p));  // nor a NaN
+    if (whole < mine.first || whole >= mine.last) continue;
+    multiply_panel(kernels_, w, whole, acts(r), blocks, 1, tile);  // the last, which is not full
+    std::copy(tile, tile + w.rows() % kPanelRows, logits(r, whole));
   }
 }
 

@@ -59,7 +59,7 @@ void screen_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, c
   for (int m = 0; m < M; ++m) {
     const F32 off = mul(set1(kDeviations), sqrt(variance[m]));
     store(tile + m * kPanelRows, total[m]);
-    bounds[m] = {max(sub(total[m], off)), max(add(total[m], off))};
+    bounds[m] = {max(total[m]), max(add(total[m], off))};
   }
 }
 
