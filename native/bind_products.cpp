@@ -75,7 +75,7 @@ class Rows {
                   out + static_cast<size_t>(block) * stride + static_cast<size_t>(at.panel() + i) * kPanelRows, stride);
     };
     wide_products(
-        k_.wide, WidePlace(k_.wide, {&segment, 1}, nullptr, cols_, {begin, end}), wide_.data(), cols_, count_, operands.data(), tiles.data(),
+        k_.wide, WidePlace(k_.wide, {&segment, 1}, nullptr, cols_, {begin, end}), wide_.data(), cols_, {0, count_}, operands.data(), tiles.data(),
         [](int, int) {}, finish);
   }
 

@@ -53,7 +53,7 @@ constexpr auto kSpin = std::chrono::microseconds(100);  // between two steps of 
 
 }  // namespace
 
-Pool::Pool(int threads) : arrived_(static_cast<size_t>(threads)), process_(::getpid()) {
+Pool::Pool(int threads) : arrived_(static_cast<size_t>(threads)), dealt_(arrived_.size()), process_(::getpid()) {
   workers_.reserve(static_cast<size_t>(threads));
   try {
     for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });

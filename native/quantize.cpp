@@ -23,7 +23,7 @@ float as_half(float x, uint16_t* bits) {
 }
 
 template <int N>
-void round_all(const float* x, float scale, float offset, Range range, float bias, uint8_t* quants) {
+void round_all(const float* x, float scale, float offset, Levels range, float bias, uint8_t* quants) {
   const float inverse = scale != 0 ? 1 / scale : 0;
   for (int i = 0; i < N; ++i) quants[i] = static_cast<uint8_t>(static_cast<int>(rounded(x[i], inverse, offset, range) + bias));
 }
@@ -41,7 +41,7 @@ void put_bits(const uint8_t* quants, int count, int bits, int shift, int stride,
 template <int Bits, bool Offset>
 void block(const float* x, const float* w, uint8_t* out) {
   constexpr float half = 1 << (Bits - 1);
-  constexpr Range range = Offset ? Range{0, 2 * half - 1} : Range{Bits == 8 ? 1 - half : -half, half - 1};
+  constexpr Levels range = Offset ? Levels{0, 2 * half - 1} : Levels{Bits == 8 ? 1 - half : -half, half - 1};
   const Fit fit = Offset ? fit_affine<kBlock>(x, w, range, false) : fit_symmetric<kBlock>(x, w, range, Bits == 8 ? 3 : 12);
   uint16_t d, m = 0;
   const float scale = as_half(fit.scale, &d), offset = Offset ? as_half(fit.offset, &m) : 0;
@@ -66,9 +66,9 @@ class SuperFit {
  public:
   static constexpr int kGroups = kSuperBlock / Group;
   static constexpr float kHalf = 1 << (Bits - 1);
-  static constexpr Range kRange = Mins ? Range{0, 2 * kHalf - 1} : Range{-kHalf, kHalf - 1};
+  static constexpr Levels kRange = Mins ? Levels{0, 2 * kHalf - 1} : Levels{-kHalf, kHalf - 1};
 
-  SuperFit(const float* x, const float* w, Range scales) : x_(x), w_(w), range_(scales) {
+  SuperFit(const float* x, const float* w, Levels scales) : x_(x), w_(w), range_(scales) {
     float largest = 0, lowest = 0;
     for (int g = 0; g < kGroups; ++g) {
       const float *gx = x + g * Group, *gw = w + g * Group;
@@ -134,7 +134,7 @@ class SuperFit {
   }
 
   const float *x_, *w_;
-  Range range_;
+  Levels range_;
   Fit fits_[kGroups];
   Super now_, kept_;
 };

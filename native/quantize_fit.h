@@ -26,11 +26,11 @@ struct Fit {
   float scale = 0, offset = 0, error = 0;
 };
 
-struct Range {
+struct Levels {
   float low, high;
 };
 
-inline float rounded(float x, float inverse, float offset, Range range) {
+inline float rounded(float x, float inverse, float offset, Levels range) {
   return nearest(std::min(std::max((x - offset) * inverse, range.low), range.high));
 }
 
@@ -39,7 +39,7 @@ struct Sums {
 };
 
 template <int N>
-inline Sums sums_at(const float* x, const float* w, float inverse, float offset, Range range) {
+inline Sums sums_at(const float* x, const float* w, float inverse, float offset, Levels range) {
   float sw = 0, sx = 0, sxx = 0, sq = 0, sqq = 0, sxq = 0;
 #pragma omp simd reduction(+ : sw, sx, sxx, sq, sqq, sxq)
   for (int i = 0; i < N; ++i) {
@@ -51,7 +51,7 @@ inline Sums sums_at(const float* x, const float* w, float inverse, float offset,
 
 // The error of rounding with a given scale and offset.
 template <int N>
-inline float error_at(const float* x, const float* w, float scale, float offset, Range range) {
+inline float error_at(const float* x, const float* w, float scale, float offset, Levels range) {
   const float inverse = scale != 0 ? 1 / scale : 0;
   float error = 0;
 #pragma omp simd reduction(+ : error)
@@ -86,7 +86,7 @@ inline void keep_better(Fit& best, const Fit& fit) {
 
 // The largest magnitude lands on either end of the range, or a little inside or outside.
 template <int N>
-inline Fit fit_symmetric(const float* x, const float* w, Range range, int trials) {
+inline Fit fit_symmetric(const float* x, const float* w, Levels range, int trials) {
   float largest = 0;
   for (int i = 0; i < N; ++i)
     if (std::abs(x[i]) > std::abs(largest)) largest = x[i];
@@ -104,7 +104,7 @@ inline Fit fit_symmetric(const float* x, const float* w, Range range, int trials
 
 // The span of the values takes the whole range, a little less, or more.
 template <int N>
-inline Fit fit_affine(const float* x, const float* w, Range range, bool below) {
+inline Fit fit_affine(const float* x, const float* w, Levels range, bool below) {
   float least = x[0], most = x[0];
   for (int i = 1; i < N; ++i) least = std::min(least, x[i]), most = std::max(most, x[i]);
   if (below) least = std::min(least, 0.0f);

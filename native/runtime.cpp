@@ -239,11 +239,11 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
   alignas(64) float tile[2 * kTile];
   float* tiles = adds ? adding_.tiles(thread) : tile;
   if (adds) adding_.look_ahead(op, thread, threads);
-  for (int block = 0; block < rows; block += row_block) {
-    if (adds) adding_.gather(op, block, std::min(rows - block, row_block), thread);
+  // Panels [from.first, from.last) of all segments, and the rows of a block.
+  const auto compute = [&](int block, Range from) {
     int before = 0;
     for (const auto& s : op.segments) {
-      const int first = std::max(own.first - before, 0), last = std::min(own.last - before, s.weight->panels());
+      const int first = std::max(from.first - before, 0), last = std::min(from.last - before, s.weight->panels());
       before += s.weight->panels();
       for (int p = first; p < last; p += take) {
         const int some = std::min(take, last - p);
@@ -269,6 +269,12 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
         }
       }
     }
+  };
+  for (int block = 0; block < rows; block += row_block) {
+    if (adds) adding_.gather(op, block, std::min(rows - block, row_block), thread);
+    // Few rows wait for memory, which no thread has alone; many wait for their thread.
+    if (mine || adds || block + row_block < rows) compute(block, own);
+    else pool_.deal(thread, panels, [&](int p) { compute(block, {p, p + 1}); });
   }
 }
 
@@ -314,8 +320,15 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
       kernels_.finish(tiles, e, some, columns, op.out->data.data() + to, out_width);
     }
   };
-  wide_products(wide, WidePlace(wide, op.segments, op.gate, cols, share(panels, thread, threads)), shared_.wide.data(), cols, rows, own.wide.data(),
-                own.tile.data(), gather, finish);
+  const auto compute = [&](Range of, Range from) {
+    wide_products(wide, WidePlace(wide, op.segments, op.gate, cols, from), shared_.wide.data(), cols, of, own.wide.data(), own.tile.data(), gather,
+                  finish);
+  };
+  // The last block is dealt, unless panels are unpacked while others are multiplied: then the next one has to be known.
+  const int fixed = wide.unpacks || adds ? rows : (rows - 1) / kWideBlock * kWideBlock, take = wide.panels;
+  compute({0, fixed}, share(panels, thread, threads));
+  if (fixed < rows)
+    pool_.deal(thread, (panels + take - 1) / take, [&](int p) { compute({fixed, rows}, {p * take, std::min((p + 1) * take, panels)}); });
 }
 
 void Runtime::execute(const SelectOp& op, Step& step, int thread) {

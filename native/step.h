@@ -21,15 +21,6 @@ struct Runtime::Step {
   std::exception_ptr& failure;  // of the first visit that threw
 };
 
-struct Range {
-  int first, last;
-};
-
-inline Range share(int count, int thread, int threads) {
-  const auto at = [&](int t) { return static_cast<int>(static_cast<int64_t>(count) * t / threads); };
-  return {at(thread), at(thread + 1)};
-}
-
 // Rows of activations of one byte that lie together: all where one pass over a panel takes them, else in groups of nearly equal size,
 // whose sums stay in registers.
 inline int byte_group(int rows, int most) {

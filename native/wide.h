@@ -72,23 +72,23 @@ class WidePlace {
 constexpr size_t kWideOperands = 2 * static_cast<size_t>(kWideColumns) * kPanelRows;                    // dwords
 constexpr size_t kWideTile = static_cast<size_t>(kWideBlock) * kPanelRows, kWideTiles = 2 * kWideTile;  // floats
 
-// Multiplies `rows` packed rows by a thread's panels. begin(first, count) is called before each block of rows, done(place, first,
+// Multiplies packed rows by the panels of a place and those behind it. begin(first, count) is called before each block of rows, done(place, first,
 // count) when a place's sums are complete: the panels' tiles, or the weight's and then the gate's, lie kWideTile floats apart.
 template <class Begin, class Done>
-void wide_products(const Wide& wide, WidePlace start, const uint32_t* x, int cols, int rows, uint32_t* operands, float* tiles, const Begin& begin,
+void wide_products(const Wide& wide, WidePlace start, const uint32_t* x, int cols, Range rows, uint32_t* operands, float* tiles, const Begin& begin,
                    const Done& done) {
-  if (!start.valid()) return;
+  if (!start.valid() || rows.first == rows.last) return;
   const size_t step = static_cast<size_t>(kGroupRows) * kStepDwords, group = wide.operands(cols);
   const size_t panel = wide.operands(wide.columns),
                other = wide.unpacks ? 2 * panel : 0;  // where what comes next is unpacked: beside, or in the same place afterwards
   size_t half = 0;
   start.operands(operands).rest();
-  for (int block = 0; block < rows; block += kWideBlock) {
-    const int some = std::min(kWideBlock, rows - block);
+  for (int block = rows.first; block < rows.last; block += kWideBlock) {
+    const int some = std::min(kWideBlock, rows.last - block);
     begin(block, some);
     for (WidePlace at = start; at.valid(); half = other - half) {
       const WidePlace after = at.next();
-      Unpacking following = (!after.valid() && block + kWideBlock < rows ? start : after).operands(operands + (other - half));
+      Unpacking following = (!after.valid() && block + kWideBlock < rows.last ? start : after).operands(operands + (other - half));
       const uint32_t* from = x + static_cast<size_t>(block / kGroupRows) * group + static_cast<size_t>(at.column() / wide.step_columns) * step;
       wide.product({operands + half, panel, at.operand_panels(), wide.steps(at.columns()), from, group, some, tiles, kWideTile, !at.first_columns(),
                     wide.unpacks ? &following : nullptr});

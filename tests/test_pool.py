@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from millis import _native
-from tiny_runtime import NONE, Tiny, stored
+from millis.config import EngineConfig
+from millis.engine.native_runner import NativeRunner
+from millis.engine.runner import Batch
+from millis.models.load import load_model
+from tiny_runtime import NONE, Tiny, ints, stored
 
 TABLE = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
 
@@ -33,6 +38,21 @@ def test_any_number_of_threads_gives_the_same(threads: int) -> None:
     one, many = runtime(1), runtime(threads)
     for sequences in ([[5]], [[1, 2, 3], [4]], [list(range(60)), list(range(50)), [7]]):
         np.testing.assert_allclose(many.run(*sequences), one.run(*sequences), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fast", "int8"])
+def test_who_computes_which_panel_is_chance_and_changes_nothing(
+    precision: Any, model_path: Callable[[str], Path]
+) -> None:
+    model = load_model(model_path("smollm2"))
+    tokens = np.random.default_rng(2).integers(100, 40000, 300).astype(np.int32)
+    runners = [NativeRunner(model, EngineConfig(threads=t, precision=precision, cache_tokens=512)) for t in (1, 2, 5)]
+    for length in (9, 40, 300):
+        run = Batch(tokens[:length], ints([0]), ints([length]), ints([range(10)]))
+        want = runners[0].logits(run)
+        for runner in runners[1:]:
+            for _ in range(3):
+                np.testing.assert_array_equal(runner.logits(run), want)
 
 
 def test_callers_of_one_runtime_take_turns() -> None:
