@@ -21,9 +21,8 @@
 
 namespace millis {
 
-constexpr int kPrivateRows = 8;                      // up to here every thread prepares its own copy of a product's input, and logits are screened;
-constexpr int kScreenRowsSmall = 2;                  // of a small output matrix, which caches hold in part, up to here
-constexpr int64_t kSmallOutput = int64_t{64} << 20;  // bytes
+constexpr int kPrivateRows = 8;  // up to here every thread prepares its own copy of a product's input, and logits are screened;
+constexpr int kScreenDrawn = 1;  // of which so many may draw: a draw may fall into many panels, a greedy choice into few
 constexpr int kMostHeads = 4096;
 constexpr size_t kMostShared = 256;  // units of queries in a step whose keys may be shared among threads
 

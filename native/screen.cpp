@@ -25,11 +25,11 @@ ScreenBlock screen_block(const ActBlock& a, const float* x) {
 
 bool Runtime::screened(const MatMulOp& op, const Step& step) const {
   if (!config_.screen || upper_.empty() || step.margins.empty() || op.segments.size() != 1) return false;
-  const int64_t bytes = int64_t{op.x->width} * op.segments[0].weight->rows();
-  if (step.count > (bytes > kSmallOutput ? kPrivateRows : kScreenRowsSmall)) return false;
+  if (step.count > kPrivateRows || op.activation != Activation::None) return false;
   if (op.segments[0].weight->format_id() != FormatId::Q8_0Planes || op.gate || op.residual || op.segments[0].bias) return false;
   const auto margins = step.margins.subspan(step.chunk, static_cast<size_t>(step.count));
-  return op.activation == Activation::None && std::all_of(margins.begin(), margins.end(), [](float m) { return std::isfinite(m); });
+  return std::all_of(margins.begin(), margins.end(), [](float m) { return std::isfinite(m); }) &&
+         std::count_if(margins.begin(), margins.end(), [](float m) { return m > 0.0f; }) <= kScreenDrawn;
 }
 
 void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {

@@ -12,7 +12,7 @@ import pytest
 import millis
 from millis import _native
 from prompts import CHINESE, CODE, ENGLISH
-from tiny_runtime import NONE, SHAPE, SIZES, Tiny, ints, stored
+from tiny_runtime import SHAPE, SIZES, Tiny, ints, stored
 
 ISAS = _native.supported_isas()
 Q8_0 = gguf.GGMLQuantizationType.Q8_0
@@ -48,13 +48,14 @@ def runtime(table: np.ndarray, weights: np.ndarray, **config: Any) -> _native.Ru
     return native
 
 
-def chosen(native: _native.Runtime, count: int, **params: Any) -> list[int]:
-    """What a fresh sampler chooses behind each of the tokens 0 to count, two sequences a step."""
+def chosen(native: _native.Runtime, count: int, together: int, **params: Any) -> list[int]:
+    """What a fresh sampler chooses behind each of the tokens 0 to count, so many sequences a step."""
     out = []
-    for token in range(0, count, 2):
-        arrays = Tiny.arrays([token], [token + 1])
-        samplers = [_native.Sampler(VOCAB, **{"temperature": 0.0, "seed": token + i, **params}) for i in range(2)]
-        out += [choices[0][0] for choices in native.step(*arrays, samplers, NONE)]
+    for first in range(0, count, together):
+        tokens = range(first, min(count, first + together))
+        arrays = Tiny.arrays(*([token] for token in tokens))
+        samplers = [_native.Sampler(VOCAB, **{"temperature": 0.0, "seed": token, **params}) for token in tokens]
+        out += [choices[0][0] for choices in native.step(*arrays, samplers, ints([0] * len(tokens)))]
     return out
 
 
@@ -73,23 +74,24 @@ def test_the_whole_product_of_two_planes(weights: np.ndarray, isa: str, count: i
     np.testing.assert_allclose(_native.matmul(x, int(Q8_0), VOCAB, data, isa), want, atol=2e-3)
 
 
+@pytest.mark.parametrize("together", [1, 2, 7])
 @pytest.mark.parametrize("isa", ISAS)
-def test_greedy_choices_are_those_of_the_whole_matrix(weights: np.ndarray, isa: str) -> None:
+def test_greedy_choices_are_those_of_the_whole_matrix(weights: np.ndarray, isa: str, together: int) -> None:
     table = RNG.standard_normal((200, WIDTH)).astype(np.float32)
     table[::7] *= 50  # and rows of other sizes
     table[3] = 0
     native = runtime(table, weights, isa=isa)
     logits = table.astype(np.float64) @ gguf.quants.dequantize(q8_0(weights).reshape(VOCAB, -1), Q8_0).T
-    got = chosen(native, 200)
+    got = chosen(native, 200, together)
     best = logits.max(-1)
     assert (best - logits[np.arange(200), got] <= 1e-3 * np.abs(best) + 1e-6).all()
-    assert got == chosen(runtime(table, weights, isa=isa, screen=False), 200)
+    assert got == chosen(runtime(table, weights, isa=isa, screen=False), 200, together)
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.4}, {"temperature": 1.0, "top_k": 20}, {"logprobs": 3}])
 def test_draws_are_those_of_the_whole_matrix(weights: np.ndarray, params: dict[str, Any]) -> None:
     table = RNG.standard_normal((100, WIDTH)).astype(np.float32) * 0.7
-    screened, whole = (chosen(runtime(table, weights, screen=s), 100, **params) for s in (True, False))
+    screened, whole = (chosen(runtime(table, weights, screen=s), 100, 1, **params) for s in (True, False))
     assert screened == whole
 
 
