@@ -263,16 +263,16 @@ Matrix::Matrix(std::string name, GgmlType type, int rows, int cols, std::span<co
   const auto threads = static_cast<size_t>(pool.threads()), width = static_cast<size_t>(cols);
   std::vector<float> values(as_f32 ? threads * width : 0);  // a row for each thread
   pool.run([&](int thread) {
-    const auto panel_of = [&](int64_t t) { return panels() * t / pool.threads(); };
-    const int64_t last = std::min<int64_t>(rows, panel_of(thread + 1) * kPanelRows);
-    for (int64_t row = panel_of(thread) * kPanelRows; row < last; ++row) {
+    const Range mine = share(panels(), thread, pool.threads());
+    const int last = std::min(rows, mine.last * kPanelRows);
+    for (int row = mine.first * kPanelRows; row < last; ++row) {
       const uint8_t* src = data.data() + row_bytes * static_cast<size_t>(row);
       if (as_f32) {
         float* floats = values.data() + static_cast<size_t>(thread) * width;
         dequantize(source, src, width, floats);
         src = reinterpret_cast<const uint8_t*>(floats);
       }
-      const auto p = static_cast<int>(row / kPanelRows), r = static_cast<int>(row % kPanelRows);
+      const int p = row / kPanelRows, r = row % kPanelRows;
       const auto at = [&](const uint8_t* place) { return panels_data.get() + (place - panels_data.get()); };
       if (format_ == FormatId::Q8_0Planes) pack_row_planes(r, cols, src, at(panel(p)), at(low_plane(p)));
       else pack_row(format_, r, cols, src, at(panel(p)));

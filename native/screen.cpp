@@ -44,7 +44,7 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
     kernels_.quantize(x, cols, own.acts.data() + static_cast<size_t>(r) * blocks);
     for (size_t b = 0, at = static_cast<size_t>(r) * blocks; b < blocks; ++b, ++at) own.screen[at] = screen_block(own.acts[at], x + b * kBlock);
   }
-  const Range mine = share(panels, thread, pool_.threads()), full = {mine.first, std::min(mine.last, whole)};
+  const Range mine = share(whole, thread, pool_.threads());
   alignas(64) float tile[kPrivateRows * kPanelRows];
   const auto upper = [&](int r, int p) -> float& { return upper_[static_cast<size_t>(r) * static_cast<size_t>(panels) + static_cast<size_t>(p)]; };
   const auto logits = [&](int r, int p) { return op.out->data.data() + static_cast<size_t>(r) * out_width + static_cast<size_t>(p * kPanelRows); };
@@ -58,7 +58,7 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
   float likely[kPrivateRows];
   int best[kPrivateRows];
   std::fill(likely, likely + rows, -INFINITY);
-  for (int p = full.first; p < full.last; ++p) {
+  for (int p = mine.first; p < mine.last; ++p) {
     kernels_.screen(w.panel(p), cols, acts(0), blocks, own.screen.data(), rows, tile, bounds);
     for (int r = 0; r < rows; ++r) {
       std::copy(tile + r * kPanelRows, tile + (r + 1) * kPanelRows, logits(r, p));
@@ -78,9 +78,9 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
     const float margin = step.margins[step.chunk + static_cast<size_t>(r)];
     float most = -INFINITY;
     for (int t = 0; t < pool_.threads(); ++t) most = std::max(most, lower_[static_cast<size_t>(t * kPrivateRows + r)]);
-    for (int p = full.first; p < full.last; ++p)
+    for (int p = mine.first; p < mine.last; ++p)
       if (!(upper(r, p) < most - margin)) most = std::max(most, compute(r, p));  // nor a NaN
-    if (whole < mine.first || whole >= mine.last) continue;
+    if (thread != 0 || whole == panels) continue;
     multiply_panel(kernels_, w, whole, acts(r), blocks, 1, tile);  // the last, which is not full
     std::copy(tile, tile + w.rows() % kPanelRows, logits(r, whole));
   }

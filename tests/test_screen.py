@@ -88,10 +88,11 @@ def test_greedy_choices_are_those_of_the_whole_matrix(weights: np.ndarray, isa: 
     assert got == chosen(runtime(table, weights, isa=isa, screen=False), 200, together)
 
 
+@pytest.mark.parametrize("together", [1, 2])
 @pytest.mark.parametrize("params", [{"temperature": 0.4}, {"temperature": 1.0, "top_k": 20}, {"logprobs": 3}])
-def test_draws_are_those_of_the_whole_matrix(weights: np.ndarray, params: dict[str, Any]) -> None:
+def test_draws_are_those_of_the_whole_matrix(weights: np.ndarray, params: dict[str, Any], together: int) -> None:
     table = RNG.standard_normal((100, WIDTH)).astype(np.float32) * 0.7
-    screened, whole = (chosen(runtime(table, weights, screen=s), 100, 1, **params) for s in (True, False))
+    screened, whole = (chosen(runtime(table, weights, screen=s), 100, together, **params) for s in (True, False))
     assert screened == whole
 
 
