@@ -204,7 +204,7 @@ void attend_wide(const AttendWide& a) {
   for (int r = 0; r < a.rows; ++r) {
     largest[r] = kNoScore, total[r] = 0.0f;
     for (int d = 0; d < a.head_dim; ++d) row[d] = a.q[r][d] * a.scale;
-    pack_wide_row(row, a.head_dim, q + static_cast<size_t>(r / kGroupRows) * key_panel + static_cast<size_t>(r % kGroupRows) * kStepDwords);
+    pack_wide_rows(row, 0, 1, a.head_dim, q + static_cast<size_t>(r / kGroupRows) * key_panel + static_cast<size_t>(r % kGroupRows) * kStepDwords);
   }
   for (int first = a.first; first < a.end; first += kWideKeys) {
     const int pages = ((a.end - first < kWideKeys ? a.end - first : kWideKeys) + kPageTokens - 1) / kPageTokens, count = pages * kPageTokens;

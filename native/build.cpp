@@ -224,18 +224,29 @@ bool Runtime::takes_bytes(const MatMulOp& op) const {
   return config_.bytes && op.every_weight([&](const Matrix* w) { return has_bytes(kernels_, *w); });
 }
 
-// A norm whose only reader is the product behind it is done by every thread for itself: one barrier less.
-void Runtime::fuse_norms() {
+// Whether what an op writes is read by the product behind it, as its x, and by nothing else.
+bool Runtime::read_once(size_t i) const {
+  const Buffer* out = output_of(ops_[i]);
+  const auto* product = i + 1 < ops_.size() ? std::get_if<MatMulOp>(&ops_[i + 1]) : nullptr;
+  if (!product || product->x != out || product->residual == out) return false;
+  for (size_t j = i + 2; j < ops_.size(); ++j) {
+    if (reads(ops_[j], out)) return false;
+    if (output_of(ops_[j]) == out) break;
+  }
+  return true;
+}
+
+// A norm whose only reader is the product behind it is done by every thread for itself: one barrier less. And products one of which
+// reads what the other writes hand it over as the second's operands, where both are wide; unless a walk may end between them.
+void Runtime::fuse() {
   for (size_t i = 0; i + 1 < ops_.size(); ++i) {
-    auto* norm = std::get_if<NormOp>(&ops_[i]);
-    auto* product = std::get_if<MatMulOp>(&ops_[i + 1]);
-    if (!norm || !product || norm->residual || product->x != norm->out || product->residual == norm->out) continue;
-    bool read_again = false;
-    for (size_t j = i + 2; j < ops_.size() && !read_again; ++j) {
-      read_again = reads(ops_[j], norm->out);
-      if (output_of(ops_[j]) == norm->out) break;
-    }
-    if (!read_again && product->out != norm->x) product->norm = norm;
+    if (!read_once(i)) continue;
+    auto& product = std::get<MatMulOp>(ops_[i + 1]);
+    if (const auto* norm = std::get_if<NormOp>(&ops_[i]); norm && !norm->residual && product.out != norm->x) product.norm = norm;
+    auto* before = std::get_if<MatMulOp>(&ops_[i]);
+    const bool ends = i + 1 == target_ || i + 1 == first_selected_ || i + 1 == pooled_ || i + 2 == ops_.size();
+    if (before && !ends && before->segments.size() == 1 && !before->residual && before->out->width % kBlock == 0)
+      before->to = &product, product.from = before;
   }
 }
 
@@ -312,7 +323,7 @@ void Runtime::finish() {
       for (auto& own : private_) own.attention.resize(std::max(own.attention.size(), attend_all_floats(config_.context, all->head_dim)));
   }
   positions_.reserve(rows), slots_.reserve(rows), sequences_.reserve(rows), begins_.reserve(rows);  // a step allocates nothing
-  fuse_norms();                                                                                     // ops_ stays as it is from here on
+  fuse();                                                                                           // ops_ stays as it is from here on
   for (Op& op : ops_)
     if (auto* product = std::get_if<MatMulOp>(&op)) product->bytes = takes_bytes(*product);
   if (config_.bytes) {

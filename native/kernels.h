@@ -20,10 +20,10 @@ struct Epilogue {
   const float* residual = nullptr;  // [rows][stride]
 };
 
-constexpr int kGroupRows = 16;     // activation rows that lie together in a wide product
-constexpr int kStepDwords = 16;    // dwords of a row that lie together
-constexpr int kWideBlock = 256;    // activation rows that pass over a panel together
-constexpr int kWideColumns = 512;  // columns of a panel unpacked at a time, at most: all of its operands stay in the cache
+constexpr int kGroupRows = 16;      // activation rows that lie together in a wide product
+constexpr int kStepDwords = 16;     // dwords of a row that lie together
+constexpr int kWideBlock = 256;     // activation rows that pass over a panel together
+constexpr int kWideColumns = 1024;  // columns of a panel unpacked at a time, at most: all of its operands stay in the cache
 
 // Columns [first, first + cols) of a panel as operands; first is a multiple of a block's columns.
 using Unpack = void (*)(const uint8_t* panel, int first, int cols, uint32_t* out);
@@ -67,14 +67,16 @@ struct WideTask {
 
 // Products of many rows. Weights are unpacked to dwords: a float, or two bfloat16 of neighbouring columns.
 struct Wide {
-  int step_columns;                                           // columns in 16 dwords
-  int panels;                                                 // that one product likes to take together
-  int columns;                                                // of a panel that are unpacked at a time: at most kWideColumns
-  int least_rows;                                             // from here on it is faster than quant_panel
-  bool unpacks;                                               // whether the product unpacks what comes next
-  Unpack unpack[kFormats];                                    // null: not for this format
-  void (*pack_row)(const float* x, int cols, uint32_t* out);  // a row of its group; zeros behind the last column
+  int step_columns;         // columns in 16 dwords
+  int panels;               // that one product likes to take together
+  int columns;              // of a panel that are unpacked at a time: at most kWideColumns
+  int least_rows;           // from here on it is faster than quant_panel
+  bool unpacks;             // whether the product unpacks what comes next
+  Unpack unpack[kFormats];  // null: not for this format
+  void (*pack_rows)(const float* x, size_t stride, int rows, int cols, uint32_t* out);  // of one group; zeros behind the last column
   void (*product)(const WideTask& task);
+  // As `finish` does, for a product behind it: 16 columns, from `column` on, of rows that begin a group, as its x. No residual.
+  void (*finish)(const float* tile, const Epilogue& e, int rows, int column, uint32_t* x, size_t group);
 
   int steps(int cols) const { return (cols + step_columns - 1) / step_columns; }
   // Dwords of a panel's operands, and of a group of packed rows.

@@ -70,7 +70,7 @@ void tile_product(const WideTask& t) {
 template <class T>
 Kernels make_tiled(const char* isa) {
   Kernels k = make_table(isa);
-  k.wide.panels = 2, k.wide.columns = 256, k.wide.unpacks = true;
+  k.wide.panels = 2, k.wide.columns = kWideColumns, k.wide.unpacks = true;
   k.wide.product = tile_product<T>;
   return k;
 }

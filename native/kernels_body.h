@@ -71,9 +71,9 @@ struct Block {
 };
 
 // Block after block with much to compute on each, memory's own prefetching falls behind: so four blocks ahead are asked for.
-template <size_t block_bytes>
+template <size_t block_bytes, int blocks = 4>
 inline void prefetch_blocks(const uint8_t* p) {
-  for (size_t line = 0; line < block_bytes; line += 64) __builtin_prefetch(p + 4 * block_bytes + line);
+  for (size_t line = 0; line < block_bytes; line += 64) __builtin_prefetch(p + blocks * block_bytes + line);
 }
 
 // Vectors [first, first + count) of a block times the same columns of M rows of activations.
@@ -260,12 +260,18 @@ void add_products(const Addend* list, int count, int panel, int panels, size_t s
   }
 }
 
+// Row m of a tile, but for the residual.
+inline F32 finished(const float* tile, const Epilogue& e, int m) {
+  F32 x = load(tile + m * kPanelRows);
+  if (e.bias) x = add(x, load(e.bias));
+  x = activate(x, e.activation);
+  if (e.gated) x = mul(x, load(e.gated + m * kPanelRows));
+  return x;
+}
+
 void finish(const float* tile, const Epilogue& e, int rows, int columns, float* out, size_t stride) {
-  for (int m = 0; m < rows; ++m, tile += kPanelRows, out += stride) {
-    F32 x = load(tile);
-    if (e.bias) x = add(x, load(e.bias));
-    x = activate(x, e.activation);
-    if (e.gated) x = mul(x, load(e.gated + m * kPanelRows));
+  for (int m = 0; m < rows; ++m, out += stride) {
+    F32 x = finished(tile, e, m);
     if (columns == kPanelRows) {
       if (e.residual) x = add(x, load(e.residual + static_cast<size_t>(m) * stride));
       store(out, x);
@@ -274,6 +280,18 @@ void finish(const float* tile, const Epilogue& e, int rows, int columns, float* 
     float part[kPanelRows];
     store(part, x);
     for (int n = 0; n < columns; ++n) out[n] = part[n] + (e.residual ? e.residual[static_cast<size_t>(m) * stride + static_cast<size_t>(n)] : 0.0f);
+  }
+}
+
+void finish_packed(const float* tile, const Epilogue& e, int rows, int column, uint32_t* x, size_t group) {
+  x += static_cast<size_t>(column / kStepColumns) * kGroupRows * kStepDwords;
+  for (int m = 0; m < rows; ++m) {
+    uint32_t* line = x + static_cast<size_t>(m / kGroupRows) * group + static_cast<size_t>(m % kGroupRows) * kStepDwords;
+#ifdef MILLIS_PAIRS
+    store_bfloat(reinterpret_cast<uint16_t*>(line) + column % kStepColumns, finished(tile, e, m));
+#else
+    store(reinterpret_cast<float*>(line), finished(tile, e, m));
+#endif
   }
 }
 
@@ -406,7 +424,7 @@ Kernels make_table(const char* isa) {
   k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide, k.attend_all = attend_all;
   k.screen = screen_panel, k.planes_panel = planes_panel;
   k.byte_rows = MILLIS_BYTE_ROWS, k.quantize_bytes = quantize_bytes;
-  k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide();
+  k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide(), k.wide.finish = finish_packed;
   return k;
 }
 

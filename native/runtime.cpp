@@ -282,22 +282,34 @@ bool Runtime::wide(const MatMulOp& op, int rows) const {
   return !config_.exact && wide_pays(kernels_, rows, op.bytes) && op.every_weight([&](const Matrix* w) { return has_wide(kernels_, *w); });
 }
 
+// Whether x holds operands instead of floats, in the same memory.
+bool Runtime::packed(const MatMulOp& op, int rows) const {
+  if (!op.from || !wide(*op.from, rows) || !wide(op, rows) || adding_.serves(op)) return false;
+  const size_t groups = static_cast<size_t>((rows + kGroupRows - 1) / kGroupRows);
+  return groups * kernels_.wide.operands(op.x->width) <= static_cast<size_t>(rows) * static_cast<size_t>(op.x->width);
+}
+
 void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
   const Wide& wide = kernels_.wide;
   const int threads = pool_.threads(), rows = step.count, cols = op.x->width;
-  const auto out_width = static_cast<size_t>(op.out->width), group = wide.operands(cols);
+  const auto width = static_cast<size_t>(cols), out_width = static_cast<size_t>(op.out->width);
+  const size_t group = wide.operands(cols), out_group = wide.operands(op.out->width);
   Scratch& own = private_[static_cast<size_t>(thread)];
-  const bool adds = adding_.serves(op);
-  const Range part = share(rows, thread, threads);
-  for (int r = part.first; r < part.last; ++r) {
-    const float* x = row(*(op.norm ? op.norm->x : op.x), r);
-    float* normal = adds ? shared_.rows.data() + static_cast<size_t>(r) * static_cast<size_t>(cols) : own.rows.data();
-    if (op.norm) normalize_row(kernels_, *op.norm, x, normal);
-    uint32_t* to = shared_.wide.data() + static_cast<size_t>(r / kGroupRows) * group + static_cast<size_t>(r % kGroupRows) * kStepDwords;
-    wide.pack_row(op.norm ? normal : x, cols, to);
+  const bool adds = adding_.serves(op), given = packed(op, rows), gives = op.to && packed(*op.to, rows);
+  if (!given) {
+    const Range part = share(rows, thread, threads);
+    static_assert(kGroupRows % kPrivateRows == 0);
+    for (int r = part.first, some; r < part.last; r += some) {
+      some = std::min(kPrivateRows - r % kPrivateRows, part.last - r);
+      float* normal = adds ? shared_.rows.data() + static_cast<size_t>(r) * width : own.rows.data();
+      for (int i = 0; op.norm && i < some; ++i) normalize_row(kernels_, *op.norm, row(*op.norm->x, r + i), normal + static_cast<size_t>(i) * width);
+      uint32_t* to = shared_.wide.data() + static_cast<size_t>(r / kGroupRows) * group + static_cast<size_t>(r % kGroupRows) * kStepDwords;
+      wide.pack_rows(op.norm ? normal : row(*op.x, r), width, some, cols, to);
+    }
+    if (adds) adding_.shrink(op, op.norm ? shared_.rows.data() : op.x->data.data(), part.first, part.last);
+    pool_.barrier(thread);
   }
-  if (adds) adding_.shrink(op, op.norm ? shared_.rows.data() : op.x->data.data(), part.first, part.last);
-  pool_.barrier(thread);
+  const uint32_t* x = given ? reinterpret_cast<const uint32_t*>(op.x->data.data()) : shared_.wide.data();
 
   int panels = 0;
   for (const auto& s : op.segments) panels += s.weight->panels();
@@ -317,12 +329,16 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
       e.residual = op.residual ? op.residual->data.data() + to : nullptr;
       if (op.gate) e.gated = tiles, tiles += kWideTile;
       if (op.gate && adds) adding_.add(op, op.segments.size(), panel, 1, block, some, tiles, 0, thread);
-      kernels_.finish(tiles, e, some, columns, op.out->data.data() + to, out_width);
+      if (!gives) {
+        kernels_.finish(tiles, e, some, columns, op.out->data.data() + to, out_width);
+        continue;
+      }
+      auto* operands = reinterpret_cast<uint32_t*>(op.out->data.data()) + static_cast<size_t>(block / kGroupRows) * out_group;
+      wide.finish(tiles, e, some, panel * kPanelRows, operands, out_group);
     }
   };
   const auto compute = [&](Range of, Range from) {
-    wide_products(wide, WidePlace(wide, op.segments, op.gate, cols, from), shared_.wide.data(), cols, of, own.wide.data(), own.tile.data(), gather,
-                  finish);
+    wide_products(wide, WidePlace(wide, op.segments, op.gate, cols, from), x, cols, of, own.wide.data(), own.tile.data(), gather, finish);
   };
   // The last block is dealt, unless panels are unpacked while others are multiplied: then the next one has to be known.
   const int fixed = wide.unpacks || adds ? rows : (rows - 1) / kWideBlock * kWideBlock, take = wide.panels;

@@ -77,9 +77,10 @@ struct MatMulOp {
   const Matrix* gate = nullptr;   // gated: out = activation(x gate^T) * (x segments[0]^T)
   Activation activation = Activation::None;
   const Buffer* residual = nullptr;
-  int number = -1;               // of the op in its plan; -1 behind a select, where no adapter adds
-  bool bytes = false;            // multiplies by activations of one byte
-  const NormOp* norm = nullptr;  // applied to x on the way in, when its result has no other reader
+  int number = -1;                                // of the op in its plan; -1 behind a select, where no adapter adds
+  bool bytes = false;                             // multiplies by activations of one byte
+  const NormOp* norm = nullptr;                   // applied to x on the way in, when its result has no other reader
+  const MatMulOp *from = nullptr, *to = nullptr;  // the product that writes x, the one that reads `out`, if for each other only
   std::vector<float> padded_bias;
 
   template <class Holds>
@@ -205,7 +206,8 @@ class Runtime {
   void walk(Step& step, size_t first, size_t last, int thread);
   void check_sources(const Batch& batch) const;
   void check_halves() const;
-  void fuse_norms();
+  bool read_once(size_t op) const;
+  void fuse();
   void touch_cache();
 
   void execute(const EmbedOp& op, Step& step, int thread);
@@ -215,6 +217,7 @@ class Runtime {
   bool screened(const MatMulOp& op, const Step& step) const;
   void execute_screened(const MatMulOp& op, Step& step, int thread);
   bool wide(const MatMulOp& op, int rows) const;
+  bool packed(const MatMulOp& op, int rows) const;
   void execute_wide(const MatMulOp& op, Step& step, int thread);
   void write_heads(const AttentionOp& op, Step& step, int thread);
   Keys keys_of(const AttentionOp& op, const Step& step, size_t s, int head, int low, int high) const;

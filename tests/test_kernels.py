@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import gguf
 import numpy as np
 import pytest
@@ -134,6 +136,19 @@ def bfloat(x: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
+def cut(x: np.ndarray) -> np.ndarray:
+    """x as unpacked quants become bfloat16: cut off, after they have grown by what that takes away on the average."""
+    grown = (x * np.float32(1 + math.log(2) / 256)).astype(np.float32)
+    return (grown.view(np.uint32) & 0xFFFF0000).view(np.float32)
+
+
+def test_cutting_off_is_nearly_as_good_as_rounding() -> None:
+    x = (RNG.standard_normal(1_000_000) * np.exp(RNG.standard_normal(1_000_000))).astype(np.float32)
+    rounded, off = bfloat(x) - x, cut(x) - x
+    assert np.sqrt((off**2).mean()) < 1.1 * np.sqrt((rounded**2).mean())
+    assert abs((off * np.sign(x)).mean()) < 2e-4 * np.abs(x).mean()
+
+
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in PAIRS])
 @pytest.mark.parametrize("type", QUANTS, ids=lambda t: t.name)
 @pytest.mark.parametrize("count", [1, 7, 16, 45])
@@ -151,15 +166,16 @@ def test_wide_product_of_floats(type: GgmlType, isa: str, count: int) -> None:
 @pytest.mark.parametrize("type", [*QUANTS, GgmlType.BF16], ids=lambda t: t.name)
 @pytest.mark.parametrize("count", [1, 7, 16, 33, 64])
 def test_wide_product_of_pairs(type: GgmlType, isa: str, count: int) -> None:
-    """Both sides rounded to bfloat16, the sums in float32; a weight near a tie may be rounded the other way."""
+    """Both sides as bfloat16, the sums in float32; a weight on an edge may fall to the other side of it."""
     rows, cols = 37, 768
     data, values = stored(type, rows, cols)
     x = RNG.standard_normal((count, cols)).astype(np.float32)
-    want = bfloat(x).astype(np.float64) @ bfloat(values).T.astype(np.float64)
+    weights = bfloat(values) if type == GgmlType.BF16 else cut(values)
+    want = bfloat(x).astype(np.float64) @ weights.T.astype(np.float64)
     got = _native.matmul(x, int(type), rows, data, isa, "wide")
     error = np.abs(got - want) / np.sqrt((want**2).mean())
     assert error.max() < 8e-3
-    assert np.sqrt((error**2).mean()) < 2e-4
+    assert np.sqrt((error**2).mean()) < 4e-4
     assert np.sqrt((error**2).mean()) < 0.2 * np.sqrt(((x @ values.T - want) ** 2).mean() / (want**2).mean())
 
 

@@ -94,12 +94,40 @@ def test_a_gated_product(type: str, count: int, isa: str) -> None:
     tiny.native.add_buffer("out", outputs)
     tiny.native.matmul("out", "x", ["up"], [], "silu", "", "gate")
     gate, up = (table @ w.T for w in values)
-    # A rounded activation is off by half of 1 / 32512 of the largest; silu is nowhere steeper than 1.1.
-    off = [np.abs(table).max() / 65024 * np.abs(w).sum(1) if type == "Q8_0" else 0 for w in values]
+    # Sums of floats are off by some rounded terms, a rounded activation by half of 1 / 32512 of the largest; silu is
+    # nowhere steeper than 1.1.
+    off = [1e-6 * np.abs(table) @ np.abs(w).T for w in values]
+    if type == "Q8_0":
+        off = [np.abs(table).max() / 65024 * np.abs(w).sum(1) for w in values]
     if type == "Q8_0" and count > 16 and isa in ("avx512bf16", "amx"):  # both sides rounded to bfloat16, by 1 / 512
         off = [np.abs(table) @ np.abs(w).T / 250 for w in values]
     bound = 1.1 * off[0] * np.abs(up) + np.abs(activated(gate, "silu")) * off[1] + 5e-4
     assert (np.abs(tiny.finish("out").run(np.arange(count)) - activated(gate, "silu") * up) < bound).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("count", [1, 8, 9, 40, 47, 64, 300])
+@pytest.mark.parametrize("gated", [True, False])
+def test_products_that_hand_over_operands(gated: bool, count: int, isa: str) -> None:
+    """The same bits, whether the second product alone reads what the first one writes or a norm does, too."""
+    table, kind, found = normal(count, 96), gguf.GGMLQuantizationType.Q4_0, []
+    shapes = {"gate": (160, 96), "up": (160, 96), "down": (96, 160)}
+    weights = {name: gguf.quants.quantize(normal(*shape), kind) for name, shape in shapes.items()}
+    for twice in (False, True):
+        tiny = Tiny(table, 96, isa=isa, exact=False, max_tokens=320)
+        for name, data in weights.items():
+            tiny.native.add_matrix(name, int(kind), *shapes[name], data.reshape(-1).view(np.uint8))
+        for name, width in {"inner": 160, "other": 160, "out": 96}.items():
+            tiny.native.add_buffer(name, width)
+        tiny.vector("ones", np.ones(160, np.float32))
+        tiny.vector("bias", np.arange(160, dtype=np.float32) / 100)
+        tiny.native.matmul("inner", "x", ["up"], [] if gated else ["bias"], "silu", "", "gate" if gated else "")
+        tiny.native.matmul("out", "inner", ["down"], [], "", "x", "")
+        if twice:
+            tiny.native.norm("other", "inner", "ones", "", 1e-5, False, "")
+        found.append(tiny.finish("out").run(np.arange(count)))
+    assert np.isfinite(found[0]).all() and np.abs(found[0]).max() > 1
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("isa", ISAS)
