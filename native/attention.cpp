@@ -91,7 +91,8 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
   bool merge = false;
 
   // Units of queries of one sequence and KV head. Row i of them is query i / group, head i % group. Units are dealt out in
-  // turn, but where a few queries see many keys, every thread takes its share of the keys.
+  // turn, there and back, for each sees more keys than the one before; but where a few queries see many keys, every thread
+  // takes its share of the keys.
   const auto each_unit = [&](const auto& visit) {
     int unit = 0, token = 0, split = 0;
     for (size_t s = 0; s < step.batch.lengths.size(); token += step.batch.lengths[s], ++s) {
@@ -108,7 +109,8 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
     }
   };
   each_unit([&](size_t s, int h, int token, int first, int count, bool wide, int split, int unit) {
-    if (split < 0 && unit % threads != thread) return;
+    const int turn = unit % (2 * threads);
+    if (split < 0 && std::min(turn, 2 * threads - 1 - turn) != thread) return;
     const int begin = token + first / group, end = token + (first + count - 1) / group + 1;
     const int low =
         step.batch.parents.empty() ? positions_[static_cast<size_t>(begin)] : *std::min_element(positions_.begin() + begin, positions_.begin() + end);

@@ -340,8 +340,8 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
   const auto compute = [&](Range of, Range from) {
     wide_products(wide, WidePlace(wide, op.segments, op.gate, cols, from), x, cols, of, own.wide.data(), own.tile.data(), gather, finish);
   };
-  // The last block is dealt, unless panels are unpacked while others are multiplied: then the next one has to be known.
-  const int fixed = wide.unpacks || adds ? rows : (rows - 1) / kWideBlock * kWideBlock, take = wide.panels;
+  // The last block is dealt, some panels more at a time where the next ones are unpacked while others are multiplied.
+  const int fixed = adds ? rows : (rows - 1) / kWideBlock * kWideBlock, take = wide.panels * (wide.unpacks ? 2 : 1);
   compute({0, fixed}, share(panels, thread, threads));
   if (fixed < rows)
     pool_.deal(thread, (panels + take - 1) / take, [&](int p) { compute({fixed, rows}, {p * take, std::min((p + 1) * take, panels)}); });
