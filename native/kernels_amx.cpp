@@ -5,6 +5,7 @@
 #define MILLIS_VEC vec_avx512bf16
 #define MILLIS_BYTE_ROWS 14
 #define MILLIS_PAIRS
+#define MILLIS_CUT
 #define MILLIS_WIDE_ROWS 16
 #define MILLIS_WIDE_LEAST 9
 

@@ -36,10 +36,10 @@ inline void put_columns(uint32_t*& out, F32 even, F32 odd) {
 #endif
 }
 
-// The same of weights kGrown times as large. Pairs are cut off instead of rounded, by half the instructions. That takes half a unit of
-// the last place on the average, 2^-8 of numbers in [1, 2), whose own average is 1 / ln 2: so grown by 2^-8 ln 2 before, they have no
-// bias, and an error whose root mean square is 1.06 times that of rounding.
-#ifdef MILLIS_PAIRS
+// The same of weights kGrown times as large. Where products leave most of the time to unpacking, pairs are cut off instead of rounded,
+// by half the instructions. That takes half a unit of the last place on the average, 2^-8 of numbers in [1, 2), whose own average is
+// 1 / ln 2: so grown by 2^-8 ln 2 before, they have no bias, and an error whose root mean square is 1.06 times that of rounding.
+#ifdef MILLIS_CUT
 constexpr float kGrown = 1.0f + 0.693147f / 256.0f;
 inline void put_grown(uint32_t*& out, F32 even, F32 odd) {
   store_cut_pairs(out, even, odd);
