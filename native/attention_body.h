@@ -204,7 +204,7 @@ void attend_wide(const AttendWide& a) {
   for (int r = 0; r < a.rows; ++r) {
     largest[r] = kNoScore, total[r] = 0.0f;
     for (int d = 0; d < a.head_dim; ++d) row[d] = a.q[r][d] * a.scale;
-    pack_wide_rows(row, 0, 1, a.head_dim, q + static_cast<size_t>(r / kGroupRows) * key_panel + static_cast<size_t>(r % kGroupRows) * kStepDwords);
+    pack_wide_rows(row, 0, 1, a.head_dim, q + packed_row(r, key_panel));
   }
   for (int first = a.first; first < a.end; first += kWideKeys) {
     const int pages = ((a.end - first < kWideKeys ? a.end - first : kWideKeys) + kPageTokens - 1) / kPageTokens, count = pages * kPageTokens;
@@ -217,7 +217,7 @@ void attend_wide(const AttendWide& a) {
     }
     a.product({keys, key_panel, count / kPanelRows, key_steps, q, key_panel, a.rows, scores, tile, false});
     for (int r = 0; r < a.rows; ++r) {
-      uint32_t* to = weights + static_cast<size_t>(r / kGroupRows) * value_panel + static_cast<size_t>(r % kGroupRows) * kStepDwords;
+      uint32_t* to = weights + packed_row(r, value_panel);
       const float factor = block_softmax(a, r, first, count, scores + r * kPanelRows, largest[r], total[r], to);
       if (factor == 1.0f || first == a.first) continue;
       for (int p = 0; p < head_panels; ++p) {

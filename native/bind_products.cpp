@@ -42,7 +42,7 @@ class Rows {
       const size_t first = r - r % static_cast<size_t>(at_once_);
       if (by == By::shorts) k.quantize(from, cols_, shorts_.data() + r * blocks);
       if (by == By::bytes) k.quantize_bytes(from, cols_, at_once_, bytes_.data() + first * blocks + (r - first));
-      if (by == By::wide) k.wide.pack_rows(from, 0, 1, cols_, wide_.data() + r / kGroupRows * group + r % kGroupRows * kStepDwords);
+      if (by == By::wide) k.wide.pack_rows(from, 0, 1, cols_, wide_.data() + packed_row(static_cast<int>(r), group));
     }
   }
 

@@ -65,6 +65,11 @@ struct WideTask {
   Unpacking* next = nullptr;  // to unpack meanwhile
 };
 
+// Where row r lies among packed rows: groups of `group` dwords. Static, as half_to_float is.
+static inline constexpr size_t packed_row(int r, size_t group) {
+  return static_cast<size_t>(r / kGroupRows) * group + static_cast<size_t>(r % kGroupRows) * kStepDwords;
+}
+
 // Products of many rows. Weights are unpacked to dwords: a float, or two bfloat16 of neighbouring columns.
 struct Wide {
   int step_columns;         // columns in 16 dwords

@@ -159,14 +159,6 @@ void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, fl
   for (int m = 0; m < M; ++m) store(tile + m * kPanelRows, total[m]);
 }
 
-}  // namespace
-}  // namespace millis
-
-#include "wide_body.h"
-
-namespace millis {
-namespace {
-
 template <FormatId id>
 inline F32 load_weights(const uint8_t* p, size_t at) {
   if constexpr (id == FormatId::F32) return load(reinterpret_cast<const float*>(p) + at);
@@ -283,18 +275,6 @@ void finish(const float* tile, const Epilogue& e, int rows, int columns, float* 
   }
 }
 
-void finish_packed(const float* tile, const Epilogue& e, int rows, int column, uint32_t* x, size_t group) {
-  x += static_cast<size_t>(column / kStepColumns) * kGroupRows * kStepDwords;
-  for (int m = 0; m < rows; ++m) {
-    uint32_t* line = x + static_cast<size_t>(m / kGroupRows) * group + static_cast<size_t>(m % kGroupRows) * kStepDwords;
-#ifdef MILLIS_PAIRS
-    store_bfloat(reinterpret_cast<uint16_t*>(line) + column % kStepColumns, finished(tile, e, m));
-#else
-    store(reinterpret_cast<float*>(line), finished(tile, e, m));
-#endif
-  }
-}
-
 void quantize(const float* x, int n, ActBlock* out) {
   constexpr float kLevels = 127.0f * 256.0f;
   constexpr float kLeast = 1e-30f;  // a block below counts as zero: its inverse could overflow
@@ -398,6 +378,8 @@ uint64_t read(const uint8_t* data, size_t bytes) {
 }  // namespace
 }  // namespace millis
 
+#include "wide_body.h"
+// The rest builds on it.
 #include "attention_body.h"
 #include "bytes_body.h"
 #include "encoder_body.h"
@@ -424,7 +406,7 @@ Kernels make_table(const char* isa) {
   k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide, k.attend_all = attend_all;
   k.screen = screen_panel, k.planes_panel = planes_panel;
   k.byte_rows = MILLIS_BYTE_ROWS, k.quantize_bytes = quantize_bytes;
-  k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide(), k.wide.finish = finish_packed;
+  k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide();
   return k;
 }
 

@@ -303,8 +303,7 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
       some = std::min(kPrivateRows - r % kPrivateRows, part.last - r);
       float* normal = adds ? shared_.rows.data() + static_cast<size_t>(r) * width : own.rows.data();
       for (int i = 0; op.norm && i < some; ++i) normalize_row(kernels_, *op.norm, row(*op.norm->x, r + i), normal + static_cast<size_t>(i) * width);
-      uint32_t* to = shared_.wide.data() + static_cast<size_t>(r / kGroupRows) * group + static_cast<size_t>(r % kGroupRows) * kStepDwords;
-      wide.pack_rows(op.norm ? normal : row(*op.x, r), width, some, cols, to);
+      wide.pack_rows(op.norm ? normal : row(*op.x, r), width, some, cols, shared_.wide.data() + packed_row(r, group));
     }
     if (adds) adding_.shrink(op, op.norm ? shared_.rows.data() : op.x->data.data(), part.first, part.last);
     pool_.barrier(thread);
@@ -333,8 +332,8 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
         kernels_.finish(tiles, e, some, columns, op.out->data.data() + to, out_width);
         continue;
       }
-      auto* operands = reinterpret_cast<uint32_t*>(op.out->data.data()) + static_cast<size_t>(block / kGroupRows) * out_group;
-      wide.finish(tiles, e, some, panel * kPanelRows, operands, out_group);
+      auto* operands = reinterpret_cast<uint32_t*>(op.out->data.data());
+      wide.finish(tiles, e, some, panel * kPanelRows, operands + packed_row(block, out_group), out_group);
     }
   };
   const auto compute = [&](Range of, Range from) {

@@ -117,6 +117,18 @@ void pack_wide_rows(const float* x, size_t stride, int rows, int cols, uint32_t*
     }
 }
 
+void finish_packed(const float* tile, const Epilogue& e, int rows, int column, uint32_t* x, size_t group) {
+  x += static_cast<size_t>(column / kStepColumns) * kGroupRows * kStepDwords;
+  for (int m = 0; m < rows; ++m) {
+    uint32_t* line = x + packed_row(m, group);
+#ifdef MILLIS_PAIRS
+    store_bfloat(reinterpret_cast<uint16_t*>(line) + column % kStepColumns, finished(tile, e, m));
+#else
+    store(reinterpret_cast<float*>(line), finished(tile, e, m));
+#endif
+  }
+}
+
 template <int M>
 inline void wide_rows(const uint32_t* w, int steps, const uint32_t* x, float* tile, bool add) {
   F32 total[M];
@@ -159,14 +171,14 @@ void wide_product(const WideTask& t) {
 
 Wide make_wide() {
   Wide w = {};
-  w.step_columns = kStepColumns, w.panels = 1, w.columns = kWideColumns / 2, w.least_rows = MILLIS_WIDE_LEAST;
+  w.step_columns = kStepColumns, w.panels = 1, w.columns = 512, w.least_rows = MILLIS_WIDE_LEAST;
   const auto fill = [&]<int id>(const auto& next) {
     if constexpr (!kFormat[id].is_float() && static_cast<FormatId>(id) != FormatId::Q8_0Planes) w.unpack[id] = unpack_quants<id>;
     if constexpr (id + 1 < kFormats) next.template operator()<id + 1>(next);
   };
   fill.template operator()<0>(fill);
   if (kPairs) w.unpack[static_cast<int>(FormatId::BF16)] = unpack_bfloats;
-  w.pack_rows = pack_wide_rows, w.product = wide_product;
+  w.pack_rows = pack_wide_rows, w.product = wide_product, w.finish = finish_packed;
   return w;
 }
 

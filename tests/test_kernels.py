@@ -138,7 +138,7 @@ def bfloat(x: np.ndarray) -> np.ndarray:
 
 def cut(x: np.ndarray) -> np.ndarray:
     """x as quants become bfloat16 for tiles: cut off, after they have grown by what that takes away on the average."""
-    grown = (x * np.float32(1 + math.log(2) / 256)).astype(np.float32)
+    grown = x * np.float32(1 + math.log(2) / 256)
     return (grown.view(np.uint32) & 0xFFFF0000).view(np.float32)
 
 
