@@ -70,10 +70,20 @@ struct Block {
   }
 };
 
-// Block after block with much to compute on each, memory's own prefetching falls behind: so four blocks ahead are asked for.
-template <size_t block_bytes, int blocks = 4>
-inline void prefetch_blocks(const uint8_t* p) {
-  for (size_t line = 0; line < block_bytes; line += 64) __builtin_prefetch(p + blocks * block_bytes + line);
+// Block after block with something to compute on each, memory's own prefetching falls behind: so a block some way on is asked for.
+template <size_t block_bytes, int blocks, int cache>
+inline void prefetch_block(const uint8_t* p) {
+  for (size_t line = 0; line < block_bytes; line += 64) __builtin_prefetch(p + blocks * block_bytes + line, 0, cache == 1 ? 3 : 2);
+}
+
+// M rows of activations by this block. Few rows wait for memory, for which the first cache can wait for few lines at once; then nothing
+// else goes on. So they ask for what is far ahead, and into the second. Many rows compute meanwhile, and want it nearby.
+template <size_t block_bytes, int M>
+inline void prefetch_weights(const uint8_t* p) {
+  constexpr size_t kFar = size_t{6} << 10;
+  constexpr int kNear = 4, kFewRows = 4;
+  if constexpr (M <= kFewRows) prefetch_block<block_bytes, static_cast<int>((kFar + block_bytes - 1) / block_bytes), 2>(p);
+  else prefetch_block<block_bytes, kNear, 1>(p);
 }
 
 // Vectors [first, first + count) of a block times the same columns of M rows of activations.
@@ -133,7 +143,7 @@ void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, fl
       p += f.super_header();
     }
     const uint8_t* q = p + f.block_header();
-    prefetch_blocks<f.block_header() + f.quant_bytes()>(p);
+    prefetch_weights<f.block_header() + f.quant_bytes(), M>(p);
     if (ahead.span != ahead.last) ask(ahead);
     const auto group = [&]<int g>() __attribute__((always_inline)) {
       I32 high[M], low[M];  // their sums stay below 2^28

@@ -20,8 +20,8 @@ void planes_rows(const uint8_t* p, const uint8_t* low_plane, int cols, const Act
   F32 total[M];
   for (int m = 0; m < M; ++m) total[m] = set1(0.0f);
   for (int b = 0; b < cols / kBlock; ++b, ++x, p += f.block_header() + kPlaneBytes, low_plane += kPlaneBytes) {
-    prefetch_blocks<f.block_header() + kPlaneBytes>(p);
-    prefetch_blocks<kPlaneBytes>(low_plane);
+    prefetch_weights<f.block_header() + kPlaneBytes, M>(p);
+    prefetch_weights<kPlaneBytes, M>(low_plane);
     const F32 d = load_half(reinterpret_cast<const uint16_t*>(p));
     I32 high[M], low[M];
     for (int m = 0; m < M; ++m) high[m] = set1_i32(0), low[m] = set1_i32(-(f.offset - kWideOffset) * (x[m * stride].sum[0] + x[m * stride].sum[1]));
@@ -44,7 +44,7 @@ void screen_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, c
   for (int m = 0; m < M; ++m) total[m] = variance[m] = set1(0.0f);
   const size_t blocks = static_cast<size_t>(cols / kBlock), panel = blocks * (32 + kPlaneBytes);
   for (size_t b = 0; b < blocks; ++b, ++x, ++s) {
-    for (size_t line = 0; line < 32 + kPlaneBytes; line += 64) __builtin_prefetch(p + panel + line);  // the next panel
+    for (size_t line = 0; line < 32 + kPlaneBytes; line += 64) __builtin_prefetch(p + panel + line, 0, 2);  // the next panel
     const F32 d = load_half(reinterpret_cast<const uint16_t*>(p)), dd = mul(d, d);
     I32 high[M];
     for (int m = 0; m < M; ++m) high[m] = set1_i32(0);
