@@ -449,7 +449,8 @@ NB_MODULE(_native, m) {
           },
           "source"_a, "target"_a, "Copies the keys and values of page `source`, all layers, into page `target`.")
       .def_prop_ro("isa", [](const Runtime& self) { return self.kernels().isa; })
-      .def_prop_ro("weight_bytes", &Runtime::weight_bytes);
+      .def_prop_ro("weight_bytes", &Runtime::weight_bytes)
+      .def_prop_ro("token_bytes", &Runtime::token_bytes, "Of the weights that a token is multiplied by.");
 }
 
 }  // namespace millis

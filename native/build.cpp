@@ -1,5 +1,7 @@
 // Building a runtime: names become pointers, and every size is checked once, here.
 #include <algorithm>
+#include <numeric>
+#include <set>
 #include <stdexcept>
 
 #include "cpu.h"
@@ -265,6 +267,17 @@ void Runtime::touch_cache() {
       for (size_t at = 0; at < pages * page_stride_; at += kStep) first[at] = 0;
     }
   });
+}
+
+size_t Runtime::token_bytes() const {
+  std::set<const Matrix*> read;
+  for (const Op& op : ops_) {
+    const auto* product = std::get_if<MatMulOp>(&op);
+    if (!product) continue;
+    for (const Segment& s : product->segments) read.insert(s.weight);
+    if (product->gate) read.insert(product->gate);
+  }
+  return std::accumulate(read.begin(), read.end(), size_t{0}, [](size_t bytes, const Matrix* w) { return bytes + w->bytes(); });
 }
 
 void Runtime::finish() {

@@ -185,6 +185,7 @@ class Runtime {
   const RuntimeConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   size_t weight_bytes() const { return weight_bytes_; }
+  size_t token_bytes() const;  // of the weights that products multiply by: what a token reads, but for a row of each embedding
 
  private:
   using VisitRow = void (*)(const void* visit, size_t index, float* row);

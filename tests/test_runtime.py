@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,14 @@ def test_chunks_scattered_pages_and_neighbours_change_nothing(cut: int, tiny: Ca
         )
         got = runner.logits(mixed)
     np.testing.assert_allclose(got[0], want[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "own"), [("llama", True), ("qwen3", False)])
+def test_a_token_reads_no_embedding_of_its_own(name: str, own: bool, tiny: Callable[[str], Model]) -> None:
+    model = tiny(name)
+    runner = NativeRunner(model, EngineConfig(precision="exact"))
+    embedding = 4 * math.prod(model.checkpoint.tensors["token_embd.weight"].shape)
+    assert runner.weight_bytes - runner.token_bytes == (embedding if own else 0)
 
 
 def test_step_samples_only_where_there_is_a_sampler(tiny: Callable[[str], Model]) -> None:

@@ -64,7 +64,7 @@ def compare(path: Path, settings: Settings, tell: Callable[[str], None], advance
                     engine.load(settings.loads[-1:], _telling(tell, engine.name))
         ours = engines[0]
         ready = [engine for engine in engines if engine.name not in failed]
-        weight_bytes = int(ours.facts["weight_bytes"])
+        token_bytes = int(ours.facts["token_bytes"])
         tell("measuring")
         measured = measure(
             ready,
@@ -73,7 +73,7 @@ def compare(path: Path, settings: Settings, tell: Callable[[str], None], advance
             vocab=config.vocab,
             new_tokens=settings.new_tokens,
             rounds=settings.rounds,
-            read=lambda: _native.read_bandwidth(max(64, weight_bytes >> 20), settings.threads),
+            read=lambda: _native.read_bandwidth(max(64, token_bytes >> 20), settings.threads),
             advance=advance,
         )
         loads = [_loaded(engine) for engine in ready]
@@ -81,7 +81,7 @@ def compare(path: Path, settings: Settings, tell: Callable[[str], None], advance
         for engine in engines:
             engine.close()
     measured.failed |= failed
-    result = report(measured, weight_bytes, lambda tokens: cache_bytes(config, tokens))
+    result = report(measured, token_bytes, lambda tokens: cache_bytes(config, tokens))
     asked = {"threads": settings.threads, "prompts": list(settings.prompts), "depths": list(settings.depths)}
     return {**asked, "rounds": settings.rounds, "isa": ours.facts["isa"], **result, "loads": loads}
 

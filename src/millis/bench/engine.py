@@ -113,17 +113,18 @@ def _whole_below(value: Any, bound: int) -> bool:
     return type(value) is int and 0 <= value < bound
 
 
-def report(measured: Measured, weight_bytes: int, cache_bytes: Callable[[int], int]) -> dict[str, Any]:
+def report(measured: Measured, token_bytes: int, cache_bytes: Callable[[int], int]) -> dict[str, Any]:
     """What --json prints: the limit first, then the rows with their ratios to Millis's, then who failed and why.
 
-    weight_bytes: of the packed weights; cache_bytes(tokens): what attention reads of so many.
+    token_bytes: of the packed weights that a token is multiplied by; cache_bytes(tokens): what attention reads of
+    so many.
     """
     bandwidth = statistics.median(measured.read_gb_per_s)
     ours = {row.tokens: row for row in measured.rows if row.engine == OURS}
     rows = []
     for row in measured.rows:
         our = ours.get(row.tokens)
-        limit = 1000 * (weight_bytes + cache_bytes(row.tokens)) / (bandwidth * 1e9)
+        limit = 1000 * (token_bytes + cache_bytes(row.tokens)) / (bandwidth * 1e9)
         first, next_token = summary(row.first_ms), summary(row.next_ms) if row.next_ms else None
         rows.append(
             {
@@ -143,9 +144,9 @@ def report(measured: Measured, weight_bytes: int, cache_bytes: Callable[[int], i
     return {
         "read_gb_per_s": bandwidth,
         "read_spread_gb_per_s": [min(measured.read_gb_per_s), max(measured.read_gb_per_s)],
-        "bytes_per_token": weight_bytes,
+        "bytes_per_token": token_bytes,
         "cache_bytes_per_token": cache_bytes(1),
-        "limit_next_ms": 1000 * weight_bytes / (bandwidth * 1e9),
+        "limit_next_ms": 1000 * token_bytes / (bandwidth * 1e9),
         "rows": rows,
         "failed": measured.failed,
     }

@@ -79,6 +79,11 @@ class NativeRunner:
         """Bytes of the packed weights."""
         return int(self._runtime.weight_bytes)
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the packed weights that a token is multiplied by: an embedding counts where it is the output, too."""
+        return int(self._runtime.token_bytes)
+
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any:
         for token in params.logit_bias:
             if not 0 <= token < self.vocab:

@@ -18,7 +18,7 @@ class Engine:
         options = {name: spec[name] for name in ("threads", "context", "precision")}
         self._lm = LanguageModel(spec["model"], speculation="off", **options)
         self.version = f"{millis.__version__} {self._lm.runner.isa}"
-        self.facts = {"weight_bytes": self._lm.runner.weight_bytes, "isa": self._lm.runner.isa}
+        self.facts = {"token_bytes": self._lm.runner.token_bytes, "isa": self._lm.runner.isa}
 
     def run(self, prompt: list[int], new_tokens: int, emit: Callable[[int], None]) -> None:
         request = self._lm.engine.submit(prompt, SamplingParams(max_tokens=new_tokens, temperature=0, ignore_eos=True))
