@@ -81,7 +81,7 @@ class NativeRunner:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of the packed weights that a token is multiplied by: an embedding counts where it is the output, too."""
+        """Bytes of the packed weights that a token is multiplied by: an embedding where it is the output, too."""
         return int(self._runtime.token_bytes)
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any:
