@@ -27,14 +27,14 @@ inline void mask_page(uint32_t seen, const Hide& hide) {
   for (uint32_t hidden = ~seen; hidden; hidden &= hidden - 1) hide(__builtin_ctz(hidden));
 }
 
-// score[n][32] = q[n] . keys of one page, masked outside each query's range. What comes next is asked for into the second cache:
-// the first one can wait for few lines at once, and then nothing else goes on.
+// score[n][32] = q[n] . keys of one page, masked outside each query's range. The `next` page's are asked for into the second cache: the
+// first one can wait for few lines at once, and then nothing else goes on.
 template <class T, int N>
-inline void page_scores(const Attend& a, const float* q, const T* keys, int first, float (&score)[N][kPageTokens]) {
+inline void page_scores(const Attend& a, const float* q, const T* keys, const T* next, int first, float (&score)[N][kPageTokens]) {
   F32 low[N], high[N];
   for (int n = 0; n < N; ++n) low[n] = high[n] = set1(0.0f);
-  for (int d = 0; d < a.head_dim; ++d, keys += kPageTokens) {
-    __builtin_prefetch(keys + a.head_dim * kPageTokens, 0, 2);  // the values of these tokens
+  for (int d = 0; d < a.head_dim; ++d, keys += kPageTokens, next += kPageTokens) {
+    __builtin_prefetch(next, 0, 2);
     const F32 k0 = load_cached(keys), k1 = load_cached(keys + 16);
     for (int n = 0; n < N; ++n) {
       const F32 x = set1(q[n * a.head_dim + d]);
@@ -72,7 +72,7 @@ inline void page_softmax(float (&score)[kPageTokens], float& largest, float& tot
 }
 
 // sums[n] += weights[n] . values, two vectors of head_dim at a time (one where it is odd).
-// `next`: what is read after this page.
+// `next`: those of the page to come.
 template <class T, int N, int W>
 inline void page_values(const T* values, const T* next, int head_dim, int count, const float (&weight)[N][kPageTokens], float* sums) {
   F32 part[N][W];
@@ -100,14 +100,14 @@ void attend_queries(const Attend& a) {
   const auto page = [&](int at) { return reinterpret_cast<const T*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride); };
   for (int first = a.first; first < a.end; first += kPageTokens) {
     const T *keys = page(first), *next = first + kPageTokens < a.end ? page(first + kPageTokens) : keys;
-    const T* values = keys + a.head_dim * kPageTokens;
+    const T *values = keys + a.head_dim * kPageTokens, *then = next + a.head_dim * kPageTokens;
     const int count = a.end - first < kPageTokens ? a.end - first : kPageTokens;
     float weight[N][kPageTokens];
-    page_scores<T, N>(a, q, keys, first, weight);
+    page_scores<T, N>(a, q, keys, next, first, weight);
     for (int n = 0; n < N; ++n) page_softmax(weight[n], largest[n], total[n], sums + n * a.head_dim, a.head_dim);
     int d = 0;
-    for (; d + 2 * kLanes <= a.head_dim; d += 2 * kLanes) page_values<T, N, 2>(values + d, next + d, a.head_dim, count, weight, sums + d);
-    for (; d < a.head_dim; d += kLanes) page_values<T, N, 1>(values + d, next + d, a.head_dim, count, weight, sums + d);
+    for (; d + 2 * kLanes <= a.head_dim; d += 2 * kLanes) page_values<T, N, 2>(values + d, then + d, a.head_dim, count, weight, sums + d);
+    for (; d < a.head_dim; d += kLanes) page_values<T, N, 1>(values + d, then + d, a.head_dim, count, weight, sums + d);
   }
   for (int n = 0; n < N; ++n) {
     const float divisor = a.partial ? 1.0f : total[n];
