@@ -270,12 +270,11 @@ void Runtime::touch_cache() {
 }
 
 size_t Runtime::token_bytes() const {
+  require(finished_, "the runtime is not finished");
   std::set<const Matrix*> read;
   for (const Op& op : ops_) {
-    const auto* product = std::get_if<MatMulOp>(&op);
-    if (!product) continue;
-    for (const Segment& s : product->segments) read.insert(s.weight);
-    if (product->gate) read.insert(product->gate);
+    const auto keep = [&](const Matrix* w) { return read.insert(w), true; };
+    if (const auto* product = std::get_if<MatMulOp>(&op)) product->every_weight(keep);
   }
   return std::accumulate(read.begin(), read.end(), size_t{0}, [](size_t bytes, const Matrix* w) { return bytes + w->bytes(); });
 }

@@ -70,20 +70,20 @@ struct Block {
   }
 };
 
-// Block after block with something to compute on each, memory's own prefetching falls behind: so a block some way on is asked for.
-template <size_t block_bytes, int blocks, int cache>
-inline void prefetch_block(const uint8_t* p) {
-  for (size_t line = 0; line < block_bytes; line += 64) __builtin_prefetch(p + blocks * block_bytes + line, 0, cache == 1 ? 3 : 2);
+// Block after block with something to compute on each, memory's own prefetching falls behind: so what lies some way on is asked for.
+template <size_t bytes, int cache>
+inline void prefetch(const uint8_t* at) {
+  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(at + line, 0, cache == 1 ? 3 : 2);
 }
 
 // M rows of activations by this block. Few rows wait for memory, for which the first cache can wait for few lines at once; then nothing
 // else goes on. So they ask for what is far ahead, and into the second. Many rows compute meanwhile, and want it nearby.
 template <size_t block_bytes, int M>
 inline void prefetch_weights(const uint8_t* p) {
-  constexpr size_t kFar = size_t{6} << 10;
-  constexpr int kNear = 4, kFewRows = 4;
-  if constexpr (M <= kFewRows) prefetch_block<block_bytes, static_cast<int>((kFar + block_bytes - 1) / block_bytes), 2>(p);
-  else prefetch_block<block_bytes, kNear, 1>(p);
+  constexpr size_t kFar = size_t{6} << 10, kNear = 4 * block_bytes;
+  constexpr int kFewRows = 4;
+  if constexpr (M <= kFewRows) prefetch<block_bytes, 2>(p + kFar);
+  else prefetch<block_bytes, 1>(p + kNear);
 }
 
 // Vectors [first, first + count) of a block times the same columns of M rows of activations.

@@ -185,7 +185,9 @@ class Runtime {
   const RuntimeConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   size_t weight_bytes() const { return weight_bytes_; }
-  size_t token_bytes() const;  // of the weights that products multiply by: what a token reads, but for a row of each embedding
+  // Of the weights that products multiply by: what a token reads, but for a row of each embedding. Throws std::invalid_argument
+  // where ops may still be added.
+  size_t token_bytes() const;
 
  private:
   using VisitRow = void (*)(const void* visit, size_t index, float* row);

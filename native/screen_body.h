@@ -44,7 +44,7 @@ void screen_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, c
   for (int m = 0; m < M; ++m) total[m] = variance[m] = set1(0.0f);
   const size_t blocks = static_cast<size_t>(cols / kBlock), panel = blocks * (32 + kPlaneBytes);
   for (size_t b = 0; b < blocks; ++b, ++x, ++s) {
-    for (size_t line = 0; line < 32 + kPlaneBytes; line += 64) __builtin_prefetch(p + panel + line, 0, 2);  // the next panel
+    prefetch<32 + kPlaneBytes, 2>(p + panel);  // the next panel
     const F32 d = load_half(reinterpret_cast<const uint16_t*>(p)), dd = mul(d, d);
     I32 high[M];
     for (int m = 0; m < M; ++m) high[m] = set1_i32(0);

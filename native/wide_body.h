@@ -76,7 +76,7 @@ void unpack_quants(const uint8_t* panel, int first, int cols, uint32_t* out) {
       if (begins) p += f.super_header();
     }
     const uint8_t* q = p + f.block_header();
-    prefetch_block<f.block_header() + f.quant_bytes(), kUnpackAhead, 1>(p);
+    prefetch<f.block_header() + f.quant_bytes(), 1>(p + kUnpackAhead * (f.block_header() + f.quant_bytes()));
     const auto group = [&]<int g>() {
       F32 scale = d, base = f.mins && !super ? dmin : set1(0.0f);
       if constexpr (super) scale = mul(d, f.mins ? load_u8(p + 16 * g) : load_i8(p + 16 * g));

@@ -186,6 +186,8 @@ def test_unfinished_runtime_refuses_to_run() -> None:
     runtime = _native.Runtime(threads=1, isa="auto", vocab=4, context=8, exact=False, **sizes)
     with pytest.raises(ValueError, match="finished"):
         runtime.logits(ints([1]), ints([0]), ints([1]), ints([[0]]))
+    with pytest.raises(ValueError, match="finished"):
+        _ = runtime.token_bytes
     with pytest.raises(ValueError, match="select"):
         runtime.finish()
     runtime.add_buffer("x", 32)
