@@ -20,6 +20,12 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
         assert read_labelled(tmp_path / name) == [("Hi, you", "greet"), ("再见", "bye")], name
 
 
+def test_only_a_line_feed_ends_a_json_line(tmp_path: Path) -> None:
+    path, text = tmp_path / "a.jsonl", "one\u2028two\x85three\u2029"
+    path.write_text(json.dumps({"text": text, "label": "a"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_labelled(path) == [(text, "a")]
+
+
 def test_squad_is_read(tmp_path: Path) -> None:
     qa = {"id": "1", "question": "谁？", "answers": [{"text": "他", "answer_start": 0}, {"text": "她"}]}
     path = tmp_path / "squad.json"

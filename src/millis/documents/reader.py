@@ -68,7 +68,7 @@ def _documents(path: Path) -> Iterator[Document]:
     if kind in TEXTS:
         yield _checked(str(path), _title(text, path), text, str(path))
     elif kind == ".jsonl":
-        for i, line in enumerate(text.splitlines(), 1):
+        for i, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield _document(_json(line, f"{path}, line {i}"), f"{path}, line {i}")
     else:
