@@ -13,7 +13,7 @@ from openai.types import CreateEmbeddingResponse
 from openai.types import Model as OpenAIModel
 
 from api_support import HEAD, USER, job, refused, timings
-from millis.server.api.classify import classify_body
+from millis.server.api.classify import labels_body
 from millis.server.api.embeddings import embedding_body
 from millis.server.api.errors import ApiError
 from millis.server.api.job import Conversation, Instruction
@@ -56,12 +56,34 @@ def test_classify() -> None:
     assert isinstance(first, Instruction)
     assert "one of: good, bad." in first.text and "Text: {labels}" in first.text
     values = [[math.log(0.2), math.log(0.6)], [-math.inf, -math.inf]]
-    body = clean(classify_body(found, HEAD, values, timings()))
+    rows = [found.extra["question"].scores(row) for row in values]
+    body = clean(labels_body(found, HEAD, rows, timings(), False, [{}, {"complete": False}]))
     one, other = body["data"]
     assert (one["index"], one["label"], one["num_classes"]) == (0, "bad", 2)
     assert one["probs"] == pytest.approx([0.25, 0.75])
     assert one["scores"] == pytest.approx({"good": 0.25, "bad": 0.75})
-    assert other["probs"] == [0.5, 0.5]
+    assert other["probs"] == [0.5, 0.5] and other["complete"] is False and "complete" not in one
+
+
+def test_classify_asks_in_chinese_with_examples_and_each_label_by_itself() -> None:
+    found = job("classify", input="很好", labels=["正面", "负面"], examples=[{"text": "真差", "label": "负面"}])
+    first = found.prompts[0]
+    assert isinstance(first, Instruction) and first.text.endswith("文本：真差\n\n类别：负面\n\n文本：很好\n\n类别：")
+    several = job("classify", input="很好", labels=["正面", "快"], multi_label=True)
+    assert several.extra["question"].multi and "标签“{label}”适用于" in several.extra["question"].text("很好")
+    rows = several.extra["question"].scores([math.log(0.6), math.log(0.2), -math.inf, -math.inf])
+    assert rows == pytest.approx([0.75, 0.5])
+    (one,) = clean(labels_body(several, HEAD, [[0.75, 0.2]], timings(), True, [{}]))["data"]
+    assert (one["label"], one["labels"]) == ("正面", ["正面"])
+    (none,) = clean(labels_body(several, HEAD, [[0.4, 0.2]], timings(), True, [{}]))["data"]
+    assert (none["label"], none["labels"]) == (None, [])
+
+
+def test_classify_abstains() -> None:
+    found = job("classify", labels=["good", "bad"], abstain=0.8)
+    rows = [[0.75, 0.25], [0.1, 0.9]]
+    body = clean(labels_body(found, HEAD, rows, timings(), False, [{}, {}]))
+    assert [one["label"] for one in body["data"]] == [None, "bad"]
 
 
 def test_classify_takes_a_template_of_ones_own() -> None:
@@ -124,6 +146,11 @@ def test_models() -> None:
         ("classify", {"labels": ["a", ""]}, "labels[1]"),
         ("classify", {"labels": [str(i) for i in range(257)]}, "labels"),
         ("classify", {"template": "What?"}, "template"),
+        ("classify", {"labels": ["a", "  "]}, "labels"),
+        ("classify", {"template": "{text}?", "multi_label": True}, "template"),
+        ("classify", {"examples": [{"text": "x", "label": "other"}]}, "examples"),
+        ("classify", {"examples": [{"text": "x"}]}, "examples[0].label"),
+        ("classify", {"abstain": 1.5}, "abstain"),
         ("classify", {"template": "{text}" * 600, "input": "x" * 4000}, "input"),
         ("classify", {"input": []}, "input"),
         ("score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1"),

@@ -11,7 +11,7 @@ import pytest
 from api_support import job
 from millis.models.gguf import read_gguf
 from millis.server.api.errors import ApiError
-from millis.server.api.job import Job, check_ids, choice_params, continuation_ids, prompt_ids, with_deadline
+from millis.server.api.job import Job, check_ids, choice_params, prompt_ids, with_deadline
 from millis.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -49,7 +49,9 @@ def test_an_instruction_needs_no_chat_template(smollm: Tokenizer, gemma: Tokeniz
     asked = job("classify", template="Mood of {text}?", labels=["good", "bad"])
     assert prompt_ids(asked, gemma) == [gemma.encode("Mood of Hi?")]
     assert prompt_ids(asked, smollm) == [smollm.encode_chat([{"role": "user", "content": "Mood of Hi?"}])]
-    assert continuation_ids(asked, gemma) == [gemma.encode(label, add_special=False) for label in ("good", "bad")]
+    question = asked.extra["question"]
+    assert question.answers(smollm) == [smollm.encode(label, add_special=False) for label in ("good", "bad")]
+    assert question.answers(gemma) == [gemma.encode(label, add_special=False) for label in (" good", " bad")]
 
 
 def test_a_base_model_cannot_chat(gemma: Tokenizer) -> None:

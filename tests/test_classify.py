@@ -12,7 +12,7 @@ import pytest
 
 import millis
 from millis.tasks.calibration import CONTENT_FREE, Calibration, softmax
-from millis.tasks.classify import TEMPLATE, shown
+from millis.tasks.labels import Question, shown
 from millis.types import DeadlineError, RequestError
 from shell import error_line
 from shell import millis as shell
@@ -31,7 +31,9 @@ def scores_of(lm: millis.LanguageModel) -> Iterator[Callable[[str], list[float]]
     """The labels' log-probabilities, each by a forward of its own without cache: a path that shares nothing."""
 
     def one_by_one(text: str) -> list[float]:
-        asked = TEMPLATE.replace("{labels}", ", ".join(shown(LABELS))).replace("{examples}", "").replace("{text}", text)
+        named = ", ".join(shown(LABELS))
+        asked = f"Classify the text below as one of: {named}.\nAnswer with the label alone.\n\nText: {text}\n\nLabel:"
+        assert asked == Question(LABELS).text(text)
         prompt = lm.tokenizer.encode_chat([{"role": "user", "content": asked}])
         return [lm.score(prompt, [lm.tokenizer.encode(label, add_special=False)])[0] for label in shown(LABELS)]
 

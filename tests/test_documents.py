@@ -137,7 +137,8 @@ def test_files_become_documents(tmp_path: Path) -> None:
         file.write('{"id": 7, "title": "T", "content": "one\u2028text"}\n\n')
     (tmp_path / "c.json").write_text('[{"id": "x", "text": "余额"}]', "utf-8")
     found = [(d.id, d.title, d.text) for d in read([tmp_path])]
-    assert found == [(str(tmp_path / "a.md"), "Fees", "# Fees\nFive dollars."), ("7", "T", "one\u2028text"), ("x", "", "余额")]
+    want = [(str(tmp_path / "a.md"), "Fees", "# Fees\nFive dollars."), ("7", "T", "one\u2028text"), ("x", "", "余额")]
+    assert found == want
     assert [d.id for d in from_values(["one", {"id": "b", "text": "two"}])] == ["1", "b"]
 
 

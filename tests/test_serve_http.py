@@ -22,6 +22,18 @@ def server(model_path: Callable[[str], Path]) -> Iterator[Server]:
         yield running
 
 
+def test_labels_have_the_scores_that_the_library_gives_them(server: Server, model_path: Callable[[str], Path]) -> None:
+    lm = millis.LanguageModel(model_path("smollm2"))
+    texts = ["I want my money back", "钱还没有退给我"]
+    for labels, multi in ((["refund", "card_arrival"], False), (["退款", "表扬"], False), (["退款", "表扬"], True)):
+        asked = {"model": "m", "input": texts, "labels": labels, "multi_label": multi}
+        status, body = server.json("/v1/classify", asked | {"examples": [{"text": "很好", "label": labels[1]}]})
+        assert status == 200, body
+        found = lm.classify(texts, labels, examples=[("很好", labels[1])], multi=multi)
+        for one, want in zip(body["data"], found, strict=True):
+            assert one["scores"] == pytest.approx(want.scores, abs=0.05)  # the server computes prompts in other chunks
+
+
 def idle(server: Server) -> bool:
     names = ("num_requests_active", "num_requests_in_flight", "num_requests_running", "num_requests_waiting")
     return sum(server.metric(name) for name in (*names, "kv_cache_usage_perc")) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from millis.server.answering import Answering
-from millis.server.api.classify import classify_body, labels_body
+from millis.server.api.classify import labels_body
 from millis.server.api.embeddings import embedding_body
 from millis.server.api.errors import ApiError, invalid, unsupported
-from millis.server.api.job import Endpoint, Job, check_ids, continuation_ids
+from millis.server.api.job import Endpoint, Job, check_ids
 from millis.server.api.similarity import rerank_body, score_body
 from millis.server.api.tokenize import detokenize_body, tokenize_body
 from millis.server.exchange import Answer
@@ -24,6 +24,7 @@ from millis.server.generate import Generation
 from millis.server.messages import Embed, Score, Scores, Vectors
 from millis.server.service import Service
 from millis.tasks.encoder import sigmoid, softmax
+from millis.tasks.labels import Question
 from millis.tokenizer import Tokenizer, shortened
 from millis.types import Timings
 
@@ -124,8 +125,8 @@ class Classification(Batch):
                 message = f"labels is missing: {self.served.name} has no trained head that knows its own"
                 raise invalid(message, "labels", "missing_required_parameter")
             return job
-        if job.extra["template"]:
-            raise unsupported("template", f"{self.served.name} was trained for its labels, and is asked nothing")
+        for name in job.extra["asks"]:
+            raise unsupported(name, f"{self.served.name} was trained for its labels, and is asked nothing")
         own = self.served.labels
         unknown = [label for label in job.continuations if label not in own]
         if unknown:
@@ -137,10 +138,21 @@ class Classification(Batch):
         if self.served.reads:
             await self._by_head(job, ids, tokenizer)
             return
-        labels = tuple(tuple(label) for label in continuation_ids(job, tokenizer))
+        question: Question = job.extra["question"]
+        if question.multi:
+            size = len(question.labels) * sum(map(len, job.extra["texts"]))
+            asked = await self.service.run(size, _yes_or_no, question, job.extra["texts"], tokenizer)
+        else:
+            answers = question.answers(tokenizer)
+            asked = [(prompt, answers) for prompt in ids]
         order = []
-        for prompt in ids:
-            work = Score(prompt=tuple(prompt), continuations=labels, adapter=self.adapter, **self.common(job))
+        for prompt, continuations in asked:
+            work = Score(
+                prompt=tuple(prompt),
+                continuations=tuple(map(tuple, continuations)),
+                adapter=self.adapter,
+                **self.common(job),
+            )
             order.append(work.id)
             self.served.client.submit(work, self.mailbox)
         found: dict[int, Scores] = {}
@@ -149,9 +161,11 @@ class Classification(Batch):
             assert isinstance(reply, Scores)
             found[reply.id] = reply
             self._open.discard(reply.id)
-        rows = [found[number].values for number in order]
-        timings = self.timed(job, [found[number].timings for number in order])
-        await self.finish(classify_body(job, self.head(tokenizer), rows, timings), timings)
+        replies = [found[number] for number in order]
+        rows = [question.scores(reply.values) for reply in replies]
+        cut = [{} if reply.complete else {"complete": False} for reply in replies]
+        timings = self.timed(job, [reply.timings for reply in replies])
+        await self.finish(labels_body(job, self.head(tokenizer), rows, timings, question.multi, cut), timings)
 
     async def _by_head(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         info = self.served.client.info
@@ -159,9 +173,16 @@ class Classification(Batch):
         texts = self.cut(job, ids, tokenizer, info.reads)
         logits, timings = await self.read(job, texts, head=True)
         logits = logits[:, [info.head.labels.index(label) for label in job.continuations]]
-        rows = (sigmoid(logits) if info.head.problem == "multi_label" else softmax(logits)).tolist()
-        shortened = [len(text) < len(whole) for text, whole in zip(texts, ids, strict=True)]
-        await self.finish(labels_body(job, self.head(tokenizer), rows, timings, shortened), timings)
+        several = info.head.problem == "multi_label"
+        rows = (sigmoid(logits) if several else softmax(logits)).tolist()
+        cut = [{"truncated": True} if len(text) < len(whole) else {} for text, whole in zip(texts, ids, strict=True)]
+        await self.finish(labels_body(job, self.head(tokenizer), rows, timings, several, cut), timings)
+
+
+def _yes_or_no(
+    question: Question, texts: Sequence[str], tokenizer: Tokenizer
+) -> list[tuple[list[int], list[list[int]]]]:
+    return [question.yes_or_no(text, tokenizer) for text in texts]
 
 
 class Embedding(Batch):

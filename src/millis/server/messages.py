@@ -157,11 +157,12 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The answer to Score, one value a continuation."""
+    """The answer to Score, one value a continuation. complete: there was time for all of each."""
 
     id: int
     values: tuple[float, ...]
     timings: Timings
+    complete: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,7 +314,8 @@ def _scores(number: int, request: Request) -> Scores | Refused:
             number, "deadline_unmeetable", "no time was left to score a label", request.timings.total_ms, 1.0
         )
     missing = len(request.score.continuations) - len(values)
-    return Scores(number, (*values, *[-math.inf] * missing), request.timings)
+    complete = request.finish_reason == "stop"
+    return Scores(number, (*values, *[-math.inf] * missing), request.timings, complete)
 
 
 def load(start: Start, line: Line) -> Worker:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from millis.tasks.calibration import Calibration
-from millis.tasks.classify import Classifier, Example
+from millis.tasks.classify import Classifier
 from millis.tasks.extract import extract
+from millis.tasks.labels import Example
 from millis.tasks.moderate import moderate, moderator
 from millis.tasks.summarize import summarize
 from millis.tasks.translate import translate

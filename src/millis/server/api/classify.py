@@ -1,29 +1,35 @@
 """/v1/classify: body → Job, and scores → the list of labels. Pure.
 
-A label's score is the softmax over all labels of its log-probability as the model's answer to
-`template`, in which {labels} and {text} stand for what they say; a model that was trained to
+The model is asked as `LanguageModel.classify` asks it (tasks/labels.py): a label's score is the softmax over all labels
+of its log-probability as the answer, or with multi_label how much likelier yes is than no. A model that was trained to
 classify knows its labels, and says of them what its head does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from millis.server.api.body import Body, read
+from millis.server.api.body import Body, Wire, read
 from millis.server.api.conversation import check_length
 from millis.server.api.embeddings import batch_usage
 from millis.server.api.errors import invalid
 from millis.server.api.fields import Texts, schedule
 from millis.server.api.job import Instruction, Job, Limits
 from millis.server.api.writer import Head, timings_json
-from millis.tasks.calibration import softmax
-from millis.types import Timings
+from millis.tasks.labels import Question
+from millis.types import RequestError, Timings
 
-TEMPLATE = "Classify the text below as one of: {labels}.\nAnswer with the label alone.\n\nText: {text}\n\nLabel:"
 _MAX_TEMPLATE, _MAX_LABEL = 4096, 256  # characters
+_LEAST = 0.5  # score from which on a text has a label, where it may have several
+_Label = Annotated[str, Field(min_length=1, max_length=_MAX_LABEL)]
+
+
+class Example(Wire):
+    text: Annotated[str, Field(min_length=1)]
+    label: _Label
 
 
 class ClassifyRequest(Texts):
@@ -36,12 +42,15 @@ class ClassifyRequest(Texts):
 
     model: str
     input: str | list[str]
-    labels: list[Annotated[str, Field(min_length=1, max_length=_MAX_LABEL)]] | None = Field(
-        None, min_length=2, description="needed unless the model was trained for its own; then only these of them"
+    labels: list[_Label] | None = Field(
+        None, min_length=1, description="needed unless the model was trained for its own; then only these of them"
     )
     template: Annotated[str, Field(max_length=_MAX_TEMPLATE)] | None = Field(
-        None, description="the question put to the model, with {text} and, if wanted, {labels} in it"
+        None, description="the question put to the model, with {text} and, if wanted, {labels} and {examples} in it"
     )
+    examples: list[Example] | None = Field(None, description="labelled texts that the model is shown")
+    multi_label: bool | None = Field(None, description="each label by itself fits or not; a template holds {label}")
+    abstain: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="no label below this score")
     user: str | None = None
 
 
@@ -55,20 +64,31 @@ def parse_classify(body: Body, limits: Limits) -> Job:
         raise invalid(f"labels has {len(labels)} entries; {limits.labels} can be used", "labels")
     if len(set(labels)) < len(labels):
         raise invalid("labels has one label twice", "labels")
-    template = request.template or TEMPLATE
-    if "{text}" not in template:
+    if "{text}" not in (request.template or "{text}"):
         raise invalid("template must hold {text}, where the text to classify is put", "template")
-    asked = template.replace("{labels}", ", ".join(labels)).split("{text}")
-    check_length(len(texts) * sum(map(len, asked)) + len(asked) * sum(map(len, texts)), limits, "input")
+    question = _question(request, labels) if labels else None
+    prompts = list(texts) if question is None else [question.text(text) for text in texts]
+    times = len(labels) if request.multi_label else 1
+    check_length(times * sum(map(len, prompts)), limits, "input")
+    asks = [name for name in ("template", "examples", "multi_label") if getattr(request, name)]
     return Job(
         endpoint="classify",
         kind="score",
         model=request.model,
-        prompts=tuple(Instruction(text.join(asked)) for text in texts),
+        prompts=tuple(Instruction(prompt) for prompt in prompts),
         continuations=tuple(labels),
-        extra={"texts": tuple(texts), "template": request.template is not None},
+        extra={"texts": tuple(texts), "question": question, "asks": asks, "abstain": request.abstain},
         **schedule(request),
     )
+
+
+def _question(request: ClassifyRequest, labels: Sequence[str]) -> Question:
+    examples = [(one.text, one.label) for one in request.examples or []]
+    try:
+        return Question(labels, examples, request.template, request.multi_label or False)
+    except RequestError as error:
+        param = "template" if "template" in str(error) else "examples" if "example" in str(error) else "labels"
+        raise invalid(str(error), param) from None
 
 
 def check_batch(texts: Sequence[str], limits: Limits, param: str) -> None:
@@ -80,29 +100,34 @@ def check_batch(texts: Sequence[str], limits: Limits, param: str) -> None:
     check_length(sum(map(len, texts)), limits, param)
 
 
-def classify_body(job: Job, head: Head, values: Sequence[Sequence[float]], timings: Timings) -> dict[str, Any]:
-    """The answer. values: for each prompt, the summed log-probability (nats) of each label."""
-    return labels_body(job, head, [softmax(row) for row in values], timings)
-
-
 def labels_body(
-    job: Job, head: Head, rows: Sequence[Sequence[float]], timings: Timings, shortened: Sequence[bool] = ()
+    job: Job,
+    head: Head,
+    rows: Sequence[Sequence[float]],
+    timings: Timings,
+    several: bool,
+    cut: Sequence[Mapping[str, bool]],
 ) -> dict[str, Any]:
-    """The answer. rows: for each prompt, the score of each label. shortened: whether a prompt's end was not read."""
+    """The answer. rows: for each prompt, the score of each label. several: a text may have more than one, or none.
+    cut: for each prompt, what of it was not read or scored."""
+    least = job.extra["abstain"]
+    if least is None:
+        least = _LEAST if several else 0.0
     data: list[dict[str, Any]] = []
     for i, scores in enumerate(rows):
         best = max(range(len(scores)), key=scores.__getitem__)
         data.append(
             {
                 "index": i,
-                "label": job.continuations[best],
+                "label": job.continuations[best] if scores[best] >= least else None,
                 "probs": list(scores),
                 "num_classes": len(scores),
                 "scores": dict(zip(job.continuations, scores, strict=True)),
+                **cut[i],
             }
         )
-        if shortened and shortened[i]:
-            data[-1]["truncated"] = True
+        if several:
+            data[-1]["labels"] = [name for name, score in data[-1]["scores"].items() if score >= least]
     return {
         "id": f"classify-{head.id}",
         "object": "list",

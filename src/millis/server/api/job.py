@@ -100,7 +100,7 @@ class Job:
     fallback: str = ""
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
-    continuations: tuple[str, ...] = ()  # kind "score": what is scored behind every prompt
+    continuations: tuple[str, ...] = ()  # kind "score": the labels
     truncate: int | None = None  # tokens that an encoder reads of a text; -1: as many as it can; None: it must fit
     add_special: bool = True
     add_generation_prompt: bool = True
@@ -155,14 +155,6 @@ def _ids(prompt: Prompt, job: Job, tokenizer: ChatTokenizer) -> list[int]:
             options["add_generation_prompt"] = False
         return tokenizer.encode_chat(messages, **options)
     return list(prompt)
-
-
-def continuation_ids(job: Job, tokenizer: ChatTokenizer) -> list[list[int]]:
-    """The token ids of each continuation of a job of kind "score". ApiError: one that is no token."""
-    ids = [tokenizer.encode(text, add_special=False) for text in job.continuations]
-    if [] in ids:
-        raise invalid(f"labels[{ids.index([])}] gives no token", "labels")
-    return ids
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, where: str = "prompt") -> None:
