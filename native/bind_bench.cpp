@@ -66,7 +66,7 @@ __attribute__((target("avx2"))) int dots_avx2(int steps) {
 
 // 10^9 operations a second (a multiplication and an addition are two) of byte dots on `threads` threads; 0: no loop for it.
 double dot_peak(const std::string& isa, int threads) {
-  if (threads < 1 || threads > 1024) throw std::invalid_argument("dot_peak: threads in [1, 1024]");
+  checked_threads(threads);
   const std::string name = select_kernels(isa).isa;
   int (*loop)(int) = nullptr;
   double each = 0;  // operations a step

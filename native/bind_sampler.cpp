@@ -20,6 +20,8 @@ using namespace nb::literals;
 namespace millis {
 
 void bind_sampler(nb::module_& m) {
+  m.attr("UNUSABLE") = kUnusable;
+  m.attr("MASK_LATE") = kMaskLate;
   nb::class_<Sampler>(m, "Sampler")
       .def(
           "__init__",

@@ -107,13 +107,8 @@ struct Verified {
   }
 };
 
-void require_usable(const std::vector<Choice>& choices) {
-  for (const Choice& c : choices)
-    if (c.token < 0) throw std::runtime_error("the model computed no usable logit; its weights are damaged");
-}
-
 // A sequence's [(token, log-probability, best)]: the drafts that its sampler chooses as well, then the first token that is
-// its choice alone; none where its sampler is None. Each row is chosen as if all drafts before it were right, side by side.
+// its choice alone, or kUnusable or kMaskLate; none where its sampler is None. Each row is chosen as if all drafts before it were right, side by side.
 std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
                                        const Array2<int32_t>& tables, const Samplers& given, const Array<int32_t>& drafted, const Adapters& adapters,
                                        const Lengths& sources, const Tables& source_tables) {
@@ -135,7 +130,6 @@ std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& t
         },
         margins);
   }
-  require_usable(choices);
   std::vector<std::vector<Sampled>> out(held.samplers.size());
   std::vector<int32_t> chosen;
   for (size_t s = 0; s < out.size(); ++s) {
@@ -143,8 +137,9 @@ std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& t
     chosen.clear();
     for (size_t i = v.first[s]; i < v.first[s + 1]; ++i) {
       Choice& c = choices[i];
-      chosen.push_back(c.token);
       out[s].emplace_back(c.token, c.logprob, std::move(c.top));
+      if (c.token < 0) break;
+      chosen.push_back(c.token);
       if (i + 1 < v.first[s + 1] && c.token != v.drafts[s][i - v.first[s]]) break;
     }
     held.samplers[s]->commit(chosen);
@@ -153,7 +148,7 @@ std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& t
 }
 
 // [(token, its probability to this model)]: what each sequence's sampler would choose behind its tokens, of which the last
-// `ahead` are drafts. Samplers stay as they are.
+// `ahead` are drafts; a negative token where that is none. Samplers stay as they are.
 std::vector<std::pair<int32_t, float>> propose(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts,
                                                const Array<int32_t>& lengths, const Array2<int32_t>& tables, const Samplers& given,
                                                const std::vector<std::vector<int32_t>>& ahead) {
@@ -177,7 +172,6 @@ std::vector<std::pair<int32_t, float>> propose(Runtime& runtime, const Array<int
       probability[i] = std::exp(choices[i].logit - all);
     });
   }
-  require_usable(choices);
   std::vector<std::pair<int32_t, float>> out;
   for (size_t i = 0; i < choices.size(); ++i) out.emplace_back(choices[i].token, probability[i]);
   return out;
@@ -314,7 +308,7 @@ Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
 
 // The bytes of a tensor as Q4_0.
 NewArray<uint8_t> to_q4(int type, const Array<uint8_t>& data, int threads) {
-  if (threads < 1 || threads > 1024) throw std::invalid_argument("to_q4_0: threads in [1, 1024]");
+  checked_threads(threads);
   std::vector<uint8_t> out;
   {
     const Unlocked unlocked;
@@ -327,7 +321,8 @@ NewArray<uint8_t> to_q4(int type, const Array<uint8_t>& data, int threads) {
 // GB/s of `threads` reading their parts of `mib` MiB, the best of five passes. The memory is like that of weights: huge
 // pages where the system has them.
 double read_bandwidth(int mib, int threads) {
-  if (mib < 1 || mib > 65536 || threads < 1 || threads > 1024) throw std::invalid_argument("read_bandwidth: mib in [1, 65536], threads in [1, 1024]");
+  if (mib < 1 || mib > 65536) throw std::invalid_argument("read_bandwidth: mib in [1, 65536]");
+  checked_threads(threads);
   const Unlocked unlocked;
   const Kernels& k = select_kernels("auto");
   const size_t bytes = static_cast<size_t>(mib) << 20, part = bytes / static_cast<size_t>(threads);
@@ -352,7 +347,7 @@ double read_bandwidth(int mib, int threads) {
 
 // Nanoseconds of one barrier among `threads` threads that have nothing else to do, the best of five runs.
 double barrier_ns(int threads) {
-  if (threads < 1 || threads > 1024) throw std::invalid_argument("barrier_ns: threads in [1, 1024]");
+  checked_threads(threads);
   const Unlocked unlocked;
   constexpr int kBarriers = 2000;
   Pool pool(threads);

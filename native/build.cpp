@@ -252,7 +252,7 @@ void Runtime::fuse() {
   }
 }
 
-// calloc's memory comes when touched, a fault for each 4 KB. The first pages of every layer are touched here, by all threads:
+// Memory comes when touched, a fault for each 4 KB. The first pages of every layer are touched here, by all threads:
 // they serve any usual request, and are the first to be handed out and to be used again. The rest of a long context,
 // often more than the weights, would cost more time and memory than most programs ever need; its faults (6 a layer and
 // 32 tokens of smollm2) stay below 3 % of the steps. Huge pages are not asked for: the kernel may have to move memory
@@ -302,10 +302,10 @@ void Runtime::finish() {
   for (const auto& [name, b] : buffers_) widest = name == "logits" ? widest : std::max(widest, b.width);
   const size_t width = static_cast<size_t>(widest), blocks = width / kBlock + 1, rows = static_cast<size_t>(config_.max_tokens);
   for (auto& own : private_) {
-    own.rows.resize(kPrivateRows * width), own.acts.resize(kPrivateRows * blocks);
+    own.rows.resize(kPrivateRows * width), own.acts.resize((kPrivateRows + 1) * blocks);
     own.attention.resize(2 * kTileQueries * static_cast<size_t>(config_.head_dim));
   }
-  shared_.rows.resize(rows * width), shared_.acts.resize(rows * blocks);
+  shared_.rows.resize(rows * width), shared_.acts.resize((rows + 1) * blocks);  // GCC may load from one row more than it uses
   if (!config_.exact) {
     const size_t groups = (rows + kGroupRows - 1) / kGroupRows;
     const size_t steps = width / static_cast<size_t>(kernels_.wide.step_columns) + 1;

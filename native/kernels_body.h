@@ -12,9 +12,10 @@ using namespace MILLIS_VEC;
 constexpr float kMasked = -2e30f;  // a score no softmax sees; below the start of the running maximum
 constexpr float kNoScore = -1e30f;
 
-// e^x to about 1 ulp for x in [-87, 88], clamped outside: x = n ln 2 + r, then a polynomial in r (Cephes, expf).
+// e^x to about 1 ulp for x in [-87, 88], clamped outside: x = n ln 2 + r, then a polynomial in r (Cephes, expf). NaN stays NaN:
+// x86's max and min give their second operand where one is none.
 inline F32 exp(F32 x) {
-  x = min(max(x, set1(-87.0f)), set1(88.0f));
+  x = min(set1(88.0f), max(set1(-87.0f), x));
   const F32 n = round(mul(x, set1(1.44269504f)));
   const F32 r = fnma(n, set1(-2.12194440e-4f), fnma(n, set1(0.693359375f), x));
   F32 p = set1(1.9875691500e-4f);
@@ -40,7 +41,7 @@ inline F32 gelu(F32 x) {
 inline F32 activate(F32 x, Activation kind) {
   if (kind == Activation::None) return x;
   if (kind == Activation::Gelu) return gelu(x);
-  if (kind == Activation::Relu) return max(x, set1(0.0f));
+  if (kind == Activation::Relu) return max(set1(0.0f), x);
   if (kind == Activation::Tanh) return sub(set1(1.0f), div(set1(2.0f), add(set1(1.0f), exp(add(x, x)))));
   F32 z = x;  // silu is x sigmoid(x); gelu's tanh form is x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))
   if (kind == Activation::GeluTanh) z = mul(mul(set1(1.5957691216f), x), fma(mul(x, x), set1(0.044715f), set1(1.0f)));

@@ -160,6 +160,10 @@ PackedFile::PackedFile(const std::string& path, std::span<const uint8_t> key) {
 #endif
 #ifdef MADV_POPULATE_READ
   if (::madvise(memory, bytes_, MADV_POPULATE_READ) == 0) return;
+  if (errno == EFAULT) {  // it was cut short since its size was read
+    ::munmap(memory, bytes_);
+    throw std::invalid_argument("the packed file has become shorter");
+  }
 #endif
   ::madvise(memory, bytes_, MADV_WILLNEED);  // an older kernel: the first step finds the pages read, and maps them
 }

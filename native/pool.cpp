@@ -1,6 +1,7 @@
 // The pool's threads: they spin briefly for the next job, then park; at barriers they spin, then sleep.
 #include "pool.h"
 
+#include <pthread.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <linux/futex.h>
@@ -49,11 +50,15 @@ int current_cpu() {
 #endif
 }
 
+// Counted in the child, where the pool's threads and whoever held its user's locks are gone.
+std::atomic<unsigned> forks{0};
+[[maybe_unused]] const int counted = ::pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+
 constexpr auto kSpin = std::chrono::microseconds(100);  // between two steps of a decode, Python takes less
 
 }  // namespace
 
-Pool::Pool(int threads) : arrived_(static_cast<size_t>(threads)), dealt_(arrived_.size()), process_(::getpid()) {
+Pool::Pool(int threads) : arrived_(static_cast<size_t>(threads)), dealt_(arrived_.size()), forks_(forks.load()) {
   workers_.reserve(static_cast<size_t>(threads));
   try {
     for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
@@ -77,7 +82,7 @@ void Pool::stop() {
   for (auto& worker : workers_) worker.join();
 }
 
-bool Pool::lost_in_fork() const { return !workers_.empty() && ::getpid() != process_; }
+bool Pool::lost_in_fork() const { return forks.load(std::memory_order_relaxed) != forks_; }
 
 void Pool::start(Start job, const void* context) {
   job_ = job, context_ = context;

@@ -8,6 +8,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -16,6 +18,12 @@ namespace millis {
 struct Range {
   int first, last;
 };
+
+// A number of threads that was asked for; std::invalid_argument unless it lies in [1, 1024].
+inline int checked_threads(int threads) {
+  if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in [1, 1024], not " + std::to_string(threads));
+  return threads;
+}
 
 // The part of [0, count) that is a thread's.
 inline Range share(int count, int thread, int threads) {
@@ -61,7 +69,8 @@ class Pool {
     }
   }
 
-  // Whether this is a forked child, which has the pool's memory but not its threads. It must not call run().
+  // Whether this is a forked child, which has the pool's memory but neither its threads nor, for certain, the locks of those
+  // that used it. It must not call run().
   bool lost_in_fork() const;
 
  private:
@@ -97,7 +106,7 @@ class Pool {
   bool stop_ = false;
   Start job_ = nullptr;
   const void* context_ = nullptr;
-  int process_;  // the one that has the threads
+  unsigned forks_;  // of this process and its ancestors, when it began
 };
 
 }  // namespace millis

@@ -12,7 +12,7 @@ namespace millis {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-constexpr std::chrono::seconds kMaskPatience{30};
+constexpr std::chrono::seconds kMaskPatience{2};
 
 void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
@@ -184,15 +184,18 @@ void Sampler::report(std::span<const float> logits, Choice& out) const {
 
 void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const {
   std::shared_lock lock(turn_);
-  if (!arrived_.wait_for(lock, kMaskPatience, [this] { return !expected_; })) throw std::runtime_error("sampler: the mask it waits for did not come");
   out = Choice{};
+  if (!arrived_.wait_for(lock, kMaskPatience, [this] { return !expected_; })) {
+    out.token = kMaskLate;
+    return;
+  }
   require(logits.size() == static_cast<size_t>(vocab_), "sampler: logits of another vocabulary");
   if (params_.logprobs >= 0) report(logits, out);
   require(mask_.empty() || ahead.empty(), "sampler: drafts behind a mask");
   penalize(logits, ahead);
   forbid(logits);
   int32_t best = argmax(logits);
-  if (best < 0 && !mask_.empty()) {
+  if (best < 0 && !scratch.raw.empty()) {
     for (auto it = scratch.raw.rbegin(); it != scratch.raw.rend(); ++it) logits[static_cast<size_t>(it->first)] = it->second;
     forbid(logits);
     best = argmax(logits);

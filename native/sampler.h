@@ -26,8 +26,10 @@ struct SamplerParams {
   int logprobs = -1;  // -1: off; n: the chosen token's and the n best
 };
 
+constexpr int32_t kUnusable = -1, kMaskLate = -2;  // instead of a token: no logit was a number; the mask did not come in time
+
 struct Choice {
-  int32_t token = -1;    // stays -1 where no logit was usable
+  int32_t token = kUnusable;
   float logit = 0.0f;    // as the model gave it
   float logprob = 0.0f;  // nats, of the model's own distribution; where the sampler reports them
   std::vector<std::pair<int32_t, float>> top;
@@ -45,13 +47,13 @@ class Sampler {
   // std::invalid_argument where the mask is of another size or allows no token.
   void set_mask(std::vector<uint32_t> mask);
 
-  // The mask is still being computed: choose waits for set_mask, half a minute at most, then throws std::runtime_error.
+  // The mask is still being computed: choose waits for set_mask, two seconds at most.
   void expect_mask();
 
   // The choice for a row that stands behind `ahead`, tokens not yet committed: applies bias, repetition penalty (prompt and
   // output), presence and frequency penalties (output), the mask, then temperature, min-p, top-k, top-p, and draws. Uses
-  // `logits` as scratch. Rows of one sequence may be chosen side by side. Where a bias forbids all that the mask allows,
-  // the mask decides alone. A mask speaks of the next token only: `ahead` must be empty.
+  // `logits` as scratch. Rows of one sequence may be chosen side by side. Where biases forbid all that the mask allows,
+  // they do not count. A mask speaks of the next token only: `ahead` must be empty.
   void choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const;
 
   // Counts tokens of the output and moves the random stream behind them.

@@ -11,7 +11,7 @@ import pytest
 from fake import FakeRunner, continuation, next_token
 from millis.engine.engine import Engine
 from millis.engine.request import Request
-from millis.types import DeadlineError, RequestError, SamplingParams
+from millis.types import DeadlineError, GrammarError, ModelError, RequestError, SamplingParams
 
 
 def engine(eos: frozenset[int] = frozenset(), clock: Any = None, **sizes: int) -> Engine:
@@ -277,3 +277,54 @@ def test_score_beside_running_requests_takes_pages_and_gives_them_back() -> None
         e.score([1] * 30, [[1, 2, 3]])
     with pytest.raises(RequestError, match="cache"):
         engine(pages=2, context=32).score([1] * 20, [[1]])
+
+
+def test_whoever_came_first_uses_the_runner_next() -> None:
+    """A thread that reads an answer takes its next step behind those that wait already."""
+    e = engine(context=2000, pages=600)
+    long, other = (e.submit([i], SamplingParams(max_tokens=1500, ignore_eos=True)) for i in (1, 2))
+    served: list[int] = []
+
+    def cancel() -> None:
+        e.cancel(other)
+        served.append(len(e.runner.batches))
+
+    waiter = threading.Thread(target=cancel)
+    queued: list[int] = []
+
+    def on_step() -> None:
+        if len(e.runner.batches) == 10:
+            waiter.start()
+        while len(e.runner.batches) == 10 and not e._line:
+            time.sleep(0.001)
+        if e._line and not queued:
+            queued.append(len(e.runner.batches))
+
+    e.runner.on_step = on_step
+    e.wait(long)
+    waiter.join()
+    assert queued and served[0] <= queued[0] + 1
+    assert other.finish_reason == "cancelled" and len(long.output) == 1500
+
+
+def test_an_ended_request_is_cancelled_without_waiting() -> None:
+    e = engine()
+    done = answer(e, [1])
+    e._stepping = True  # a step that never ends
+    e.cancel(done)
+    assert done.finish_reason == "length"
+
+
+def test_a_request_without_a_usable_logit_ends_alone() -> None:
+    e = engine()
+    e.runner.say = lambda tokens: -1 if tokens[0] == 5 else next_token(tokens)
+    bad, late, good = (e.submit([i, 1, 2], SamplingParams(max_tokens=4, ignore_eos=True)) for i in (5, 5, 6))
+    e.wait(good)
+    assert good.output == continuation([6, 1, 2], 4)
+    for request in (bad, late):
+        with pytest.raises(ModelError, match="no usable number"):
+            e.wait(request)
+    assert e.scheduler.allocator.free == e.runner.pages
+    e.runner.say = lambda tokens: -2
+    with pytest.raises(GrammarError, match="too long"):
+        answer(e, [1])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from millis._native import Sampler
+from millis._native import MASK_LATE, Sampler
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 2.5, 0.0], np.float32)
 DRAWS = 20_000
@@ -224,6 +224,19 @@ def test_a_choice_waits_for_the_mask_that_is_announced() -> None:
         assert not wait([choice], 0.05).done
         sampler.set_mask(bits([5], 6))
         assert choice.result()[0] == 5
+
+
+def test_a_mask_that_does_not_come_chooses_nothing() -> None:
+    sampler = Sampler(6)
+    sampler.expect_mask()
+    assert sampler.sample(LOGITS)[0] == MASK_LATE
+    sampler.set_mask(bits([5], 6))
+    assert sampler.sample(LOGITS)[0] == 5
+
+
+def test_biases_that_forbid_everything_do_not_count() -> None:
+    sampler = Sampler(6, bias=[(i, -np.inf) for i in range(6)])
+    assert sampler.sample(LOGITS)[0] == Sampler(6).sample(LOGITS)[0]
 
 
 def test_committed_tokens_count_as_drawn() -> None:

@@ -63,6 +63,10 @@ class Sampler:
         (token, log-probability, best) of one row of logits, as Runtime.step does it.
         """
 
+UNUSABLE: int
+
+MASK_LATE: int
+
 PACK_VERSION: int = 3
 
 def pack(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
+from millis import _native
 from millis.engine.adapters import Adapter, natives
 from millis.engine.calibrate import calibrate
 from millis.engine.constraint import Constraint, Matcher
@@ -30,6 +33,7 @@ from millis.types import (
     FinishReason,
     Grammar,
     GrammarError,
+    ModelError,
     OnDeadline,
     OverloadError,
     Priority,
@@ -93,7 +97,8 @@ class Engine:
         self._delivery_ms = delivery_ms
         self._max_waiting = max_waiting
         self._turn = threading.Condition(threading.Lock())
-        self._stepping = False
+        self._stepping = False  # a thread uses the runner
+        self._line: deque[object] = deque()  # those that want to, who came first at the front
         self._free_s = -math.inf  # when the step under way is thought to end
         self._doubted, self._probed_s = False, -math.inf  # a request was refused although nothing ran; the last probe
 
@@ -253,10 +258,7 @@ class Engine:
         try:
             while True:
                 with self._turn:
-                    while self._stepping and not request.inbox:
-                        self._turn.wait()
-                    if not request.inbox and request.error is None:
-                        self._stepping = True
+                    self._line_up(lambda: bool(request.inbox) or request.error is not None)
                 if request.error is not None:
                     raise request.error
                 if request.inbox:
@@ -275,12 +277,13 @@ class Engine:
         It waits for the step under way. wait=False: it does not, and then the request ends before the next step.
         """
         with self._turn:
-            while self._stepping and wait:
-                self._turn.wait()
-            if self._stepping:
+            if not wait and self._stepping:
                 request.abandoned, request.ending = True, reason
-            elif request.finish_reason is None:
-                self._finish(request, reason, None)
+            elif self._line_up(lambda: request.finish_reason is not None):
+                try:
+                    self._finish(request, reason, None)
+                finally:
+                    self._give_way()
 
     def _leave(self, request: Request) -> None:
         """Ends a request whose reader has gone: at once where that needs no waiting, otherwise before the next step.
@@ -320,9 +323,7 @@ class Engine:
 
     def calibrate(self, *, budget_s: float = 1.5, quick: bool = False) -> None:
         """Measures what steps take here, for deadlines, in about `budget_s` at most; quick: a handful of steps."""
-        with self._turn:
-            while self._stepping:
-                self._turn.wait()
+        with self._whole():
             pages = self.scheduler.allocator.take(self.scheduler.allocator.free)
             if not pages:
                 return
@@ -357,9 +358,7 @@ class Engine:
         A failure ends the requests that were running and is raised.
         """
         with self._turn:
-            while self._stepping:
-                self._turn.wait()
-            self._stepping = True
+            self._line_up()
         return self._lead()
 
     def _lead(self) -> bool:
@@ -379,8 +378,39 @@ class Engine:
             raise
         finally:
             with self._turn:
-                self._stepping = False
+                self._give_way()
+
+    def _line_up(self, served: Callable[[], bool] = bool) -> bool:
+        """Under the lock: waits for the runner in the order of arrival; False: `served` came true, it is not needed."""
+        if served():
+            return False
+        if self._stepping or self._line:
+            place = object()
+            self._line.append(place)
+            try:
+                while self._stepping or self._line[0] is not place:
+                    self._turn.wait()
+                    if served():
+                        return False
+            finally:
+                self._line.remove(place)
                 self._turn.notify_all()
+        self._stepping = True
+        return True
+
+    def _give_way(self) -> None:
+        self._stepping = False
+        self._turn.notify_all()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """The runner and the bookkeeping for this thread alone."""
+        with self._turn:
+            self._line_up()
+            try:
+                yield
+            finally:
+                self._give_way()
 
     def _step(self) -> bool:
         with self._turn:
@@ -512,9 +542,7 @@ class Engine:
             raise RequestError("there is no prefix cache to pin to; load the model with prefix_cache=True")
         if len(tokens) >= self.runner.context:
             raise RequestError(f"a prefix of {len(tokens)} tokens leaves no room in a context of {self.runner.context}")
-        with self._turn:
-            while self._stepping:
-                self._turn.wait()
+        with self._whole():
             wanted = prefix.pinned_pages + prefix.unpinned(salt, tokens)
             if wanted > prefix.most_pinned:
                 raise RequestError(
@@ -558,9 +586,7 @@ class Engine:
         means = []
         for group in groups(checked, self.runner, self.runner.pages // 2):
             count = sum(-(-len(prompt) // self.runner.page_tokens) for prompt in group)
-            with self._turn:
-                while self._stepping:
-                    self._turn.wait()
+            with self._whole():
                 pages = self.scheduler.allocator.take(count) if self.scheduler.reclaim(count) else None
                 if pages is None:
                     raise RequestError("the KV cache is in use; try again, or raise cache_tokens")
@@ -592,6 +618,8 @@ class Engine:
     def _take_scores(self, chunk: Chunk, values: NDArray[np.float32], now: float) -> None:
         request, score = chunk.request, chunk.request.score
         assert score is not None
+        if np.isnan(values).any():
+            return self._fail(request)
         request.first_token_s = now if request.first_token_s is None else request.first_token_s
         request.last_token_s = now
         score.part += float(values.sum(dtype=np.float64))
@@ -606,6 +634,8 @@ class Engine:
     def _take_tree(self, chunk: Chunk, values: NDArray[np.float32], now: float) -> None:
         request, score = chunk.request, chunk.request.score
         assert score is not None and chunk.tree is not None
+        if np.isnan(values).any():
+            return self._fail(request)
         request.first_token_s = now if request.first_token_s is None else request.first_token_s
         request.last_token_s = now
         request.computed = len(request.tokens) - 1  # the tree's own slots are written anew by the next one
@@ -659,6 +689,9 @@ class Engine:
     def _emit(self, chunks: list[Chunk], sampled: Sampled, now: float) -> None:
         for chunk, tokens, logprobs in zip(chunks, sampled.tokens, sampled.logprobs, strict=True):
             request = chunk.request
+            if tokens and tokens[-1] < 0:
+                self._fail(request, late=tokens[-1] == _native.MASK_LATE)
+                continue
             # [0, computed) hold the keys of the request's own tokens; behind them lie those of wrong drafts.
             request.computed = chunk.start + chunk.length + max(0, len(tokens) - 1)
             if not chunk.last:
@@ -673,6 +706,15 @@ class Engine:
                 self._emit_token(request, token, logprob)
                 if request.finish_reason is not None:
                     break
+
+    def _fail(self, request: Request, *, late: bool = False) -> None:
+        """Ends a request that alone cannot go on: no usable logit, or a late mask. Nothing of it is kept for others."""
+        if late:
+            request.error = GrammarError("what the grammar allows next takes too long to compute; make it simpler")
+        else:
+            request.error = ModelError("the model computed no usable number; its weights or the adapter may be damaged")
+        request.caches = False
+        self._finish(request, "cancelled", None)
 
     def _emit_token(self, request: Request, token: int, logprob: TokenLogprob | None) -> None:
         if token in self.eos and not request.params.ignore_eos:

@@ -119,6 +119,8 @@ class Seq2SeqRunner:
         drafted = np.zeros(len(rows), np.int32)
         tokens, starts, lengths, tables, sources, source_tables = self._batch(rows)
         found = self._runtime.step(tokens, starts, lengths, tables, samplers, drafted, None, sources, source_tables)
+        if any(one[0][0] < 0 for one in found):
+            raise ModelError("the model computed no usable number; its weights may be damaged")
         return [one[0] for one in found]
 
     def logits(self, row: Row) -> NDArray[np.float32]:

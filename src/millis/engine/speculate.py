@@ -166,6 +166,8 @@ class Speculator:
             still = []
             for (request, most), (token, probability) in zip(going, chosen, strict=True):
                 key = id(request)
+                if token < 0:  # the model computed no usable number
+                    continue
                 chance[key] *= probability
                 row_ms = self.costs.ms(rows + 1) - self.costs.ms(rows)
                 per_ms = max(1.0, self._guesses(request).worth) * base / self.costs.ms(base)
