@@ -70,13 +70,14 @@ def write_tiny(
     architecture: str = "llama",
     keys: Mapping[str, Any] | None = None,
     tensors: Mapping[str, Any] | None = None,
+    seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """Writes the tiny model with `keys` and `tensors` (name → shape) amended; returns the values written."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (settings(architecture) | dict(keys or {})).items():
         if value is not DROP:
             _add(writer, architecture + key if key.startswith(".") else key, value)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     values: dict[str, np.ndarray] = {}
     for name, shape in (shapes(architecture) | dict(tensors or {})).items():
         if shape is DROP:

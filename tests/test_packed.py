@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,11 @@ def smollm2(model_path: Callable[[str], Path]) -> Path:
     return model_path("smollm2")
 
 
+def kept_weights(model: Model, *arguments: Any) -> _native.PackedFile | None:
+    """For a model whose files did not change while it was loaded."""
+    return packed_weights(model, fingerprint(model.checkpoint.path), *arguments)
+
+
 def logits(model: Model, from_file: _native.PackedFile | None) -> np.ndarray:
     """[1, vocab] after twelve tokens."""
     tokens = np.arange(12, dtype=np.int32) * 4 % VOCAB
@@ -70,7 +76,7 @@ def test_weights_out_of_the_file_give_the_very_same_logits(architecture: str, tm
     model = load_model(tmp_path / "tiny.gguf")
     want = logits(model, None)
     for _ in range(2):  # as it is written, and as it is found
-        found = packed_weights(model, CONFIG, file)
+        found = kept_weights(model, CONFIG, file)
         assert found is not None
         np.testing.assert_array_equal(logits(model, found), want)
     names = [name for name in model.plan.weights() if len(model.checkpoint.tensors[name].shape) == 2]
@@ -80,13 +86,13 @@ def test_weights_out_of_the_file_give_the_very_same_logits(architecture: str, tm
 
 
 def test_the_second_load_finds_the_file_and_does_not_read_the_model(model: Model, file: Path) -> None:
-    packed_weights(model, CONFIG, file)
+    kept_weights(model, CONFIG, file)
     before = written(file)
     tensors = model.checkpoint.tensors
     for tensor in tensors.values():
         if len(tensor.shape) == 2:  # a view of the file, mapped for reading only
             object.__setattr__(tensor, "data", tensor.data[:0])
-    found = packed_weights(load_model(model.checkpoint.path), CONFIG, file)
+    found = kept_weights(load_model(model.checkpoint.path), CONFIG, file)
     assert found is not None and written(file) == before
     assert np.isfinite(logits(model, found)).all()
 
@@ -111,16 +117,16 @@ def damage(file: Path, change: Callable[[bytes], bytes]) -> None:
 )
 def test_a_file_that_is_not_whole_is_written_anew(change: Callable[[bytes], bytes], model: Model, file: Path) -> None:
     want = logits(model, None)
-    packed_weights(model, CONFIG, file)
+    kept_weights(model, CONFIG, file)
     whole = file.read_bytes()
     damage(file, change)
-    np.testing.assert_array_equal(logits(model, packed_weights(model, CONFIG, file)), want)
+    np.testing.assert_array_equal(logits(model, kept_weights(model, CONFIG, file)), want)
     assert file.read_bytes() == whole
 
 
 def test_a_model_that_changed_is_packed_anew(model: Model, file: Path) -> None:
     path = model.checkpoint.path
-    packed_weights(model, CONFIG, file)
+    kept_weights(model, CONFIG, file)
     before = written(file)
     status = path.stat()
     data = bytearray(path.read_bytes())
@@ -129,7 +135,7 @@ def test_a_model_that_changed_is_packed_anew(model: Model, file: Path) -> None:
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))  # the smallest difference there is
     changed = load_model(path)
-    np.testing.assert_array_equal(logits(changed, packed_weights(changed, CONFIG, file)), logits(changed, None))
+    np.testing.assert_array_equal(logits(changed, kept_weights(changed, CONFIG, file)), logits(changed, None))
     assert written(file) != before
 
 
@@ -162,14 +168,14 @@ def test_a_folder_has_the_fingerprint_of_its_files(tmp_path: Path) -> None:
 
 
 def test_exact_weights_and_small_models_are_not_kept(model: Model, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert packed_weights(model, EngineConfig(precision="exact"), file) is None
+    assert kept_weights(model, EngineConfig(precision="exact"), file) is None
     monkeypatch.setattr(packed, "LEAST_BYTES", 1 << 20)
-    assert packed_weights(model, CONFIG, file) is None
+    assert kept_weights(model, CONFIG, file) is None
     assert not file.parent.exists()
 
 
 def test_an_exact_runtime_takes_nothing_from_a_file(model: Model, file: Path) -> None:
-    found = packed_weights(model, CONFIG, file)
+    found = kept_weights(model, CONFIG, file)
     exact = EngineConfig(threads=2, precision="exact")
     tokens, zero = np.arange(3, dtype=np.int32), np.zeros(1, np.int32)
     batch = Batch(tokens, zero, zero + 3, zero[None])
@@ -187,30 +193,71 @@ def test_a_write_that_fails_leaves_nothing_and_is_said_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert packed_weights(model, CONFIG, file, said.append) is None
+        assert kept_weights(model, CONFIG, file, said.append) is None
     assert len(said) == 1 and said[0].startswith(f"cannot keep packed weights at {file}: No space left on device;")
     assert [path.suffix for path in file.parent.iterdir()] in ([], [".lock"])
-    assert packed_weights(model, CONFIG, file, said.append) is not None and len(said) == 1
+    assert kept_weights(model, CONFIG, file, said.append) is not None and len(said) == 1
 
 
 def test_a_folder_that_cannot_be(model: Model, tmp_path: Path) -> None:
     said: list[str] = []
-    assert packed_weights(model, CONFIG, tmp_path / "tiny.gguf" / "x.packed", said.append) is None
+    assert kept_weights(model, CONFIG, tmp_path / "tiny.gguf" / "x.packed", said.append) is None
     assert len(said) == 1 and re.search("Not a directory|File exists", said[0])
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_model_that_is_replaced_while_it_is_loaded_leaves_nothing_of_itself(
+    kept: bool, tmp_path: Path, file: Path
+) -> None:
+    """Its name then stands for other weights, under which those that were mapped must not be found."""
+    path, other = tmp_path / "tiny.gguf", tmp_path / "other.gguf"
+    write_tiny(path)
+    write_tiny(other, seed=1)
+    if kept:
+        kept_weights(load_model(path), CONFIG, file)
+    state = fingerprint(path)
+    old = load_model(path)
+    os.replace(other, path)
+    assert packed_weights(old, state, CONFIG, file) is None
+    new = load_model(path)
+    np.testing.assert_array_equal(logits(new, kept_weights(new, CONFIG, file)), logits(new, None))
+    assert not np.array_equal(logits(new, None), logits(old, None))
+
+
+def test_two_writers_without_a_common_lock_do_not_touch_each_others_file(model: Model, file: Path) -> None:
+    """Each has a file of its own until it is whole; one whose file was taken for a dead writer's keeps none."""
+    want = logits(model, None)
+    chunks = packed._chunks
+
+    def interrupted(pieces: Any) -> Any:
+        for number, chunk in enumerate(chunks(pieces)):
+            yield chunk[:1000]
+            if number == 0 and nested:
+                nested.pop()
+                file.with_suffix(".lock").unlink()  # as another program might
+                assert kept_weights(model, CONFIG, file) is not None
+            yield chunk[1000:]
+
+    nested = [True]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "_chunks", interrupted)
+        np.testing.assert_array_equal(logits(model, kept_weights(model, CONFIG, file)), want)
+    assert kept_weights(model, CONFIG, file) is not None
+    assert not list(file.parent.glob("*.part"))
 
 
 def test_what_is_of_no_use_is_pruned(model: Model, tmp_path: Path, file: Path) -> None:
     gone, stays, part, fresh = (file.parent / name for name in ("gone.packed", "stays.packed", "a.part", "b.part"))
     write_tiny(tmp_path / "gone.gguf")
-    packed_weights(load_model(tmp_path / "gone.gguf"), CONFIG, gone)
-    packed_weights(model, CONFIG, stays)
+    kept_weights(load_model(tmp_path / "gone.gguf"), CONFIG, gone)
+    kept_weights(model, CONFIG, stays)
     (tmp_path / "gone.gguf").unlink()
     (file.parent / "damaged.packed").write_text("?")
     part.write_text("?")
     os.utime(part, (0, 0))
     fresh.write_text("?")  # another process may be writing it
     (file.parent / "notes.txt").write_text("not ours")
-    assert packed_weights(model, CONFIG, file) is not None
+    assert kept_weights(model, CONFIG, file) is not None
     assert {path.name for path in file.parent.iterdir() if path.suffix != ".lock"} == {
         "tiny.packed", "stays.packed", "b.part", "notes.txt",
     }  # fmt: skip

@@ -7,7 +7,9 @@ anew, under another name first; where that is impossible the weights are packed 
 
 from __future__ import annotations
 
+import glob
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,7 +23,7 @@ from millis.models.load import Model
 from millis.models.mapped import forget
 from millis.models.tensor import Tensor
 
-SUFFIX = ".packed"
+SUFFIX, PART = ".packed", ".part"
 LEAST_BYTES = 4 << 20  # packing less takes no longer than finding a file
 _CHUNK_BYTES = 16 << 20  # whole pages of 2 MB, so that the page cache may keep the file in such
 _LOCK_S = 120.0
@@ -29,16 +31,21 @@ _STALE_S = 86400.0
 
 
 def packed_weights(
-    model: Model, config: EngineConfig, file: Path, say: Callable[[str], None] = lambda text: None
+    model: Model, key: bytes | None, config: EngineConfig, file: Path, say: Callable[[str], None] = lambda text: None
 ) -> _native.PackedFile | None:
-    """A model's matrices as a `_native.PackedFile`, written first if need be; None where there can or need be none."""
+    """A model's matrices as a `_native.PackedFile`, written first if need be; None where there can or need be none.
+
+    key: the `fingerprint` of the model's files from before they were mapped. If they have another by now, what is
+    mapped may be either state of them: nothing is kept of it.
+    """
     matrices = _matrices(model)
-    if config.precision == "exact" or sum(tensor.nbytes for tensor in matrices) < LEAST_BYTES:
+    if key is None or config.precision == "exact" or sum(tensor.nbytes for tensor in matrices) < LEAST_BYTES:
         return None
     try:
-        key = fingerprint(model.checkpoint.path)
         found = _open(file, key, matrices)
-        return found or _write(model, config.threads, file, key, matrices)
+        if found is None:
+            return _write(model, config.threads, file, key, matrices)
+        return found if fingerprint(model.checkpoint.path) == key else None
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         say(f"cannot keep packed weights at {file}: {reason}; every load will pack them anew")
@@ -73,14 +80,18 @@ def _write(model: Model, threads: int, file: Path, key: bytes, matrices: list[Te
     with FileLock(file.with_suffix(".lock"), timeout=_LOCK_S):
         if (found := _open(file, key, matrices)) is not None:  # another process wrote it while we waited
             return found
+        for left in file.parent.glob(f"{glob.escape(file.stem)}.*{PART}"):  # by a writer that was killed
+            left.unlink(missing_ok=True)
         source = os.fsencode(os.path.realpath(model.checkpoint.path))
-        part = file.with_suffix(".part")
+        part = file.with_name(f"{file.stem}.{os.getpid()}-{secrets.token_hex(4)}{PART}")  # of this writer alone
         try:
-            with open(part, "wb") as out:
+            with open(part, "xb") as out:
                 for chunk in _chunks(_contents(source, threads, key, matrices)):
                     out.write(chunk)
                 out.flush()
                 os.fsync(out.fileno())
+            if fingerprint(model.checkpoint.path) != key:
+                return None
             os.replace(part, file)
         finally:
             part.unlink(missing_ok=True)
@@ -120,10 +131,9 @@ def prune(folder: Path) -> None:
     """Removes packed files of other versions, damaged ones, those whose model has gone, and what crashes left."""
     for file in folder.glob(f"*{SUFFIX}"):
         with suppress(OSError):
-            if not _has_source(file):
+            if not _has_source(file):  # its lock stays: another process may hold it
                 file.unlink()
-                file.with_suffix(".lock").unlink(missing_ok=True)
-    for part in folder.glob("*.part"):
+    for part in folder.glob(f"*{PART}"):
         with suppress(OSError):
             if time.time() - part.stat().st_mtime > _STALE_S:
                 part.unlink()

@@ -26,6 +26,14 @@ def fingerprint(path: Path) -> bytes:
     return digest.digest()
 
 
+def fingerprint_of(path: Path) -> bytes | None:
+    """The same; None where a file cannot be read."""
+    try:
+        return fingerprint(path)
+    except OSError:
+        return None
+
+
 def source_files(path: Path) -> list[Path]:
     """The files that make up a model: a GGUF file, or a folder's configuration and safetensors."""
     if not path.is_dir():

@@ -29,6 +29,7 @@ from millis.engine.requantize import requantize
 from millis.engine.request import Request
 from millis.engine.speculate import Speculator
 from millis.models.adapter import read_adapter
+from millis.models.fingerprint import fingerprint_of
 from millis.models.load import Model, build_plan, is_encoder, is_seq2seq, load_model, read_checkpoint
 from millis.tasks.embed import embed
 from millis.tasks.methods import TaskMethods
@@ -173,10 +174,11 @@ class LanguageModel(TaskMethods):
                 "loads it, and the commands run, translate and summarize take it"
             )
         with no_collection():
+            state = fingerprint_of(self.path)
             self.model = load_model(self.path, self.config.context)
             self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint)
             say = progress.say if progress else hub.Silent().say
-            packed = packed_weights(self.model, self.config, hub.packed_path(self.path), say)
+            packed = packed_weights(self.model, state, self.config, hub.packed_path(self.path), say)
             self.runner = NativeRunner(self.model, self.config, packed)
         base = self.model.checkpoint.config
         self.adapters = Adapters(lambda at: read_adapter(at, base), self.runner.adapter, self.config.max_adapters)
