@@ -328,3 +328,38 @@ def test_a_request_without_a_usable_logit_ends_alone() -> None:
     e.runner.say = lambda tokens: -2
     with pytest.raises(GrammarError, match="too long"):
         answer(e, [1])
+
+
+def until(holds: Any) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def test_a_kept_request_goes_on_while_its_reader_does_something_else() -> None:
+    e = engine()
+    kept, other = (
+        e.submit([i], SamplingParams(max_tokens=20, ignore_eos=True), deadline_s=time.perf_counter() + deadline)
+        for i, deadline in ((1, 60), (2, 60))
+    )
+    e.keep(kept)
+    until(lambda: kept.finish_reason is not None)
+    assert [event.token for event in e.events(kept)] == continuation([1], 20)
+    e.wait(other)
+    assert other.output == continuation([2], 20)
+    until(lambda: e._keeper is None)
+    again = e.submit([3], SamplingParams(max_tokens=3, ignore_eos=True), deadline_s=time.perf_counter() + 60)
+    e.keep(again)
+    until(lambda: again.finish_reason is not None)
+    assert e.scheduler.allocator.free == e.runner.pages
+
+
+def test_a_kept_request_whose_step_fails_tells_its_reader() -> None:
+    e = engine()
+    e.runner.fail = RuntimeError("broken")
+    kept = e.submit([1], SamplingParams(max_tokens=20), deadline_s=time.perf_counter() + 60)
+    e.keep(kept)
+    until(lambda: kept.error is not None)
+    with pytest.raises(RuntimeError, match="broken"):
+        e.wait(kept)

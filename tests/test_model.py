@@ -302,6 +302,19 @@ def test_a_stream_closed_before_it_began_computes_nothing(lm: LanguageModel) -> 
     assert stream.timings.steps == 0
 
 
+def test_a_stream_that_nobody_holds_ends_at_once(lm: LanguageModel) -> None:
+    gc.disable()
+    try:
+        for text in lm.stream("Once upon a time", max_tokens=500, ignore_eos=True):
+            assert text
+            break
+        lm.stream("Never read", max_tokens=500)
+        lm.generate("Hi", max_tokens=1)
+        assert lm.engine.load().running == lm.engine.load().waiting == 0
+    finally:
+        gc.enable()
+
+
 def test_stop_soon_ends_within_a_step(lm: LanguageModel) -> None:
     stream = lm.stream(STORY, max_tokens=500, ignore_eos=True)
     for _ in range(3):

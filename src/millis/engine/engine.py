@@ -6,8 +6,8 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,7 @@ SENTENCE_TOKENS = 16  # of the shortest useful answer, where the caller does not
 RESERVE = 4.0  # requests like its own for which a tenant that has had its share leaves room
 PROBE_S = 0.5  # between two probes
 PROBE_TOKENS = 2  # that one writes
+KEEPER_S = 0.005  # for which nobody computes, while a deadline runs, before its keeper does
 NEVER_S = 60.0  # when to try again what would be late on an idle engine, too
 
 
@@ -99,6 +100,8 @@ class Engine:
         self._turn = threading.Condition(threading.Lock())
         self._stepping = False  # a thread uses the runner
         self._line: deque[object] = deque()  # those that want to, who came first at the front
+        self._kept: list[Request] = []
+        self._keeper: threading.Thread | None = None
         self._free_s = -math.inf  # when the step under way is thought to end
         self._doubted, self._probed_s = False, -math.inf  # a request was refused although nothing ran; the last probe
 
@@ -253,7 +256,7 @@ class Engine:
             for _ in self.events(request):
                 pass
 
-    def events(self, request: Request) -> Iterator[Event]:
+    def events(self, request: Request) -> Generator[Event, None, None]:
         """The request's events, up to and including its last; closing the iterator early cancels the request."""
         try:
             while True:
@@ -270,6 +273,36 @@ class Engine:
                     self._lead()
         finally:
             self._leave(request)
+
+    def keep(self, request: Request) -> None:
+        """Goes on with a request that has a deadline while its reader does something else; a thread sees to it."""
+        if request.due_s is None:
+            return
+        with self._turn:
+            self._kept.append(request)
+            if self._keeper is None:
+                self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+                self._keeper.start()
+
+    def _keep(self) -> None:
+        """Steps whenever nobody else does, until no kept request is left."""
+        seen = -1  # steps that had been taken when nobody computed KEEPER_S ago
+        while True:
+            with self._turn:
+                self._kept = [one for one in self._kept if one.finish_reason is None and not one.abandoned]
+                if not self._kept:
+                    self._keeper = None
+                    return
+                idle = not self._stepping and not self._line
+                steps = idle and seen == self.counters.steps
+                seen = self.counters.steps if idle else -1
+                self._stepping = self._stepping or steps
+            if steps:
+                with suppress(Exception):  # its requests have it, for their readers
+                    self._lead()
+                steps, seen = seen != self.counters.steps, self.counters.steps  # the next one follows at once
+            if not steps:
+                time.sleep(KEEPER_S)
 
     def cancel(self, request: Request, reason: FinishReason = "cancelled", *, wait: bool = True) -> None:
         """Ends a request and frees its pages; does nothing to one that has ended.
@@ -332,16 +365,21 @@ class Engine:
             finally:
                 self.scheduler.allocator.give(pages)
 
+    @property
+    def wants_probe(self) -> bool:
+        """Whether `probe` would compute anything now."""
+        return self._doubted and not self.has_work and self.clock() >= self._probed_s + PROBE_S
+
     def probe(self) -> bool:
         """Computes something for nobody, if a request was refused although nothing ran; whether it did.
 
         What steps take is learned from those that run: while all is refused, a busy moment would be believed for ever.
         Once in PROBE_S seconds at most, and it gives way to whoever comes.
         """
-        now = self.clock()
-        if not self._doubted or self.has_work or now < self._probed_s + PROBE_S:
-            return False
-        self._doubted, self._probed_s = False, now
+        with self._turn:
+            if not self.wants_probe:
+                return False
+            self._doubted, self._probed_s = False, self.clock()
         rows = max(1, min(self.costs.chunk, self.room - PROBE_TOKENS))
         probe = self.submit([0] * rows, SamplingParams(max_tokens=PROBE_TOKENS, temperature=0, ignore_eos=True))
         probe.caches = False

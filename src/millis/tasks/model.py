@@ -6,8 +6,9 @@ import gc
 import json
 import math
 import operator
+import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -71,13 +72,28 @@ class Stream:
         self._tokens: list[int] = []  # those whose events were taken; other threads may drive the engine further
         self._logprobs: list[TokenLogprob] = []
         request.timings.tokenize_ms = tokenize_ms
-        self._pieces = self._run()
+        self._events = engine.events(request)  # it knows nothing of this stream, which ends when nobody holds it
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        text = self._text
+        while not text.stopped:
+            event, piece = next(self._events), ""
+            if event.token is not None:
+                self._tokens.append(event.token)
+                piece = text.push(event.token)
+                if event.logprob is not None:
+                    self._logprobs.append(event.logprob)
+                if text.stopped:
+                    self._engine.cancel(self._request, "stop")
+            if event.finish_reason is not None or text.stopped:
+                piece += text.finish()
+                self._complete()
+            if piece:
+                return piece
+        raise StopIteration
 
     def __enter__(self) -> Stream:
         return self
@@ -107,30 +123,16 @@ class Stream:
         """Cancels the answer; `completion` then holds what was written."""
         self._engine.cancel(self._request)
         self._complete()
-        self._pieces.close()
+        self._events.close()
 
     def stop_soon(self) -> None:
         """Asks for the end before the next step; the pieces then end by themselves. Safe in a signal handler."""
         self._request.abandoned = True
 
-    def _run(self) -> Generator[str, None, None]:
-        request, text = self._request, self._text
-        for event in self._engine.events(request):
-            piece = ""
-            if event.token is not None:
-                self._tokens.append(event.token)
-                piece = text.push(event.token)
-                if event.logprob is not None:
-                    self._logprobs.append(event.logprob)
-                if text.stopped:
-                    self._engine.cancel(request, "stop")
-            if event.finish_reason is not None or text.stopped:
-                piece += text.finish()
-                self._complete()
-            if piece:
-                yield piece
-            if text.stopped:
-                return
+    def kept(self) -> Stream:
+        """The same, which goes on by itself while its reader does something else, if there is a deadline."""
+        self._engine.keep(self._request)
+        return self
 
     def _complete(self) -> None:
         if self.completion is None and self._request.finish_reason is not None:
@@ -231,7 +233,7 @@ class LanguageModel(TaskMethods):
         schema: a JSON schema; the answer is then JSON of it. GrammarError names what of it is not supported.
         adapter: one that `load_adapter` has loaded, for this answer only.
         """
-        return self.stream(prompt, deadline_ms=deadline_ms, schema=schema, adapter=adapter, **sampling).result()
+        return self._continue(prompt, deadline_ms, schema, adapter, sampling).result()
 
     def stream(
         self,
@@ -242,7 +244,17 @@ class LanguageModel(TaskMethods):
         adapter: str | None = None,
         **sampling: Any,
     ) -> Stream:
-        """As `generate`, but hands out the text as it is written."""
+        """As `generate`, but hands out the text as it is written; with a deadline, read or not."""
+        return self._continue(prompt, deadline_ms, schema, adapter, sampling).kept()
+
+    def _continue(
+        self,
+        prompt: Prompt,
+        deadline_ms: float | None,
+        schema: Schema | None,
+        adapter: str | None,
+        sampling: dict[str, Any],
+    ) -> Stream:
         self._prepare(deadline_ms, schema is not None or sampling.get("grammar") is not None)
         begin = time.perf_counter()
         found = self._adapter(adapter)
@@ -259,7 +271,7 @@ class LanguageModel(TaskMethods):
         **sampling: Any,
     ) -> Completion:
         """Answers a conversation through the model's own chat template; `schema`, `adapter` as in `generate`."""
-        return self.chat_stream(messages, deadline_ms=deadline_ms, schema=schema, adapter=adapter, **sampling).result()
+        return self._reply(messages, deadline_ms, schema, adapter, sampling).result()
 
     def chat_stream(
         self,
@@ -270,7 +282,17 @@ class LanguageModel(TaskMethods):
         adapter: str | None = None,
         **sampling: Any,
     ) -> Stream:
-        """As `chat`, but hands out the text as it is written."""
+        """As `chat`, but hands out the text as it is written; with a deadline, read or not."""
+        return self._reply(messages, deadline_ms, schema, adapter, sampling).kept()
+
+    def _reply(
+        self,
+        messages: Sequence[Message],
+        deadline_ms: float | None,
+        schema: Schema | None,
+        adapter: str | None,
+        sampling: dict[str, Any],
+    ) -> Stream:
         self._prepare(deadline_ms, schema is not None or sampling.get("grammar") is not None)
         begin = time.perf_counter()
         found = self._adapter(adapter)
@@ -367,7 +389,8 @@ class LanguageModel(TaskMethods):
         try:
             yield
         except DeadlineError:
-            self.engine.probe()
+            if self.engine.wants_probe:
+                threading.Thread(target=self.engine.probe, name="probe", daemon=True).start()
             raise
 
     def _start(
