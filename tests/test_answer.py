@@ -114,6 +114,14 @@ def test_a_number_that_is_not_quoted_is_not_said() -> None:
     assert supported("It is 1500 dollars.", "What is it?", source)
     assert supported("In 2024 it was $1,500.", "What is it?", source)
     assert not supported("It is 1600 dollars.", "What is it?", source)
+    loss = [Source("d", "Lost cards", "A lost card is replaced in 3 days.", 0, 34)]
+    assert supported("A lost card is replaced in 3 days.", "How long does it take?", loss)
+    assert supported("The answer is 3 days.", "How long does it take?", loss)
+    assert not supported("A replacement is a type of currency, like gold or silver.", "How long does it take?", loss)
+    assert not supported("The answer is:", "How long does it take?", loss)
+    year = [Source("d", "信用卡年费", "金卡的年费是三百元。", 0, 10)]
+    assert supported("金卡每年的年费是三百元。", "金卡的年费是多少？", year)
+    assert not supported("黄金是一种贵重金属，可以投资。", "金卡的年费是多少？", year)
 
 
 def test_a_change_by_another_process_is_seen(index: Index) -> None:

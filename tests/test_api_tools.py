@@ -240,3 +240,29 @@ def test_special_tokens_in_tools_stay_text(smollm: Tokenizer) -> None:
     (hostile,) = prompt_ids(job("chat", tools=[tool]), smollm)
     starts = smollm.encode("<|im_start|>", add_special=False, parse_special=True)[0]
     assert hostile.count(starts) == plain.count(starts)
+
+
+WHOLE = '{"name": "look", "arguments": {"at": "x"}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "bare", "cut", "want"),
+    [
+        (f"<tool_call>{WHOLE}</tool_call><tool_call>" + WHOLE[:20], False, True, [Call("look", '{"at": "x"}')]),
+        ("Yes.<tool_call>" + WHOLE[:20], False, True, ["Yes."]),
+        ("<tool_call>" + WHOLE[:20], False, False, ["<tool_call>" + WHOLE[:20]]),
+        ("<tool_call>" + WHOLE, False, True, [Call("look", '{"at": "x"}')]),
+        ("<tool_call>" + WHOLE, False, False, [Call("look", '{"at": "x"}')]),
+        (WHOLE[:20], True, True, []),
+        (WHOLE[:20], True, False, [WHOLE[:20]]),
+        ('{"named": 1', True, True, ['{"named": 1']),
+        ("<tool", False, True, ["<tool"]),
+    ],
+)
+def test_a_call_that_is_cut_short_is_no_text(text: str, bare: bool, cut: bool, want: list[Any]) -> None:
+    parser = ToolParser(["look"], bare=bare)
+    pieces = [piece for character in text for piece in parser.feed(character)] + parser.finish(cut=cut)
+    said = "".join(piece for piece in pieces if isinstance(piece, str))
+    assert [piece for piece in pieces if isinstance(piece, Call)] + ([said] if said else []) == sorted(
+        want, key=lambda piece: isinstance(piece, str)
+    )

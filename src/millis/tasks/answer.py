@@ -1,4 +1,4 @@
-"""answers from documents: the quote that answers, then a sentence of the model, which may say only what is quoted."""
+"""answers from documents: the quote that answers, then a sentence of the model, taken where the quotes cover it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from millis.documents.passages import units
-from millis.documents.terms import is_cjk, terms
+from millis.documents.terms import is_cjk, question_terms, terms
 from millis.tasks.answerable import LOOK_AT, probability
 from millis.types import DeadlineError, RequestError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.5
 SOURCES = 3
+OWN = {"en": 0.25, "zh": 0.5}  # of a sentence's terms, at most; pairs of characters change with any other wording
 LEAST_MS = 5.0  # with less time left the model is not asked
 _AMPLE_MS = 600_000.0
 INSTRUCTION = "Answer the question in one short sentence. Use only the text."
@@ -75,8 +76,9 @@ class AnswerTimings:
 class Answer:
     """found: whether the documents answer the question. If not, text says so and there are no sources.
 
-    written: what text is: "model" (a sentence of the model, all of whose numbers stand in the quotes), "quote" (the
-    first quote itself: the model's sentence was not covered by the quotes, or there was no time for one), or "none".
+    written: what text is: "model" (a sentence of the model, all of whose numbers and most of whose words stand in the
+    quotes or the question), "quote" (the first quote itself: the sentence was not covered so, or there was no time for
+    one), or "none".
     """
 
     question: str
@@ -190,9 +192,17 @@ def quotes(question: str, found: Found) -> list[Source]:
 
 
 def supported(text: str, question: str, sources: Sequence[Source]) -> bool:
-    """Whether every number of a text stands in a quote, a title or the question. Words are not checked."""
-    given = {number for s in sources for number in _numbers(f"{s.title}\n{s.quote}")} | _numbers(question)
-    return _numbers(text) <= given
+    """Whether a text says little that a quote, a title or the question does not: no number, few words.
+
+    It may still put them together wrongly: the quotes are what to rely on.
+    """
+    given = [question, *(f"{source.title}\n{source.quote}" for source in sources)]
+    numbers = _numbers(text)
+    if not numbers <= {number for one in given for number in _numbers(one)}:
+        return False
+    said = {term for term in question_terms(text) if not term[0].isdigit()} - set(question_terms(INSTRUCTION))
+    own = said - {term for one in given for term in terms(one)}
+    return bool(numbers or said - own) and len(own) <= max(1, OWN["zh" if is_cjk(text) else "en"] * len(said))
 
 
 def _quote(hit: Hit, idf: dict[str, float], wants_number: bool) -> Source:

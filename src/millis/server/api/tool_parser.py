@@ -49,12 +49,22 @@ class ToolParser:
         pieces = self._bare_calls(done=False)
         return pieces if self._bare else pieces + self._tagged_calls()
 
-    def finish(self) -> list[Piece]:
-        """What was held back, when no more text comes. A call that was cut short stays text."""
+    def finish(self, *, cut: bool = False) -> list[Piece]:
+        """What was held back, when no more text comes. What begins a call and ends as none is text.
+
+        cut: the text was ended from without. A call that it ends in is then no call, and no text for readers either.
+        """
+        bare = self._bare
         pieces = self._bare_calls(done=True)
+        if cut and bare and "".join(self._held[:64].split()).startswith(_BEGINNINGS):
+            self._held = ""
         self._bare = False
         pieces += self._tagged_calls()
-        self._say(pieces, self._space + OPEN + self._held if self._inside else self._held)
+        call = self._call(self._held) if self._inside else None  # the closing tag alone is missing
+        if call is not None:
+            pieces.append(call)
+        elif not (cut and self._inside):
+            self._say(pieces, self._space + OPEN + self._held if self._inside else self._held)
         self._held, self._inside = "", False
         return pieces
 

@@ -88,7 +88,7 @@ class Writer:
         """
         choice = self.choices[index]
         choice.timings, choice.stop = timings, stop
-        pieces = choice.parser.finish() if choice.parser else []
+        pieces = choice.parser.finish(cut=reason != "stop") if choice.parser else []
         late = reason == "deadline"
         if late and self.job.on_deadline == "error":
             raise deadline_exceeded()
