@@ -5,6 +5,8 @@ VENV := .venv
 TOOLS := build/tools
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+NATIVE := $(wildcard native/*.cpp native/*.h)
+WARNINGS := $(if $(CI),-C cmake.define.MILLIS_WERROR=ON)
 SOURCES := pyproject.toml CMakeLists.txt $(shell find native src -type f ! -name '*.pyc' ! -name '*.so' ! -name '*~')
 
 .PHONY: demo test test-arm lint types fmt bench docs fuzz clean
@@ -22,6 +24,7 @@ test-arm: $(TOOLS)/.locked
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests tools
 	$(BIN)/ruff format --check src tests tools
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -29,6 +32,7 @@ types: $(VENV)/.dev
 fmt: $(VENV)/.dev
 	$(BIN)/ruff check --fix src tests tools
 	$(BIN)/ruff format src tests tools
+	$(BIN)/clang-format -i $(NATIVE)
 
 bench: $(VENV)/.dev
 	$(BIN)/millis bench engine --peers transformers
@@ -69,7 +73,7 @@ $(VENV)/.built: $(VENV)/.locked $(TOOLS)/.locked $(SOURCES)
 	@echo "building Millis"
 	@rm -rf dist
 	@CXX=$(CXX) PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" $(TOOLS)/bin/python -m pip --disable-pip-version-check -q \
-	  wheel --no-deps --no-build-isolation -w dist .
+	  wheel --no-deps --no-build-isolation $(WARNINGS) -w dist .
 	@$(PIP) install --no-deps --force-reinstall dist/*.whl
 	@touch $@
 

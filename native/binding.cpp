@@ -108,7 +108,8 @@ struct Verified {
 };
 
 // A sequence's [(token, log-probability, best)]: the drafts that its sampler chooses as well, then the first token that is
-// its choice alone, or kUnusable or kMaskLate; none where its sampler is None. Each row is chosen as if all drafts before it were right, side by side.
+// its choice alone, or kUnusable or kMaskLate; none where its sampler is None. Each row is chosen as if all drafts before it were right, side by
+// side.
 std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
                                        const Array2<int32_t>& tables, const Samplers& given, const Array<int32_t>& drafted, const Adapters& adapters,
                                        const Lengths& sources, const Tables& source_tables) {

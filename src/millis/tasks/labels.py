@@ -55,6 +55,9 @@ class Question:
         self._shown = shown(self.labels)
         self._around = self._parts(examples, template)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Question) and vars(self) == vars(other)
+
     def text(self, text: str) -> str:
         """What the model is asked about a text; with {label} for each in turn where a text may have several."""
         return text.join(self._around)
