@@ -25,6 +25,7 @@ LEAST: dict[Endpoint, dict[str, Any]] = {
     "completions": {"model": "smollm2", "prompt": "Hi"},
     "responses": {"model": "smollm2", "input": "Hi"},
     "messages": {"model": "smollm2", "messages": [USER], "max_tokens": 5},
+    "count_tokens": {"model": "smollm2", "messages": [USER]},
     "embeddings": {"model": "smollm2", "input": "Hi"},
     "classify": {"model": "smollm2", "input": "Hi", "labels": ["good", "bad"]},
     "score": {"model": "smollm2", "text_1": "a", "text_2": "b"},

@@ -160,6 +160,7 @@ def test_models() -> None:
         ("rerank", {"top_n": 0}, "top_n"),
         ("tokenize", {"messages": [USER]}, "prompt"),
         ("tokenize", {"add_generation_prompt": True}, "add_generation_prompt"),
+        ("tokenize", {"prompt": None, "messages": [USER], "parse_special": False}, "parse_special"),
         ("tokenize", {"prompt": None, "messages": [USER], "add_special_tokens": True}, "add_special_tokens"),
         ("detokenize", {"tokens": [-1]}, "tokens[0]"),
         ("detokenize", {"tokens": "a"}, "tokens"),

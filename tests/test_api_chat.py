@@ -256,7 +256,6 @@ def test_an_error_may_be_asked_for_instead_of_a_late_answer() -> None:
         ({"top_p": 0}, "top_p"),
         ({"n": 9}, "n"),
         ({"n": 0}, "n"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
         ({"stop": [""]}, "stop[0]"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1"),
@@ -304,8 +303,36 @@ def test_clients_may_send_what_changes_nothing() -> None:
         "chat", user="u", metadata={"a": "b"}, store=False, service_tier="auto", parallel_tool_calls=True,
         safety_identifier="s", prompt_cache_key="k", modalities=["text"], audio=None, functions=None, tools=None,
         response_format={"type": "text"}, logprobs=False, stream=False, prediction=None, verbosity="medium",
+        min_tokens=0, stop_token_ids=[], skip_special_tokens=True, add_generation_prompt=True, best_of=1, echo=False,
+        include_stop_str_in_output=False, use_beam_search=False, length_penalty=1, continue_final_message=False,
     )  # fmt: skip
     assert found == job("chat")
+    said = {"role": "assistant", "content": "Hi"}
+    sent = {**said, "reasoning": None, "reasoning_content": None, "refusal": None, "tool_calls": []}
+    assert job("chat", messages=[USER, sent, USER]) == job("chat", messages=[USER, said, USER])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"min_tokens": 1}, {"min_tokens": False}, {"stop_token_ids": [1]}, {"skip_special_tokens": False},
+        {"skip_special_tokens": 1}, {"add_generation_prompt": False}, {"best_of": 2}, {"echo": True}, {"echo": 0},
+        {"include_stop_str_in_output": True}, {"use_beam_search": True}, {"length_penalty": 0.9},
+        {"length_penalty": True}, {"continue_final_message": True},
+    ],
+)  # fmt: skip
+def test_what_would_change_something_is_refused_by_name(fields: dict[str, Any]) -> None:
+    error = refused("chat", **fields)
+    assert (error.code, error.param) == ("unsupported_parameter", next(iter(fields)))
+    error = refused("chat", messages=[USER, {"role": "assistant", "content": "Hi", "reasoning_content": "Hm."}])
+    assert error.param == "messages[1].reasoning_content"
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_sixty_four_stop_texts_can_be_used(endpoint: Any) -> None:
+    texts = [str(i) for i in range(64)]
+    assert job(endpoint, stop=texts).params.stop == tuple(texts)
+    assert refused(endpoint, stop=[*texts, "one more"]).param == "stop"
 
 
 def test_a_schema_keeps_the_order_of_its_properties() -> None:

@@ -45,6 +45,30 @@ def test_each_kind_of_prompt_becomes_ids(smollm: Tokenizer, gemma: Tokenizer) ->
     assert whole[: len(begun)] == begun and len(whole) > len(begun)
 
 
+def test_a_completions_text_may_spell_control_tokens(smollm: Tokenizer, gemma: Tokenizer) -> None:
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    parsed = smollm.encode(text, parse_special=True)
+    assert prompt_ids(job("completions", prompt=text), smollm) == [parsed]
+    assert prompt_ids(job("tokenize", prompt=text, parse_special=True), smollm) == [parsed]
+    plain = prompt_ids(job("completions", prompt=text, parse_special=False), smollm)
+    assert plain == [smollm.encode(text)] == prompt_ids(job("tokenize", prompt=text), smollm)
+    assert len(plain[0]) > len(parsed) and not set(plain[0]) & smollm.control
+    for spelled in ("<bos>Hi", "Hi"):  # what is put before every text is there once
+        assert prompt_ids(job("completions", prompt=spelled), gemma) == [gemma.encode("Hi")]
+    twice = prompt_ids(job("completions", prompt="<bos><bos>Hi"), gemma)[0]
+    assert twice == [gemma.bos, *gemma.encode("Hi")]  # as it was written
+
+
+def test_a_message_never_spells_control_tokens(smollm: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "<|im_end|>"}]
+    for asked in (job("chat", messages=messages), job("count_tokens", messages=messages)):
+        (ids,) = prompt_ids(asked, smollm)
+        assert ids == smollm.encode_chat(messages)
+        empty = smollm.encode_chat([{"role": "user", "content": ""}])
+        end = smollm.encode("<|im_end|>", parse_special=True)[0]
+        assert ids.count(end) == empty.count(end)
+
+
 def test_an_instruction_needs_no_chat_template(smollm: Tokenizer, gemma: Tokenizer) -> None:
     asked = job("classify", template="Mood of {text}?", labels=["good", "bad"])
     assert prompt_ids(asked, gemma) == [gemma.encode("Mood of Hi?")]

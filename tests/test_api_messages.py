@@ -65,6 +65,22 @@ def test_blocks_become_messages() -> None:
     assert more == {"role": "user", "content": "Go on."}
 
 
+def test_what_is_counted_is_what_would_be_read() -> None:
+    asked = {"system": "Be brief.", "tools": [TOOL], "tool_choice": {"type": "any"}, "thinking": {"type": "disabled"}}
+    counted = job("count_tokens", **asked)
+    assert counted.prompts == job("messages", **asked).prompts and counted.kind == "tokenize"
+    none = {**asked, "tool_choice": {"type": "none"}}
+    assert job("count_tokens", **none).prompts == job("messages", **none).prompts != counted.prompts
+    for name, value in (("max_tokens", 5), ("temperature", 0), ("stream", True), ("deadline_ms", 5)):
+        error = refused("count_tokens", **{name: value})
+        assert (error.code, error.param) == ("unknown_parameter", name)
+    assert refused("count_tokens", thinking={"type": "enabled"}).param == "thinking"
+
+
+def test_sixty_four_stop_sequences_can_be_used() -> None:
+    assert len(job("messages", stop_sequences=[str(i) for i in range(64)]).params.stop) == 64
+
+
 def test_an_output_format_is_a_grammar() -> None:
     found = job("messages", output_config={"format": {"type": "json_schema", "schema": SCHEMA}})
     assert found.params.grammar is not None and found.params.grammar.kind == "json_schema"
@@ -145,7 +161,7 @@ def test_an_error_in_a_stream_is_an_event_of_anthropics_shape() -> None:
          "messages[0].content[0].type"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "invalid_value", "tools[0].type"),
         ({"temperature": 1.5}, "invalid_value", "temperature"),
-        ({"stop_sequences": list("abcde")}, "invalid_value", "stop_sequences"),
+        ({"stop_sequences": [str(i) for i in range(65)]}, "invalid_value", "stop_sequences"),
         ({"tool_choice": {"type": "tool", "name": "x"}}, "invalid_value", "tool_choice"),
         ({"n": 2}, "unknown_parameter", "n"),
     ],

@@ -184,6 +184,14 @@ def test_anthropic_messages(server: Server) -> None:
             text = "".join(stream.text_stream)
             last = stream.get_final_message()
         assert text == whole.content[0].text and last.stop_reason == whole.stop_reason
+        tool: Any = {"name": "weather", "description": "Of a city", "input_schema": SCHEMA}
+        for more in ({}, {"tools": [tool]}):
+            said = {"messages": SAY, "model": "m", "system": "Be brief.", **more}
+            used = client.messages.create(**said, max_tokens=1).usage
+            counted = client.messages.count_tokens(**said).input_tokens
+            assert counted == used.input_tokens + (used.cache_read_input_tokens or 0)
+        with pytest.raises(anthropic.NotFoundError):
+            client.messages.count_tokens(**said | {"model": "claude-none"})
         with pytest.raises(anthropic.NotFoundError):
             client.messages.create(**asked | {"model": "claude-none"})
         with pytest.raises(anthropic.BadRequestError):

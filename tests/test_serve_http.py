@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -129,6 +130,58 @@ def test_what_a_client_may_get_wrong_is_named(server: Server) -> None:
     assert server.ask(CHAT, chat(), {"sec-fetch-site": "cross-site"})[0] == 403
 
 
+def test_probes_may_ask_for_the_head_alone(server: Server) -> None:
+    for path in ("/health", "/ready"):
+        status, headers, data = server.ask(path, method="HEAD")
+        assert (status, data) == (200, b"")
+        assert headers["content-length"] == server.ask(path)[1]["content-length"]
+
+
+def test_a_path_asked_another_way_says_which_ways_there_are(server: Server) -> None:
+    cases = ((CHAT, "GET", "POST"), ("/health", "DELETE", "GET, HEAD"), ("/v1/models", "POST", "GET"))
+    for path, method, allowed in cases:
+        status, headers, data = server.ask(path, method=method)
+        assert (status, headers["allow"]) == (405, allowed)
+        assert json.loads(data)["error"]["code"] == "method_not_allowed"
+    assert json.loads(server.ask("/v1/nothing")[2])["error"]["code"] == "not_found"
+    assert json.loads(server.ask("/v1/messages")[2])["type"] == "error"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"BREW /\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}",
+        b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+        b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nno size\r\n",
+        b"\x16\x03\x01\x02\x00",
+    ],
+)
+def test_what_is_no_http_is_an_error_as_any_other(server: Server, data: bytes) -> None:
+    with server.raw() as connection:
+        connection.sendall(data)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json")
+    assert json.loads(body)["error"]["code"] == "invalid_http"
+
+
+def test_noise_behind_a_request_does_not_stand_in_its_stream(server: Server) -> None:
+    body = json.dumps(chat("Count.", max_tokens=2000, ignore_eos=True, stream=True)).encode()
+    with server.raw() as connection:
+        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\n".encode())
+        connection.sendall(b"content-length: %d\r\n\r\n%s" % (len(body), body))
+        answer = connection.recv(65536)
+        connection.sendall(b"\x00 no HTTP\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                answer += part
+    assert answer.startswith(b"HTTP/1.1 200") and answer.count(b"HTTP/1.1") == 1 and b"[DONE]" not in answer
+    until(lambda: idle(server))
+
+
 def test_a_large_body_is_refused_before_it_is_read_whole(server: Server) -> None:
     status, _, data = server.ask(CHAT, b'{"model": "' + b"a" * (5 << 20) + b'"}')
     assert status == 413 and b"body_too_large" in data
@@ -137,7 +190,7 @@ def test_a_large_body_is_refused_before_it_is_read_whole(server: Server) -> None
 
 def test_headers_without_end_are_cut_off(server: Server) -> None:
     with server.raw() as connection:
-        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n")
         with pytest.raises(OSError):
             for _ in range(1000):
                 connection.sendall(b"a: " + b"b" * 1000 + b"\r\n")
@@ -218,7 +271,8 @@ def test_a_reader_that_reads_nothing_is_cut_off_and_holds_no_slot(server: Server
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", server.port))
-        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n")
+        connection.sendall(b"content-type: application/json\r\n")
         connection.sendall(b"content-length: %d\r\n\r\n%s" % (len(body), body))
         until(lambda: server.metric("num_requests_running") > 0)
         until(lambda: idle(server))  # 48,000 tokens would have taken minutes

@@ -200,12 +200,14 @@ class Embedding(Batch):
 
 
 class Tokenization(Answer):
-    """/tokenize and /detokenize: answered here."""
+    """/tokenize, /detokenize and /v1/messages/count_tokens: answered here."""
 
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         info = self.served.client.info
         assert info is not None
-        if job.kind == "tokenize":
+        if job.endpoint == "count_tokens":
+            body = {"input_tokens": len(ids[0])}
+        elif job.kind == "tokenize":
             body = tokenize_body(job, ids[0], info.context, tokenizer.token_bytes)
         else:
             check_ids(ids[0], info.vocab, "tokens")
@@ -219,6 +221,7 @@ ANSWERS: Mapping[Endpoint, type[Answer]] = {
     "completions": Generation,
     "responses": Generation,
     "messages": Generation,
+    "count_tokens": Tokenization,
     "embeddings": Embedding,
     "classify": Classification,
     "score": Embedding,

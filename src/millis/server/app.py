@@ -11,6 +11,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp
 
 from millis import __version__
@@ -32,6 +33,7 @@ SUMMARIES: Mapping[Endpoint, str] = {
     "completions": "Continue a text",
     "responses": "Answer a conversation, as OpenAI's Responses API",
     "messages": "Answer a conversation, as Anthropic's Messages API",
+    "count_tokens": "How many tokens a conversation has, as Anthropic's Messages API",
     "embeddings": "A vector of each text",
     "classify": "Which of some labels fits a text",
     "score": "How alike texts are",
@@ -132,6 +134,9 @@ def _add_life(app: FastAPI, service: Service) -> None:
         state = "ready" if service.ready else "draining" if service.draining else "starting"
         return JSONResponse({"status": state}, 200 if service.ready else 503)
 
+    for path, probe in (("/health", health), ("/ready", ready)):  # without a body, which the protocol leaves out
+        app.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
+
     @app.get("/metrics", summary="Figures for Prometheus")
     async def metrics() -> Response:
         return Response(service.metrics_text(), media_type=CONTENT_TYPE)
@@ -144,9 +149,17 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    text = {404: "there is no such path; GET /docs lists them", 405: "this path is not asked that way; see /docs"}
-    found = ApiError(error.status_code, text.get(error.status_code, str(error.detail)), code="not_found")
-    return JSONResponse(found.body_for(request.url.path), error.status_code, error.headers)
+    status, headers = error.status_code, dict(error.headers or {})
+    code, message = HTTP_ERRORS.get(status, ("http_error", str(error.detail)))
+    if status == 405:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return JSONResponse(ApiError(status, message, code=code).body_for(request.url.path), status, headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """How the path of a request may be asked; the framework names the methods of its first route alone."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    return {name for one in routes if one.matches(request.scope)[0] is not Match.NONE for name in one.methods or ()}
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -187,6 +200,10 @@ def _describe(app: FastAPI, service: Service) -> dict[str, Any]:
     return found
 
 
+HTTP_ERRORS = {
+    404: ("not_found", "there is no such path; GET /docs lists them"),
+    405: ("method_not_allowed", "this path is not asked that way; see /docs"),
+}
 JSON = "application/json"
 KINDS = {"/metrics": ("text/plain",), "/docs": ("text/html",)}
 ERROR = {

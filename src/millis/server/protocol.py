@@ -73,6 +73,13 @@ class Protocol(HttpToolsProtocol):
         if self._in_headers and self._header_bytes > self.settings.max_header_bytes and not self._closing:
             self._refuse("431 Request Header Fields Too Large", "headers_too_large", self._too_large)
 
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP; uvicorn would answer in plain text, and in the middle of an answer, too."""
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self._cut()
+        elif not self._closing:
+            self._refuse("400 Bad Request", "invalid_http", "this is no valid HTTP/1.1 request")
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["millis"] = Connection(self._now)  # type: ignore[typeddict-unknown-key]

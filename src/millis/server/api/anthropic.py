@@ -1,4 +1,4 @@
-"""/v1/messages: body → Job, in Anthropic's form. The answer is written by message_writer.py. Pure."""
+"""/v1/messages and its count_tokens: body → Job, in Anthropic's form. The answer is written by message_writer.py. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from millis.server.api.body import Body, Wire, read
+from millis.server.api.body import Body, Request, Wire, read
 from millis.server.api.conversation import bounded
 from millis.server.api.errors import invalid
 from millis.server.api.fields import Deadline, Stop, json_grammar, schedule, stop_texts
@@ -103,8 +103,8 @@ class OutputConfig(Wire):
     effort: None = None
 
 
-class MessagesRequest(Deadline):
-    """The body of POST /v1/messages."""
+class CountRequest(Request):
+    """The body of POST /v1/messages/count_tokens: the fields of /v1/messages that are read."""
 
     refused: ClassVar[Mapping[str, str]] = {
         "thinking": "the models served here do not think apart from their answer",
@@ -120,39 +120,40 @@ class MessagesRequest(Deadline):
     }
 
     model: str
-    max_tokens: Annotated[int, Field(ge=1)]
     messages: list[Turn] = Field(fail_fast=True)
     system: str | list[TextBlock] | None = None
+    tools: list[ToolDefinition] | None = None
+    tool_choice: Annotated[AutoChoice | NamedChoice | NoChoice, Field(discriminator="type")] | None = None
+    output_config: OutputConfig | None = None
+    # What follows changes no answer.
+    cache_control: CacheControl | None = None
+    # What follows is refused with any other value.
+    thinking: NoThinking | None = None
+    speed: Literal["standard"] | None = None
+
+
+class MessagesRequest(CountRequest, Deadline):
+    """The body of POST /v1/messages."""
+
+    max_tokens: Annotated[int, Field(ge=1)]
     stop_sequences: list[Stop] | None = None
     stream: bool | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
-    tools: list[ToolDefinition] | None = None
-    tool_choice: Annotated[AutoChoice | NamedChoice | NoChoice, Field(discriminator="type")] | None = None
-    output_config: OutputConfig | None = None
-    # What follows changes no answer.
-    metadata: UserMetadata | None = None
-    cache_control: CacheControl | None = None
-    # What follows is refused with any other value.
-    thinking: NoThinking | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
-    speed: Literal["standard"] | None = None
+    metadata: UserMetadata | None = None  # changes no answer
+    service_tier: Literal["auto", "standard_only"] | None = None  # refused with any other value
 
 
 def parse_messages(body: Body, limits: Limits) -> Job:
     """ApiError 400 names the field at fault."""
     request = read(MessagesRequest, body)
-    choice = _tool_choice(request)
-    tools = check_tools(
-        (Tool(t.name, t.description, t.input_schema, t.strict or False) for t in request.tools or ()), choice, limits
-    )
-    shown = [openai_tool(tool) for tool in tools] if choice.mode != "none" else []
+    conversation, tools, choice = _conversation(request, limits)
     return Job(
         endpoint="messages",
         kind="generate",
         model=request.model,
-        prompts=(Conversation(_messages(request, limits), tuple(shown)),),
+        prompts=(conversation,),
         params=SamplingParams(
             max_tokens=request.max_tokens,
             temperature=1.0 if request.temperature is None else request.temperature,
@@ -168,7 +169,24 @@ def parse_messages(body: Body, limits: Limits) -> Job:
     )
 
 
-def _tool_choice(request: MessagesRequest) -> ToolChoice:
+def parse_count(body: Body, limits: Limits) -> Job:
+    """ApiError 400 names the field at fault."""
+    request = read(CountRequest, body)
+    conversation, _, _ = _conversation(request, limits)
+    return Job(endpoint="count_tokens", kind="tokenize", model=request.model, prompts=(conversation,))
+
+
+def _conversation(request: CountRequest, limits: Limits) -> tuple[Conversation, tuple[Tool, ...], ToolChoice]:
+    """What the model reads, the tools that it may call, and whether it must."""
+    choice = _tool_choice(request)
+    tools = check_tools(
+        (Tool(t.name, t.description, t.input_schema, t.strict or False) for t in request.tools or ()), choice, limits
+    )
+    shown = [openai_tool(tool) for tool in tools] if choice.mode != "none" else []
+    return Conversation(_messages(request, limits), tuple(shown)), tools, choice
+
+
+def _tool_choice(request: CountRequest) -> ToolChoice:
     given = request.tool_choice
     if given is None:
         return ToolChoice("auto" if request.tools else "none")
@@ -186,7 +204,7 @@ def _grammar(config: OutputConfig | None, limits: Limits) -> Grammar | None:
     return json_grammar(config.format.schema_, limits, "output_config.format.schema")
 
 
-def _messages(request: MessagesRequest, limits: Limits) -> tuple[dict[str, Any], ...]:
+def _messages(request: CountRequest, limits: Limits) -> tuple[dict[str, Any], ...]:
     """The conversation as chat templates read it: a tool's result is a message of its own."""
     if not request.messages or request.messages[-1].role != "user":
         raise invalid("messages must end with one of the user: an answer is begun, not continued", "messages")

@@ -19,11 +19,12 @@ _Model = TypeVar("_Model", bound="Request")
 def _boolean(value: object) -> object:
     """A literal's test is ==, by which 0 is false."""
     if not isinstance(value, bool):
-        raise ValueError("Input should be false")
+        raise ValueError("Input should be a boolean")
     return value
 
 
 No = Annotated[Literal[False], BeforeValidator(_boolean)]  # a switch that cannot be on
+Yes = Annotated[Literal[True], BeforeValidator(_boolean)]  # one that cannot be off
 
 
 class Wire(BaseModel):

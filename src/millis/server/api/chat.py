@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from millis.server.api.body import Body, No, Wire, read
+from millis.server.api.body import Body, No, Wire, Yes, read
 from millis.server.api.conversation import Message, conversation
 from millis.server.api.errors import invalid, unsupported
 from millis.server.api.fields import COMMON_REFUSED, Metadata, Sampling, StreamOptions, json_grammar, sampling, schedule
@@ -97,6 +97,9 @@ class ChatRequest(Sampling):
     service_tier: Literal["auto", "default"] | None = None
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
+    echo: No | None = None
+    add_generation_prompt: Yes | None = None
+    continue_final_message: No | None = None
 
 
 def parse_chat(body: Body, limits: Limits) -> Job:

@@ -33,7 +33,6 @@ class CompletionRequest(Sampling):
         **COMMON_REFUSED,
         "echo": "the answer does not repeat its prompt; put the two together yourself",
         "suffix": "text is continued, not inserted",
-        "best_of": "every choice that is generated is returned; use n",
     }
 
     model: str
@@ -44,11 +43,13 @@ class CompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     response_format: ResponseFormat | None = None
+    parse_special: bool | None = Field(
+        None, description="whether a text may spell control tokens such as <|im_start|>; it may unless this is false"
+    )
     user: str | None = None
     # What follows is refused with any other value.
     echo: No | None = None
     suffix: Literal[""] | None = None
-    best_of: Literal[1] | None = None
 
 
 def parse_completion(body: Body, limits: Limits) -> Job:
@@ -69,6 +70,7 @@ def parse_completion(body: Body, limits: Limits) -> Job:
         n=choices(request.n, limits),
         stream=request.stream or False,
         include_usage=include_usage(request.stream, request.stream_options),
+        parse_special=request.parse_special is not False,
         **schedule(request),
     )
 

@@ -56,6 +56,8 @@ class AssistantMessage(Wire):
     refusal: None = None
     audio: None = None
     function_call: None = None
+    reasoning: None = None
+    reasoning_content: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
 
 

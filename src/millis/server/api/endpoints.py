@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from millis.server.api.answer import AnswerRequest, AnswerWriter, parse_answer
-from millis.server.api.anthropic import MessagesRequest, parse_messages
+from millis.server.api.anthropic import CountRequest, MessagesRequest, parse_count, parse_messages
 from millis.server.api.body import Body, Request
 from millis.server.api.chat import ChatRequest, ChatWriter, parse_chat
 from millis.server.api.classify import ClassifyRequest, parse_classify
@@ -36,6 +36,7 @@ ROUTES: Mapping[Endpoint, Route] = {
     "completions": Route("/v1/completions", CompletionRequest, parse_completion, CompletionWriter),
     "responses": Route("/v1/responses", ResponseRequest, parse_response, ResponseWriter),
     "messages": Route("/v1/messages", MessagesRequest, parse_messages, MessageWriter),
+    "count_tokens": Route("/v1/messages/count_tokens", CountRequest, parse_count),
     "embeddings": Route("/v1/embeddings", EmbeddingRequest, parse_embedding),
     "classify": Route("/v1/classify", ClassifyRequest, parse_classify),
     "score": Route("/v1/score", ScoreRequest, parse_score),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from millis.server.api.body import No, Request, Wire
+from millis.server.api.body import No, Request, Wire, Yes
 from millis.server.api.errors import from_error, invalid
 from millis.server.api.job import MAX_DEADLINE_MS, Limits
 from millis.types import Grammar, MillisError, OnDeadline, Priority, SamplingParams
@@ -96,6 +96,14 @@ class Sampling(Deadline):
     stop: Stop | list[Stop] | None = None
     ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None
+    # What follows is refused with any other value.
+    best_of: Literal[1] | None = None
+    use_beam_search: No | None = None
+    length_penalty: Annotated[float, Field(ge=1, le=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=0)] | None = None
+    stop_token_ids: Annotated[list[Any], Field(max_length=0)] | None = None
+    include_stop_str_in_output: No | None = None
+    skip_special_tokens: Yes | None = None
 
 
 def schedule(request: Scheduling) -> dict[str, Any]:

@@ -15,6 +15,7 @@ Endpoint = Literal[
     "completions",
     "responses",
     "messages",
+    "count_tokens",
     "embeddings",
     "classify",
     "score",
@@ -35,7 +36,7 @@ class Limits:
     messages: int = 2048
     prompts: int = 128  # of a completion
     inputs: int = 2048  # of embeddings and comparisons, which take a list
-    stop: int = 4
+    stop: int = 64
     stop_chars: int = 256
     logit_bias: int = 1024
     n: int = 8
@@ -103,6 +104,7 @@ class Job:
     continuations: tuple[str, ...] = ()  # kind "score": the labels
     truncate: int | None = None  # tokens that an encoder reads of a text; -1: as many as it can; None: it must fit
     add_special: bool = True
+    parse_special: bool = False  # whether a text may spell control tokens; messages never do
     add_generation_prompt: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)  # what only the endpoint's own writer reads
 
@@ -116,7 +118,10 @@ class ChatTokenizer(Protocol):
     @property
     def chat_variables(self) -> frozenset[str]: ...
 
-    def encode(self, text: str, *, add_special: bool = True) -> list[int]: ...
+    @property
+    def around(self) -> tuple[list[int], list[int]]: ...
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]: ...
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> list[int]: ...
 
@@ -137,7 +142,10 @@ def prompt_ids(job: Job, tokenizer: ChatTokenizer) -> list[list[int]]:
 
 def _ids(prompt: Prompt, job: Job, tokenizer: ChatTokenizer) -> list[int]:
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt, add_special=job.add_special)
+        ids = tokenizer.encode(prompt, add_special=job.add_special, parse_special=job.parse_special)
+        before = tokenizer.around[0] if job.add_special and job.parse_special else []
+        doubled = ids[len(before) : 2 * len(before)] == before  # the text spells what is put before every text
+        return ids[len(before) :] if doubled else ids
     if isinstance(prompt, Instruction):
         if not tokenizer.has_chat_template:
             return tokenizer.encode(prompt.text)

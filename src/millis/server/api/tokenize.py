@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from millis.server.api.body import Body, Request, read
 from millis.server.api.completions import Token
 from millis.server.api.conversation import Message, check_length, conversation
@@ -27,6 +29,9 @@ class TokenizeRequest(Request):
     messages: list[Message] | None = None
     tools: list[ToolWire] | None = None
     add_special_tokens: bool | None = None
+    parse_special: bool | None = Field(
+        None, description="whether the prompt may spell control tokens, as that of /v1/completions may; here it may not"
+    )
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
 
@@ -51,8 +56,9 @@ def parse_tokenize(body: Body, limits: Limits) -> Job:
         prompt = request.prompt or ""
         check_length(len(prompt), limits, "prompt")
     else:
-        if request.add_special_tokens is not None:
-            raise invalid("add_special_tokens needs prompt: the chat template writes its own", "add_special_tokens")
+        for name in ("add_special_tokens", "parse_special"):
+            if getattr(request, name) is not None:
+                raise invalid(f"{name} needs prompt: the chat template writes its own, and messages are text", name)
         functions = [tool.function for tool in request.tools or ()]
         tools = [Tool(f.name, f.description, parameters(f.parameters)) for f in functions]
         shown = [openai_tool(tool) for tool in check_tools(tools, ToolChoice(), limits)]
@@ -63,6 +69,7 @@ def parse_tokenize(body: Body, limits: Limits) -> Job:
         model=request.model,
         prompts=(prompt,),
         add_special=request.add_special_tokens is not False,
+        parse_special=request.parse_special is True,
         add_generation_prompt=request.add_generation_prompt is not False,
         extra={"strings": request.return_token_strs is True},
     )
