@@ -130,6 +130,19 @@ def test_what_a_client_may_get_wrong_is_named(server: Server) -> None:
     assert server.ask(CHAT, chat(), {"sec-fetch-site": "cross-site"})[0] == 403
 
 
+def test_a_name_or_a_page_that_is_not_this_servers_is_refused(server: Server) -> None:
+    rebound = {"host": "evil.example", "origin": "http://evil.example"}
+    foreign = {"origin": "http://evil.example"}
+    own = {"host": f"localhost:{server.port}", "origin": f"http://localhost:{server.port}"}
+    cases = ((rebound, "host_not_allowed"), (foreign, "cross_site_request"), ({"origin": "null"}, "cross_site_request"))
+    for sent, code in cases:
+        status, headers, data = server.ask(CHAT, chat(), sent)
+        assert (status, json.loads(data)["error"]["code"]) == (403, code)
+        assert "vary" not in headers and "access-control-allow-origin" not in headers
+    assert server.ask(CHAT, chat(), own)[0] == 200
+    assert server.ask(CHAT, None, {**own, "access-control-request-method": "POST"}, "OPTIONS")[0] == 405
+
+
 def test_probes_may_ask_for_the_head_alone(server: Server) -> None:
     for path in ("/health", "/ready"):
         status, headers, data = server.ask(path, method="HEAD")

@@ -129,6 +129,12 @@ class ServerConfig:
     """Address to listen at; 0.0.0.0 for all of this machine's, which wants --api-key-file."""
     port: int = 8000
     """Port to listen at; 0: a free one."""
+    allowed_host: list[str] | None = None
+    """Name that requests may ask for in their Host header; may be given again, in the environment with commas. A server
+    that listens at a loopback address answers to localhost, its addresses and these; any other to all, unless given."""
+    cors_origin: list[str] | None = None
+    """Origin whose pages may ask, such as https://app.example, or * for every site's; may be given again, in the
+    environment with commas. Unless given, only the server's own page may."""
     api_key_file: str | None = None
     """File of hashed API keys, one a line: sha256:HEX or scrypt:N:R:P:SALT:HASH. With it, only /health needs no key."""
     tls_cert: str | None = None
@@ -232,7 +238,12 @@ class ServerConfig:
                 continue
             if not isinstance(value, str) or not value:
                 raise RequestError(f"{name} must be a text, not {value!r}")
-        for name, form in (("adapter", "NAME=PATH"), ("encoder", "models or NAME=MODEL")):
+        for name, form in (
+            ("adapter", "NAME=PATH"),
+            ("encoder", "models or NAME=MODEL"),
+            ("allowed_host", "names such as llm.example"),
+            ("cors_origin", "origins such as https://app.example"),
+        ):
             given = getattr(self, name)
             if given is None or (isinstance(given, list) and all(isinstance(one, str) and one for one in given)):
                 continue

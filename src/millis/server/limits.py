@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from millis.server.api.errors import ApiError
 from millis.server.auth import presented
+from millis.server.origins import Origins
 from millis.server.protocol import connection_of
 from millis.server.service import Service
 
@@ -38,6 +39,7 @@ class Gate:
         self._app = app
         self._direct = direct  # what is posted to these paths needs no router
         self._service = service
+        self._origins = Origins.of(service.config)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,36 +47,40 @@ class Gate:
             return
         scope["request_id"] = request_id = self._service.request_id()
         status = 0
-        mark = request_id.encode()
+        headers = dict(scope["headers"])
+        added = [*self._origins.shown(headers.get(b"origin")), (b"x-request-id", request_id.encode())]
 
         async def secured(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": _secured(message.get("headers", ()), mark)}
+                message = {**message, "headers": _secured(message.get("headers", ()), added)}
             await send(message)
 
         try:
-            scope["tenant"] = await self._tenant(scope)
+            self._origins.check(scope["method"], scope["scheme"], headers)
+            preflight = self._origins.preflight(scope["method"], headers)
+            if preflight is None:  # which comes without a key
+                scope["tenant"] = await self._tenant(scope["path"], headers)
         except ApiError as error:
             self._service.count_error(error)
             await refuse(secured, error, scope["path"])
         else:
-            direct = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
-            await (direct or self._app)(scope, receive, secured)
+            if preflight is not None:
+                await secured({"type": "http.response.start", "status": 204, "headers": preflight})
+                await secured({"type": "http.response.body"})
+            else:
+                direct = self._direct.get(scope["path"]) if scope["method"] == "POST" else None
+                await (direct or self._app)(scope, receive, secured)
         if self._service.config.access_log:
             ms = 1000 * (time.monotonic() - connection_of(scope).arrival_s)
             path = scope["path"] if scope["path"] in self._direct else _known(scope)
             log.info("%s %s %s %d %.1f ms", request_id, scope["method"], path, status, ms)
 
-    async def _tenant(self, scope: Scope) -> str:
+    async def _tenant(self, path: str, headers: Mapping[bytes, bytes]) -> str:
         """Whose request this is. ApiError: nobody's who may ask."""
-        headers = dict(scope["headers"])
-        if scope["method"] == "POST" and headers.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
-            message = "a page of another site may not ask on behalf of its visitor"
-            raise ApiError(403, message, type="permission_error", code="cross_site_request")
         keys = self._service.keys
-        if keys is None or scope["path"] in OPEN:
+        if keys is None or path in OPEN:
             return ""
         text = presented(headers)
         key = None if text is None else keys.recall(text)
@@ -103,10 +109,10 @@ async def refuse(send: Send, error: ApiError, path: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _secured(headers: Iterable[tuple[bytes, bytes]], mark: bytes) -> list[tuple[bytes, bytes]]:
+def _secured(headers: Iterable[tuple[bytes, bytes]], added: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """The headers of an answer, and those that every answer has; what a route says of caching stands."""
     given = dict(headers)
-    found = [*given.items(), (b"x-request-id", mark)]
+    found = [*given.items(), *added]
     found += [(name, value) for name, value in SECURE if name not in given]
     if given.get(b"content-type", b"").startswith(b"text/html"):
         found.append(POLICY)
