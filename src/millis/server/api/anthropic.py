@@ -1,4 +1,4 @@
-"""/v1/messages and its count_tokens: body → Job, in Anthropic's form. The answer is written by message_writer.py. Pure."""
+"""/v1/messages and its count_tokens: body → Job, in Anthropic's form. message_writer.py writes the answer. Pure."""
 
 from __future__ import annotations
 
