@@ -220,6 +220,26 @@ def test_a_grammar_that_meets_a_limit_ends_its_request_alone() -> None:
     validate(text_of(well), SCHEMA)
 
 
+def test_an_end_that_was_chosen_without_a_mask_ends_no_answer() -> None:
+    """Where a grammar is given up the sampler has no mask, and the model may choose to end, whatever is missing."""
+
+    class GivenUp:
+        stopped = False
+
+        def mask(self) -> Any:
+            raise GrammarError("too many states")
+
+        def forced(self) -> list[int]:
+            return []
+
+    e = engine()
+    e.grammars = lambda grammar: GivenUp()  # type: ignore[assignment, return-value]
+    e.runner.say = lambda tokens: END
+    broken = e.submit([5], SamplingParams(grammar=grammar(SCHEMA), max_tokens=50))
+    run(e, broken)
+    assert isinstance(broken.error, GrammarError) and broken.finish_reason == "cancelled"
+
+
 def test_no_drafts_where_there_is_a_grammar() -> None:
     e = engine(speculator=Speculator(lambda: 0.0), clock=lambda: 0.0)
     e.runner.say = lambda tokens: 65  # always "a": the text repeats itself

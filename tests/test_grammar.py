@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from grammars import TEXT, WHOLE, Answers, allowed, record, validate
 from millis.engine import grammar as module
+from millis.engine.closing import Fuel
 from millis.engine.grammar import GrammarCompiler
 from millis.types import Grammar, GrammarError
 
@@ -278,6 +279,41 @@ def test_hostile_grammars_end_in_a_grammar_error(kind: Any, source: str, answers
 
 
 @pytest.mark.parametrize(
+    ("kind", "source", "reason"),
+    [
+        ("regex", "(", "unclosed group in ("),
+        ("json_schema", json.dumps(record(a={"type": "string", "pattern": "x(?!y)"})), "in x(?!y)"),
+        ("regex", "a\n(", "unclosed group"),
+        ("json_schema", json.dumps({"$ref": "#"}), "does a rule or a $ref lead to nothing but itself?"),
+        ("lark", "start: missing", 'unknown name: "missing"'),
+        ("json_schema", json.dumps({"type": "integer", "multipleOf": 7919, "minimum": 10**9}), "make it simpler"),
+        ("json_schema", json.dumps(record(a={"type": "string", "pattern": ".*b.{200}b"})), "takes too long to compile"),
+        ("json_schema", json.dumps(record(a={"type": "string", "minLength": 100_000})), "takes too long to compile"),
+    ],
+)
+def test_errors_say_what_is_wrong(kind: Any, source: str, reason: str, answers: Answers) -> None:
+    with pytest.raises(GrammarError) as error:
+        answers.compiler.compile(Grammar(kind, source))
+    assert reason in str(error.value)
+
+
+def test_what_a_compilation_costs_is_bounded_however_many_patterns_it_has(answers: Answers) -> None:
+    slow = record(**{f"p{i}": {"type": "string", "pattern": f".*b.{{{12 + i}}}b{i}"} for i in range(40)})
+    tried = 0
+
+    class Counting(Fuel):
+        def burn(self, amount: int) -> None:
+            nonlocal tried
+            tried += amount
+            super().burn(amount)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(GrammarError, match="takes too long"):
+        patch.setattr(module, "Fuel", Counting)
+        answers.schema(slow)
+    assert module.FUEL < tried < 2 * module.FUEL
+
+
+@pytest.mark.parametrize(
     ("kind", "source"),
     [
         ("regex", "(.*a){20}"), ("regex", "[ab]*a[ab]{200}"), ("regex", "(?:a|b|ab|ba|aa)*c{1000}"),
@@ -305,9 +341,25 @@ def test_compiled_grammars_are_kept_up_to_a_number(answers: Answers, monkeypatch
         module, "_source", lambda grammar, native: compiled.append(grammar.source) or real(grammar, native)
     )
     monkeypatch.setattr(module, "CACHED", 2)
-    for source in ("a", "b", "a", "c", "a", "b"):
+    for source, kept in (("a", False), ("b", False), ("a", True), ("c", False), ("a", True), ("b", False)):
+        assert compiler.ready(Grammar("regex", source)) == kept
         compiler.compile(Grammar("regex", source))
-    assert compiled == ["a", "b", "c", "b"]
+    assert compiled == ["a", "b", "c", "b"] and compiler.compiled == 4
+
+
+def test_a_grammar_that_was_given_up_is_compiled_anew(answers: Answers) -> None:
+    """Its states are shared by all its matchers: an answer that used them up would leave none for the next."""
+    wide = Grammar("regex", ".*a.{300}b")
+
+    def steps() -> int:
+        matcher, count = answers.compiler.compile(wide), 0
+        with pytest.raises(GrammarError, match="too many states"):
+            while answers.wander(matcher, 1, count):
+                count += 1
+        assert not matcher.stopped, "it is not whole, and must not pass for it"
+        return count
+
+    assert steps() == steps() > 0 and not answers.compiler.ready(wide)
 
 
 def test_matchers_of_one_grammar_are_apart_in_many_threads(answers: Answers) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 MAX_TOKENS = 4_096  # of a closing
 MOST_FILLED = 4_096  # of one filler in a row
-MAX_STATES = 3_000  # tried for one
+FUEL = 3_000_000  # tokens that a search may try in all, about a quarter of a second
+STATE_FUEL = 1_000  # what looking at one more state counts as
 MAX_LEVELS = 128  # bytes between two places where something may end
 PROBED = 40  # levels of the first look, one state wide
 WIDTH = 8  # states kept a level
@@ -56,11 +57,39 @@ class Place:
         return self.closers[-1:] + b","
 
 
+class NoFuelError(Exception):
+    """A search has cost what it may."""
+
+
+@dataclass(slots=True)
+class Fuel:
+    """What searches may still cost. Counted and not timed: a busy machine finds what an idle one finds."""
+
+    left: int = FUEL
+
+    def burn(self, amount: int) -> None:
+        """NoFuelError: there is not so much left."""
+        self.left -= amount
+        if self.left < 0:
+            raise NoFuelError
+
+
 @dataclass(slots=True)
 class _State:
     native: Any
     tokens: list[int]
     place: Place
+    fuel: Fuel
+
+    def valid(self, tokens: list[int]) -> int:
+        """How many of these tokens may follow."""
+        count = int(self.native.validate_tokens(tokens))
+        self.fuel.burn(count + 1)
+        return count
+
+    def fits(self, tokens: list[int]) -> bool:
+        """Whether all of these may follow."""
+        return self.valid(tokens) == len(tokens)
 
 
 class Closer:
@@ -87,21 +116,27 @@ class Closer:
         ids = [self._single.get(byte, -1) for byte in text]
         return [] if -1 in ids else ids
 
-    def close(self, native: Any, text: bytes | None, hints: Hints = ()) -> list[int] | None:
+    def close(self, native: Any, text: bytes | None, hints: Hints = (), fuel: Fuel | None = None) -> list[int] | None:
         """Tokens that end the answer from `native`'s place on; None where none were found. `native` is used up.
 
-        text: the answer so far where it is JSON. hints: what may be worth trying inside a string.
+        text: the answer so far where it is JSON. hints: what may be worth trying inside a string. fuel: what the search
+        may cost, FUEL where nothing is said; several may share one.
         """
-        state = _State(native, [], Place().after(text or b""))
-        budget = MAX_STATES
+        state = _State(native, [], Place().after(text or b""), fuel or Fuel())
+        try:
+            return self._close(state, text is not None, hints)
+        except NoFuelError:
+            return None
+
+    def _close(self, state: _State, is_json: bool, hints: Hints) -> list[int] | None:
+        native = state.native
         while not native.is_accepting():
             if len(state.tokens) > MAX_TOKENS or native.is_error():
                 return None
             forced = native.compute_ff_tokens()
-            step = forced or self._ending(state, text is not None) or self._hinted(state, hints) or self._filled(state)
+            step = forced or self._ending(state, is_json) or self._hinted(state, hints) or self._filled(state)
             for levels, width in ((PROBED, 1), (MAX_LEVELS, WIDTH)):
-                if not step:
-                    step, budget = self._search(state, text is not None, hints, budget, levels, width)
+                step = step or self._search(state, is_json, hints, levels, width)
             if not step or not self._advance(state, step):
                 return None
         return state.tokens
@@ -115,7 +150,7 @@ class Closer:
         """The token that ends something here, if one may stand here."""
         for byte in state.place.ends if is_json else b"":
             token = self._single.get(byte)
-            if token is not None and state.native.validate_tokens([token]) == 1:
+            if token is not None and state.fits([token]):
                 return [token]
         return []
 
@@ -125,56 +160,50 @@ class Closer:
         if quote is None or not state.place.in_string or state.place.escaped:
             return []
 
-        def fits(filler: int, count: int) -> bool:
-            run = [*[filler] * count, quote]
-            return bool(state.native.validate_tokens(run) == len(run))
+        def run(filler: int, count: int) -> list[int]:
+            return [*[filler] * count, quote]
 
         for filler in self._fillers:
             high = 1
-            while not fits(filler, high) and state.native.validate_tokens([filler] * high) == high:
+            while (valid := state.valid(run(filler, high))) == high:  # the fillers may stand here, the end not yet
                 if high >= MOST_FILLED:
                     return []  # its length is not what this string lacks
                 high *= 2
-            if fits(filler, high):
+            if valid > high:
                 low = high // 2
                 while high - low > 1:
                     middle = (low + high) // 2
-                    low, high = (low, middle) if fits(filler, middle) else (middle, high)
-                return [*[filler] * high, quote]
+                    low, high = (low, middle) if state.fits(run(filler, middle)) else (middle, high)
+                return run(filler, high)
         return []
 
     def _hinted(self, state: _State, hints: Hints) -> list[int]:
         quote = self._single.get(ord('"'))
         if quote is not None and state.place.in_string and not state.place.escaped:
             for hint in hints:
-                whole = [*hint, quote]
-                if state.native.validate_tokens(whole) == len(whole):
-                    return whole
+                if state.fits([*hint, quote]):
+                    return [*hint, quote]
         return []
 
-    def _search(
-        self, start: _State, is_json: bool, hints: Hints, budget: int, levels: int, width: int
-    ) -> tuple[list[int], int]:
-        """The tokens up to the next place where something may end, none where it was not found; the budget left."""
-        level = [_State(start.native, [], start.place)]
+    def _search(self, start: _State, is_json: bool, hints: Hints, levels: int, width: int) -> list[int]:
+        """The tokens up to the next place where something may end; none where it was not found."""
+        level = [_State(start.native, [], start.place, start.fuel)]
         for _ in range(levels):
             seen: dict[bytes, _State] = {}
             for state in level:
                 for token in self._candidates(state.native)[: 1 if width == 1 else None]:
-                    budget -= 1
-                    if budget < 0:
-                        return [], 0
-                    following = _State(state.native.deep_copy(), list(state.tokens), state.place)
+                    start.fuel.burn(STATE_FUEL)
+                    following = _State(state.native.deep_copy(), list(state.tokens), state.place, start.fuel)
                     if not self._advance(following, [token]) or not self._run(following):
                         continue
                     if following.native.is_accepting() or self._ending(following, is_json):
-                        return following.tokens, budget
+                        return following.tokens
                     if following.place.in_string and not start.place.in_string:
                         if self._hinted(following, hints) or self._filled(following):
-                            return following.tokens, budget
+                            return following.tokens
                     seen.setdefault(following.native.compute_bitmask(), following)
             level = sorted(seen.values(), key=lambda state: len(state.place.closers))[:width]
-        return [], budget
+        return []
 
     def _run(self, state: _State) -> bool:
         """Takes what is forced."""

@@ -41,10 +41,14 @@ class Constraint:
         self._request_mask()
         return forced
 
-    def advance(self, token: int) -> list[int]:
-        """Accepts a chosen token; returns those that must follow. GrammarError: none may."""
+    def check(self) -> None:
+        """GrammarError: there was no mask for the token that was chosen."""
         if self.error is not None:
             raise self.error
+
+    def advance(self, token: int) -> list[int]:
+        """Accepts a chosen token; returns those that must follow. GrammarError: none may."""
+        self.check()
         self.matcher.accept(token)
         forced = self._take_forced()
         self._request_mask()

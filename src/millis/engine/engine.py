@@ -755,17 +755,19 @@ class Engine:
         self._finish(request, "cancelled", None)
 
     def _emit_token(self, request: Request, token: int, logprob: TokenLogprob | None) -> None:
-        if token in self.eos and not request.params.ignore_eos:
-            self._finish(request, "stop", None)
-            return
+        ends = token in self.eos and not request.params.ignore_eos
         forced: list[int] = []
         if request.constraint is not None:
             try:
-                forced = request.constraint.advance(token)
+                request.constraint.check()
+                forced = [] if ends else request.constraint.advance(token)
             except GrammarError as error:
                 request.error = error
                 self._finish(request, "cancelled", None)
                 return
+        if ends:
+            self._finish(request, "stop", None)
+            return
         self._append(request, token, logprob, whole=not forced)
         self._follow(request, forced)
 

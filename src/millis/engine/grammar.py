@@ -10,13 +10,13 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from millis.engine.closing import Closer
+from millis.engine.closing import FUEL, Closer, Fuel
 from millis.engine.schema import (
     JSON_STYLE,
     check_choice,
@@ -30,6 +30,7 @@ from millis.types import Grammar, GrammarError
 
 CACHED = 32  # compiled grammars
 HINTS = 16  # patterns of a schema for which a matching text is looked for
+HINT_FUEL = FUEL // 2  # what looking for them may cost together
 MOST_HINTS = 100  # texts that are tried where a string may not end
 LIMITS = {
     "max_items_in_row": 2_000,
@@ -57,10 +58,21 @@ class Vocabulary(Protocol):
 
 
 class Matcher:
-    """How far an answer has come in its grammar. Safe to use from several threads."""
+    """How far an answer has come in its grammar. Safe to use from several threads.
 
-    def __init__(self, native: Any, closer: Closer, vocab: int, hints: Sequence[Sequence[int]] | None) -> None:
+    given_up: called where the matcher fails. Copies share the states of their lexer, so that later ones would, too.
+    """
+
+    def __init__(
+        self,
+        native: Any,
+        closer: Closer,
+        vocab: int,
+        hints: Sequence[Sequence[int]] | None,
+        given_up: Callable[[], None] = lambda: None,
+    ) -> None:
         self._native, self._closer, self._vocab = native, closer, vocab
+        self._given_up = given_up
         self._hints = hints  # None where the answer is no JSON
         self._text = bytearray()  # of the answer so far
         self._turn = threading.Lock()
@@ -68,9 +80,9 @@ class Matcher:
 
     @property
     def stopped(self) -> bool:
-        """Whether the answer is whole and nothing more may follow it."""
+        """Whether the answer is whole and nothing more may follow it. One that was given up is not."""
         with self._turn:
-            return self.ended or bool(self._native.is_stopped())
+            return self.ended or bool(self._native.is_stopped() and not self._native.is_error())
 
     @property
     def accepting(self) -> bool:
@@ -81,7 +93,11 @@ class Matcher:
     def mask(self) -> NDArray[np.uint32]:
         """[ceil(vocab / 32)] the tokens that may follow: bit t % 32 of word t // 32. GrammarError: a limit."""
         with self._turn:
-            return mask_of(self._native, self._vocab)
+            try:
+                return mask_of(self._native, self._vocab)
+            except GrammarError:
+                self._given_up()
+                raise
 
     def accept(self, token: int) -> None:
         """Moves behind a token; GrammarError where the grammar does not allow it."""
@@ -89,6 +105,7 @@ class Matcher:
             if token in self._closer.ends:
                 self.ended = True
             if not self._native.consume_token(token):
+                self._given_up()
                 raise _failure(self._native)
             self._text += self._closer.spelling(token)
 
@@ -111,7 +128,7 @@ class Matcher:
     def copy(self) -> Matcher:
         """An independent matcher at the same place."""
         with self._turn:
-            twin = Matcher(self._native.deep_copy(), self._closer, self._vocab, self._hints)
+            twin = Matcher(self._native.deep_copy(), self._closer, self._vocab, self._hints, self._given_up)
             twin._text, twin.ended = bytearray(self._text), self.ended
             return twin
 
@@ -125,7 +142,10 @@ def mask_of(native: Any, vocab: int) -> NDArray[np.uint32]:
 
 
 class GrammarCompiler:
-    """Makes matchers. The vocabulary is read once, by `prepare` or at the first use; grammars are kept."""
+    """Makes matchers. The vocabulary is read once, by `prepare` or at the first use; grammars are kept.
+
+    What a grammar may cost is counted, not timed: it takes some 0.4 s at most, where nothing else runs.
+    """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
@@ -133,6 +153,7 @@ class GrammarCompiler:
         self._closer: Closer | None = None
         self._cache: OrderedDict[Grammar, tuple[Any, list[list[int]] | None]] = OrderedDict()
         self._turn = threading.Lock()
+        self.compiled = 0  # grammars so far, those that were refused, too
 
     def prepare(self) -> None:
         """Reads the vocabulary, which takes up to a second. GrammarError: llguidance is not installed."""
@@ -148,6 +169,15 @@ class GrammarCompiler:
                     slices=library.LLTokenizer.json_slices(),
                 )
 
+    def ready(self, grammar: Grammar) -> bool:
+        """Whether `compile` would return at once: the grammar is kept, and counts as used just now."""
+        if grammar not in self._cache:  # not under the lock, which `prepare` holds for long
+            return False
+        with self._turn:
+            if grammar in self._cache:
+                self._cache.move_to_end(grammar)
+            return grammar in self._cache
+
     def compile(self, grammar: Grammar) -> Matcher:
         """A matcher at the grammar's beginning. GrammarError: it is malformed, not supported, or beyond a limit."""
         check_size(grammar.source, "grammar")
@@ -156,6 +186,7 @@ class GrammarCompiler:
         with self._turn:
             found = self._cache.get(grammar)
         if found is None:
+            self.compiled += 1
             found = self._native(grammar), self._hints(grammar)
             self._check_ends(*found)
         with self._turn:
@@ -164,14 +195,22 @@ class GrammarCompiler:
             if len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
             native, hints = found
-            return Matcher(native.deep_copy(), self._closer, self._vocabulary.vocab_size, hints)
+            matcher = native.deep_copy()
+        vocab = self._vocabulary.vocab_size
+        return Matcher(matcher, self._closer, vocab, hints, lambda: self._forget(grammar, native))
+
+    def _forget(self, grammar: Grammar, native: Any) -> None:
+        """Keeps what was compiled no longer: the next one begins anew."""
+        with self._turn:
+            if grammar in self._cache and self._cache[grammar][0] is native:
+                del self._cache[grammar]
 
     def _native(self, grammar: Grammar) -> Any:
         library = _library()
         try:
             source = _source(grammar, library.LLMatcher)
         except ValueError as error:
-            raise error if isinstance(error, GrammarError) else GrammarError(_first_line(error)) from None
+            raise error if isinstance(error, GrammarError) else GrammarError(_reason(error)) from None
         limits = library.LLParserLimits(**LIMITS)
         native = library.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
         if native.is_error():
@@ -183,8 +222,12 @@ class GrammarCompiler:
     def _check_ends(self, native: Any, hints: list[list[int]] | None) -> None:
         """GrammarError for JSON that could not be closed where time runs out, as that of an endless schema."""
         assert self._closer is not None
-        if hints is not None and self._closer.close(native.deep_copy(), b"", hints) is None:
-            raise GrammarError("no short answer of this schema was found; is there one that ends?")
+        fuel = Fuel()
+        if hints is None or self._closer.close(native.deep_copy(), b"", hints, fuel) is not None:
+            return
+        if fuel.left < 0:
+            raise GrammarError("the schema takes too long to compile; give it simpler patterns, or shorter strings")
+        raise GrammarError("no short answer of this schema was found; is there one that ends?")
 
     def _hints(self, grammar: Grammar) -> list[list[int]] | None:
         """What a string may need before it can end: parts of its patterns, and texts that match them. None: no JSON."""
@@ -192,13 +235,13 @@ class GrammarCompiler:
             return [] if grammar.kind == "lark" and "%json" in grammar.source else None
         assert self._closer is not None
         patterns = patterns_of(json.loads(grammar.source))[:HINTS] if grammar.source else []
-        texts = []
+        texts, fuel = [], Fuel(HINT_FUEL)
         for pattern in patterns:
             texts += re.findall(r"[A-Za-z0-9 ]+|.", pattern)
             if pattern.startswith("^"):
                 continue
             try:
-                tokens = self._closer.close(self._native(Grammar("regex", pattern)), None)
+                tokens = self._closer.close(self._native(Grammar("regex", pattern)), None, (), fuel)
             except GrammarError:  # a pattern of its own may be beyond what it is inside its schema
                 continue
             texts.insert(0, b"".join(map(self._closer.spelling, tokens or [])).decode(errors="ignore"))
@@ -259,8 +302,21 @@ def _any_of(texts: Sequence[str]) -> str:
 
 
 def _failure(native: Any) -> GrammarError:
-    return GrammarError(f"the grammar cannot be used: {_first_line(native.get_error() or native.stop_reason())}")
+    return GrammarError(f"the grammar cannot be used: {_reason(native.get_error() or native.stop_reason())}")
 
 
-def _first_line(error: object) -> str:
-    return f"{str(error).strip().splitlines()[0] if str(error).strip() else 'unknown error':.200}"
+def _reason(error: object) -> str:
+    """What of llguidance's words says what is wrong, on one line."""
+    text = str(error).strip()
+    if found := _PATTERN_ERROR.search(text):
+        where = f" in {found['pattern']:.80}" if found["pattern"] else ""
+        return f"{found['reason']:.160}{where}"
+    line = text.splitlines()[0][:160] if text else "unknown error"
+    if line == "NoExtensionBias":
+        return "it allows no answer; does a rule or a $ref lead to nothing but itself?"
+    return f"{line}; make it simpler, its repetitions first" if _LIMIT_MET.search(line) else line
+
+
+# A pattern of one line stands between the two; a longer one is left out.
+_PATTERN_ERROR = re.compile(r"regex parse error:\n(?: {4}(?P<pattern>.*)\n[ ^]*\n)?(?:.*\n)*?error: (?P<reason>.*)")
+_LIMIT_MET = re.compile("too many|fuel|too large|limit")
