@@ -202,3 +202,30 @@ def test_anthropics_clients_get_their_own_shape() -> None:
     }  # fmt: skip
     assert late.body_for("/v1/chat/completions") == late.body()
     assert internal().anthropic_body()["error"]["type"] == "api_error"
+
+
+def test_what_failed_here_would_fail_again() -> None:
+    assert internal().headers == {"x-should-retry": "false"}
+
+
+FORM = {"type": "json_schema", "schema": {"type": "object"}}
+CALLED: dict[str, Any] = {"name": "f", "strict": True}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "form"),
+    [
+        ("chat", {}, None),
+        ("chat", {"response_format": {"type": "json_object"}}, "response_format"),
+        ("chat", {"structured_outputs": {"regex": "x"}}, "structured_outputs"),
+        ("chat", {"tools": [{"type": "function", "function": CALLED}]}, "tools"),
+        ("completions", {"response_format": {"type": "json_object"}}, "response_format"),
+        ("completions", {"structured_outputs": {"regex": "x"}}, "structured_outputs"),
+        ("responses", {"text": {"format": {**FORM, "name": "n"}}}, "text.format"),
+        ("responses", {"text": {"format": {**FORM, "name": "n"}}, "tools": [{"type": "function", **CALLED}]}, "tools"),
+        ("messages", {"output_config": {"format": FORM}}, "output_config.format"),
+    ],
+)
+def test_a_job_knows_which_field_its_grammar_is_from(endpoint: Any, fields: dict[str, Any], form: str | None) -> None:
+    found = job(endpoint, **fields)
+    assert found.form == form and (found.params.grammar is None) == (form is None)

@@ -34,13 +34,16 @@ def test_the_early_estimate_grows_with_what_is_in_the_way() -> None:
 def test_figures_go_on_where_a_new_engine_begins_at_nought() -> None:
     metrics = Metrics("m")
     for steps in (10, 25, 5, 6):
-        metrics.observe(Stats(at_s=0.0, steps=steps, kv_used=1, kv_total=4))
+        metrics.observe(Stats(at_s=0.0, steps=steps, compiled=steps, waiting=3, unprepared=2, kv_used=1, kv_total=4))
     metrics.restarted(1)
     metrics.finish(Timings(prompt_tokens=7, cached_tokens=3, completion_tokens=2), "deadline", 0.2, -0.1)
     metrics.refuse("overloaded")
     lines = metrics.text().decode().splitlines()
     for line in (
         'millis:engine_steps_total{model_name="m"} 31.0',
+        'millis:grammars_compiled_total{model_name="m"} 31.0',
+        'millis:num_requests_waiting{model_name="m"} 3.0',
+        'millis:num_requests_unprepared{model_name="m"} 2.0',
         'millis:engine_restarts_total{model_name="m"} 1.0',
         'millis:kv_cache_usage_perc{model_name="m"} 0.25',
         'millis:prefix_cache_queries_total{model_name="m"} 7.0',

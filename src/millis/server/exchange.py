@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from millis.server.api import endpoints
-from millis.server.api.errors import ApiError, from_error, internal
+from millis.server.api.errors import ApiError, from_error, internal, invalid
 from millis.server.api.job import Endpoint, Job, prompt_ids, with_deadline
 from millis.server.api.writer import Head
 from millis.server.client import Lost, Mailbox
@@ -92,6 +92,8 @@ class Answer:
         ids = await service.run(len(body), prompt_ids, job, tokenizer)
         self.tokenize_ms = 1000 * (time.monotonic() - began)
         self._check_lengths(ids)
+        if self.connection.gone:
+            raise ClientGone
         self.connection.on_gone = lambda: self.mailbox.put(Gone())
         await self.answer(job, ids, tokenizer)
 
@@ -125,12 +127,14 @@ class Answer:
         if isinstance(reply, Gone):
             raise ClientGone
         if isinstance(reply, Failed):
-            self.served.metrics.fail("failed")
+            self.served.metrics.fail(reply.code)
+            if reply.code == "invalid_grammar":
+                raise invalid(reply.message, self._form, reply.code)
             log.error("request %s failed in the engine", self.request_id)
             raise internal()
         if isinstance(reply, Lost):
             self.served.metrics.fail(reply.code)
-        return checked_reply(reply)
+        return checked_reply(reply, self._form)
 
     async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         """Sends the whole answer."""
@@ -152,6 +156,11 @@ class Answer:
     def error_event(self, error: ApiError) -> bytes:
         """What ends a stream that fails."""
         return b""
+
+    @property
+    def _form(self) -> str | None:
+        """The field that says of which form the answer is to be."""
+        return None if self.job is None else self.job.form
 
     def _told(self) -> Told:
         return Told(
@@ -204,22 +213,27 @@ async def read_body(receive: Receive, limit: int) -> bytes:
             return b"".join(parts)
 
 
-def checked_reply(reply: Any) -> Any:
-    """A reply of the engine that is an answer. ApiError: a refusal, or work that was lost."""
+def checked_reply(reply: Any, form: str | None = None) -> Any:
+    """A reply of the engine that is an answer. ApiError: a refusal, or work that was lost.
+
+    form: the field at fault where a grammar is.
+    """
     if isinstance(reply, Refused):
-        raise _refusal(reply)
+        raise _refusal(reply, form)
     if isinstance(reply, Lost):
         raise _lost(reply)
     return reply
 
 
-def _refusal(reply: Refused) -> ApiError:
+def _refusal(reply: Refused, form: str | None) -> ApiError:
     wait_s, predicted = reply.retry_after_s or 0.0, reply.predicted_ms or 0.0
     if reply.kind == "deadline_unmeetable":
         return from_error(DeadlineError(reply.message, predicted_ms=predicted, retry_after_s=wait_s))
     if reply.kind == "overloaded":
         return from_error(OverloadError(reply.message, retry_after_s=wait_s))
-    return ApiError(400, reply.message, code="invalid_value")
+    if reply.kind == "invalid_grammar":
+        return invalid(reply.message, form, reply.kind)
+    return invalid(reply.message, None)
 
 
 def _lost(reply: Lost) -> ApiError:

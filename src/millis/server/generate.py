@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from millis.server.api import endpoints
-from millis.server.api.errors import ApiError, deadline_exceeded
+from millis.server.api.errors import ApiError, deadline_exceeded, from_error
 from millis.server.api.job import Job, check_ids, choice_params
 from millis.server.api.writer import Writer
 from millis.server.exchange import Answer
 from millis.server.messages import Submit, Tokens
-from millis.server.service import DELIVERY_S
+from millis.server.service import DELIVERY_S, predicted_ms
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer
-from millis.types import FinishReason, Timings, TokenLogprob
+from millis.types import DeadlineError, FinishReason, Timings, TokenLogprob
 
 
 class Late:
@@ -69,13 +69,16 @@ class Generation(Answer):
             reply = await self.mailbox.get()
             sent = []
             while reply is not None:
-                if isinstance(reply, Late):
+                if not isinstance(reply, Late):
+                    data, ended = self._take(self.checked(reply))
+                    sent.append(data)
+                    left -= ended
+                elif job.params.grammar is not None:
+                    self._refuse_unbegun(job)
+                else:
                     sent.append(self._land())
                     left = 0
                     break
-                data, ended = self._take(self.checked(reply))
-                sent.append(data)
-                left -= ended
                 reply = self.mailbox.get_now()
             if job.stream:
                 await self._write(b"".join(sent), left)
@@ -123,8 +126,8 @@ class Generation(Answer):
         return work
 
     def _watch_deadline(self) -> None:
-        """Where the engine is held up, what there is goes out in time. JSON may be late: cut short it would be none."""
-        if self._job.deadline_ms is not None and self._job.params.grammar is None:
+        """Where the engine is held up, what there is goes out in time."""
+        if self._job.deadline_ms is not None:
             at_s = self.arrival_s + self._job.deadline_ms / 1000 - DELIVERY_S
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(at_s - time.monotonic(), self.mailbox.put, Late())
@@ -189,6 +192,14 @@ class Generation(Answer):
             sent += self._writer.feed(choice.index, choice.text.finish())
             sent += self._finish(choice, "deadline", Timings(prompt_tokens=choice.prompt_tokens))
         return sent
+
+    def _refuse_unbegun(self, job: Job) -> None:
+        """ApiError where a choice has no token yet. One that has may be late: cut short it had no form."""
+        if all(choice.done or choice.used for choice in self._choices.values()):
+            return
+        predicted = predicted_ms(self.served.client.stats, time.monotonic(), self.arrival_s, 0)
+        message = f"its grammar was not compiled within {job.deadline_ms:.0f} ms; allow more time, or simplify it"
+        raise from_error(DeadlineError(message, predicted_ms=predicted, retry_after_s=1.0))
 
     def _measure(self, choice: _Choice, tokens: int) -> None:
         metrics, now = self.served.metrics, time.monotonic()

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from millis.models.config import Head
 from millis.types import FinishReason, OnDeadline, Priority, SamplingParams, Timings, TokenLogprob
 
-RefusalKind = Literal["deadline_unmeetable", "overloaded", "invalid_request"]
+RefusalKind = Literal["deadline_unmeetable", "overloaded", "invalid_request", "invalid_grammar"]
+FailureCode = Literal["failed", "invalid_grammar"]
 LENGTH = struct.Struct("<I")
 MAX_FRAME_BYTES = 1 << 30
 
@@ -188,10 +189,14 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A request that could not be finished; id 0: the engine process itself could not start."""
+    """A request that could not be finished; id 0: the engine process itself could not start.
+
+    invalid_grammar: its grammar met a limit on the way, and `message` is for its client.
+    """
 
     id: int
     message: str
+    code: FailureCode = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +205,9 @@ class Stats:
 
     at_s: float
     running: int = 0
-    waiting: int = 0
+    waiting: int = 0  # for their first step
+    unprepared: int = 0  # of these: for a grammar to be compiled or an adapter to be read
+    compiled: int = 0  # grammars
     kv_used: int = 0  # pages
     kv_total: int = 0
     prefix_queries: int = 0  # prompt tokens looked up

@@ -27,6 +27,7 @@ class Connection:
 
     arrival_s: float
     on_gone: Callable[[], None] | None = None  # called once when the client has gone before the answer was complete
+    gone: bool = False
 
 
 class Protocol(HttpToolsProtocol):
@@ -59,6 +60,7 @@ class Protocol(HttpToolsProtocol):
         for cycle in [self.cycle, *(cycle for cycle, _ in self.pipeline)]:
             if cycle is not None and not cycle.response_complete:
                 connection: Connection = cycle.scope["millis"]  # type: ignore[typeddict-item]
+                connection.gone = True
                 if connection.on_gone is not None:
                     connection.on_gone()
         super().connection_lost(exc)

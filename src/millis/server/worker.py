@@ -10,7 +10,6 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from millis.server.messages import (
     Embed,
     EngineInfo,
     Failed,
+    FailureCode,
     LoadAdapter,
     Pin,
     Progress,
@@ -39,10 +39,19 @@ from millis.server.messages import (
     Vectors,
 )
 from millis.server.process import Line, Report, main
+from millis.server.turns import Turns
 from millis.tasks.embed import unit_vectors
 from millis.tasks.model import LanguageModel
 from millis.tasks.sentences import sentence_ends
-from millis.types import DeadlineError, MillisError, OverloadError, RequestError, SamplingParams, Timings
+from millis.types import (
+    DeadlineError,
+    GrammarError,
+    MillisError,
+    OverloadError,
+    RequestError,
+    SamplingParams,
+    Timings,
+)
 
 STATS_S = 0.1
 WARM_TOKENS = 8
@@ -63,9 +72,11 @@ class Worker:
         self._table: dict[int, Request] = {}  # those whose last event was not sent yet
         self._pins: list[Pin] = []
         self._embeds: deque[Embed] = deque()
-        self._compiling: set[int] = set()  # requests with a grammar that are not admitted yet
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammars")
-        self._changed = threading.Lock()  # guards the four above
+        # What a grammar is to be compiled or an adapter to be read for, and which of it is under way and still wanted.
+        self._unprepared: Turns[Submit | Score | LoadAdapter] = Turns(lm.config.max_waiting)
+        self._preparing: int | None = None
+        self._preparer = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self._changed = threading.Lock()  # guards the five above
         self._stats_s = 0.0
         self._drafted = self._accepted = 0
 
@@ -77,7 +88,7 @@ class Worker:
         request = self.engine.submit([0], SamplingParams(max_tokens=WARM_TOKENS, ignore_eos=True))
         while request.finish_reason is None:
             self.engine.step()
-        prepared = self._compiler.submit(self._grammars.prepare)
+        prepared = self._preparer.submit(self._grammars.prepare)
         if not again:
             prepared.result()
         self.engine.calibrate(quick=again)
@@ -157,7 +168,8 @@ class Worker:
                 self._accepted += request.timings.accepted_tokens
             if request.error is not None:
                 if reason is not None:
-                    items.append(Failed(number, str(request.error)))
+                    code: FailureCode = "invalid_grammar" if isinstance(request.error, GrammarError) else "failed"
+                    items.append(Failed(number, str(request.error), code))
             elif request.score is not None:
                 if reason is not None:
                     items.append(_scores(number, request))
@@ -183,11 +195,15 @@ class Worker:
             return
         self._stats_s = now
         load, costs, chunk = self.engine.load(), self.engine.costs, self.engine.runner.max_tokens
+        with self._changed:
+            unprepared = len(self._unprepared)
         self.send(
             Stats(
                 at_s=now,
                 running=load.running,
-                waiting=load.waiting,
+                waiting=load.waiting + unprepared,
+                unprepared=unprepared,
+                compiled=self._grammars.compiled,
                 kv_used=load.pages - load.free_pages,
                 kv_total=load.pages,
                 drafted=self._drafted,
@@ -206,11 +222,18 @@ class Worker:
         """Admits, refuses and cancels, also while a step runs."""
         match message:
             case Submit():
-                self._prepared(message, self._submit, message.params.grammar is None)
+                grammar = message.params.grammar
+                if self._adapters.ready(message.adapter) and (grammar is None or self._grammars.ready(grammar)):
+                    self._admit(message)
+                else:
+                    self._queue(message, message.tenant)
             case Score():
-                self._prepared(message, self._submit_score, True)
+                if self._adapters.ready(message.adapter):
+                    self._admit(message)
+                else:
+                    self._queue(message, message.tenant)
             case LoadAdapter():
-                self._compiler.submit(self._adapt, message)
+                self._queue(message, None)
             case UnloadAdapter():
                 self._adapt(message)
             case Pin():
@@ -222,21 +245,54 @@ class Worker:
             case Cancel(number):
                 with self._changed:
                     request = self._table.get(number)
-                    self._compiling.discard(number)
+                    self._unprepared.drop(number)
+                    if self._preparing == number:
+                        self._preparing = None
                 if request is not None:
                     self.engine.cancel(request, wait=False)
             case _:
                 raise TypeError(f"the engine process understands no {type(message).__name__}")
         self._wake.set()
 
-    def _prepared(self, job: Submit | Score, submit: Callable[[Any], Request], plain: bool) -> None:
-        """Admits a request at once or, where a grammar or an adapter is to be prepared, when that is done."""
-        if plain and self._adapters.ready(job.adapter):
-            self._admit(job, submit)
-            return
+    def _queue(self, job: Submit | Score | LoadAdapter, tenant: str | None) -> None:
+        """Has a job prepared when it is its turn. None: what no tenant asks for."""
         with self._changed:
-            self._compiling.add(job.id)
-        self._compiler.submit(self._compile, job, submit)
+            surplus = self._unprepared.add(tenant, job.id, job)
+            waiting = len(self._unprepared)
+        if surplus is None:
+            self._preparer.submit(self._prepare)
+        else:
+            message = f"{waiting} requests wait for a grammar or an adapter already; try again"
+            self._refuse(Refused(surplus.id, "overloaded", message, None, 1.0))
+
+    def _prepare(self) -> None:
+        """Compiles and reads for the job whose turn it is, and admits it. That may take long; others go on.
+
+        Nothing is done for those that were cancelled or are late already.
+        """
+        with self._changed:
+            job = self._unprepared.next()
+            self._preparing = None if job is None else job.id
+        if job is None:
+            return
+        try:
+            if isinstance(job, LoadAdapter):
+                self._adapt(job)
+            elif job.deadline_s is not None and time.monotonic() >= job.deadline_s:
+                total_ms = 1000 * (time.monotonic() - job.arrival_s)
+                message = "no time was left to prepare its grammar or adapter"
+                self._refuse(Refused(job.id, "deadline_unmeetable", message, total_ms, 1.0))
+            else:
+                self._admit(job)
+        except Exception as error:
+            self.send(Batch([Failed(job.id, type(error).__name__)]))
+        with self._changed:
+            request = self._table.get(job.id)
+            wanted = self._preparing == job.id
+            self._preparing = None
+        if request is not None and not wanted:
+            self.engine.cancel(request, wait=False)
+        self._wake.set()
 
     def _adapt(self, message: LoadAdapter | UnloadAdapter) -> None:
         try:
@@ -278,26 +334,17 @@ class Worker:
             adapter=self._adapter(job.adapter),
         )
 
-    def _compile(self, job: Submit | Score, submit: Callable[[Any], Request]) -> None:
-        """Admits a request with a grammar or an adapter. That may take long, and others must not wait for it."""
-        self._admit(job, submit)
-        with self._changed:
-            request = self._table.get(job.id)
-            wanted = job.id in self._compiling
-            self._compiling.discard(job.id)
-        if request is not None and not wanted:
-            self.engine.cancel(request, wait=False)
-        self._wake.set()
-
-    def _admit(self, job: Any, submit: Callable[[Any], Request]) -> None:
+    def _admit(self, job: Submit | Score) -> None:
         try:
-            request = submit(job)
+            request = self._submit(job) if isinstance(job, Submit) else self._submit_score(job)
             with self._changed:
                 self._table[job.id] = request
         except DeadlineError as error:
             self._refuse(Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, error.retry_after_s))
         except OverloadError as error:
             self._refuse(Refused(job.id, "overloaded", str(error), None, error.retry_after_s))
+        except GrammarError as error:
+            self._refuse(Refused(job.id, "invalid_grammar", str(error)))
         except MillisError as error:
             self._refuse(Refused(job.id, "invalid_request", str(error)))
 

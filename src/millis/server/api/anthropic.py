@@ -10,7 +10,7 @@ from pydantic import Field
 from millis.server.api.body import Body, Request, Wire, read
 from millis.server.api.conversation import bounded
 from millis.server.api.errors import invalid
-from millis.server.api.fields import Deadline, Stop, json_grammar, schedule, stop_texts
+from millis.server.api.fields import Deadline, Stop, form_field, json_grammar, schedule, stop_texts
 from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
 from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool
 from millis.types import Grammar, SamplingParams
@@ -149,6 +149,8 @@ def parse_messages(body: Body, limits: Limits) -> Job:
     """ApiError 400 names the field at fault."""
     request = read(MessagesRequest, body)
     conversation, tools, choice = _conversation(request, limits)
+    answer = _grammar(request.output_config, limits)
+    grammar = call_grammar(tools, choice, answer)
     return Job(
         endpoint="messages",
         kind="generate",
@@ -160,8 +162,9 @@ def parse_messages(body: Body, limits: Limits) -> Job:
             top_p=1.0 if request.top_p is None else request.top_p,
             top_k=request.top_k or 0,
             stop=stop_texts(request.stop_sequences, limits, "stop_sequences"),
-            grammar=call_grammar(tools, choice, _grammar(request.output_config, limits)),
+            grammar=grammar,
         ),
+        form=form_field(grammar, answer, "output_config.format"),
         stream=request.stream or False,
         tools=tools,
         tool_choice=choice,

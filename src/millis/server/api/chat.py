@@ -10,7 +10,16 @@ from pydantic import Field
 from millis.server.api.body import Body, No, Wire, Yes, read
 from millis.server.api.conversation import Message, conversation
 from millis.server.api.errors import invalid, unsupported
-from millis.server.api.fields import COMMON_REFUSED, Metadata, Sampling, StreamOptions, json_grammar, sampling, schedule
+from millis.server.api.fields import (
+    COMMON_REFUSED,
+    Metadata,
+    Sampling,
+    StreamOptions,
+    form_field,
+    json_grammar,
+    sampling,
+    schedule,
+)
 from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
 from millis.server.api.logprobs import chat_logprobs
 from millis.server.api.tool_parser import Call, Piece
@@ -119,6 +128,7 @@ def parse_chat(body: Body, limits: Limits) -> Job:
     answer = answer_grammar(request.response_format, limits)
     messages = conversation(request.messages, limits)
     shown = [openai_tool(tool) for tool in tools] if choice.mode != "none" else []
+    grammar = call_grammar(tools, choice, answer)
     max_tokens = _max_tokens(request)
     return Job(
         endpoint="chat",
@@ -129,9 +139,10 @@ def parse_chat(body: Body, limits: Limits) -> Job:
             request,
             limits,
             max_tokens=max_tokens,
-            grammar=call_grammar(tools, choice, answer),
+            grammar=grammar,
             logprobs=_logprobs(request),
         ),
+        form=form_field(grammar, answer, "response_format", request),
         open_ended=max_tokens is None,
         n=choices(request.n, limits),
         stream=request.stream or False,

@@ -11,7 +11,7 @@ from millis.server.api.body import Body, No, read
 from millis.server.api.chat import ResponseFormat, answer_grammar, choices, include_usage
 from millis.server.api.conversation import check_length
 from millis.server.api.errors import invalid
-from millis.server.api.fields import COMMON_REFUSED, Sampling, StreamOptions, sampling, schedule
+from millis.server.api.fields import COMMON_REFUSED, Sampling, StreamOptions, form_field, sampling, schedule
 from millis.server.api.job import Job, Limits, Prompt
 from millis.server.api.logprobs import completion_logprobs
 from millis.server.api.tool_parser import Piece
@@ -55,6 +55,7 @@ class CompletionRequest(Sampling):
 def parse_completion(body: Body, limits: Limits) -> Job:
     """ApiError 400 names the field at fault."""
     request = read(CompletionRequest, body)
+    grammar = answer_grammar(request.response_format, limits)
     return Job(
         endpoint="completions",
         kind="generate",
@@ -64,9 +65,10 @@ def parse_completion(body: Body, limits: Limits) -> Job:
             request,
             limits,
             max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
-            grammar=answer_grammar(request.response_format, limits),
+            grammar=grammar,
             logprobs=request.logprobs,
         ),
+        form=form_field(grammar, grammar, "response_format", request),
         n=choices(request.n, limits),
         stream=request.stream or False,
         include_usage=include_usage(request.stream, request.stream_options),

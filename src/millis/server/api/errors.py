@@ -127,8 +127,10 @@ def from_error(error: MillisError) -> ApiError:
 
 
 def internal() -> ApiError:
-    """What is said of a failure whose cause is ours: nothing of its inside."""
-    return ApiError(500, "the server failed on this request; try again", type="server_error", code="internal_error")
+    """What is said of a failure whose cause is ours: nothing of its inside. The same request would fail again."""
+    message = "the server failed on this request; its log has a line with the request's id"
+    headers = {"x-should-retry": "false"}
+    return ApiError(500, message, type="server_error", code="internal_error", headers=headers)
 
 
 def _retry(seconds: float) -> dict[str, str]:

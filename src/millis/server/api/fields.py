@@ -178,6 +178,15 @@ def structured(given: StructuredOutputs | None, limits: Limits) -> Grammar | Non
     return Grammar("lark", _bounded(given.grammar or "", limits, where))
 
 
+def form_field(
+    grammar: Grammar | None, answer: Grammar | None, field: str, request: Sampling | None = None
+) -> str | None:
+    """The field that an answer's form comes from. grammar: what `answer`, which is that of `field`, and tools make."""
+    if grammar is not None:
+        return field if grammar is answer else "tools"
+    return None if request is None or request.structured_outputs is None else "structured_outputs"
+
+
 def json_grammar(schema: Mapping[str, Any], limits: Limits, where: str) -> Grammar:
     """The grammar of a JSON schema. Properties keep their order: answers are written in it."""
     return Grammar("json_schema", _bounded(compact(schema), limits, where))

@@ -91,6 +91,7 @@ class Job:
     model: str | None  # None: whatever is served (only /tokenize and /detokenize)
     prompts: tuple[Prompt, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
+    form: str | None = None  # the field of the body that the answer's grammar comes from
     open_ended: bool = False  # no max_tokens was given: as many as the context holds
     n: int = 1
     stream: bool = False

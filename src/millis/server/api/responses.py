@@ -11,7 +11,7 @@ from millis.server.api.body import Body, No, Wire, read
 from millis.server.api.chat import NO_AUDIO, JsonObjectFormat, TextFormat
 from millis.server.api.conversation import bounded, called
 from millis.server.api.errors import invalid, unsupported
-from millis.server.api.fields import COMMON_REFUSED, Metadata, Sampling, json_grammar, sampling, schedule
+from millis.server.api.fields import COMMON_REFUSED, Metadata, Sampling, form_field, json_grammar, sampling, schedule
 from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
 from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool, parameters
 from millis.types import Grammar
@@ -170,6 +170,8 @@ def parse_response(body: Body, limits: Limits) -> Job:
         raise unsupported("structured_outputs", "not together with tools; use text.format or tool_choice=none")
     if request.top_logprobs is not None and not request.include:
         raise invalid(f"top_logprobs needs include=[{_LOGPROBS!r}]", "top_logprobs")
+    answer = _grammar(request.text, limits)
+    grammar = call_grammar(tools, choice, answer)
     shown = [openai_tool(tool) for tool in tools] if choice.mode != "none" else []
     return Job(
         endpoint="responses",
@@ -180,9 +182,10 @@ def parse_response(body: Body, limits: Limits) -> Job:
             request,
             limits,
             max_tokens=request.max_output_tokens,
-            grammar=call_grammar(tools, choice, _grammar(request.text, limits)),
+            grammar=grammar,
             logprobs=(request.top_logprobs or 0) if request.include else None,
         ),
+        form=form_field(grammar, answer, "text.format", request),
         open_ended=request.max_output_tokens is None,
         stream=request.stream or False,
         tools=tools,
