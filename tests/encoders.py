@@ -1,4 +1,4 @@
-"""Tiny random encoders of every family, with a tokenizer, in folders that transformers wrote."""
+"""Tiny random encoders of every family and decoders that read, with a tokenizer, in folders that transformers wrote."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -68,6 +69,29 @@ def tiny(family: str, head: bool = True, **changes: Any) -> Any:
                 parameter.normal_(0, 0.3)
             else:
                 parameter.normal_(0, 1)
+    return model
+
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "Llama": {"num_key_value_heads": 2},
+    "Qwen2": {"num_key_value_heads": 2},
+    "Qwen3": {"num_key_value_heads": 2, "head_dim": 32},
+    "Gemma3Text": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8},
+    "GPT2": {},
+}
+
+
+def decoder(stem: str, head: bool = True, **changes: Any) -> Any:
+    """A random decoder without an output matrix: its body, or that under a classifier's head."""
+    labels = {"id2label": LABELS, "label2id": {label: i for i, label in LABELS.items()}} if head else {}
+    special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{stem}Config")(**{**SIZES, **DECODERS[stem], **special, **labels, **changes})
+    model = getattr(transformers, stem + ("ForSequenceClassification" if head else "Model"))(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.normal_(1, 0.3)
     return model
 
 

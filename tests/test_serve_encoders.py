@@ -15,7 +15,7 @@ import openai
 import pytest
 from transformers import AutoTokenizer
 
-from encoders import CONTEXT, LABELS, hidden, logits, save, tiny
+from encoders import CONTEXT, LABELS, decoder, hidden, logits, save, tiny
 from gguf_files import DROP, HIDDEN, write_tiny
 from serving import CHAT, Server, chat, until
 from shell import error_line, millis
@@ -31,20 +31,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     vocabulary = bpe() | {"tokenizer.ggml.scores": DROP, ".context_length": 256}
     size = len(vocabulary["tokenizer.ggml.tokens"])
     write_tiny(root / "tiny.gguf", keys=vocabulary, tensors={"token_embd.weight": (size, HIDDEN)})
-    body, head, many = (root / name for name in ("body", "head", "many"))
+    body, head, many, causal = (root / name for name in ("body", "head", "many", "causal"))
+    save(decoder("Llama"), causal)
     save(tiny("bert", head=False), body)
     save(tiny("bert"), head)
     save(tiny("distilbert", problem_type="multi_label_classification"), many)
-    return {"lm": root / "tiny.gguf", "body": body, "head": head, "many": many}
+    return {"lm": root / "tiny.gguf", "body": body, "head": head, "many": many, "causal": causal}
 
 
 @pytest.fixture(scope="module")
 def server(folders: dict[str, Path]) -> Iterator[Server]:
-    """A model that writes, and three that read."""
+    """A model that writes, and four that read, a decoder among them."""
     beside = [
         f"--encoder={folders['body']}",
         f"--encoder=intents={folders['head']}",
         f"--encoder=many={folders['many']}",
+        f"--encoder=causal={folders['causal']}",
     ]
     with Server(folders["lm"], *EXACT, *beside) as running:
         yield running
@@ -113,6 +115,19 @@ def test_a_trained_head_says_its_labels(server: Server, folders: dict[str, Path]
     assert several["probs"] == pytest.approx(independent.tolist(), abs=2e-5)
 
 
+def test_a_decoder_says_its_labels_and_keeps_deadlines(server: Server, folders: dict[str, Path]) -> None:
+    model, ids = decoder("Llama"), [ids_of(folders["causal"], text) for text in TEXTS]
+    found = server.json("/v1/classify", {"model": "causal", "input": TEXTS, "deadline_ms": 5000})[1]
+    for one, text in zip(found["data"], ids, strict=True):
+        assert one["probs"] == pytest.approx(softmax(logits(model, text)).tolist(), abs=2e-5)
+    vector = server.json("/v1/embeddings", {"model": "causal", "input": TEXTS[0]})[1]["data"][0]["embedding"]
+    mean = hidden(model, ids[0]).mean(0)
+    np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-5)
+    late = {"model": "causal", "input": ["where is my parcel " * 12] * 400, "deadline_ms": 2}
+    status, refused = server.json("/v1/classify", late)
+    assert status == 503 and refused["error"]["code"] == "deadline_unmeetable"
+
+
 def test_long_texts_are_cut_where_that_is_said(server: Server, folders: dict[str, Path]) -> None:
     long = "parcel " * 100
     cut = ids_of(folders["head"], long, truncation=True, max_length=CONTEXT)
@@ -164,7 +179,7 @@ def test_what_a_model_does_not_do_is_refused(server: Server, path: str, body: An
 
 def test_models_say_what_they_answer(server: Server, alone: Server) -> None:
     models = {one["id"]: one for one in server.json("/v1/models")[1]["data"]}
-    assert list(models) == ["m", "body", "intents", "many"]
+    assert list(models) == ["m", "body", "intents", "many", "causal"]
     assert CHAT in models["m"]["endpoints"] and CHAT not in models["intents"]["endpoints"]
     assert "/v1/classify" in models["intents"]["endpoints"] and "/v1/classify" not in models["body"]["endpoints"]
     assert models["intents"]["labels"] == list(LABELS.values()) and "labels" not in models["m"]
@@ -191,7 +206,7 @@ def test_deadlines_and_figures(server: Server) -> None:
     assert server.metric("requests_refused_total", model_name="body", reason="deadline_unmeetable") == 1
     assert server.metric("deadlines_met_total", model_name="intents") == 1
     assert server.metric("request_success_total", model_name="intents") > 0
-    assert server.metric("engine_up") == 4 and server.metric("step_actual_seconds", model_name="body") > 0
+    assert server.metric("engine_up") == 5 and server.metric("step_actual_seconds", model_name="body") > 0
 
 
 def test_requests_at_once_are_each_answered_with_their_own(server: Server) -> None:

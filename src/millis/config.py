@@ -47,9 +47,9 @@ class EngineConfig:
     isa: str = field(default_factory=_environment_isa)
     """Instruction set of the kernels; unless given, the environment's MILLIS_ISA, otherwise "auto": the best here."""
     precision: Precision = "fast"
-    """fast: activations of two bytes, or bfloat16 in long prompts, and an f16 cache; an encoder's weights and
-    activations in one byte each, which share scales. int8: activations of one byte in models that write, too, as most
-    engines have them; quicker prompts and batches, and now and then another word. exact: float32, for checks."""
+    """fast: activations of two bytes, or bfloat16 in long prompts, and an f16 cache; weights of models that read in one
+    byte each, which share scales, and an encoder's activations, too. int8: activations of one byte in decoders, too, as
+    most engines have them; quicker prompts and batches, and now and then another word. exact: float32, for checks."""
     screen: bool = True
     """Read of a large output matrix only what may decide. Greedy choices stay the same, to six standard deviations of
     what is left out; draws too, but for tokens of less than 6e-6 of the best one's probability."""

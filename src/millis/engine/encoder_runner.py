@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import chain
 
@@ -21,17 +22,49 @@ OUTPUT_ROWS = 64  # texts whose head is computed at once
 Ids = Sequence[Sequence[int]]  # of each text
 
 
-class EncoderRunner:
-    """Raises ModelError when the weights do not fit the plan or the machine's memory. Calls from threads take turns.
+class Reader(ABC):
+    """What makes vectors and logits of texts. Calls from several threads take turns.
 
     ngrams: what is added to the head's logits. suffix: how many tokens the tokenizer puts behind a text.
     """
 
+    max_tokens: int  # of a step
+    isa: str  # the instruction set in use
+    weight_bytes: int  # of the packed weights
+
+    def __init__(self, context: int, ngrams: Ngrams | None, suffix: int) -> None:
+        self.context = context  # tokens of a text that the network reads,
+        self.reads = context if ngrams is None else max(context, TOKENS)  # and that `logits` looks at
+        self._ngrams, self._suffix = ngrams, suffix
+
+    def embeddings(self, ids: Ids, types: Ids | None = None) -> NDArray[np.float32]:
+        """[N, width] the pooled hidden states of each text. types: the kind of each token, 0 unless given."""
+        return self._run(ids, types, head=False)
+
+    def logits(self, ids: Ids, types: Ids | None = None) -> NDArray[np.float32]:
+        """[N, labels] what the head makes of each text, of which the network reads no more than the context."""
+        found = self._run([self.cut(text) for text in ids], types and [self.cut(text) for text in types], head=True)
+        if self._ngrams is not None:
+            found = found + np.stack([self._ngrams.logits(text) for text in ids])
+        return found
+
+    def cut(self, text: Sequence[int]) -> Sequence[int]:
+        """A text's beginning and what belongs behind it, as many tokens as the network reads."""
+        if len(text) <= self.context:
+            return text
+        return [*text[: self.context - self._suffix], *text[len(text) - self._suffix :]]
+
+    @abstractmethod
+    def _run(self, ids: Ids, types: Ids | None, head: bool) -> NDArray[np.float32]:
+        """The rows that `logits`, where `head`, or `embeddings` give. ValueError: ids or types that cannot be."""
+
+
+class EncoderRunner(Reader):
+    """Raises ModelError when the weights do not fit the plan or the machine's memory."""
+
     def __init__(self, model: Model, config: EngineConfig, ngrams: Ngrams | None = None, suffix: int = 1) -> None:
         plan = model.plan
-        self.context = plan.context  # tokens of a text that the network reads,
-        self.reads = plan.context if ngrams is None else max(plan.context, TOKENS)  # and that `logits` looks at
-        self._ngrams, self._suffix = ngrams, suffix
+        super().__init__(plan.context, ngrams, suffix)
         self.max_tokens = max(config.max_batch_tokens, plan.context)
         try:
             self._runtime = _native.Runtime(
@@ -54,33 +87,7 @@ class EncoderRunner:
             raise ModelError(f"{model.checkpoint.path}: {error}") from None
         except MemoryError:
             raise ModelError(f"{model.checkpoint.path}: not enough memory for the weights") from None
-
-    @property
-    def isa(self) -> str:
-        """The instruction set in use."""
-        return str(self._runtime.isa)
-
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the packed weights."""
-        return int(self._runtime.weight_bytes)
-
-    def embeddings(self, ids: Ids, types: Ids | None = None) -> NDArray[np.float32]:
-        """[N, width] the pooled hidden states of each text. types: the kind of each token, 0 unless given."""
-        return self._run(ids, types, head=False)
-
-    def logits(self, ids: Ids, types: Ids | None = None) -> NDArray[np.float32]:
-        """[N, labels] what the head makes of each text, of which the network reads no more than the context."""
-        found = self._run([self.cut(text) for text in ids], types and [self.cut(text) for text in types], head=True)
-        if self._ngrams is not None:
-            found = found + np.stack([self._ngrams.logits(text) for text in ids])
-        return found
-
-    def cut(self, text: Sequence[int]) -> Sequence[int]:
-        """A text's beginning and what belongs behind it, as many tokens as the network reads."""
-        if len(text) <= self.context:
-            return text
-        return [*text[: self.context - self._suffix], *text[len(text) - self._suffix :]]
+        self.isa, self.weight_bytes = str(self._runtime.isa), int(self._runtime.weight_bytes)
 
     def _run(self, ids: Ids, types: Ids | None, head: bool) -> NDArray[np.float32]:
         if len(ids) == 1:  # the fastest way is the one of a single request

@@ -1,4 +1,4 @@
-"""The mean of a text's final hidden states: its embedding by a model that was made to write."""
+"""A text's final hidden states in a decoder as one vector: their mean, or the last of them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,27 @@ def groups(prompts: Prompts, runner: HiddenRunner, pages: int) -> Iterator[Promp
 def mean_hidden(runner: HiddenRunner, group: Prompts, pages: Sequence[int]) -> NDArray[np.float32]:
     """[N, width] the mean hidden state of each prompt of a group; one that is longer than a step runs in pieces."""
     if len(group) == 1:
-        return _sum_alone(runner, group[0], pages)[None] / np.float32(len(group[0]))
+        total = sum(states.sum(axis=0) for states in _pieces(runner, group[0], pages))
+        return np.asarray(total, np.float32)[None] / np.float32(len(group[0]))
+    states, ends = _together(runner, group, pages)
+    begins = np.concatenate([[0], ends[:-1]])
+    sums = np.add.reduceat(states, begins, axis=0, dtype=np.float32)
+    return np.asarray(sums / (ends - begins)[:, None], np.float32)
+
+
+def last_hidden(runner: HiddenRunner, group: Prompts, pages: Sequence[int]) -> NDArray[np.float32]:
+    """[N, width] the hidden state behind the last token of each prompt of a group, run as `mean_hidden` does."""
+    if len(group) == 1:
+        *_, states = _pieces(runner, group[0], pages)
+        return states[-1:]
+    states, ends = _together(runner, group, pages)
+    return states[ends - 1]
+
+
+def _together(
+    runner: HiddenRunner, group: Prompts, pages: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The states of all prompts in a row, and where each prompt's end."""
     counts = [-(-len(prompt) // runner.page_tokens) for prompt in group]
     tables = np.full((len(group), max(counts)), -1, np.int32)
     taken = 0
@@ -54,18 +74,12 @@ def mean_hidden(runner: HiddenRunner, group: Prompts, pages: Sequence[int]) -> N
     lengths = np.asarray([len(prompt) for prompt in group], np.int32)
     tokens = np.asarray([token for prompt in group for token in prompt], np.int32)
     states = runner.hidden(Batch(tokens, np.zeros(len(group), np.int32), lengths, tables))
-    begins = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    sums = np.add.reduceat(states, begins, axis=0, dtype=np.float32)
-    return np.asarray(sums / lengths[:, None], np.float32)
+    return states, np.cumsum(lengths, dtype=np.int32)
 
 
-def _sum_alone(runner: HiddenRunner, prompt: Sequence[int], pages: Sequence[int]) -> NDArray[np.float32]:
+def _pieces(runner: HiddenRunner, prompt: Sequence[int], pages: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    """The states of a prompt, in as many steps as it takes."""
     table = np.asarray([pages], np.int32)
-    total: NDArray[np.float32] | None = None
     for at in range(0, len(prompt), runner.max_tokens):
         part = np.asarray(prompt[at : at + runner.max_tokens], np.int32)
-        batch = Batch(part, np.asarray([at], np.int32), np.asarray([len(part)], np.int32), table)
-        summed = runner.hidden(batch).sum(axis=0)
-        total = summed if total is None else total + summed
-    assert total is not None
-    return total
+        yield runner.hidden(Batch(part, np.asarray([at], np.int32), np.asarray([len(part)], np.int32), table))

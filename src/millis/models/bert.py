@@ -16,6 +16,7 @@ from millis.models.tensor import Tensor
 
 def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> Plan:
     """The plan for sequences of up to `context` tokens, each of which needs a learned position."""
+    assert config.pooling != "last"
     types = "token_types.weight" if config.token_types else None
     ops: list[Op] = [
         Embed(out="r", weight="token_embd.weight", positions="position_embd.weight", types=types),

@@ -1,12 +1,7 @@
-"""Hugging Face folders of BERT's family: names under which each keeps its weights, settings, head and pooling.
-
-Beside config.json and the weights, folders of sentence-transformers say how a text becomes one vector: modules.json,
-the Pooling module's config.json, and sentence_bert_config.json for the longest text.
-"""
+"""Hugging Face folders of BERT's family: names under which each keeps its weights, its settings and its head."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,16 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from millis.models.checkpoint import Checkpoint
-from millis.models.config import Head, ModelConfig
+from millis.models.config import ModelConfig, Pooling
 from millis.models.huggingface_config import Settings, check_activation, divide, refuse_settings
-from millis.models.mapped import map_file, read_json
+from millis.models.reader_folder import head_of, longest_text, pooling_of
 from millis.models.safetensors import read_folder_tensors
 from millis.models.tensor import Tensor
 from millis.models.tensors_expected import check_config, check_tensors
 from millis.types import FormatError
 
-_MAX_JSON_BYTES = 1 << 20
-_MAX_TOKENIZER_BYTES = 16 << 20
 _HIDDEN_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
@@ -31,6 +24,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("absolute",),
     "quantization_config": (),
 }
+_POOLINGS: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +159,10 @@ def _config(family: _Family, settings: Settings, path: Path) -> ModelConfig:
         activation=_HIDDEN_ACTIVATIONS[settings.get(keys["activation"]) or "gelu"],  # type: ignore[arg-type]
         attention_bias=True,
         token_types=types if family.types else 0,
-        pooling=_pooling(path),
-        text_tokens=_longest_text(path),
-        head=_head(settings, family),
+        pooling=pooling_of(path, _POOLINGS),
+        reads=True,
+        text_tokens=longest_text(path),
+        head=head_of(settings, family.activation),
     )
     check_config(config)
     return config
@@ -205,103 +200,3 @@ def _name(theirs: str, family: _Family) -> str | None:
     if part in family.outside and kind in ("weight", "bias"):
         return f"{family.outside[part]}.{kind}"
     raise FormatError(f"the tensor {theirs!r} has no place in a {family.prefix[:-1]} encoder as Millis knows it")
-
-
-def _head(settings: Settings, family: _Family) -> Head | None:
-    """The classifier that config.json's architecture says there is. FormatError for a head of another kind."""
-    names = settings.get("architectures") or ["Model"]
-    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-        raise FormatError(f"config.json: architectures must list one name, not {names!r:.80}")
-    if names[0].endswith(("Model", "ForMaskedLM", "ForPreTraining")):
-        return None
-    if not names[0].endswith("ForSequenceClassification"):
-        raise FormatError(f"config.json: {names[0]!r:.60} has a head that Millis does not run; it runs classifiers")
-    labels = _labels(settings)
-    return Head(labels=labels, problem=_problem(settings, len(labels)), activation=family.activation)
-
-
-def _labels(settings: Settings) -> tuple[str, ...]:
-    """Their names in the order of the logits; LABEL_0, LABEL_1 where config.json names none, as transformers has it."""
-    found = settings.get("id2label")
-    count = settings.whole("num_labels", len(found) if isinstance(found, dict) else 2)
-    if found is None:
-        return tuple(f"LABEL_{index}" for index in range(count))
-    if not isinstance(found, dict) or sorted(found) != sorted(str(index) for index in range(count)):
-        raise FormatError(f"config.json: id2label must name the labels 0 to {count - 1}, each once")
-    labels = tuple(found[str(index)] for index in range(count))
-    if not all(isinstance(label, str) and label for label in labels) or len(set(labels)) != count:
-        raise FormatError("config.json: id2label must give each label a name of its own")
-    return labels
-
-
-def _problem(settings: Settings, labels: int) -> Literal["single_label", "multi_label", "regression"]:
-    kinds: dict[str, Literal["single_label", "multi_label", "regression"]] = {
-        "single_label_classification": "single_label",
-        "multi_label_classification": "multi_label",
-        "regression": "regression",
-    }
-    kind = settings.get("problem_type")
-    if kind is None:
-        return "regression" if labels == 1 else "single_label"
-    if kind not in kinds:
-        raise FormatError(f"config.json: the problem_type {kind!r:.40} is not one of {', '.join(kinds)}")
-    return kinds[kind]
-
-
-def _pooling(path: Path) -> Literal["mean", "first"]:
-    """What modules.json asks for, the mean where there is none. FormatError for what Millis does not compute."""
-    file = path / "modules.json"
-    if not file.is_file():
-        return "mean"
-    folder = None
-    for module in _modules(file):
-        kind = str(module.get("type")).rpartition(".")[2]
-        if kind == "Pooling":
-            folder = module.get("path")
-        elif kind not in ("Transformer", "Normalize"):
-            raise FormatError(f"modules.json: Millis does not run the module {kind!r:.40}")
-    if folder is None:
-        return "mean"
-    if not isinstance(folder, str) or Path(folder).name != folder:
-        raise FormatError(f"modules.json: the path {folder!r:.60} must name a folder beside it")
-    return _pooling_mode(read_json(path / folder / "config.json", _MAX_JSON_BYTES))
-
-
-def _modules(file: Path) -> list[dict[str, Any]]:
-    data = map_file(file)
-    try:
-        found = json.loads(data[:_MAX_JSON_BYTES].tobytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{file.name} is not valid JSON: {error}") from None
-    if not isinstance(found, list) or not all(isinstance(module, dict) for module in found):
-        raise FormatError(f"{file.name} must be a list of objects")
-    return found
-
-
-def _pooling_mode(values: Mapping[str, Any]) -> Literal["mean", "first"]:
-    modes: dict[str, Literal["mean", "first"]] = {
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_cls_token": "first",
-    }
-    chosen = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
-    if len(chosen) != 1 or chosen[0] not in modes:
-        raise FormatError(f"the pooling {' with '.join(chosen) or 'none'} is not one of {', '.join(modes)}")
-    return modes[chosen[0]]
-
-
-def _longest_text(path: Path) -> int | None:
-    """What the folder says of the longest text: sentence-transformers' file, or else the tokenizer's.
-
-    There an absurdly large number means that nothing is known, and is no limit beside the context.
-    """
-    file, name = path / "sentence_bert_config.json", "max_seq_length"
-    if not file.is_file():
-        file, name = path / "tokenizer_config.json", "model_max_length"
-    if not file.is_file():
-        return None
-    found = read_json(file, _MAX_TOKENIZER_BYTES).get(name)
-    if isinstance(found, float) and found.is_integer():
-        found = int(found)
-    if found is not None and (type(found) is not int or found < 1):
-        raise FormatError(f"{file.name}: {name} must be a positive number, not {found!r:.40}")
-    return found

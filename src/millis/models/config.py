@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Architecture = Literal["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert", "t5", "marian"]
+Pooling = Literal["mean", "first", "last"]  # of a text's hidden states; the first is bert's, the last a decoder's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class Head:
 
     labels: tuple[str, ...]
     problem: Literal["single_label", "multi_label", "regression"]
-    activation: Literal["tanh", "relu"] = "tanh"  # between the head's two matrices
+    activation: Literal["tanh", "relu"] = "tanh"  # between the head's two matrices, of which a decoder's has one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +64,10 @@ class ModelConfig:
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
     activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
     attention_bias: bool = False
-    # Encoders only.
-    token_types: int = 0  # rows of the table of token types
-    pooling: Literal["mean", "first"] = "mean"  # how an embedding is made of a text's hidden states
+    # Models that read and write nothing: encoders, and decoders trained for embeddings or labels.
+    reads: bool = False
+    token_types: int = 0  # rows of the table of token types (bert)
+    pooling: Pooling = "mean"  # how an embedding is made of a text's hidden states
     text_tokens: int | None = None  # longest text it was trained on, where that is less than its context
     head: Head | None = None
     # Encoder-decoder models only, whose decoder's sizes stand above.

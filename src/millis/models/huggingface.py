@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from millis.models import bert_folder, seq2seq_folder
+from millis.models import bert_folder, reader_folder, seq2seq_folder
 from millis.models.checkpoint import Checkpoint
+from millis.models.config import ModelConfig
 from millis.models.huggingface_config import huggingface_config
 from millis.models.mapped import read_json
 from millis.models.safetensors import read_folder_tensors
@@ -52,15 +53,18 @@ _GPT2 = {
 _OUTSIDE_LAYERS = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
+    "embed_tokens": "token_embd",  # of a body alone
+    "norm": "output_norm",
     "lm_head": "output",
     "wte": "token_embd",
     "wpe": "position_embd",
     "ln_f": "output_norm",
 }
-_LAYER = re.compile(r"(?:model\.layers|h)\.(0|[1-9][0-9]{0,3})\.(.+)\.(weight|bias)")
+_LAYER = re.compile(r"(?:(?:model\.)?layers|h)\.(0|[1-9][0-9]{0,3})\.(.+)\.(weight|bias)")
 # Constants that older files carry along, and the parts of a multimodal model that make no text.
 _NOT_WEIGHTS = re.compile(
-    r"h\.\d+\.attn\.(masked_)?bias|model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|(vision_tower|multi_modal_projector)\..*"
+    r"h\.\d+\.attn\.(masked_)?bias|(model\.)?layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+    r"|(vision_tower|multi_modal_projector)\..*"
 )
 
 
@@ -76,7 +80,9 @@ def read_folder(path: Path) -> Checkpoint:
         if seq2seq_folder.is_kin(values):
             return seq2seq_folder.read(path, values)
         config, tied = huggingface_config(values, path.resolve().name)
-        tensors = _renamed(read_folder_tensors(path), config.architecture)
+        if reader_folder.is_decoder(values):
+            config, tied = reader_folder.decoder(config, values, path), True
+        tensors = _renamed(read_folder_tensors(path), config)
         if tied:
             tensors.pop("output.weight", None)  # a copy of the embedding, if it was stored at all
         elif "output.weight" not in tensors:
@@ -87,15 +93,16 @@ def read_folder(path: Path) -> Checkpoint:
     return Checkpoint(path=path, config=config, tensors=tensors)
 
 
-def _renamed(tensors: Mapping[str, Tensor], architecture: str) -> dict[str, Tensor]:
+def _renamed(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for theirs, tensor in tensors.items():
-        name = gguf_name(theirs, architecture)
+        head = config.head is not None and theirs == "score.weight"
+        name = "cls.output.weight" if head else gguf_name(theirs, config.architecture)
         if name is None:
             continue
         if name in found:
             raise FormatError(f"the tensor {theirs!r} appears twice, under two prefixes")
-        found[name] = _converted(Tensor(name, tensor.type, tensor.shape, tensor.data), architecture)
+        found[name] = _converted(Tensor(name, tensor.type, tensor.shape, tensor.data), config.architecture)
     return found
 
 

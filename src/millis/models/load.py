@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from millis.models import bert, bert_folder, gemma3, gpt2, llama, marian, seq2seq_folder, t5
+from millis.models import bert, bert_folder, gemma3, gpt2, llama, marian, reader_folder, seq2seq_folder, t5
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import Architecture, ModelConfig
 from millis.models.gguf import read_gguf
@@ -46,7 +46,7 @@ class Model:
 
 def load_model(path: Path, context: int | None = None) -> Model:
     """Reads `path` and plans for sequences of `context` tokens (default: the model's own, up to DEFAULT_CONTEXT).
-    An encoder's own, or a t5's, is what it was trained on where it says so.
+    That of a model that reads, or of a t5, is what it was trained on where it says so.
 
     ModelError: nothing there, or an architecture we do not run. FormatError: a malformed file, or tensors that do not
     fit. RequestError: a context the model was not made for.
@@ -60,7 +60,8 @@ def load_model(path: Path, context: int | None = None) -> Model:
 
 def is_encoder(path: Path) -> bool:
     """Whether a folder's config.json says that its model reads texts and writes none. FormatError if it is no JSON."""
-    return bert_folder.is_kin(_settings(path))
+    values = _settings(path)
+    return bert_folder.is_kin(values) or reader_folder.is_decoder(values)
 
 
 def is_seq2seq(path: Path) -> bool:

@@ -21,7 +21,7 @@ _LIMITS = {
     "vocab": 1 << 22,
     "context": 1 << 24,
 }
-_MOST_LABELS = 1 << 16
+MOST_LABELS = 1 << 16
 _MOST_BUCKETS = 1 << 12
 
 
@@ -37,8 +37,8 @@ def check_config(config: ModelConfig) -> None:
         raise FormatError(
             f"{config.architecture}'s {config.heads} heads of {config.head_dim} must make up its {config.hidden} values"
         )
-    if config.head is not None and not 1 <= len(config.head.labels) <= _MOST_LABELS:
-        raise FormatError(f"a head must tell 1 to {_MOST_LABELS} labels apart, not {len(config.head.labels)}")
+    if config.head is not None and not 1 <= len(config.head.labels) <= MOST_LABELS:
+        raise FormatError(f"a head must tell 1 to {MOST_LABELS} labels apart, not {len(config.head.labels)}")
     if config.encoder is not None:
         _check_encoder(config, config.encoder)
     if config.head_dim % 2:
@@ -103,6 +103,8 @@ def expected_shapes(config: ModelConfig) -> Shapes:
     if config.architecture == "gpt2":
         shapes["position_embd.weight"] = (config.context, config.hidden)
         shapes["output_norm.bias"] = (config.hidden,)
+    if config.head is not None:
+        shapes["cls.output.weight"] = (len(config.head.labels), config.hidden)
     layer = _gpt2_layer(config) if config.architecture == "gpt2" else _llama_layer(config)
     for index in range(config.layers):
         shapes.update({f"blk.{index}.{name}": shape for name, shape in layer.items()})

@@ -37,6 +37,8 @@ def exportable(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint with tensors as a GGUF file has them, and the key-values of that file. FormatError as above."""
     if checkpoint.metadata:
         return checkpoint, exact_metadata(checkpoint.path)
+    if checkpoint.config.reads:
+        raise FormatError(f"{checkpoint.path.name} reads texts and writes none; Millis makes no GGUF file of it")
     if checkpoint.config.encoder is not None:
         raise FormatError(f"{checkpoint.path.name} is an encoder-decoder model, which Millis does not write as GGUF")
     checkpoint = gguf_checkpoint(checkpoint)

@@ -27,6 +27,8 @@ def token_ids(encode: Callable[[str], list[int]], texts: Sequence[str], room: in
         if not text.strip():
             raise RequestError(f"text {i} is empty; give at least one word")
         prompts.append(encode(text))
+        if not prompts[-1]:
+            raise RequestError(f"text {i} has no token that this model knows; give it words of its language")
         if len(prompts[-1]) > room:
             raise RequestError(f"text {i} has {len(prompts[-1])} tokens; the context holds {room}: cut it into parts")
     if not prompts:

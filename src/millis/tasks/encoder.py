@@ -1,4 +1,7 @@
-"""Encoder: a loaded model that reads texts, as Python programs use it: vectors, and labels if trained for some."""
+"""Encoder: a loaded model that reads texts, as Python programs use it: vectors, and labels if trained for some.
+
+Models of BERT's family read so, and decoders whose folder is what training for embeddings or labels left.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis import hub
-from millis.engine.encoder_runner import EncoderRunner
+from millis.engine.decoder_reader import DecoderReader
+from millis.engine.encoder_runner import EncoderRunner, Reader
 from millis.models.config import Head
 from millis.models.load import is_encoder, load_model
 from millis.models.ngrams import read_ngrams
@@ -46,11 +50,12 @@ class Encoder:
             self.model = load_model(self.path, self.config.context)
             self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint)
             self._around = self.tokenizer.around
-            self._head = self.model.checkpoint.config.head
-            ngrams = None
+            config = self.model.checkpoint.config
+            self._head, ngrams = config.head, None
             if self._head is not None:
-                ngrams = read_ngrams(self.path, self.model.checkpoint.config.vocab, len(self._head.labels))
-            self.runner = EncoderRunner(self.model, self.config, ngrams, len(self._around[1]))
+                ngrams = read_ngrams(self.path, config.vocab, len(self._head.labels))
+            kind = EncoderRunner if config.architecture == "bert" else DecoderReader
+            self.runner: Reader = kind(self.model, self.config, ngrams, len(self._around[1]))
 
     @property
     def labels(self) -> tuple[str, ...]:

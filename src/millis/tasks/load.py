@@ -23,8 +23,8 @@ def load(
 ) -> LanguageModel | Encoder | Seq2Seq:
     """Loads a model, pulling it first if it is in the catalogue or on the hub and not yet on disk.
 
-    A model that writes text is a LanguageModel, one that embeds or classifies texts an Encoder, one that reads a text
-    and then writes another (t5, marian) a Seq2Seq.
+    A model that writes text is a LanguageModel, one that embeds or classifies texts an Encoder (a decoder that was
+    trained for this, too), one that reads a text and then writes another (t5, marian) a Seq2Seq.
 
     >>> lm = millis.load("smollm2", threads=2)
     >>> print(lm.generate("Once upon a time", max_tokens=64))

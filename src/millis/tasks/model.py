@@ -206,6 +206,8 @@ class LanguageModel(TaskMethods):
     ) -> DraftModel:
         path = hub.resolve(name, progress, agree)
         checkpoint = read_checkpoint(path)
+        if checkpoint.config.reads:
+            raise ModelError(f"{name} reads texts and writes none, so it cannot draft; take a model that writes")
         if not self.tokenizer.same_ids(load_tokenizer(checkpoint)):
             raise ModelError(
                 f"{name} cannot draft for {self.path.name}: their vocabularies differ; "
