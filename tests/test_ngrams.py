@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import ElectraConfig, ElectraModel
 
 import millis
 from encoders import CONTEXT, LABELS, VOCAB, save, tiny
@@ -170,10 +171,15 @@ def test_training_learns_them_from_what_the_network_does_not_read(tmp_path: Path
     assert not (tmp_path / "out" / FILE).exists()
 
 
-def test_they_go_with_encoders_only(tmp_path: Path) -> None:
+def test_they_go_with_models_that_millis_runs(tmp_path: Path) -> None:
     data = labelled_csv(tmp_path / "train.csv", 24)
-    with pytest.raises(RequestError, match="--ngrams goes with an encoder that Millis runs, not with a qwen2 model"):
-        run("classify", data, tmp_path / "out", chat_gguf(tmp_path / "m.gguf", "qwen2"), ngrams=True, steps=1)
+    base = bert_folder(tmp_path / "base")
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "embedding_size": 32}
+    ElectraModel(ElectraConfig(vocab_size=22, num_hidden_layers=1, **sizes)).save_pretrained(base)
+    with pytest.raises(RequestError, match="--ngrams goes with a model that Millis runs, not with one of the type ele"):
+        run("classify", data, tmp_path / "out", base, ngrams=True, steps=1)
+    written = run("classify", data, tmp_path / "plain", base, steps=1, batch=8)["written"]
+    assert written == ["Hugging Face folder, for transformers: Millis runs no electra models"]
     with pytest.raises(RequestError, match="ngrams has no meaning for --task lm"):
         run("lm", data, tmp_path / "other", chat_gguf(tmp_path / "n.gguf"), ngrams=True, steps=1)
 

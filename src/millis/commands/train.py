@@ -75,7 +75,7 @@ def command(
         bool | None,
         typer.Option(
             "--ngrams/--no-ngrams",
-            help="classify: add what words and pairs of them say; as encoders have it unless told otherwise.",
+            help="classify: add what words and pairs of them say; models that Millis runs have it unless told not to.",
         ),
     ] = None,
     ema: Annotated[

@@ -82,8 +82,8 @@ class Base:
             model.score = nn.Linear(body.config.hidden_size, len(labels), bias=False)
             nn.init.normal_(model.score.weight, std=body.config.initializer_range)
         model.config.update(names | {"problem_type": "single_label_classification"})
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = self.pad
+        if hasattr(model, "score") or model.config.pad_token_id is None:
+            model.config.pad_token_id = self.pad  # a decoder's head looks behind the last token that is another one
         if layers is not None:
             keep_layers(model, range(layers))
         if dropout is not None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from millis.models import bert_folder
+from millis.models import bert_folder, reader_folder
 from millis.models.ngrams import TOKENS, Ngrams
 from millis.train import ngrams
 from millis.train.base import Base, freeze_layers, layers_of
@@ -87,10 +87,10 @@ class Classify:
         self._base, self._pad = base, base.pad
         self.model = base.classifier(labels, settings.layers, settings.dropout)
         kind = self.model.config.model_type
-        runs = kind in bert_folder.TYPES
-        self._adds = runs if settings.ngrams is None else settings.ngrams
-        if self._adds and not runs:
-            raise RequestError(f"--ngrams goes with an encoder that Millis runs, not with a {kind} model")
+        self._runs = kind in bert_folder.TYPES or kind in reader_folder.DECODERS
+        self._adds = self._runs if settings.ngrams is None else settings.ngrams
+        if self._adds and not self._runs:
+            raise RequestError(f"--ngrams goes with a model that Millis runs, not with one of the type {kind}")
         self._mask = base.mask if settings.token_dropout else None
         self._around = set(base.tokenizer.encode(""))  # what belongs around every text is never masked
         read = [*(train.ids if settings.elsewhere else map(self._piece, train.ids)), *map(self._piece, held.ids)]
@@ -144,6 +144,8 @@ class Classify:
         self._rows.restore()
         self.model.save_pretrained(folder)
         self._base.write_beside(folder, self._settings.max_tokens)
+        if not self._runs:
+            return [f"Hugging Face folder, for transformers: Millis runs no {self.model.config.model_type} models"]
         if not self._adds:
             return ["Hugging Face folder"]
         ngrams.write(self.ngrams, folder)
