@@ -172,7 +172,7 @@ def test_clients_that_left_hold_up_nobody(server: Server) -> None:
         schema = record(old={"type": "string", "pattern": f".*b.{{{200 + i}}}b"})
         body = json.dumps(chat(**form(schema))).encode()
         gone.append(server.raw())
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: m\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
         gone[-1].sendall(head.encode() + body)
     until(lambda: server.metric("num_requests_unprepared") >= 5)
     status, answer = server.chat(**form(PEOPLE), deadline_ms=200)
