@@ -104,28 +104,23 @@ def test_the_instruction_set_comes_from_the_environment(
         ([0, 1, 2, 3], {}, None, 4),
         ([0, 1, 2, 3], {0: "0,2", 2: "0,2", 1: "1,3", 3: "1,3"}, None, 2),
         ([0, 2], {0: "0,2", 2: "0,2"}, None, 1),
-        ([0, 1, 2, 3], {}, "max 100000", 4),
-        ([0, 1, 2, 3], {}, "200000 100000", 2),
-        ([0, 1, 2, 3], {}, "150000 100000", 2),
-        ([0, 1, 2, 3], {}, "10000 100000", 1),
-        ([0, 1], {}, "800000 100000", 2),
-        ([0, 1], {}, "words", 2),
+        ([0, 1, 2, 3], {}, 2, 2),
+        ([0, 1], {}, 8, 2),
     ],
 )
 def test_usable_cores(
-    cpus: list[int], siblings: dict[int, str], quota: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+    cpus: list[int], siblings: dict[int, str], quota: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Affinity, hyper-threads and the cgroup's quota, each by itself."""
+    """Affinity, hyper-threads and the control groups' quota, each by itself."""
 
     def read(path: Path, *_: Any, **__: Any) -> str:
-        if path.name == "cpu.max" and quota is not None:
-            return quota + "\n"
         cpu = int(path.parts[-3].removeprefix("cpu")) if path.name == "thread_siblings_list" else -1
         if cpu not in siblings:
             raise FileNotFoundError(path)
         return siblings[cpu] + "\n"
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(cpus), raising=False)
+    monkeypatch.setattr(config, "cpu_quota", lambda: quota)
     monkeypatch.setattr(config.Path, "read_text", read)
     assert usable_cores() == expected
 
@@ -137,30 +132,26 @@ def test_the_default_is_this_processes_own(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    ("meminfo", "limit", "used", "expected"),
+    ("meminfo", "left", "expected"),
     [
-        ("MemTotal: 9 kB\nMemAvailable:   4 kB\n", None, None, 4096),
-        ("MemAvailable: 4 kB", "max", "77", 4096),
-        ("MemAvailable: 4 kB", "5000", "1000", 4000),
-        ("MemAvailable: 4 kB", "50000", "1000", 4096),
-        ("MemAvailable: 4 kB", "1000", "5000", 0),
-        ("MemAvailable: 4 kB", "words", "5000", 4096),
-        ("MemTotal: 9 kB", "50000", "1000", None),
-        ("nonsense", "50000", "1000", None),
-        (None, "50000", "1000", None),
+        ("MemTotal: 9 kB\nMemAvailable:   4 kB\n", None, 4096),
+        ("MemAvailable: 4 kB", 4000, 4000),
+        ("MemAvailable: 4 kB", 50000, 4096),
+        ("MemTotal: 9 kB", 50000, None),
+        ("nonsense", 50000, None),
+        (None, 50000, None),
     ],
 )
 def test_available_memory(
-    meminfo: str | None, limit: str | None, used: str | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
+    meminfo: str | None, left: int | None, expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The machine's, within the cgroup's limit."""
-    files = {"meminfo": meminfo, "memory.max": limit, "memory.current": used}
+    """The machine's, within the control groups' limits."""
 
     def read(path: Path, *_: Any, **__: Any) -> str:
-        text = files[path.name]
-        if text is None:
+        if meminfo is None:
             raise FileNotFoundError(path)
-        return text
+        return meminfo
 
+    monkeypatch.setattr(config, "memory_left_bytes", lambda: left)
     monkeypatch.setattr(config.Path, "read_text", read)
     assert available_memory_bytes() == expected

@@ -7,31 +7,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from millis.cgroup import cpu_quota, memory_left_bytes
 from millis.types import RequestError
 
 Precision = Literal["fast", "int8", "exact"]
 Speculation = Literal["auto", "ngram", "off"]
+MOST_CONTEXT = 1 << 24  # tokens
 
 
 def usable_cores() -> int:
-    """Physical cores this process may use: its affinity, hyper-threads counted once, and its cgroup's CPU quota."""
+    """Physical cores this process may use: affinity, hyper-threads counted once, and control groups' quotas."""
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cores = {_siblings(cpu) for cpu in cpus}
-    return max(1, min(len(cores), _quota() or len(cores)))
+    return max(1, min(len(cores), cpu_quota() or len(cores)))
 
 
 def available_memory_bytes() -> int | None:
-    """Memory this process may still take: the machine's that is available, within its cgroup's limit. None: unknown."""
+    """Memory this process may still take: what is available, within control groups' limits. None: unknown."""
     try:
         fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         machine = 1024 * int(fields["MemAvailable"].split()[0])
     except (OSError, ValueError, KeyError):
         return None
-    try:
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-        return machine if limit == "max" else max(0, min(machine, int(limit) - int(used)))
-    except (OSError, ValueError):
-        return machine
+    left = memory_left_bytes()
+    return machine if left is None else min(machine, left)
 
 
 def _environment_isa() -> str:
@@ -86,7 +85,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name, high in (
             ("threads", 1024),
-            ("context", 1 << 24),
+            ("context", MOST_CONTEXT),
             ("max_sequences", 4096),
             ("max_batch_tokens", 65536),
             ("cache_tokens", 1 << 30),
@@ -264,12 +263,3 @@ def _siblings(cpu: int) -> str:
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:
         return str(cpu)
-
-
-def _quota() -> int | None:
-    """Whole CPUs of the cgroup's quota, rounded up; None: unlimited or unknown."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else -(-int(quota) // int(period))
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
