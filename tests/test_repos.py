@@ -29,7 +29,10 @@ from hub_support import (
 from millis import hub
 from millis.hub import repos
 from millis.hub.catalogue import HubFile
+from millis.tasks.encoder import Encoder
+from millis.tasks.readable import check_readable
 from millis.types import PullError
+from training import bert_folder
 
 CONFIG = json.dumps({"model_type": "tiny"}).encode()
 FOLDER_MODEL = {
@@ -175,6 +178,52 @@ def test_a_whole_model_is_its_configuration_and_safetensors(server: FakeHub, tmp
     assert progress.starts == [(total, "owner/folder")] and sum(progress.steps) == total
     assert all(f"/resolve/{COMMIT}/" in request for request in gets(server)), "every file of one commit"
     assert not list(path.parent.glob("*.part"))
+
+
+def test_what_the_readers_of_other_families_need_comes_too(server: FakeHub) -> None:
+    """Marian's SentencePiece files, and how sentence-transformers pools; nothing else of a folder below."""
+    wanted = {
+        "source.spm": b"1",
+        "target.spm": b"2",
+        "sentencepiece.bpe.model": b"3",
+        "modules.json": b"[]",
+        "1_Pooling/config.json": b"{}",
+    }
+    others = {
+        "1_Pooling/model.py": b"",
+        "2_../config.json": b"",
+        "x/1_Pooling/config.json": b"",
+        "onnx/config.json": b"",
+    }
+    server.files["owner/folder"] = {**FOLDER_MODEL, **wanted, **others}
+    path = hub.resolve("owner/folder")
+    got = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    assert got == {*FOLDER_MODEL, *wanted}
+    offers = {name: repos.Offer(1, None) for name in ("config.json", "model.safetensors", "1_Pooling/config.json")}
+    assert "1_Pooling/config.json" not in repos.choose("owner/x", offers, None), "no modules.json speaks of it"
+
+
+def test_a_sentence_transformers_model_loads_by_its_id(server: FakeHub, tmp_path: Path) -> None:
+    folder = bert_folder(tmp_path / "bert")
+    files = {name: (folder / name).read_bytes() for name in os.listdir(folder) if (folder / name).is_file()}
+    files["modules.json"] = json.dumps([
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]).encode()  # fmt: skip
+    files["1_Pooling/config.json"] = json.dumps({"pooling_mode_cls_token": True}).encode()
+    server.files["owner/bert"] = files
+    assert Encoder("owner/bert", threads=1).model.checkpoint.config.pooling == "first"
+
+
+def test_what_cannot_be_read_gets_no_name_and_is_not_fetched_again(server: FakeHub, tmp_path: Path) -> None:
+    server.files["owner/folder"] = FOLDER_MODEL
+    for _ in range(2):
+        with pytest.raises(PullError, match="owner/folder is not kept, for Millis cannot read it: .*tiny"):
+            hub.pull("owner/folder", check=check_readable)
+    assert hub.find("owner/folder") is None
+    assert not (tmp_path / "home" / "models" / "owner--folder").exists()
+    assert len(gets(server)) == len(FOLDER_MODEL)
 
 
 def test_a_pulled_repository_is_found_without_a_request(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

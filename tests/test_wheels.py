@@ -342,7 +342,11 @@ def test_a_file_that_is_missing_beside_it_is_fetched_again(world: Path) -> None:
     changes = folder_world(world)
     path = pull(**changes)
     (path / "1_Pooling" / "config.json").unlink()
-    assert pull(**changes) == path and (path / "1_Pooling" / "config.json").read_bytes() == b"{}"
+    progress = Recording()
+    assert pull(progress, **changes) == path
+    assert [what for _, what in progress.starts] == ["what lies beside tiny.gguf"]
+    assert sum(progress.steps) == progress.starts[0][0]
+    assert (path / "1_Pooling" / "config.json").read_bytes() == b"{}"
     assert (path / "tiny.gguf").read_bytes() == MODEL and not list(path.glob("*.part"))
 
 

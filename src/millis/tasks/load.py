@@ -10,6 +10,7 @@ from millis.config import Precision
 from millis.models.load import is_encoder, is_seq2seq
 from millis.tasks.encoder import Encoder
 from millis.tasks.model import LanguageModel
+from millis.tasks.readable import check_readable
 from millis.tasks.seq2seq import Seq2Seq
 
 
@@ -32,6 +33,6 @@ def load(
     from millis.hub.bar import Bar
 
     with Bar() as bar:
-        path = hub.resolve(str(name), bar)
+        path = hub.resolve(str(name), bar, None, check_readable)
         kind = Encoder if is_encoder(path) else Seq2Seq if is_seq2seq(path) else LanguageModel
         return kind(name, progress=bar, threads=threads, precision=precision, context=context, **options)

@@ -34,6 +34,7 @@ from millis.models.fingerprint import fingerprint_of
 from millis.models.load import Model, build_plan, is_encoder, is_seq2seq, load_model, read_checkpoint
 from millis.tasks.embed import embed
 from millis.tasks.methods import TaskMethods
+from millis.tasks.readable import check_readable
 from millis.tasks.sentences import sentence_ends
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer, load_tokenizer
@@ -167,7 +168,7 @@ class LanguageModel(TaskMethods):
             options["draft"] = str(options["draft"])
         self.config = EngineConfig(**{key: value for key, value in options.items() if value is not None})
         check_isa(self.config.isa)
-        self.path: Path = hub.resolve(str(name), progress, agree)
+        self.path: Path = hub.resolve(str(name), progress, agree, check_readable)
         if is_encoder(self.path):
             raise ModelError(f"{name} is an encoder, which writes no text; millis.load or millis.Encoder loads it")
         if is_seq2seq(self.path):
@@ -204,7 +205,7 @@ class LanguageModel(TaskMethods):
     def _draft_model(
         self, name: str, progress: hub.Progress | None, agree: Callable[[hub.Entry], bool] | None
     ) -> DraftModel:
-        path = hub.resolve(name, progress, agree)
+        path = hub.resolve(name, progress, agree, check_readable)
         checkpoint = read_checkpoint(path)
         if checkpoint.config.reads:
             raise ModelError(f"{name} reads texts and writes none, so it cannot draft; take a model that writes")

@@ -19,6 +19,7 @@ from millis.models.mapped import read_json
 from millis.tasks.embed import token_ids
 from millis.tasks.language import LANGUAGES
 from millis.tasks.model import config_of, no_collection
+from millis.tasks.readable import check_readable
 from millis.tasks.sentences import sentence_ends
 from millis.tasks.summarize import Summary
 from millis.tasks.translate import Translation
@@ -48,7 +49,7 @@ class Seq2Seq:
         **options: Any,
     ) -> None:
         self.config = config_of("an encoder-decoder model", OPTIONS, options)
-        self.path: Path = hub.resolve(str(name), progress, agree)
+        self.path: Path = hub.resolve(str(name), progress, agree, check_readable)
         if not is_seq2seq(self.path):
             raise ModelError(f"{name} is no encoder-decoder model; millis.load loads it as what it is")
         with no_collection():
