@@ -216,16 +216,21 @@ def test_the_options_are_those_of_an_answer(model_path: Callable[[str], Path]) -
 MESSAGES = [{"role": "user", "content": "你好 “quoted”\n"}]
 
 
-def test_save_writes_json_that_only_the_user_may_read(tmp_path: Path) -> None:
+def test_save_writes_json_with_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
-    assert save(MESSAGES, str(path)) == f"1 messages in {path}"
+    before = os.umask(0o026)
+    try:
+        said = save(MESSAGES, str(path))
+    finally:
+        os.umask(before)
+    assert said == f"1 messages in {path}"
     assert json.loads(path.read_text(encoding="utf-8")) == MESSAGES
     assert "你好" in path.read_text(encoding="utf-8")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
     assert os.listdir(tmp_path) == ["talk.json"]
 
 
-@pytest.mark.parametrize("step", ["json.dump", "os.replace"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_save_that_fails_keeps_the_old_file_and_leaves_nothing(
     step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -236,7 +241,7 @@ def test_a_save_that_fails_keeps_the_old_file_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"millis.commands.chat.{step}", full)
+        patch.setattr(f"millis.files.os.{step}", full)
         said = save(MESSAGES, str(path))
     assert said == f"cannot write {path}: No space left on device; the conversation goes on"
     assert path.read_text() == "old"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
-import os
+import json as jsonlib
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from millis.commands import common, lines
+from millis.files import whole
 from millis.tasks.language import language
 from millis.tasks.memory import fitting, transcript
-from millis.types import MillisError, TemplateError
+from millis.types import Completion, MillisError, RequestError, TemplateError
 
 if TYPE_CHECKING:
-    from millis.tasks.model import LanguageModel
+    from millis.tasks.model import LanguageModel, Stream
 
 EXAMPLE = 'millis chat -m qwen2.5-0.5b --system "You answer in one sentence."'
 _PERSONA = {"en": "You are {persona}. Stay in this role.", "zh": "你是{persona}。请始终保持这个角色。"}
@@ -55,8 +54,11 @@ def command(
     speculation: common.Speculation = "auto",
     draft: common.Draft = None,
     adapter: common.Adapter = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a reply, each on a line.")] = False,
 ) -> None:
     """A conversation in the terminal; every line is a message, or a command such as /help."""
+    if summarize and memory_tokens is None:
+        raise typer.BadParameter("--summarize is for what --memory-tokens drops; give both")
     sampling = common.checked(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -71,10 +73,9 @@ def command(
         raise TemplateError(f"{model} is a base model without a chat template; use: millis run -m {model} PROMPT")
     name = None if adapter is None else lm.load_adapter(adapter, "adapter")
     common.say(f"{model}: {HELP}")
-    if summarize and memory_tokens is None:
-        raise typer.BadParameter("--summarize is for what --memory-tokens drops; give both")
     memory = Memory(lm, memory_tokens, summarize=summarize)
-    talk(Conversation(lm, _opening(system, persona), {**sampling, "deadline_ms": deadline_ms, "adapter": name}, memory))
+    options = {**sampling, "deadline_ms": deadline_ms, "adapter": name}
+    talk(Conversation(lm, _opening(system, persona), options, memory, json=json))
 
 
 def _opening(system: str | None, persona: str | None) -> str | None:
@@ -131,9 +132,15 @@ class Conversation:
     """The messages so far, and what a line does to them."""
 
     def __init__(
-        self, lm: LanguageModel, system: str | None, options: dict[str, Any], memory: Memory | None = None
+        self,
+        lm: LanguageModel,
+        system: str | None,
+        options: dict[str, Any],
+        memory: Memory | None = None,
+        *,
+        json: bool = False,
     ) -> None:
-        self._lm = lm
+        self._lm, self.json = lm, json
         self._memory = memory or Memory(lm)
         self._options = options
         self._opening = [] if system is None else [{"role": "system", "content": system}]
@@ -158,13 +165,28 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": line}]
         try:
             shown = self._memory.shown(self._opening, messages[len(self._opening) :])
-            out = common.show(self._lm.chat_stream(shown, **self._options))
+            out = self._show(self._lm.chat_stream(shown, **self._options))
         except MillisError as error:
+            if self.json:
+                _print_line({"error": str(error)})
             common.say(f"millis: {error}; the conversation is as it was before, /reset starts anew")
         else:
             if out.text:  # stopped before its first character, an answer is none
                 self.messages = [*messages, {"role": "assistant", "content": out.text}]
-            common.say(common.status_line(out, self._lm))
+            if not self.json:
+                common.say(common.status_line(out, self._lm))
+
+    def _show(self, stream: Stream) -> Completion:
+        if not self.json:
+            return common.show(stream)
+        with common.stopped_by_interrupt(stream):
+            out = stream.result()
+        _print_line(common.record(out))
+        return out
+
+
+def _print_line(value: dict[str, Any]) -> None:
+    print(jsonlib.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def talk(conversation: Conversation) -> None:
@@ -175,7 +197,7 @@ def talk(conversation: Conversation) -> None:
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused, not the end
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "")
+            line = input("> " if sys.stdin.isatty() and not conversation.json else "")
             if line.strip() in ("/exit", "/quit"):
                 return
             conversation.take(line)
@@ -189,16 +211,12 @@ def save(messages: list[dict[str, str]], name: str) -> str:
     """Writes the messages as JSON in one move, so that a failure leaves the old file. What to tell the user."""
     if not name:
         return "give a file: /save FILE"
-    part = None
     try:
         path = Path(name).expanduser()
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            part = file.name
-            json.dump(messages, file, ensure_ascii=False, indent=2)
-        os.replace(part, path)
+        with whole(path) as file:
+            file.write(jsonlib.dumps(messages, ensure_ascii=False, indent=2).encode())
         return f"{len(messages)} messages in {path}"
+    except RequestError as error:  # a folder, a device
+        return f"{error}; the conversation goes on"
     except (OSError, RuntimeError, ValueError) as error:  # the disk, an unknown ~user, a name that cannot be a path
-        if part is not None:
-            with suppress(OSError):
-                os.unlink(part)
         return f"cannot write {name}: {getattr(error, 'strerror', None) or error}; the conversation goes on"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time
@@ -12,29 +11,26 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from millis.hub import store
-from millis.types import DataError
+from millis.files import place, whole
+from millis.types import DataError, RequestError
 
 
 @contextmanager
 def replacing(path: Path, inputs: tuple[Path, ...] = ()) -> Iterator[BinaryIO]:
     """A file to write that becomes `path` when the body ends well, and is gone otherwise, Ctrl-C included.
 
-    Raises DataError where the place cannot be written, or is one of the `inputs`.
+    Raises DataError where the place cannot be written, is no file, or is one of the `inputs`.
     """
     if any(other.exists() and path.exists() and other.samefile(path) for other in inputs):
         raise DataError(f"{path} is also read from; choose another file to write")
     if not path.parent.is_dir():
         raise DataError(f"there is no folder {path.parent} to write {path.name} to")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    part = Path(name)
     try:
-        with os.fdopen(handle, "w+b") as file:
-            yield file
-        part.chmod(0o666 & ~_umask())
-        store.commit(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        path = place(path)
+    except RequestError as error:
+        raise DataError(str(error)) from None
+    with whole(path) as file:
+        yield file
 
 
 def line(row: dict[str, Any]) -> bytes:
@@ -67,9 +63,3 @@ def _told(value: Any) -> Any:
     if isinstance(value, Decimal):
         return str(value)
     raise TypeError(f"{type(value).__name__} is no JSON value")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

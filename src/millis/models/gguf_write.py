@@ -7,17 +7,16 @@ Source: the GGUF specification.
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from millis.files import whole
 from millis.models.gguf_values import StringArray
 from millis.models.tensor import GgmlType, Tensor
 from millis.types import FormatError
@@ -60,12 +59,13 @@ def write_gguf(
     A value of `metadata` is a text, truth value, int (u32, or the first of i32, u64, i64 that holds it), float (f32),
     NumPy scalar (its own type), list of one of these kinds (ints become i32), or NumPy array (its own type).
     FormatError: something GGUF cannot hold, or bytes that are not the tensor's. OSError: the file cannot be written.
+    RequestError: `path` is no file, but a folder, device or pipe.
     """
     path = Path(path)
     values = {key: value for key, value in metadata.items() if key != "general.alignment"}  # we lay it out anew
     head = b"".join(_head(values, tensors))
     head += bytes(-len(head) % ALIGNMENT)
-    with _whole(path) as file:
+    with whole(path) as file:
         file.write(head)
         for tensor in tensors:
             file.write(_checked(tensor, tensor.produce()).data)
@@ -77,21 +77,6 @@ def write_gguf(
 def head_bytes(metadata: Mapping[str, Any], tensors: Sequence[TensorOut]) -> int:
     """Bytes of a file before its tensors' data; what type a tensor has makes no difference."""
     return -(-sum(map(len, _head(metadata, tensors))) // ALIGNMENT) * ALIGNMENT
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the name `path` once all of it is on disk, and leaves nothing behind otherwise."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
 
 
 def _checked(tensor: TensorOut, data: Bytes) -> Bytes:

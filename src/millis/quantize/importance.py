@@ -8,10 +8,8 @@ means are what others call an importance matrix; row means tell tensors and laye
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from millis.files import whole
 from millis.models.load import Model
 from millis.quantize.gradients import Floats, Gradients
 from millis.types import FormatError
@@ -110,14 +109,8 @@ def save(path: Path, importance: dict[str, Importance], key: str) -> None:
     arrays: dict[str, Any] = {"version": np.array(_VERSION), "key": np.array(key)}
     for name, found in importance.items():
         arrays |= {f"{name}/columns": found.columns, f"{name}/rows": found.rows, f"{name}/embedding": found.embedding}
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
+    with whole(path) as file:
+        np.savez(file, **arrays)
 
 
 def load(path: Path, key: str) -> dict[str, Importance] | None:
