@@ -103,6 +103,13 @@ def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
         column(rows, None, ["text"], "the text", "--text-column")
 
 
+def test_a_first_line_that_is_no_text_is_said(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_bytes("größe,label\nx,y\n".encode("latin-1"))
+    with pytest.raises(RequestError, match="a.csv is not UTF-8 text: its first line must name the columns"):
+        list(read_rows([table], Skipped()))
+
+
 @pytest.mark.parametrize(("text", "value"), [("90", 90), ("90s", 90), ("30m", 1800), ("1h30m", 5400), ("1.5h", 5400)])
 def test_lengths_of_time(text: str, value: float) -> None:
     assert seconds(text) == value

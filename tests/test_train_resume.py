@@ -154,6 +154,19 @@ def test_checkpoints_without_settings_are_nobodys(tmp_path: Path) -> None:
     assert train(settings(tmp_path, steps=1), tmp_path / "out", Path)["resumed_at"] is None
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_claims_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    wrong = settings(tmp_path, steps=1, text_column="nowhere")
+    with pytest.raises(RequestError, match="nowhere"):
+        train(wrong, out, Path)
+    right = settings(tmp_path, steps=1)
+    with pytest.raises(RequestError, match="text_column"):
+        train(right, out, Path, resume=True)
+    assert train(right, out, Path)["steps"] == 1
+    with pytest.raises(RequestError, match="other settings"):
+        train(wrong, out, Path)
+
+
 def test_one_run_a_folder(tmp_path: Path) -> None:
     from filelock import FileLock
 

@@ -37,13 +37,13 @@ class Checkpoints:
         finally:
             with suppress(OSError):
                 part.unlink()
-        for path in self._paths()[_KEPT:]:
+        for path in self.paths()[_KEPT:]:
             path.unlink()
 
     def load(self) -> tuple[State | None, list[Path]]:
         """The newest state that can be read, None without one; and the files that were damaged."""
         damaged: list[Path] = []
-        for path in self._paths():
+        for path in self.paths():
             try:
                 state: State = torch.load(path, map_location="cpu", weights_only=True)
                 return state, damaged
@@ -54,12 +54,12 @@ class Checkpoints:
     def clear(self) -> None:
         """Removes them all, with what a killed process left half-written."""
         if self.folder.is_dir():
-            for path in [*self._paths(), *self.folder.glob("step-*.part")]:
+            for path in [*self.paths(), *self.folder.glob("step-*.part")]:
                 path.unlink(missing_ok=True)
             with suppress(OSError):
                 self.folder.rmdir()
 
-    def _paths(self) -> list[Path]:
+    def paths(self) -> list[Path]:
         """Newest first."""
         return sorted((p for p in self.folder.glob("step-*.pt") if _NAME.fullmatch(p.name)), reverse=True)
 

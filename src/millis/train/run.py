@@ -49,7 +49,8 @@ class Run:
     def begin(self, resume: bool | None) -> dict[str, Any] | None:
         """Makes the folder ready. The report of a run that is done already, None where there is something to train.
 
-        `resume`: True demands a run to go on with, False starts over, None goes on where the settings are the same.
+        `resume`: True demands a run to go on with, False starts over, None goes on where the settings are the same. A
+        run of other settings that failed before its first checkpoint has nothing to lose, and is replaced.
         RequestError: another run, or something else, is in the way.
         """
         self.out.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,9 @@ class Run:
             self._clear()  # checkpoints that no settings belong to are no run's
         elif resume is False:
             self._clear()
-        elif different := self.settings.differences(before):
+        elif (different := self.settings.differences(before)) and not resume and not self._has_something():
+            self._clear()
+        elif different:
             raise RequestError(
                 f"{self.out} holds a run with other settings ({', '.join(different)}); "
                 "give the same again, another --out, or --no-resume to start over"
@@ -127,6 +130,10 @@ class Run:
             os.replace(path, target)
         staged.rmdir()
         return written
+
+    def _has_something(self) -> bool:
+        """Whether the earlier run left a checkpoint, or its report."""
+        return any(self.checkpoints.paths()) or (self.folder / "report.json").exists()
 
     def _clear(self) -> None:
         """Takes away what the earlier run left of itself; its model is replaced when this one is done."""

@@ -121,7 +121,10 @@ def _csv_rows(path: Path, skipped: Skipped) -> Iterator[Row]:
             yield text.replace("\0", "\ufffd")
 
     reader = csv.reader(texts(), delimiter="\t" if path.suffix == ".tsv" else ",")
+    before = skipped.count
     names = [name.strip() for name in next(reader, [])]
+    if skipped.count > before:
+        raise RequestError(f"{path} is not UTF-8 text: its first line must name the columns; convert it first")
     if not names:
         raise RequestError(f"{path} is empty; its first line must name the columns")
     while True:
