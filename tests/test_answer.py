@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from bank import DOCUMENTS
-from millis import Index
+from millis import Index, cli
 from millis.tasks.answer import Source, ask, supported
 from millis.tasks.model import LanguageModel
 from millis.types import FormatError, RequestError
@@ -197,6 +198,46 @@ def test_the_commands(tmp_path: Path) -> None:
     assert "no such document" in error_line(shell("index", "--index", idx, "--embedder", "none", "--delete", "zh"))
     assert "give documents" in error_line(shell("index", "--index", idx), 2)
     assert "there is no index" in error_line(shell("answer", "--index", tmp_path / "no", "q"))
+    late = shell("answer", *options, "overdraft fee", "--deadline-ms", "0.001")
+    assert late.returncode == 0 and "Overdraft fee: $12.50" in late.stdout
+    assert "after the deadline · the quote itself came after it" in late.stderr
+    record = json.loads(shell("answer", *options, "overdraft fee", "--deadline-ms", "0.001", "--json").stdout)
+    assert record["timings"]["slack_ms"] == pytest.approx(0.001 - record["timings"]["total_ms"]) and record["found"]
+    assert "slack_ms" not in json.loads(shell("answer", *options, "overdraft fee", "--json").stdout)["timings"]
+
+
+def test_an_index_without_passages_answers_nothing(tmp_path: Path) -> None:
+    (tmp_path / "empty.md").write_text("\n")
+    idx = tmp_path / "a.idx"
+    assert shell("index", tmp_path / "empty.md", "--index", idx, "--embedder", "none").returncode == 0
+    line = error_line(shell("answer", "--index", idx, "--extractive", "--embedder", "none", "q"))
+    assert "holds no passages; add documents: millis index DOCUMENTS" in line
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RequestError])
+def test_an_index_that_is_not_finished_is_not_there(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    (tmp_path / "a.md").write_text("A fee of $5.\n")
+    arguments = ["index", str(tmp_path / "a.md"), "--index", str(tmp_path / "a.idx"), "--embedder", "none"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Index, "add", failing)
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+    assert os.listdir(tmp_path) == ["a.md"]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert not ended.value.code and sorted(os.listdir(tmp_path)) == ["a.idx", "a.md"]
+
+
+def test_a_text_file_is_not_advised_to_be_deleted(tmp_path: Path) -> None:
+    (tmp_path / "report.txt").write_text("my report " * 1000)
+    (tmp_path / "a.md").write_text("A fee of $5.\n")
+    line = error_line(shell("index", tmp_path / "a.md", "--index", tmp_path / "report.txt", "--embedder", "none"))
+    assert "give another path to --index" in line and "delete" not in line
 
 
 def run_python(path: Path, code: str) -> None:

@@ -36,6 +36,11 @@ def smollm2(model_path: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
+def minilm(model_path: Callable[[str], Path]) -> Path:
+    return model_path("minilm")
+
+
+@pytest.fixture(scope="module")
 def lm(smollm2: Path) -> LanguageModel:
     return package.load(smollm2, threads=1)
 
@@ -212,11 +217,19 @@ def test_models_and_doctor_for_people(home: Path, smollm2: Path) -> None:
     assert re.search(r"^smollm2 +complete +98 MB +Q4_1 +en +instruct +Apache-2.0", table, re.MULTILINE)
     assert re.search(r"^qwen2.5-0.5b +absent +491 MB ", table, re.MULTILINE)
     assert f"in {home}\n" in table
-    told = millis("doctor", MILLIS_ISA="nonsense").stdout
+    done = millis("doctor", MILLIS_ISA="nonsense")
+    told = done.stdout
+    assert done.returncode == 1 and "MILLIS_ISA asks for nonsense, which this machine lacks" in done.stderr
     assert "kernels       nonsense (MILLIS_ISA)" in told and "this machine lacks it: unset MILLIS_ISA" in told
     assert re.search(r"smollm2 +98 MB, at most about \d+ tokens/s here", told)
     answer = millis("run", "Hi", "--max-tokens", "2", "--threads", "1")  # the default model, by its name
     assert answer.returncode == 0 and answer.stdout.strip()
+
+
+def test_doctor_promises_no_tokens_of_a_model_that_reads(home: Path, minilm: Path) -> None:
+    (home / "models").mkdir(parents=True)
+    (home / "models" / "minilm").symlink_to(minilm)
+    assert re.search(r"minilm +91 MB, reads texts only\n", millis("doctor").stdout)
 
 
 def test_doctor_predicts_a_models_steps(smollm2: Path) -> None:

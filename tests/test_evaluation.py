@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from millis import cli
+from millis.commands import evaluate
 from millis.tasks.evaluation import (
     evaluate_answer,
     evaluate_classify,
@@ -101,6 +103,24 @@ def test_summaries_answers_and_extractions() -> None:
         evaluate_extract(lambda text: Got(None), [{"text": "a", "value": "3"}])
 
 
+def test_figures_are_printed_before_they_are_plotted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: Any) -> None:
+        raise RequestError("cannot write plot.svg: No space left on device")
+
+    data = tmp_path / "films.csv"
+    data.write_text("text,label\nI love this film,positive\n", encoding="utf-8")
+    found = evaluate_classify(lambda text: Said("positive", {"positive": 0.9}), [{"text": "a", "label": "positive"}])
+    monkeypatch.setattr(evaluate, "_evaluate", lambda *_: found)
+    monkeypatch.setattr(evaluate, "reliability_plot", failing)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", "classify", str(data), "--json", "--plot", str(tmp_path / "plot.svg")])
+    shown = capsys.readouterr()
+    assert ended.value.code == 1 and json.loads(shown.out)["metrics"]["accuracy"] == 1
+    assert "No space left" in shown.err
+
+
 def test_the_command_prints_and_plots(model_path: Callable[[str], Path], tmp_path: Path) -> None:
     data, plot = tmp_path / "films.csv", tmp_path / "plot.svg"
     data.write_text("text,label\nI love this film,positive\nAwful and boring,negative\n", encoding="utf-8")
@@ -117,4 +137,6 @@ def test_the_command_prints_and_plots(model_path: Callable[[str], Path], tmp_pat
     assert "no task 'sing'" in error_line(shell("evaluate", "sing", data), 2)
     assert "--schema is not for classify" in error_line(shell("evaluate", "classify", data, "--schema", data), 2)
     assert "extract needs --schema" in error_line(shell("evaluate", "extract", data), 2)
+    (tmp_path / "gap.csv").write_text("text,label\n,positive\n", encoding="utf-8")
+    assert "line 2: text is empty" in error_line(shell("evaluate", "classify", tmp_path / "gap.csv"))
     assert "line 2: no column question" in error_line(shell("evaluate", "answer", data))

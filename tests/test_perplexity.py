@@ -122,5 +122,8 @@ def test_usage_and_unreadable_texts(tmp_path: Path, model_path: Callable[[str], 
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
     (tmp_path / "empty.txt").write_text("")
     model = model_path("smollm2")
+    (tmp_path / "text.txt").write_text("word " * 200)
+    small = millis("evaluate", "-m", model, "--perplexity", tmp_path / "text.txt", "--context", "64", "--threads", "1")
+    assert "--window 512 is longer than the model's context of 64 tokens" in error_line(small)
     for name, expected in {"latin.txt": "not UTF-8", "none.txt": "No such file", "empty.txt": "too short"}.items():
         assert expected in error_line(millis("evaluate", "-m", model, "--perplexity", tmp_path / name))

@@ -223,14 +223,19 @@ def refused(arguments: list[str], code: int, fault: str, capsys: pytest.CaptureF
     assert error.startswith("millis: ") and error.count("\n") == 1 and fault in error
 
 
+def make(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("out", "fault"),
     [
-        (lambda folder: folder, "is a folder; name a file"),
-        (lambda folder: folder / "none" / "out.gguf", "its folder does not exist; name a file"),
+        (lambda folder: make(folder / "folder.gguf"), "it is a folder, not a file"),
+        (lambda folder: folder / "none" / "out.gguf", "there is no folder"),
     ],
 )
 def test_an_output_that_cannot_be_is_refused_first(
     out: Callable[[Path], Path], fault: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused(["quantize", str(source), str(out(tmp_path)), "--type", "Q8_0"], 1, fault, capsys)
+    refused(["quantize", str(source), str(out(tmp_path)), "--type", "Q8_0"], 2, fault, capsys)

@@ -63,7 +63,7 @@ def the_commands_answer_by_its_head(model: Path, held: Path, accuracy: float) ->
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["label"] for one in found] == list(wanted)
     assert all(sum(one["scores"].values()) == pytest.approx(1) for one in found)
-    assert "labels of its own" in error_line(millis("classify", "-m", model, "--labels", "a,b", "x"))
+    assert "labels of its own" in error_line(millis("classify", "-m", model, "--labels", "a,b", "x"), 2)
 
 
 def test_inference_cuts_texts_where_training_did(tmp_path: Path) -> None:

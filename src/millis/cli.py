@@ -1,7 +1,8 @@
 """The command `millis`: a table of verbs, each imported only when it runs, and what the shell is told in the end.
 
-Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted. An error is one line on standard error that begins
-with `millis: `; the text of an answer is all that goes to standard output.
+Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted. Used wrongly is what the options say before any model is
+loaded. An error is one line on standard error that begins with `millis: `; the text of an answer is all that goes to
+standard output.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import io
 import os
 import sys
 from importlib import import_module
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from millis.types import MillisError
 
@@ -25,6 +27,7 @@ FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs one command and ends the process with its exit code."""
+    _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to end
     sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
@@ -39,7 +42,7 @@ def _run(arguments: list[str]) -> int:
         return _fail(str(error), FAILED)
     except typer.TyperException as error:
         return _fail(_misuse(error), MISUSED)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, _Interrupted, typer.Abort):
         return _fail("interrupted", INTERRUPTED)
     except MemoryError:
         return _fail("not enough memory; free some, or use a smaller model or a shorter context", FAILED)
@@ -55,6 +58,7 @@ def _run(arguments: list[str]) -> int:
 def _app(arguments: list[str]) -> typer.Typer:
     """The verb that is asked for; all of them where the list of verbs matters."""
     app = typer.Typer(
+        cls=_Verbs,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -69,6 +73,18 @@ def _app(arguments: list[str]) -> typer.Typer:
         else:
             app.command(verb, epilog=f"Example: {module.EXAMPLE}")(module.command)
     return app
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, as it leaves a verb: of a KeyboardInterrupt Typer makes an exit code, and nobody is told."""
+
+
+class _Verbs(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
 
 
 def _without_verb(
@@ -95,6 +111,16 @@ def _misuse(error: typer.TyperException) -> str:
 def _fail(text: str, code: int) -> int:
     print(f"millis: {text}", file=sys.stderr)
     return code
+
+
+def _replace_closed_streams() -> None:
+    """In place of standard streams that were closed: no input, an output that cannot be written, a mute error stream.
+
+    Else the next file opened would get their numbers, and hear what is written to them.
+    """
+    for name, mode, access in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, access), mode, encoding="utf-8"))
 
 
 def _discard_output() -> None:

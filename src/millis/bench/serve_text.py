@@ -105,7 +105,7 @@ class Text:
         if path.stat().st_size > TEXT_LIMIT:
             raise RequestError(f"{path} is larger than {TEXT_LIMIT >> 20} MiB; cut it")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise RequestError(f"{path} is not UTF-8 text") from None
         sentences = [" ".join(part.split()) for part in SENTENCE.split(text) if WORD.search(part)]

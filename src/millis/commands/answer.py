@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +25,10 @@ def command(
     model: common.Model = "smollm2",
     extractive: Annotated[bool, typer.Option("--extractive", help="Quotes only: no model writes a sentence.")] = False,
     max_tokens: common.MaxTokens = 64,
-    deadline_ms: common.DeadlineMs = None,
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=1e9, help="No sentence that ends later; a quote that comes later says so."),
+    ] = None,
     embedder: Embedder = "minilm",
     threads: common.Threads = None,
     json: common.Json = False,
@@ -35,8 +37,10 @@ def command(
     from millis.tasks.index import Index
 
     if question != "-" and not question.strip():
-        raise RequestError("the question is empty")
+        raise typer.BadParameter("the question is empty")
     with Index.open(index, embedder=named(embedder)) as opened:
+        if not len(opened):
+            raise RequestError(f"{index} holds no passages; add documents: millis index DOCUMENTS --index {index}")
         lm = None if extractive else common.load(model, threads=threads, prefix_cache=True)
         if question == "-":
             _batch(lm, opened, max_tokens, deadline_ms)
@@ -74,9 +78,10 @@ def _one(
 def _batch(lm: LanguageModel | None, index: Index, max_tokens: int, deadline_ms: float | None) -> None:
     from millis.tasks.answer import ask
 
-    for (question,) in lines.batches("-", 1):
-        out = ask(lm, question, index, deadline_ms=deadline_ms, max_tokens=max_tokens).result()
-        print(jsonlib.dumps(out.asdict(), ensure_ascii=False, allow_nan=False), flush=True)
+    def run(questions: list[str]) -> list[Answer]:
+        return [ask(lm, one, index, deadline_ms=deadline_ms, max_tokens=max_tokens).result() for one in questions]
+
+    lines.answer_lines(1, run, lambda out: out.asdict())
 
 
 def _show_sources(answering: Answering) -> None:
@@ -96,5 +101,8 @@ def _status_line(out: Answer) -> str:
     parts.append(f"total {timings.total_ms:.0f} ms")
     if timings.prompt_tokens:
         parts.append(f"{timings.prompt_tokens} + {timings.completion_tokens} tokens, {timings.cached_tokens} cached")
+    if timings.deadline_ms is not None and timings.slack_ms is not None:
+        late = " · the quote itself came after it" if timings.quote_ms > timings.deadline_ms else ""
+        parts.append(common.slack(timings.slack_ms) + late)
     parts.append(f"in the documents: {100 * out.probability:.0f} %")
     return " · ".join(parts)

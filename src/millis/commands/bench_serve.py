@@ -198,7 +198,7 @@ def _schema(path: Path | None) -> dict[str, Any] | None:
     if path.stat().st_size > SCHEMA_LIMIT:
         raise RequestError(f"--schema: {path} is larger than {SCHEMA_LIMIT >> 20} MiB")
     try:
-        found = jsonlib.loads(path.read_text(encoding="utf-8"))
+        found = jsonlib.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise RequestError(f"--schema: {path} is no JSON: {error}") from None
     if not isinstance(found, dict):

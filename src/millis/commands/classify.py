@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from millis.commands import common, lines
-from millis.types import RequestError
 
 if TYPE_CHECKING:
     from millis.types import Classification
@@ -54,35 +53,38 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Which of some labels a text is; with - one JSON line for each line of standard input."""
+    from millis.models.load import is_encoder
     from millis.tasks.calibration import Calibration
     from millis.tasks.cascade import Cascade
     from millis.tasks.dataset import read_labelled
     from millis.tasks.encoder import Encoder
 
+    if calibrate is not None and calibration is not None:
+        raise typer.BadParameter("--calibrate and --calibration exclude each other; give one of them")
+    if save is not None and calibrate is None:
+        raise typer.BadParameter("--save keeps what --calibrate finds; give both")
+    if calibrate is not None and "," in model:
+        raise typer.BadParameter("a calibration belongs to one model; give one with -m")
     names = [] if labels is None else _labels(labels)
     options: dict[str, Any] = {"length_normalized": length_normalized}
     options["examples"] = [] if examples is None else read_labelled(examples)
     samples = None if calibrate is None else read_labelled(calibrate)
-    if calibrate is not None and calibration is not None:
-        raise RequestError("--calibrate and --calibration exclude each other; give one of them")
-    if save is not None and samples is None:
-        raise RequestError("--save keeps what --calibrate finds; give both")
     made: Any = (
         calibration if calibration in (None, "contextual") else Calibration.loads(lines.read_text(Path(calibration)))
     )
+    encoder = "," not in model and is_encoder(common.resolve(model))
+    given = [labels, examples, calibrate, calibration, abstain, deadline_ms, multi or None, length_normalized or None]
+    if encoder and any(value is not None for value in given):
+        raise typer.BadParameter(f"{model} has labels of its own and answers at once; give the text alone")
+    if labels is None and not encoder:
+        raise typer.BadParameter(f"{model} has no trained head; give the labels: --labels a,b,c")
     lm = common.load_reader(model, confidence, threads=threads, context=context, precision=precision)
     if isinstance(lm, Encoder):
-        given = [labels, examples, calibrate, calibration, abstain, deadline_ms, multi or None]
-        if length_normalized or any(value is not None for value in given):
-            raise RequestError(f"{model} has labels of its own and answers at once; give the text alone")
         head = lm
         lines.answer(text, batch, lambda texts: head.classify(texts, truncate=True), _record, _shown, as_json=json)
         return
-    if labels is None:
-        raise RequestError(f"{model} has no trained head; give the labels: --labels a,b,c")
     if samples is not None:
-        if isinstance(lm, Cascade):
-            raise RequestError("a calibration belongs to one model; give one with -m")
+        assert not isinstance(lm, Cascade)
         made = lm.calibrate(samples, names, **options)
         common.say(f"temperature {made.temperature:.3f} from {len(samples)} texts")
         if save is not None:

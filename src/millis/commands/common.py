@@ -6,9 +6,8 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from millis import config
-from millis.types import Completion, RequestError, SamplingParams
+from millis.files import whole
+from millis.types import Completion, DataError, RequestError, SamplingParams
 
 TABLE_WIDTH = 110  # columns
 
@@ -30,14 +30,29 @@ if TYPE_CHECKING:
 Model = Annotated[
     str, typer.Option("-m", "--model", help="Catalogue name, .gguf file, Hugging Face folder or hub repo id.")
 ]
+
+
+def warn_of_threads(count: int | None) -> int | None:
+    """More threads than cores wait for one another: a token of a small model then takes seconds."""
+    if count is not None and count > (cores := config.usable_cores()):
+        say(f"millis: warning: {count} threads on {cores} cores are slow, for they wait for one another; leave it out")
+    return count
+
+
 Threads = Annotated[
-    int | None, typer.Option(min=1, max=1024, help="Compute threads; default: this machine's physical cores.")
+    int | None,
+    typer.Option(
+        min=1,
+        max=1024,
+        callback=warn_of_threads,
+        help="Compute threads; default, and best: the cores here.",
+    ),
 ]
 Precision = Annotated[
     config.Precision,
     typer.Option(help="int8: quicker prompts and batches, coarser; exact: float32, slow, for checks."),
 ]
-Context = Annotated[int | None, typer.Option(min=1, help="Longest conversation in tokens.")]
+Context = Annotated[int | None, typer.Option(min=1, max=config.MOST_CONTEXT, help="Longest conversation in tokens.")]
 Draft = Annotated[
     str | None, typer.Option(help="A smaller model of the same vocabulary that guesses tokens; answers stay the same.")
 ]
@@ -65,12 +80,19 @@ System = Annotated[str | None, typer.Option(help="System message.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
-def checked(**sampling: Any) -> dict[str, Any]:
-    """The options of an answer as they came. Values that no model accepts are a usage error, before any is loaded."""
+@contextmanager
+def usage() -> Iterator[None]:
+    """Within it our errors are usage errors (exit code 2): options are checked so, before anything is loaded."""
     try:
-        SamplingParams(**sampling)
-    except RequestError as error:
+        yield
+    except (RequestError, DataError) as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def checked(**sampling: Any) -> dict[str, Any]:
+    """The options of an answer as they came. Values that no model accepts are a usage error."""
+    with usage():
+        SamplingParams(**sampling)
     return sampling
 
 
@@ -104,30 +126,24 @@ def load_writer(name: str, **options: Any) -> LanguageModel | Seq2Seq:
     return Seq2Seq(path, **options) if is_seq2seq(path) else load(name, **options)
 
 
-def refuse(model: Seq2Seq | LanguageModel, **given: Any) -> None:
-    """RequestError naming the first of the options `given` that was used, and with what kind of model it cannot be."""
-    from millis.tasks.seq2seq import Seq2Seq
+def refuse(path: Path, **given: Any) -> None:
+    """A usage error naming the first of the options `given` that was used, and with what kind of model it cannot be."""
+    from millis.models.load import is_seq2seq
 
-    kind = "an encoder-decoder model" if isinstance(model, Seq2Seq) else "a language model"
+    kind = "an encoder-decoder model" if is_seq2seq(path) else "a language model"
     for option, value in given.items():
         if value:
-            raise RequestError(
-                f"{model.path.name} is {kind}, which takes no --{option.replace('_', '-')}; leave it out"
+            raise typer.BadParameter(
+                f"{path.name} is {kind}, which takes no --{option.replace('_', '-')}; leave it out"
             )
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file in one move, so that a failure leaves an old one as it was. RequestError: it cannot be written."""
-    part = None
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            part = file.name
-            file.write(text)
-        os.replace(part, path)
+        with whole(path) as file:
+            file.write(text.encode("utf-8"))
     except OSError as error:
-        if part is not None:
-            with suppress(OSError):
-                os.unlink(part)
         raise RequestError(f"cannot write {path}: {error.strerror}") from None
 
 
@@ -135,9 +151,10 @@ def resolve(name: str) -> Path:
     """Where the model lies, pulled with a progress bar if need be."""
     from millis import hub
     from millis.hub.bar import Bar
+    from millis.tasks.readable import check_readable
 
     with Bar() as bar:
-        return hub.resolve(name, bar, ask_terms)
+        return hub.resolve(name, bar, ask_terms, check_readable)
 
 
 def ask_terms(entry: Entry) -> bool:
@@ -181,6 +198,16 @@ def on_first_interrupt(act: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
+def record(out: Completion) -> dict[str, Any]:
+    """An answer for machines."""
+    return {
+        "text": out.text,
+        "tokens": out.tokens,
+        "finish_reason": out.finish_reason,
+        "timings": out.timings.asdict(),
+    }
+
+
 def status_line(out: Completion, lm: LanguageModel | Seq2Seq) -> str:
     """first token 12.3 ms · 301.2 tokens/s · 31 + 64 tokens in 224 ms · … · smollm2.gguf, 2 threads, avx512."""
     timings = out.timings
@@ -191,16 +218,22 @@ def status_line(out: Completion, lm: LanguageModel | Seq2Seq) -> str:
     if timings.drafted_tokens:
         parts.append(f"{timings.accepted_tokens} of {timings.drafted_tokens} guesses right")
     if timings.slack_ms is not None:
-        parts.append(f"{abs(timings.slack_ms):.0f} ms {'before' if timings.slack_ms >= 0 else 'after'} the deadline")
+        parts.append(slack(timings.slack_ms))
     if out.finish_reason != "stop":
         parts.append(f"ended by {out.finish_reason}")
     parts.append(f"{lm.path.name}, {lm.config.threads} threads, {lm.runner.isa}")
     return " · ".join(parts)
 
 
+def slack(slack_ms: float) -> str:
+    """12 ms before the deadline."""
+    return f"{abs(slack_ms):.0f} ms {'before' if slack_ms >= 0 else 'after'} the deadline"
+
+
 def say(text: str) -> None:
     """A line for the user that is not the answer: dimmed, on standard error."""
-    print(f"\x1b[2m{text}\x1b[0m" if sys.stderr.isatty() else text, file=sys.stderr, flush=True)
+    plain = not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or os.environ.get("NO_COLOR")
+    print(text if plain else f"\x1b[2m{text}\x1b[0m", file=sys.stderr, flush=True)
 
 
 def print_table(table: Any) -> None:

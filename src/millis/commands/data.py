@@ -101,17 +101,18 @@ def clean(
     """Cleans text for training: repairs, judges, masks and deduplicates it, and reports what was dropped and why."""
     from millis import data
 
-    settings = data.Settings(
-        text=_names(text),
-        label=label,
-        html=html,
-        nfkc=nfkc,
-        space=space,
-        rules=rules,
-        languages=_names(languages),
-        near=near,
-        mask=() if mask == "none" else _names(mask),
-    )
+    with common.usage():
+        settings = data.Settings(
+            text=_names(text),
+            label=label,
+            html=html,
+            nfkc=nfkc,
+            space=space,
+            rules=rules,
+            languages=_names(languages),
+            near=near,
+            mask=() if mask == "none" else _names(mask),
+        )
     with _reader(unit, encoding) as reader:
         result = data.clean(inputs, out, settings, against=against or [], reader=reader)
     for path in report or []:

@@ -71,6 +71,8 @@ def command(
     from millis.train.gguf_out import write_gguf
     from millis.train.start import settings_of, shares_vocabulary, train
 
+    with common.usage():
+        limited = training.limits(time_limit, numbers)
     alike = shares_vocabulary(named, student, common.resolve)
     if draft_for is not None and not (alike and shares_vocabulary(draft_for, named, common.resolve)):
         raise RequestError(f"a draft model shares the vocabulary of the model it drafts for; {student} does not")
@@ -86,7 +88,7 @@ def command(
     else:
         given["model"] = student
     task = "distil" if alike else "lm"
-    settings = settings_of(task, texts, eval_data or [], given | training.limits(time_limit, numbers))
+    settings = settings_of(task, texts, eval_data or [], given | limited)
     report = train(settings, out, common.resolve, resume=resume, checkpoint_steps=checkpoint_every)
     if gguf is not None:
         source = common.resolve(named if alike else student)

@@ -12,6 +12,8 @@ import typer
 from millis import _native, hub
 from millis.commands import common
 from millis.config import EngineConfig
+from millis.models.load import is_encoder
+from millis.types import ModelError
 
 EXAMPLE = "millis doctor --json"
 BANDWIDTH_MIB = 256  # larger than any cache that models fit into
@@ -59,7 +61,7 @@ def command(
             row.name: {
                 "bytes": size,
                 "packed_bytes": _packed_bytes(row.path),
-                "limit_tokens_per_s": round(1e9 * bandwidth / size),
+                "limit_tokens_per_s": None if is_encoder(row.path) else round(1e9 * bandwidth / size),
             }
             for row, size in on_disk
         },
@@ -68,7 +70,14 @@ def command(
         facts["predictions"] = _predictions(model)
     if json:
         common.print_json(facts)
-        return
+    else:
+        _print(facts, model)
+    if chosen not in isas:
+        raise ModelError(f"MILLIS_ISA asks for {chosen}, which this machine lacks; unset it, or take {isas[-1]}")
+
+
+def _print(facts: dict[str, Any], model: str | None) -> None:
+    chosen, isas, threads, bandwidth = facts["isa"], facts["isas"], facts["threads"], facts["read_gb_per_s"]
     why = WHY.get(chosen, "") if chosen in isas else "this machine lacks it: unset MILLIS_ISA"
     print(f"processor     {facts['processor']}")
     print(f"system        {facts['system']}")
@@ -80,9 +89,9 @@ def command(
     print(f"models        {facts['home']}")
     for name, row in facts["models"].items():
         packed = "packed weights kept" if row["packed_bytes"] else "the first load will pack it"
-        limit = f"at most about {row['limit_tokens_per_s']} tokens/s here"
-        print(f"  {name:<14}{row['bytes'] / 1e6:.0f} MB, {limit}; {packed}")
-    if not on_disk:
+        limit = f"at most about {row['limit_tokens_per_s']} tokens/s here; {packed}"
+        print(f"  {name:<14}{row['bytes'] / 1e6:.0f} MB, {limit if row['limit_tokens_per_s'] else 'reads texts only'}")
+    if not facts["models"]:
         print("  none yet; fetch one with: millis pull smollm2")
     if model is not None:
         found = facts["predictions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 from typing import Any
 
 from millis.commands import common, lines
@@ -16,13 +17,12 @@ def command(
     threads: common.Threads = None,
     context: common.Context = None,
     precision: common.Precision = "fast",
+    json: common.Json = False,
 ) -> None:
-    """A vector of unit length for a text, as JSON; with - one line for each line of standard input."""
+    """A vector of unit length for a text, as JSON in any case; with - one line for each line of standard input."""
     lm: Any = common.load_reader(model, threads=threads, context=context, precision=precision)
 
     def run(texts: list[str]) -> list[Any]:
         return [[float(f"{value:.8g}") for value in vector] for vector in lm.embed(texts)]
 
-    for together in lines.batches(text, batch):
-        for vector in run(together):
-            print("[" + ", ".join(map(repr, vector)) + "]", flush=True)
+    lines.answer(text, batch, run, list, jsonlib.dumps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,36 +44,28 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="classify: a reliability plot, .svg or .png.")
     ] = None,
     deadline_ms: common.DeadlineMs = None,
-    confidence: Annotated[float, typer.Option(min=0, max=1, help="Of SMALL,LARGE: what the small one keeps.")] = 0.9,
+    confidence: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of SMALL,LARGE: what the small one keeps; 0.9 unless said.")
+    ] = None,
     perplexity: Annotated[
         Path | None, typer.Option("--perplexity", metavar="FILE", help="A text file: its perplexity instead of a task.")
     ] = None,
-    window: Annotated[int, typer.Option(min=2, help="Tokens that are predicted together.")] = 512,
-    limit: Annotated[int | None, typer.Option("--windows", min=1, help="Only so many windows, spread evenly.")] = None,
-    reference: Annotated[bool, typer.Option(help="Also run transformers in float32 on the same weights.")] = True,
+    window: Annotated[
+        int | None, typer.Option(min=2, help="perplexity: tokens that are predicted together; 512 unless said.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--windows", min=1, help="perplexity: only so many windows, spread evenly.")
+    ] = None,
+    reference: Annotated[
+        bool | None,
+        typer.Option(help="perplexity: also run transformers in float32 on the same weights."),
+    ] = None,
     threads: common.Threads = None,
     context: common.Context = None,
     precision: common.Precision = "fast",
     json: common.Json = False,
 ) -> None:
     """Accuracy, F1, BLEU, ROUGE and the like of a task, with p50 and p99 milliseconds; or the perplexity of a text."""
-    if perplexity is not None:
-        if task is not None:
-            raise typer.BadParameter("a task and --perplexity exclude each other")
-        from millis.commands.evaluate_perplexity import perplexity_of
-
-        return perplexity_of(
-            perplexity,
-            model=model,
-            window=window,
-            limit=limit,
-            reference=reference,
-            threads=threads,
-            precision=precision,
-            json=json,
-        )
-    if task is None or file is None:
-        raise typer.BadParameter("give a task and a file, or --perplexity FILE")
     given = {
         "labels": labels,
         "examples": examples,
@@ -83,15 +76,39 @@ def command(
         "sentences": sentences,
         "characters": characters,
     }
+    if perplexity is not None:
+        if task is not None:
+            raise typer.BadParameter("a task and --perplexity exclude each other")
+        others = {"limit": rows, "plot": plot, "deadline-ms": deadline_ms, "confidence": confidence}
+        _refuse_given(given | others, "--perplexity")
+        from millis.commands.evaluate_perplexity import perplexity_of
+
+        return perplexity_of(
+            perplexity,
+            model=model,
+            window=512 if window is None else window,
+            limit=limit,
+            reference=reference is not False,
+            threads=threads,
+            context=context,
+            precision=precision,
+            json=json,
+        )
+    if task is None or file is None:
+        raise typer.BadParameter("give a task and a file, or --perplexity FILE")
+    _refuse_given({"window": window, "windows": limit, "reference": reference}, task)
     _check(task, {name: value for name, value in {**given, "plot": plot}.items() if value is not None})
-    found = _evaluate(task, file, rows, given, deadline_ms, lambda: common.load_reader(
-        model, confidence, threads=threads, context=context, precision=precision))  # fmt: skip
     if plot is not None:
-        reliability_plot(found, plot, f"{model} on {file.name}")
+        _check_plot(plot)
+    keep = 0.9 if confidence is None else confidence
+    found = _evaluate(task, file, rows, given, deadline_ms, lambda: common.load_reader(
+        model, keep, threads=threads, context=context, precision=precision))  # fmt: skip
     if json:
         common.print_json({"model": model, "file": str(file), "precision": precision, **found.asdict()})
     else:
         _print(found, model, file)
+    if plot is not None:
+        reliability_plot(found, plot, f"{model} on {file.name}")
 
 
 ALLOWED = {
@@ -106,11 +123,25 @@ ALLOWED = {
 def _check(task: str, given: dict[str, Any]) -> None:
     if task not in ALLOWED:
         raise typer.BadParameter(f"no task {task!r}; there are {', '.join(ALLOWED)}")
-    for name in given:
-        if name not in ALLOWED[task]:
-            raise typer.BadParameter(f"--{name} is not for {task}")
+    _refuse_given({name: value for name, value in given.items() if name not in ALLOWED[task]}, task)
     if task == "extract" and "schema" not in given:
         raise typer.BadParameter("extract needs --schema FILE")
+
+
+def _refuse_given(options: dict[str, Any], task: str) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise typer.BadParameter(f"--{name} is not for {task}")
+
+
+def _check_plot(path: Path) -> None:
+    """What would keep a plot from being written, said before the work that it shows is done."""
+    if path.suffix not in (".svg", ".png"):
+        raise typer.BadParameter(f"{path}: a plot is .svg or .png")
+    if not path.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.absolute().parent} to write {path.name} to")
+    if find_spec("matplotlib") is None:
+        raise RequestError("a plot needs matplotlib: pip install 'millis[evaluate]'")
 
 
 def _evaluate(
@@ -189,15 +220,11 @@ def _whole_model(lm: Any, task: str) -> None:
 
 
 def reliability_plot(found: Evaluation, path: Path, title: str) -> None:
-    """Accuracy over confidence (Guo et al., 2017), as .svg or .png. RequestError: no scores, or no matplotlib."""
-    if path.suffix not in (".svg", ".png"):
-        raise RequestError(f"{path}: a plot is .svg or .png")
+    """Accuracy over confidence (Guo et al., 2017), as .svg or .png. RequestError: no scores, or no writing."""
     if not found.bins:
         raise RequestError("the answers have no scores to plot")
-    try:
-        import matplotlib
-    except ImportError:
-        raise RequestError("a plot needs matplotlib: pip install 'millis[evaluate]'") from None
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 

@@ -24,12 +24,13 @@ def perplexity_of(
     limit: int | None,
     reference: bool,
     threads: int | None,
+    context: int | None,
     precision: config.Precision,
     json: bool,
 ) -> None:
     """Perplexity of a text: of Millis, and of the float32 reference on the same weights."""
     text = lines.read_text(perplexity)
-    lm = common.load(model, threads=threads, precision=precision, context=None)
+    lm = common.load(model, threads=threads, precision=precision, context=context)
     cut = _windows(lm, text, window, limit)
     tokens = sum(len(w) - 1 for w in cut)
     result: dict[str, Any] = {

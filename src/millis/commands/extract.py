@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from millis.commands import common, lines
+from millis.types import RequestError
 
 if TYPE_CHECKING:
     from millis.tasks.extract import Extraction
@@ -30,6 +31,10 @@ def command(
 ) -> None:
     """What a text says, as JSON of a schema; with - one JSON line for each line of standard input."""
     form = lines.read_text(schema)
+    try:
+        json_module.loads(form)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{schema} is not JSON: {error}") from None
     lm = common.load(model, threads=threads, context=context, precision=precision)
     lines.answer(
         text,
@@ -47,5 +52,7 @@ def _record(one: Extraction) -> dict[str, Any]:
 
 
 def _show(one: Extraction) -> str:
-    common.say(lines.status(one.timings) + ("" if one.error is None else f" · {one.error}"))
-    return one.text if one.error else json_module.dumps(one.value, ensure_ascii=False)
+    common.say(lines.status(one.timings))
+    if one.error is not None:
+        raise RequestError(one.error)
+    return json_module.dumps(one.value, ensure_ascii=False)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from millis.commands import common
+from millis.files import place
 
+if TYPE_CHECKING:
+    from millis.tasks.index import Change
+
+_T = TypeVar("_T")
 EXAMPLE = "millis index handbook/ faq.jsonl --index bank.idx"
 File = Annotated[Path, typer.Option("--index", metavar="FILE", dir_okay=False, help="The index file.")]
 Embedder = Annotated[str, typer.Option(help="Model that compares meanings; none: words alone.")]
@@ -34,12 +41,21 @@ def command(
 
     if not documents and not delete:
         raise typer.BadParameter("give documents to add, or --delete and an id")
+    with common.usage():
+        path = place(index)
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent} for the index")
     read_in = list(read(documents or []))
-    with Index.open(index, embedder=named(embedder), create=bool(documents)) as opened:
-        gone = set(opened.ids()) - {document.id for document in read_in} if prune else set()
-        with _progress() as progress:
-            change = opened.add(read_in, delete=[*dict.fromkeys([*(delete or []), *sorted(gone)])], progress=progress)
-        passages, total = len(opened), len(opened.ids())
+
+    def fill(file: Path) -> tuple[Change, int, int]:
+        with Index.open(file, embedder=named(embedder), create=bool(documents)) as opened:
+            gone = set(opened.ids()) - {document.id for document in read_in} if prune else set()
+            with _progress() as progress:
+                removed = list(dict.fromkeys([*(delete or []), *sorted(gone)]))
+                change = opened.add(read_in, delete=removed, progress=progress)
+            return change, len(opened), len(opened.ids())
+
+    change, passages, total = _made(path, fill) if documents and not path.exists() else fill(index)
     record = {
         "index": str(index),
         "added": change.added,
@@ -56,6 +72,20 @@ def command(
             f"{index}: {change.added} added, {change.updated} updated, {change.unchanged} unchanged, "
             f"{change.deleted} deleted; {total} documents, {passages} passages"
         )
+
+
+def _made(path: Path, fill: Callable[[Path], _T]) -> _T:
+    """Fills a new index under another name, so that what is interrupted leaves none that answers nothing."""
+    part = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")
+    try:
+        found = fill(part)
+        if path.exists():  # another process was quicker
+            return fill(path)
+        os.replace(part, path)
+        return found
+    finally:
+        for left in (part, part.with_name(part.name + "-journal")):
+            left.unlink(missing_ok=True)
 
 
 def named(embedder: str) -> str | None:

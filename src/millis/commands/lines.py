@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from millis.commands import common
-from millis.types import RequestError
+from millis.types import DeadlineError, GrammarError, MillisError, RequestError, TemplateError
 
 Text = Annotated[str, typer.Argument(help="The text; - reads standard input, one text a line.")]
 Together = Annotated[int, typer.Option("--batch", min=1, max=256, help="Lines of standard input answered together.")]
@@ -20,58 +20,114 @@ Together = Annotated[int, typer.Option("--batch", min=1, max=256, help="Lines of
 def read_text(path: Path) -> str:
     """A file's text. RequestError: it cannot be read, or is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise RequestError(f"{path} is not UTF-8 text; convert it first") from None
 
 
-def batches(text: str, count: int) -> Iterator[list[str]]:
-    """The text, or the lines of standard input that are not empty, `count` at a time at most."""
-    if text != "-":
-        yield [text]
-        return
-    together: list[str] = []
-    for number, raw in enumerate(sys.stdin.buffer, 1):
-        try:
-            line = raw.decode("utf-8").strip()
-        except UnicodeDecodeError:
-            raise RequestError(f"line {number} of standard input is not UTF-8 text; convert it first") from None
-        if line:
-            together.append(line)
-        if len(together) == count:
-            yield together
-            together = []
-    if together:
-        yield together
+def whole_input() -> str:
+    """All of standard input as one text. RequestError: it is not UTF-8."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from None
 
 
 def answer(
     text: str,
     count: int,
     run: Callable[[list[str]], Sequence[Any]],
-    record: Callable[[Any], dict[str, Any]],
+    record: Callable[[Any], Any],
     show: Callable[[Any], str] | None = None,
     *,
     as_json: bool = False,
+    each: bool | None = None,
 ) -> None:
-    """Prints each answer: one JSON line for a line of standard input, and for a text what `show` makes of it."""
-    for together in batches(text, count):
-        for one in run(together):
-            if text == "-":
-                print(json.dumps(record(one), ensure_ascii=False, allow_nan=False), flush=True)
-            elif as_json or show is None:
-                common.print_json(record(one))
-            else:
-                print(show(one), flush=True)
+    """Prints the answer to a text: what `show` makes of it, or its record; of - one JSON line for each line of input.
+
+    each: whether standard input is meant, whatever the text. Raises as `run` and `show` do, RequestError for a record
+    that says "error", and as `answer_lines`.
+    """
+    if text == "-" if each is None else each:
+        answer_lines(count, run, record)
+        return
+    try:
+        (one,) = run([text])
+    except MillisError as error:
+        raise _unnumbered(error) from None
+    if as_json or show is None:
+        row = record(one)
+        common.print_json(row)
+        if isinstance(row, dict) and "error" in row:
+            raise RequestError(row["error"])
+    else:
+        print(show(one), flush=True)
+
+
+def answer_lines(count: int, run: Callable[[list[str]], Sequence[Any]], record: Callable[[Any], Any]) -> None:
+    """Prints a JSON line for each line of standard input that is not empty, `count` of them answered together.
+
+    A line that cannot be answered has {"error", "line"} for a record, and RequestError says in the end how many.
+    """
+    total = failed = 0
+    for batch in _batches(count):
+        for number, found in _each(run, batch):
+            row = {"error": str(found)} if isinstance(found, MillisError) else record(found)
+            if isinstance(row, dict) and "error" in row:
+                row["line"] = number
+                failed += 1
+            total += 1
+            print(json.dumps(row, ensure_ascii=False, allow_nan=False), flush=True)
+    if failed:
+        raise RequestError(f"{failed} of {total} lines were not answered; their records say why")
+
+
+def _batches(count: int) -> Iterator[list[tuple[int, str]]]:
+    """The lines of standard input that are not empty with their numbers, `count` at a time at most."""
+    batch: list[tuple[int, str]] = []
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip()
+        if line:
+            batch.append((number, line))
+        if len(batch) == count:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _each(
+    run: Callable[[list[str]], Sequence[Any]], batch: list[tuple[int, str]]
+) -> Iterable[tuple[int, Any | MillisError]]:
+    """Number and answer of each line, or why it has none: a batch that is refused is tried by halves."""
+    try:
+        for _, line in batch:
+            if any("\ud800" <= character <= "\udfff" for character in line):
+                raise RequestError("not UTF-8 text; convert it first")
+        found = run([line for _, line in batch])
+    except GrammarError:  # of the schema, and so of every line
+        raise
+    except (RequestError, DeadlineError, TemplateError) as error:
+        if len(batch) == 1:
+            return [(batch[0][0], _unnumbered(error))]
+        middle = len(batch) // 2
+        return [*_each(run, batch[:middle]), *_each(run, batch[middle:])]
+    return [(number, one) for (number, _), one in zip(batch, found, strict=True)]
+
+
+def _unnumbered(error: MillisError) -> MillisError:
+    """An error of a list of one text, without the text's number in that list."""
+    error.args = (str(error).replace("text 0 ", "the text ", 1),)
+    return error
 
 
 def status(timings: Any) -> str:
     """What an answer took, in one line."""
     parts = [f"{timings.total_ms:.1f} ms", f"{timings.steps} steps", f"{timings.cached_tokens} tokens cached"]
     if timings.slack_ms is not None:
-        parts.append(f"{abs(timings.slack_ms):.0f} ms {'before' if timings.slack_ms >= 0 else 'after'} the deadline")
+        parts.append(common.slack(timings.slack_ms))
     if getattr(timings, "model", ""):
         parts.append(f"{timings.model}: {timings.why}")
     return " · ".join(parts)

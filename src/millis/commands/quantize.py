@@ -12,7 +12,7 @@ import typer
 
 from millis.commands import common, lines
 from millis.config import EngineConfig
-from millis.types import RequestError
+from millis.files import place
 
 if TYPE_CHECKING:
     from millis.quantize.run import Report, Say, Target
@@ -37,7 +37,9 @@ def command(
     ] = None,
     importance: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Keep here what was learned from the text, and take it from here."),
+        typer.Option(
+            metavar="FILE", help="With --calibration: keep here what was learned from the text, and take it from here."
+        ),
     ] = None,
     learn: Annotated[int, typer.Option(min=2, help="Windows of 256 tokens to learn from.")] = 8,
     windows: Annotated[int, typer.Option(min=2, help="Windows of 512 tokens to measure perplexity on.")] = 16,
@@ -50,8 +52,15 @@ def command(
     target = _target(type, max_mb, max_ms, max_ppl_loss)
     if target.type is None and text is None:
         raise typer.BadParameter("a limit needs --calibration FILE, to know what errors cost")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise RequestError(f"{out}: {'is a folder' if out.is_dir() else 'its folder does not exist'}; name a file")
+    if importance is not None and text is None:
+        raise typer.BadParameter("--importance keeps what is learned from a text; give --calibration FILE, too")
+    if out.suffix != ".gguf":
+        raise typer.BadParameter(f"{out}: the name must end in .gguf, or no command takes it for a model")
+    with common.usage():
+        folders = [place(file).parent for file in (out, importance) if file is not None]
+    for folder in folders:
+        if not folder.is_dir():
+            raise typer.BadParameter(f"there is no folder {folder} to write to")
     count = EngineConfig().threads if threads is None else threads
     with _progress() as say:
         job = Quantizer(common.resolve(source), count, say)

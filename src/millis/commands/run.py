@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from millis.commands import common
-from millis.types import Completion, RequestError
+from millis.commands import common, lines
+from millis.types import RequestError
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel, Stream
@@ -62,7 +61,8 @@ def command(
     )
     text = _prompt(prompt)
     form = None if schema is None else _schema(schema)
-    if is_seq2seq(common.resolve(model)):
+    path = common.resolve(model)
+    if is_seq2seq(path):
         options: dict[str, Any] = {
             "speculation": speculation != "auto",
             "draft": draft,
@@ -73,15 +73,16 @@ def command(
         options |= {"stop": stop, "ignore_eos": ignore_eos, "adapter": adapter}
         sampling = {key: value for key, value in sampling.items() if key not in ("stop", "ignore_eos", "max_tokens")}
         sampling |= {"max_tokens": max_tokens, "beams": beams, "deadline_ms": deadline_ms}
-        return _rewrite(model, text, options, sampling, json, threads=threads, context=context, precision=precision)
+        common.refuse(path, **options)
+        return _rewrite(model, text, sampling, json, threads=threads, context=context, precision=precision)
+    common.refuse(path, beams=beams)
     lm = common.load(model, threads=threads, context=context, precision=precision, speculation=speculation, draft=draft)
-    common.refuse(lm, beams=beams)
     name = None if adapter is None else lm.load_adapter(adapter, "adapter")
     stream = _stream(lm, text, system, raw, {**sampling, "deadline_ms": deadline_ms, "schema": form, "adapter": name})
     if json:
         with common.stopped_by_interrupt(stream):
             out = stream.result()
-        common.print_json({"model": model, **_record(out)})
+        common.print_json({"model": model, **common.record(out)})
     else:
         out = common.show(stream)
         common.say(common.status_line(out, lm))
@@ -89,18 +90,15 @@ def command(
         raise typer.Exit(130)
 
 
-def _rewrite(
-    model: str, text: str, refused: dict[str, Any], options: dict[str, Any], json: bool, **loading: Any
-) -> None:
+def _rewrite(model: str, text: str, options: dict[str, Any], json: bool, **loading: Any) -> None:
     """The same of an encoder-decoder model, whose answer comes as a whole."""
     from millis.tasks.seq2seq import Seq2Seq
 
     lm = Seq2Seq(common.resolve(model), **loading)
-    common.refuse(lm, **refused)
     with common.on_first_interrupt(lm.stop_soon):
         out = lm.generate(text, **options)
     if json:
-        common.print_json({"model": model, **_record(out)})
+        common.print_json({"model": model, **common.record(out)})
     else:
         print(out.text, flush=True)
         common.say(common.status_line(out, lm))
@@ -109,10 +107,7 @@ def _rewrite(
 
 
 def _prompt(prompt: str) -> str:
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8") if prompt == "-" else prompt
-    except UnicodeDecodeError as error:
-        raise RequestError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from None
+    text = lines.whole_input() if prompt == "-" else prompt
     if not text.strip():
         raise RequestError("the prompt is empty; give a text, or - and a text on standard input")
     return text
@@ -120,7 +115,7 @@ def _prompt(prompt: str) -> str:
 
 def _schema(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} cannot be read as a schema: {error}") from None
 
@@ -132,12 +127,3 @@ def _stream(lm: LanguageModel, text: str, system: str | None, raw: bool, options
     if system is not None:
         raise RequestError("a system message needs a chat template; leave out --raw and use an instruct model")
     return lm.stream(text, **options)
-
-
-def _record(out: Completion) -> dict[str, Any]:
-    return {
-        "text": out.text,
-        "tokens": out.tokens,
-        "finish_reason": out.finish_reason,
-        "timings": out.timings.asdict(),
-    }

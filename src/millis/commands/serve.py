@@ -25,7 +25,10 @@ def command(**flags: Any) -> None:
     from millis.server.settings import read_settings
 
     as_json, file = flags.pop("json"), flags.pop("config")
-    settings = read_settings(flags, os.environ, file)
+    with common.usage():
+        settings = read_settings(flags, os.environ, file)
+        named = encoders_of(settings.server.encoder or [])
+    common.warn_of_threads(settings.engine.get("threads"))
     try:
         from millis.server.run import serve
     except ModuleNotFoundError as error:
@@ -33,7 +36,6 @@ def command(**flags: Any) -> None:
     path = common.resolve(settings.model)
     if (draft := settings.engine.get("draft")) is not None:
         settings.engine["draft"] = str(common.resolve(draft))
-    named = encoders_of(settings.server.encoder or [])
     if settings.server.index is not None:
         from millis.tasks.index import embedder_of
 

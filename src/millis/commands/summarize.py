@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,18 +38,21 @@ def command(
     """A summary; of a text longer than the context, by parts. With - and --lines one JSON line for each line."""
     if (text is None) == (file is None):
         raise typer.BadParameter("give a text, or - for standard input, or --file FILE")
-    given = lines.read_text(file) if file is not None else text or ""
-    if given == "-" and not each:
+    if each and text != "-":
+        raise typer.BadParameter("--lines reads standard input; give - as the text")
+    given = "" if each else lines.read_text(file) if file is not None else text or ""
+    if text == "-" and not each:
         given = _whole_input()
-    from millis.tasks.seq2seq import Seq2Seq
+    from millis.models.load import is_seq2seq
 
-    lm = common.load_writer(model, threads=threads, context=context, precision=precision)
+    path = common.resolve(model)
     options: dict[str, Any] = {"words": words, "sentences": sentences, "characters": characters}
-    if isinstance(lm, Seq2Seq):
-        common.refuse(lm, **options)
+    if is_seq2seq(path):
+        common.refuse(path, **options)
         options = {"beams": beams}
     else:
-        common.refuse(lm, beams=beams)
+        common.refuse(path, beams=beams)
+    lm: Any = common.load_writer(model, threads=threads, context=context, precision=precision)
     lines.answer(
         given,
         batch,
@@ -58,15 +60,13 @@ def command(
         _record,
         _show,
         as_json=json,
+        each=each,
     )
 
 
 def _whole_input() -> str:
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"standard input is not UTF-8 text (byte {error.start}); convert it first") from None
-    if not text.strip() or text.strip() == "-":
+    text = lines.whole_input()
+    if not text.strip():
         raise RequestError("the text is empty; give at least one word")
     return text
 

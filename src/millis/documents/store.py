@@ -218,6 +218,8 @@ class Store:
                 ) from None
             raise FormatError(f"{self.path}: {error}") from None
         except sqlite3.DatabaseError as error:
+            if "not a database" in str(error):
+                raise self._foreign() from None
             raise self._damaged(str(error)) from None
 
     def _damaged(self, what: str) -> FormatError:

@@ -64,7 +64,7 @@ class Keys:
     def read(cls, path: Path) -> Keys:
         """The keys of a file. RequestError: it cannot be read, or holds what is no key."""
         try:
-            return cls(path.read_text(encoding="utf-8"), str(path))
+            return cls(path.read_text(encoding="utf-8-sig"), str(path))
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise RequestError(f"cannot read the keys in {path}: {reason}") from None

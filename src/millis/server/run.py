@@ -228,7 +228,7 @@ def _adapters(given: list[str]) -> dict[str, str]:
 
 def _pin_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise RequestError(f"cannot read the text to pin in {path}: {reason}") from None

@@ -88,7 +88,7 @@ def _from_file(path: Path, settings: Mapping[str, Setting]) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RequestError(f"cannot read the settings in {path}: {error.strerror}") from None
     except ValueError as error:

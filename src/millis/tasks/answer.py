@@ -66,9 +66,10 @@ class AnswerTimings:
     cached_tokens: int = 0
     completion_tokens: int = 0
     deadline_ms: float | None = None
+    slack_ms: float | None = None  # deadline minus total; negative when late
 
     def asdict(self) -> dict[str, Any]:
-        """The fields as a dictionary, without the deadline where none was given."""
+        """The fields as a dictionary, without the deadline's where none was given."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -138,6 +139,8 @@ class Answering:
                 self._answer.text, self._answer.written = text, "model"
         if not self._timings.total_ms:
             self._timings.total_ms = self._elapsed_ms()
+            if self._timings.deadline_ms is not None:
+                self._timings.slack_ms = self._timings.deadline_ms - self._timings.total_ms
         return self._answer
 
     def _ask(self, lm: LanguageModel, question: str, deadline_ms: float | None, max_tokens: int) -> Stream | None:
@@ -241,7 +244,8 @@ def ask(
     """Answers `question` from the documents of `index`, as LanguageModel.answer does; without a model by quotes alone.
 
     The first call with a model takes a moment longer: models are loaded and, where there is a prefix cache, the
-    instruction is pinned in it. deadline_ms counts from when that is done.
+    instruction is pinned in it. deadline_ms counts from when that is done. Where it leaves no time for a sentence the
+    quote is the answer; where it is too short for the quote, too, that comes late, and timings.slack_ms is negative.
     """
     if not isinstance(question, str) or not question.strip():
         raise RequestError("the question must be a text of at least one word")

@@ -103,6 +103,8 @@ def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
             if name != "value" and not isinstance(value, (str, int)):
                 raise RequestError(f"{where}: {known} must be a text")
             return value if name == "value" else str(value)
+    if empty := [known for known in NAMES[name] if known in row]:
+        raise RequestError(f"{where}: {empty[0]} is empty")
     raise RequestError(f"{where}: no column {' or '.join(NAMES[name])}")
 
 

@@ -1,0 +1,296 @@
+"""The command line at its edges: closed streams, Ctrl-C at once, lines that cannot be answered, misuse of each verb."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from millis import cli
+from millis.commands import classify, common, lines, translate
+from millis.config import usable_cores
+from millis.types import DeadlineError, GrammarError, RequestError
+from shell import LIMIT_S, error_line, millis, started
+
+COMMAND = [sys.executable, "-m", "millis"]
+
+
+@pytest.fixture(scope="module")
+def smollm2(model_path: Callable[[str], Path]) -> Path:
+    return model_path("smollm2")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Callable[[Path], None]) -> None:
+    monkeypatch.setenv("MILLIS_HOME", str(tmp_path / "home"))
+    packed(tmp_path / "home")
+
+
+def ended(arguments: list[Any], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, output and errors of a command in this process."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(one) for one in arguments])
+    return int(str(end.value.code)), *capsys.readouterr()
+
+
+# Streams
+
+
+@pytest.mark.parametrize(
+    ("closed", "arguments", "code", "told"),
+    [
+        (0, ["run", "-"], 1, "millis: the prompt is empty; give a text, or - and a text on standard input\n"),
+        (0, ["models"], 0, ""),
+        (1, ["models"], 1, "millis: cannot write the output: Bad file descriptor\n"),
+        (2, ["models"], 0, ""),
+        (2, ["frobnicate"], 2, ""),
+    ],
+)
+def test_a_standard_stream_that_is_closed(closed: int, arguments: list[str], code: int, told: str) -> None:
+    done = subprocess.run(
+        COMMAND + arguments, capture_output=True, text=True, timeout=LIMIT_S, preexec_fn=lambda: os.close(closed)
+    )
+    assert (done.returncode, done.stderr) == (code, told)
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line(tmp_path: Path) -> None:
+    """`typer` is one that interrupts, as a user may at that moment."""
+    (tmp_path / "typer.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    done = millis("models", PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "millis: interrupted\n")
+
+
+def test_ctrl_c_while_it_waits_is_one_line(smollm2: Path) -> None:
+    with started("classify", "-", "--labels", "a,b", "-m", smollm2, "--threads", "1") as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("".join("a text\n" for _ in range(32)))
+        process.stdin.flush()
+        assert process.stdout.readline()
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, told) == (130, "millis: interrupted\n")
+
+
+@pytest.mark.parametrize(("terminal", "colours"), [("dumb", False), ("xterm", True)])
+def test_what_is_said_is_dimmed_where_the_terminal_can(
+    terminal: str, colours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", shown)
+    common.say("hello")
+    assert ("\x1b" in shown.getvalue()) == colours
+
+
+# Lines of standard input
+
+
+class Model:
+    """Doubles whole numbers; refuses what is none, by its number in the list, and what is late."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+
+    def __call__(self, texts: list[str]) -> list[int]:
+        self.calls.append(texts)
+        for i, text in enumerate(texts):
+            if text == "late":
+                raise DeadlineError("the answer would take 9 ms", predicted_ms=9, retry_after_s=0)
+            if not text.isdigit():
+                raise RequestError(f"text {i} is no number")
+        return [2 * int(text) for text in texts]
+
+
+def answered(data: bytes, capsys: pytest.CaptureFixture[str], count: int = 4) -> tuple[list[Any], str, Model]:
+    """The records, the error in the end, and the model that was asked."""
+    model, told = Model(), ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        try:
+            lines.answer("-", count, model, lambda one: {"double": one})
+        except RequestError as error:
+            told = str(error)
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()], told, model
+
+
+def test_lines_are_answered_together(capsys: pytest.CaptureFixture[str]) -> None:
+    records, told, model = answered(b"\xef\xbb\xbf1\n\n 2 \n3\n4\n5\n", capsys)
+    assert records == [{"double": n} for n in (2, 4, 6, 8, 10)] and told == ""
+    assert model.calls == [["1", "2", "3", "4"], ["5"]]
+
+
+def test_a_bad_line_is_a_record_and_the_others_are_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    records, told, _ = answered(b"1\n\n2\nthree\n4\n\xff\nlate\n7\n", capsys)
+    assert records == [
+        {"double": 2},
+        {"double": 4},
+        {"error": "the text is no number", "line": 4},
+        {"double": 8},
+        {"error": "not UTF-8 text; convert it first", "line": 6},
+        {"error": "the answer would take 9 ms", "line": 7},
+        {"double": 14},
+    ]
+    assert told == "3 of 7 lines were not answered; their records say why"
+
+
+def test_what_is_wrong_with_every_line_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(texts: list[str]) -> list[int]:
+        raise GrammarError("the schema is too deep")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"1\n2\n")))
+        with pytest.raises(GrammarError):
+            lines.answer("-", 4, run, lambda one: one)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_text_alone_has_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RequestError, match="^the text is no number$"):
+        lines.answer("one", 4, Model(), lambda one: one)
+
+
+@pytest.mark.parametrize("verb", [("classify", "--labels", "a,b"), ("embed",), ("translate", "--to", "zh")])
+def test_a_line_beyond_the_context_is_no_end(verb: tuple[str, ...], smollm2: Path) -> None:
+    options = ("-m", smollm2, "--threads", "1", "--context", "128", "--batch", "4")
+    done = millis(verb[0], "-", *verb[1:], *options, stdin="one\n" + "word " * 400 + "\nthree\n")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and len(rows) == 3, done.stderr
+    assert [isinstance(row, dict) and "error" in row for row in rows] == [False, True, False]
+    assert rows[1]["line"] == 2 and "text 0" not in rows[1]["error"] and "text 1" not in rows[1]["error"]
+    assert done.stderr == "millis: 1 of 3 lines were not answered; their records say why\n"
+
+
+def test_json_that_was_cut_is_a_failure(smollm2: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "s.json"
+    schema.write_text('\ufeff{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}', "utf-8")
+    arguments = ("extract", "-m", smollm2, "--schema", schema, "--max-tokens", "2", "--threads", "1")
+    done = millis(*arguments, "n is 5")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith("millis: the answer ended before its JSON did")
+    done = millis(*arguments, "n is 5", "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["value"] is None
+    done = millis(*arguments, "-", stdin="n is 5\n")
+    assert done.returncode == 1 and json.loads(done.stdout)["line"] == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+    file = tmp_path / "marked.txt"
+    file.write_text("\ufeffbank=银行\nb=乙\n", encoding="utf-8")
+    assert lines.read_text(file).startswith("bank")
+    assert translate._glossary(file) == {"bank": "银行", "b": "乙"}
+    assert classify._labels(f"@{file}")[0] == "bank=银行"
+
+
+# Misuse
+
+
+def test_misuse_is_known_before_a_model_is_loaded(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    for name in ("load", "load_reader", "load_writer"):
+        monkeypatch.setattr(common, name, load)
+    table, pipe = tmp_path / "t.csv", tmp_path / "pipe"
+    table.write_text("text,label\na,b\n")
+    os.mkfifo(pipe)
+    for arguments, told in (
+        (["classify", "x", "-m", smollm2], "give the labels: --labels a,b,c"),
+        (["classify", "x", "--labels", "a,b", "--save", "f"], "--save keeps what --calibrate finds"),
+        (["translate", "x", "-m", smollm2], "say which with --to"),
+        (
+            ["translate", "x", "-m", smollm2, "--to", "en", "--beams", "2"],
+            "is a language model, which takes no --beams",
+        ),
+        (["run", "x", "-m", smollm2, "--beams", "2"], "is a language model, which takes no --beams"),
+        (["run", "x", "--context", "99999999"], "'--context'"),
+        (["chat", "--summarize"], "--summarize is for what --memory-tokens drops"),
+        (["summarize", "x", "--lines"], "--lines reads standard input"),
+        (["serve", "--port", "99999"], "port must be a whole number in [0, 65535]"),
+        (["answer", "--index", "no.idx", " "], "the question is empty"),
+        (["index", table, "--index", tmp_path / "none" / "a.idx"], "there is no folder"),
+        (["index", table, "--index", pipe], "it is a device or pipe, not a file"),
+        (["quantize", smollm2, tmp_path / "small.txt", "--type", "Q4_K"], "the name must end in .gguf"),
+        (
+            ["quantize", smollm2, tmp_path / "a.gguf", "--type", "Q4_K", "--importance", "none"],
+            "give --calibration FILE",
+        ),
+        (["evaluate", "classify", table, "--plot", "plot.pdf"], "a plot is .svg or .png"),
+        (["evaluate", "classify", table, "--plot", tmp_path / "none" / "p.svg"], "there is no folder"),
+        (["evaluate", "classify", table, "--window", "9"], "--window is not for classify"),
+        (["evaluate", "--perplexity", table, "--limit", "9"], "--limit is not for --perplexity"),
+        (["evaluate", "--perplexity", table, "--labels", "a"], "--labels is not for --perplexity"),
+        (["train", table, "--task", "classify", "--out", tmp_path / "o", "--time-limit", "abc"], "no length of time"),
+        (["train", table, "--task", "embed", "--out", tmp_path / "o", "--layers", "2"], "layers has no meaning"),
+        (["data", "clean", table, "--out", tmp_path / "o", "--languages", "xx"], "xx: no language"),
+    ):
+        code, out, error = ended(arguments, capsys)
+        assert (code, out) == (2, "") and told in error and error.count("\n") == 1, (arguments, error)
+        assert error.endswith(" --help\n")
+
+
+def test_more_threads_than_cores_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    cores = usable_cores()
+    assert common.warn_of_threads(cores) == cores and capsys.readouterr().err == ""
+    assert common.warn_of_threads(cores + 1) == cores + 1
+    assert f"{cores + 1} threads on {cores} cores are slow" in capsys.readouterr().err
+
+
+# Outputs
+
+
+def test_an_output_that_is_no_file_stays_what_it_is(smollm2: Path, tmp_path: Path) -> None:
+    pipe, link, target = tmp_path / "pipe.gguf", tmp_path / "link.json", tmp_path / "target.json"
+    os.mkfifo(pipe)
+    assert "it is a device or pipe" in error_line(millis("quantize", smollm2, pipe, "--type", "Q8_0"), 2)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    target.write_text("old")
+    link.symlink_to(target)
+    common.write_text(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    with pytest.raises(RequestError, match="it is a device or pipe"):
+        common.write_text(pipe, "x")
+
+
+def test_a_file_that_holds_only_a_dash_is_a_text(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[str] = []
+
+    class Writer:
+        def summarize(self, texts: list[str], **_: Any) -> Any:
+            given.extend(texts)
+            raise RequestError("asked")
+
+    (tmp_path / "dash.txt").write_text("-")
+    monkeypatch.setattr(common, "load_writer", lambda *_, **__: Writer())
+    assert ended(["summarize", "-m", smollm2, "--file", tmp_path / "dash.txt"], capsys)[0] == 1
+    assert given == ["-"]
+
+
+def test_vectors_and_replies_as_json(smollm2: Path) -> None:
+    options = ("-m", smollm2, "--threads", "1")
+    plain, asked = millis("embed", "one", *options), millis("embed", "one", *options, "--json")
+    assert json.loads(plain.stdout) == json.loads(asked.stdout) and len(json.loads(plain.stdout)) == 576
+    done = millis("chat", *options, "--json", "--max-tokens", "4", stdin=b"Hi\n\xff\nBye\n")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (
+        done.returncode == 0
+        and [set(row) for row in (rows[0], rows[2])] == [{"text", "tokens", "finish_reason", "timings"}] * 2
+    )
+    assert list(rows[1]) == ["error"] and len(rows) == 3
