@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -80,11 +82,21 @@ class _Interrupted(Exception):
 
 
 class _Verbs(TyperGroup):
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _interrupts():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _interrupts():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _Interrupted from None
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _Interrupted from None
 
 
 def _without_verb(

@@ -66,11 +66,16 @@ class AnswerTimings:
     cached_tokens: int = 0
     completion_tokens: int = 0
     deadline_ms: float | None = None
-    slack_ms: float | None = None  # deadline minus total; negative when late
+
+    @property
+    def slack_ms(self) -> float | None:
+        """Deadline minus total, negative when late; None without a deadline."""
+        return None if self.deadline_ms is None else self.deadline_ms - self.total_ms
 
     def asdict(self) -> dict[str, Any]:
-        """The fields as a dictionary, without the deadline's where none was given."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The fields and the slack as a dictionary, without the deadline's where none was given."""
+        found = {**asdict(self), "slack_ms": self.slack_ms}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -139,8 +144,6 @@ class Answering:
                 self._answer.text, self._answer.written = text, "model"
         if not self._timings.total_ms:
             self._timings.total_ms = self._elapsed_ms()
-            if self._timings.deadline_ms is not None:
-                self._timings.slack_ms = self._timings.deadline_ms - self._timings.total_ms
         return self._answer
 
     def _ask(self, lm: LanguageModel, question: str, deadline_ms: float | None, max_tokens: int) -> Stream | None:
