@@ -248,7 +248,7 @@ def test_more_threads_than_cores_are_warned_of(capsys: pytest.CaptureFixture[str
     cores = usable_cores()
     assert common.warn_of_threads(cores) == cores and capsys.readouterr().err == ""
     assert common.warn_of_threads(cores + 1) == cores + 1
-    assert f"{cores + 1} threads on {cores} cores are slow" in capsys.readouterr().err
+    assert f"{cores + 1} threads share {cores} cores here" in capsys.readouterr().err
 
 
 # Outputs

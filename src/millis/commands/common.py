@@ -35,7 +35,7 @@ Model = Annotated[
 def warn_of_threads(count: int | None) -> int | None:
     """More threads than cores wait for one another: a token of a small model then takes seconds."""
     if count is not None and count > (cores := config.usable_cores()):
-        say(f"millis: warning: {count} threads on {cores} cores are slow, for they wait for one another; leave it out")
+        say(f"millis: warning: {count} threads share {cores} cores here, and wait for one another; leave --threads out")
     return count
 
 
