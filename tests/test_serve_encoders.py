@@ -244,8 +244,8 @@ def is_encoder(pid: int) -> bool:
 
 
 def test_settings_that_do_not_fit_are_refused(folders: dict[str, Path]) -> None:
-    def refused(*arguments: str) -> str:
-        return error_line(millis("serve", "--port", "0", *arguments))
+    def refused(*arguments: str, code: int = 1) -> str:
+        return error_line(millis("serve", "--port", "0", *arguments), code)
 
     head, lm = str(folders["head"]), str(folders["lm"])
     assert "head is an encoder, for which --draft means nothing" in refused("-m", head, "--draft", lm).replace(
@@ -254,5 +254,6 @@ def test_settings_that_do_not_fit_are_refused(folders: dict[str, Path]) -> None:
     assert "for which --max-sequences means nothing" in refused("-m", head, "--max-sequences", "3")
     assert "is no encoder; --encoder is for models that read" in refused("-m", lm, "--encoder", f"x={lm}")
     assert "two models are called 'a'" in refused("-m", lm, "--served-name", "a", "--encoder", f"a={head}")
-    assert "two encoders are called 'a'" in refused("-m", lm, "--encoder", f"a={head}", "--encoder", f"a={head}")
-    assert "NAME=MODEL" in refused("-m", lm, "--encoder", "=x")
+    twice = ("--encoder", f"a={head}", "--encoder", f"a={head}")
+    assert "two encoders are called 'a'" in refused("-m", lm, *twice, code=2)
+    assert "NAME=MODEL" in refused("-m", lm, "--encoder", "=x", code=2)
