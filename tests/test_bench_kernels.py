@@ -10,6 +10,7 @@ import pytest
 
 from gguf_files import FFN, HIDDEN, write_tiny
 from millis import _native
+from millis.bench import attention
 from millis.bench.kernels import line, matrices, measure
 from millis.models.load import read_checkpoint
 from millis.models.tensor import GgmlType, Tensor
@@ -44,6 +45,17 @@ def test_without_a_peak_there_is_no_roofline() -> None:
     assert line(tensor(16, 32), 1, "sve", 1e-3, 1, 1.0, 0.0)["share_of_roofline"] is None
 
 
+def test_attention_reads_keys_and_values_of_all_that_came_before(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "tiny.gguf")
+    config = read_checkpoint(tmp_path / "tiny.gguf").config
+    values = 2 * config.kv_heads * config.head_dim
+    found = attention.line(config, 99, 1, "avx2", 1e-6, bandwidth=0.4)
+    assert found["gb_per_s"] == pytest.approx(100 * values * 2 / 1e3)
+    assert found["gflop_per_s"] == pytest.approx(4 * 100 * config.heads * config.head_dim / 1e3)
+    assert found["share_of_roofline"] == pytest.approx(found["gb_per_s"] / 0.4)
+    assert attention.line(config, 99, 2, "avx2", 1e-6, bandwidth=0.4)["share_of_roofline"] is None
+
+
 def test_every_type_and_shape_is_measured_once(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny.gguf", "qwen3")
     found = [(m.type.name, m.shape) for m in matrices(read_checkpoint(tmp_path / "tiny.gguf"))]
@@ -57,7 +69,7 @@ def test_lines_of_a_tiny_model(tmp_path: Path) -> None:
     isas = _native.supported_isas()[:2]
     for int8 in (False, True):
         lines = list(measure(tmp_path / "tiny.gguf", counts=[1, 5], isas=isas, threads=1, seconds=0.01, int8=int8))
-        assert len(lines) == 2 * len(isas) * len(list(matrices(checkpoint)))
+        assert len(lines) == 2 * len(isas) * (len(list(matrices(checkpoint))) + len(attention.DEPTHS))
         assert all(line["us"] > 0 and line["gb_per_s"] > 0 for line in lines)
         assert {line["isa"] for line in lines} == set(isas)
 

@@ -1,4 +1,4 @@
-"""Each kernel alone: a model's matrices, by rows of activations and ISA, beside what memory and arithmetic allow."""
+"""Each kernel alone: a model's matrices and attention, by rows and ISA, beside what memory and arithmetic allow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from millis import _native
+from millis.bench import attention
 from millis.models.checkpoint import Checkpoint
 from millis.models.load import read_checkpoint
 from millis.models.tensor import Tensor
@@ -29,7 +30,7 @@ def matrices(checkpoint: Checkpoint) -> Iterator[Tensor]:
 def measure(
     path: Path, *, counts: Sequence[int], isas: Sequence[str], threads: int, seconds: float, int8: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """A line for every matrix, count of activation rows and ISA, each measured for about `seconds`.
+    """A line for every matrix, count of activation rows and ISA, each measured for about `seconds`; then attention's.
 
     share_of_roofline: the time that reading the weights at the measured bandwidth, or the byte products at the measured
     peak of a plain dot loop, would take at least (whichever is longer), over the time taken. int8: activations of one
@@ -43,6 +44,11 @@ def measure(
             for isa in isas:
                 times, packed = _times(tensor, count, isa, threads, seconds, int8)
                 yield line(tensor, count, isa, statistics.median(times), packed, bandwidth, peaks[isa])
+    config = checkpoint.config
+    if not config.reads and config.encoder is None:
+        yield from attention.measure(
+            config, counts=counts, isas=isas, threads=threads, seconds=seconds, bandwidth=bandwidth
+        )
 
 
 def _times(tensor: Tensor, count: int, isa: str, threads: int, seconds: float, int8: bool) -> tuple[list[float], int]:

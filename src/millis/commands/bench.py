@@ -91,7 +91,7 @@ def kernels(
     threads: common.Threads = None,
     json: common.Json = False,
 ) -> None:
-    """Every matrix type and shape of a model: GB/s, GFLOP/s, and the share of what this machine allows."""
+    """Every matrix type and shape of a model, and its attention: GB/s, GFLOP/s, share of what this machine allows."""
     from millis import _native
     from millis.bench.kernels import measure
     from millis.config import EngineConfig

@@ -42,12 +42,12 @@ def show_kernels(lines: Iterable[dict[str, Any]]) -> None:
     for line in lines:
         if head is None:
             print(f"roofline: reading at {line['read_gb_per_s']:.1f} GB/s, or the byte dots of a plain loop")
-            head = f"{'weights':<8}{'shape':>14}{'rows':>6}  {'isa':<8}{'µs':>10}{'GB/s':>8}{'GFLOP/s':>10}{'share':>8}"
-            print(head, flush=True)
-        shape = f"{line['rows']}×{line['cols']}"
+            head = f"{'weights':<10}{'shape':>14}{'rows':>6}  {'isa':<11}{'µs':>10}{'GB/s':>8}{'GFLOP/s':>10}"
+            print(f"{head}{'share':>8}", flush=True)
+        shape = f"{line['rows']}×{line['cols']}" + (f" @{line['depth']}" if "depth" in line else "")
         share = "" if line["share_of_roofline"] is None else f"{100 * line['share_of_roofline']:.0f} %"
         print(
-            f"{line['format']:<8}{shape:>14}{line['activations']:>6}  {line['isa']:<8}{line['us']:>10.1f}"
+            f"{line['format']:<10}{shape:>14}{line['activations']:>6}  {line['isa']:<11}{line['us']:>10.1f}"
             f"{line['gb_per_s']:>8.1f}{line['gflop_per_s']:>10.1f}{share:>8}",
             flush=True,
         )
