@@ -114,7 +114,8 @@ def student_of(teacher: Base, spec: str, settings: Settings, open_base: Callable
         count, wanted = len(layers_of(model)), int(value)
         if not 1 <= wanted <= count:
             raise RequestError(f"--student layers={value}: the teacher has {count} layers")
-        keep_layers(model, [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)])
+        kinds = getattr(model.config, "layer_types", None) or ["full_attention"] * count
+        keep_layers(model, spread(kinds, wanted))
         return teacher, model
     if kind in ("llama", "gpt2") and value:
         config = config_of(kind, amount(value), settings.max_tokens, teacher.tokenizer)
@@ -123,6 +124,19 @@ def student_of(teacher: Base, spec: str, settings: Settings, open_base: Callable
     if not same_vocabulary(teacher, student):
         raise RequestError(f"{spec} and {teacher.name} have different vocabularies; let the teacher write: --write")
     return student, student.causal()
+
+
+def spread(kinds: Sequence[str], wanted: int) -> list[int]:
+    """`wanted` of the layers, evenly spread, each of the kind of its new place. `kinds`: of attention, by layer.
+
+    So gemma3's sixth layer still attends to all and the five before it to a window, as a GGUF file takes for granted.
+    """
+    chosen: list[int] = []
+    for i in range(wanted):
+        place = round(i * (len(kinds) - 1) / max(1, wanted - 1))
+        free = [n for n, kind in enumerate(kinds) if kind == kinds[i] and n not in chosen]
+        chosen.append(min(free, key=lambda n: (abs(n - place), -n)))
+    return chosen
 
 
 def prepare(

@@ -36,6 +36,7 @@ class _Loss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
         total = torch.zeros(())
         size = max(_MIN_TOKENS, _PIECE_VALUES // len(weight))
+        rows = max(1, _PIECE_VALUES // weight.shape[1])
         for start in range(0, count, size):
             piece, wanted = states[start : start + size], targets[start : start + size, None]
             logs = torch.log_softmax(torch.mm(piece, matrix.t()).float(), -1)  # [piece, vocab]
@@ -47,7 +48,8 @@ class _Loss(torch.autograd.Function):
             if grad_hidden is not None:
                 torch.mm(errors, matrix, out=grad_hidden[start : start + size])
             if grad_weight is not None:
-                grad_weight += torch.mm(errors.t(), piece)
+                for row in range(0, len(weight), rows):  # the product of all rows at once is as large as the matrix
+                    grad_weight[row : row + rows] += torch.mm(errors[:, row : row + rows].t(), piece)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total / count
@@ -55,5 +57,5 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        grads = [None if grad is None else (grad * outer[0]).to(dtype) for grad, dtype in pairs]
+        grads = [None if grad is None else grad.mul_(outer[0]).to(dtype) for grad, dtype in pairs]
         return (*grads, None, None)
