@@ -23,6 +23,7 @@ from millis.types import FormatError
 from reference import TINY, next_logits, tiny_model
 from tokenizer_lines import lines
 from tokenizer_tiny import TEMPLATE
+from training import bert_folder
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 WORDS = {  # as published with Qwen2 and with Llama 3
@@ -189,8 +190,16 @@ def test_a_tokenizer_larger_than_the_embedding_and_one_of_another_kind(tmp_path:
     words.decoder = decoders.WordPiece()
     words.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(FormatError, match="only byte-level BPE"):
+    with pytest.raises(FormatError, match="only BPE can be written to a GGUF file, not WordPiece"):
         tokenizer_metadata(tmp_path, 2)
+
+
+def test_encoders_are_refused_with_what_is_possible(tmp_path: Path) -> None:
+    path = bert_folder(tmp_path / "bert")
+    with pytest.raises(
+        FormatError, match="bert is an encoder, which Millis does not write as GGUF.*run it from its folder"
+    ):
+        export_gguf(read_checkpoint(path), tmp_path / "out.gguf")
 
 
 def test_windows_and_scalings_that_no_key_says(tmp_path: Path) -> None:

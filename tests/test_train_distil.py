@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 import millis
 from millis.models.gguf import read_gguf
 from millis.models.transformers_model import transformers_model
-from millis.train.distil import soft_loss
+from millis.train.distil import soft_loss, spread
 from millis.train.gguf_out import write_gguf
 from millis.train.start import settings_of, train
 from millis.types import RequestError
-from training import chat_gguf, command, loaded
+from training import chat_gguf, command, loaded, spm_gguf
 
 TEXT = "the hello hell of wells. hello hello. " * 20
 
@@ -57,6 +57,26 @@ def test_a_student_of_the_teachers_layers(tmp_path: Path) -> None:
     write_gguf(tmp_path / "out", tmp_path / "m.gguf", "F16", teacher)
     pair = millis.load(teacher, draft=tmp_path / "m.gguf", threads=1)
     assert pair.generate([72, 101, 259, 80], max_tokens=8, ignore_eos=True).timings.completion_tokens == 8
+
+
+def test_layers_keep_their_kinds_of_attention() -> None:
+    gemma = (["window"] * 5 + ["full"]) * 3
+    for wanted in range(1, 19):
+        chosen = spread(gemma, wanted)
+        assert [gemma[n] for n in chosen] == gemma[:wanted] and len(set(chosen)) == wanted
+    assert spread(gemma, 6) == [0, 3, 7, 10, 14, 17]
+    assert spread(["full"] * 12, 5) == [0, 3, 6, 8, 11]
+
+
+def test_a_student_of_gemmas_layers(tmp_path: Path) -> None:
+    """Its teacher's tokenizer is SentencePiece's, and its layers are those that a GGUF file can say."""
+    teacher, data = spm_gguf(tmp_path / "t.gguf"), tmp_path / "text.txt"
+    data.write_text("abc ab bc é 中 z " * 40)
+    run(data, tmp_path / "out", teacher, "layers=1", steps=2)
+    write_gguf(tmp_path / "out", tmp_path / "m.gguf", "F16", teacher)
+    student = millis.load(tmp_path / "m.gguf", threads=1)
+    assert student.tokenizer.encode("abc") == millis.load(tmp_path / "out", threads=1).tokenizer.encode("abc")
+    assert student.generate("abc", max_tokens=4, ignore_eos=True).timings.completion_tokens == 4
 
 
 def test_a_new_student_with_the_teachers_vocabulary(tmp_path: Path) -> None:

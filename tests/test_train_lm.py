@@ -30,7 +30,7 @@ from millis.train.start import settings_of, train
 from millis.types import Completion, RequestError, Timings
 from reference import greedy
 from tokenizer_lines import lines
-from training import chat_gguf, jsonl, loaded
+from training import chat_gguf, jsonl, loaded, spm_gguf
 
 TALK = [
     {"role": "user", "content": "hello"},
@@ -105,6 +105,22 @@ def test_a_gguf_models_tokenizer_as_a_folder(tmp_path: Path) -> None:
     assert again.encode_chat(TALK) == ours.encode_chat(TALK)
     assert theirs.apply_chat_template(TALK[:1], add_generation_prompt=True).input_ids == ours.encode_chat(TALK[:1])
     assert again.eos == ours.eos and theirs.eos_token_id in ours.eos
+
+
+@pytest.mark.parametrize("finetune", ["full", "lora"])
+def test_a_gguf_model_with_a_sentencepiece_tokenizer(finetune: str, tmp_path: Path) -> None:
+    """Its folder, and a GGUF file made of that alone, give texts their ids and go on as the trained model does."""
+    path, out, data = spm_gguf(tmp_path / "m.gguf"), tmp_path / "out", tmp_path / "text.txt"
+    data.write_text("abc ab bc é 中 z " * 40)
+    run("lm", data, out, path, steps=2, batch=2, max_tokens=32, lr=1e-2, finetune=finetune)
+    model, ids = loaded(out, AutoModelForCausalLM), millis.load(path).tokenizer.encode("abc zé")
+    assert AutoTokenizer.from_pretrained(out)("abc zé").input_ids == ids
+    expected, _ = greedy(model, ids, 6)
+    write_gguf(out, tmp_path / "own.gguf", "F16")
+    for source in (out, tmp_path / "own.gguf"):
+        lm = millis.load(source, threads=1, precision="exact")
+        assert lm.tokenizer.encode("abc zé") == ids
+        assert lm.generate("abc zé", max_tokens=6, ignore_eos=True).tokens == expected
 
 
 def test_an_adapter_is_read_by_peft_and_is_what_was_merged(tmp_path: Path) -> None:

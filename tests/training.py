@@ -85,6 +85,14 @@ def chat_gguf(path: Path, architecture: str = "llama") -> Path:
     return path
 
 
+def spm_gguf(path: Path) -> Path:
+    """A random gemma3 model with a SentencePiece tokenizer: bytes, a few pieces, a space before every text."""
+    tokenizer = tokenizer_tiny.spm()
+    size = len(tokenizer["tokenizer.ggml.tokens"])
+    gguf_files.write_tiny(path, "gemma3", tokenizer, {"token_embd.weight": (size, gguf_files.HIDDEN)})
+    return path
+
+
 def command(*arguments: str | Path) -> int:
     """`millis ARGUMENTS` in this process, where PyTorch is there already; its exit code."""
     with pytest.raises(SystemExit) as ended:

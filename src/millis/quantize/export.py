@@ -37,10 +37,13 @@ def exportable(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint with tensors as a GGUF file has them, and the key-values of that file. FormatError as above."""
     if checkpoint.metadata:
         return checkpoint, exact_metadata(checkpoint.path)
-    if checkpoint.config.reads:
-        raise FormatError(f"{checkpoint.path.name} reads texts and writes none; Millis makes no GGUF file of it")
-    if checkpoint.config.encoder is not None:
-        raise FormatError(f"{checkpoint.path.name} is an encoder-decoder model, which Millis does not write as GGUF")
+    config = checkpoint.config
+    if config.encoder is not None or config.reads:
+        kind = "an encoder-decoder model" if config.encoder is not None else "a model that reads texts and writes none"
+        raise FormatError(
+            f"{checkpoint.path.name} is {kind}, which Millis does not write as GGUF, only models that go on with a "
+            "text; run it from its folder, where precision fast keeps its matrices in eight bits"
+        )
     checkpoint = gguf_checkpoint(checkpoint)
     config = checkpoint.config
     return checkpoint, config_metadata(config) | tokenizer_metadata(checkpoint.path, config.vocab)

@@ -198,7 +198,13 @@ def _spelling(backend: Backend, control: set[int], added: set[int]) -> Spelling:
         for step in steps
     )  # fmt: skip
     return Spelling(
-        tokens=tokens, style=style, control=control, literal=added, values=values, drop_space=dropped, size=size
+        tokens=tokens,
+        style=style,
+        control=control,
+        literal=control if style == "sentencepiece" else added,  # whose decoder reads added tokens as others
+        values=values,
+        drop_space=dropped,
+        size=size,
     )
 
 

@@ -33,7 +33,7 @@ class SpmEncoder:
         self._pieces = vocabulary.of_kind(Kind.NORMAL, Kind.UNUSED) | user_defined
         self._costs = [-score for score in vocabulary.scores]
         self._bytes = byte_tokens(vocabulary)
-        self._unknown = _unknown(vocabulary, self._bytes)
+        self._unknown = unknown_token(vocabulary, self._bytes)
         self._prefix = SPACE if vocabulary.add_space_prefix else ""
         self._words = _word_pattern(self._pieces)
         self._cache: dict[str, list[int]] = {}
@@ -137,7 +137,8 @@ def byte_tokens(vocabulary: Vocabulary) -> list[int]:
     return [found[name] for name in names] if found else []
 
 
-def _unknown(vocabulary: Vocabulary, fallback: list[int]) -> int:
+def unknown_token(vocabulary: Vocabulary, fallback: list[int]) -> int:
+    """The id of characters without a token, -1 where the byte tokens `fallback` do without; FormatError."""
     if vocabulary.unknown is not None:
         return vocabulary.unknown
     found = list(vocabulary.of_kind(Kind.UNKNOWN).values())

@@ -1,32 +1,41 @@
-"""A GGUF file's tokenizer as a Hugging Face folder's files: byte-level BPE, the same ids for every text."""
+"""A GGUF file's tokenizer as a Hugging Face folder's files, byte-level BPE or SentencePiece's.
+
+Byte-level BPE has the same ids for every text; what is left of differences for SentencePiece stands in spm_merges.py.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from millis.tokenizer.bpe import backend
-from millis.tokenizer.vocabulary import PREFIX, Kind, read_vocabulary
+from millis.tokenizer.spm_merges import spm_backend
+from millis.tokenizer.vocabulary import PREFIX, Kind, Vocabulary, read_vocabulary, refuse_normalizer
 from millis.types import FormatError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 
 def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja for the tokenizer of a GGUF file.
 
-    FormatError: malformed metadata, or a tokenizer that is not byte-level BPE.
+    FormatError: malformed metadata, or a tokenizer that such files cannot stand for.
     """
-    from tokenizers import AddedToken, decoders, processors
+    from tokenizers import AddedToken, processors
 
     vocabulary = read_vocabulary(metadata)
-    if vocabulary.model != "gpt2":
-        raise FormatError(f"{PREFIX}model is {vocabulary.model!r:.60}; only byte-level BPE can be written to a folder")
-    whole = backend(vocabulary, control=True)
-    whole.decoder = decoders.ByteLevel()
-    control, literal = (vocabulary.of_kind(kind) for kind in (Kind.CONTROL, Kind.USER_DEFINED))
+    if vocabulary.model == "gpt2":
+        whole = _byte_level(vocabulary)
+    elif vocabulary.model == "llama":
+        refuse_normalizer(metadata)
+        whole = spm_backend(vocabulary)
+    else:
+        raise FormatError(f"{PREFIX}model is {vocabulary.model!r:.60}; gpt2 and llama can be written to a folder")
+    control = vocabulary.of_kind(Kind.CONTROL)
     whole.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in control])
-    whole.add_tokens([AddedToken(text, normalized=False, special=False) for text in literal])
     around = [
         (vocabulary.tokens[token], token) if wanted and token is not None else None
         for wanted, token in ((vocabulary.add_bos, vocabulary.bos), (vocabulary.add_eos, vocabulary.eos))
@@ -36,7 +45,7 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
         whole.post_processor = processors.TemplateProcessing(
             single=[*begin, "$A", *end], special_tokens=[special for special in around if special is not None]
         )
-    names = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
+    names = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos, "unk_token": vocabulary.unknown}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -49,3 +58,13 @@ def write_tokenizer(metadata: Mapping[str, Any], folder: Path) -> None:
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _byte_level(vocabulary: Vocabulary) -> Backend:
+    from tokenizers import AddedToken, decoders
+
+    whole = backend(vocabulary, control=True)
+    whole.decoder = decoders.ByteLevel()
+    literal = vocabulary.of_kind(Kind.USER_DEFINED)
+    whole.add_tokens([AddedToken(text, normalized=False, special=False) for text in literal])
+    return whole

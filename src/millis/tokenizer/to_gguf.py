@@ -1,6 +1,8 @@
-"""A folder's tokenizer.json as the tokenizer section of a GGUF file: byte-level BPE only, the same ids for every text.
+"""A folder's tokenizer.json as the tokenizer section of a GGUF file: byte-level BPE, or SentencePiece's by its merges.
 
-A pre-tokenizer that GGUF has no name for is refused, so that no file splits texts otherwise than the folder did.
+What GGUF has no name for, a pre-tokenizer or an order of merges, is refused, so that no file splits texts otherwise
+than the folder did. The same ids for every text; what is left of differences for SentencePiece stands in
+spm_merges.py, and one more: runs of spaces that are longer than any token of spaces, in a folder that merges those.
 Key names: the GGUF specification (tokenizer.ggml.*).
 """
 
@@ -14,6 +16,8 @@ from typing import Any
 from millis.tokenizer.bpe import SPLITS
 from millis.tokenizer.detokenize import BYTES
 from millis.tokenizer.folder import Folder, read_folder
+from millis.tokenizer.spm import SPACE
+from millis.tokenizer.spm_merges import scores_of
 from millis.tokenizer.vocabulary import END_NAMES, PREFIX, Kind
 from millis.types import FormatError
 
@@ -28,34 +32,45 @@ def tokenizer_metadata(path: Path, vocab: int) -> dict[str, Any]:
     folder = read_folder(Path(path))
     content = json.loads((Path(path) / "tokenizer.json").read_bytes())
     model = content["model"]
-    if model.get("type") != "BPE" or folder.spelling.style != "byte-level" or model.get("byte_fallback"):
-        raise FormatError(f"tokenizer.json: only byte-level BPE can be written to a GGUF file; {_REMEDY}")
+    if model.get("type") != "BPE" or folder.spelling.style == "wordpiece":
+        raise FormatError(f"tokenizer.json: only BPE can be written to a GGUF file, not {model.get('type')}; {_REMEDY}")
     if not model.get("merges"):
         raise FormatError(f"tokenizer.json: it has no merges, without which readers refuse a GGUF file; {_REMEDY}")
-    tokens, kinds = _tokens(folder, vocab)
-    found = {
-        "model": "gpt2",
-        "pre": _pre(content),
-        "tokens": tokens,
-        "token_type": kinds,
-        "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],
-        **_special(folder, content),
-    }
+    tokens, kinds = _tokens(folder, content, vocab)
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    found = {"tokens": tokens, "token_type": kinds, **_special(folder, content)}
+    if folder.spelling.style == "byte-level" and not model.get("byte_fallback"):
+        found |= {"model": "gpt2", "pre": _pre(content), "merges": [" ".join(merge) for merge in merges]}
+    else:
+        pieces = {token: i for i, token in enumerate(tokens) if kinds[i] == Kind.NORMAL}
+        found |= {"model": "llama", "pre": "default", "add_space_prefix": _space_prefix(folder, content)}
+        _refuse_late(content, merges, pieces)
+        found |= {"scores": _scores(merges, pieces, vocab)}
+        if (unknown := model["vocab"].get(model.get("unk_token"))) is not None:
+            found["unknown_token_id"] = unknown
     metadata = {PREFIX + key: value for key, value in found.items()}
     return metadata | ({} if folder.template is None else {"tokenizer.chat_template": folder.template})
 
 
-def _tokens(folder: Folder, vocab: int) -> tuple[list[str], list[int]]:
+def _tokens(folder: Folder, content: Mapping[str, Any], vocab: int) -> tuple[list[str], list[int]]:
     """Text and type of every id; rows of the embedding that no token has become unused tokens."""
     spelling = folder.spelling
     if spelling.size > vocab:
         raise FormatError(f"tokenizer.json has {spelling.size} tokens, the model's embedding {vocab} rows")
+    spaced = spelling.style == "sentencepiece"
+    added = {token["id"] for token in content.get("added_tokens") or ()}
+    unknown = content["model"].get("unk_token") if spaced else None
     tokens, kinds = list(spelling.tokens), []
     for token, text in enumerate(tokens):
         if token in spelling.control:
             kinds.append(Kind.CONTROL)
-        elif token in spelling.literal:
+        elif token in added:
             kinds.append(Kind.USER_DEFINED)
+            tokens[token] = text.replace(SPACE, " ") if spaced else text  # as readers look for it
+        elif token in spelling.values:
+            kinds.append(Kind.BYTE)
+        elif text and text == unknown:
+            kinds.append(Kind.UNKNOWN)
         else:
             kinds.append(Kind.NORMAL if text else Kind.UNUSED)
     tokens += [""] * (vocab - len(tokens))
@@ -64,6 +79,60 @@ def _tokens(folder: Folder, vocab: int) -> tuple[list[str], list[int]]:
     if len(set(tokens)) < len(tokens):
         raise FormatError("tokenizer.json: an added token has the text of another; a GGUF file needs unique texts")
     return tokens, [int(kind) for kind in kinds]
+
+
+def _refuse_late(content: Mapping[str, Any], merges: list[Any], pieces: Mapping[str, int]) -> None:
+    """FormatError: an added token with spaces is made after others are, where a GGUF file's readers look for it first.
+
+    Gemma's tokens of spaces in a row are made by its first merges.
+    """
+    added = [token for token in content.get("added_tokens") or () if not (token["special"] or token["normalized"])]
+    spaced = [token["content"] for token in added if SPACE in token["content"]]
+    made = [left + right for left, right in merges]
+    first = next((i for i, token in enumerate(made) if SPACE in token and token in pieces), len(made))
+    early = set(made[:first])
+    if late := [token for token in spaced if token not in early]:
+        raise FormatError(
+            f"tokenizer.json: its added token {late[0]!r:.60} is found after others are merged; {_REMEDY}"
+        )
+
+
+def _scores(merges: list[Any], pieces: Mapping[str, int], vocab: int) -> list[float]:
+    """Of every token; those that no merge makes have one that is never asked for."""
+    try:
+        found = scores_of(merges, pieces)
+    except FormatError as error:
+        raise FormatError(f"tokenizer.json: {error}, so no scores of tokens say the same; {_REMEDY}") from None
+    scores = [0.0] * vocab
+    for token, score in found.items():
+        scores[pieces[token]] = score
+    return scores
+
+
+def _space_prefix(folder: Folder, content: Mapping[str, Any]) -> bool:
+    """Whether a space is put before a text. FormatError where texts are prepared otherwise than SentencePiece does."""
+    model = content["model"]
+    normalizer, pre_tokenizer = (_steps(content, *names) for names in _STEPS)
+    prefix = next((prefix for prefix, wanted in _SPACES if wanted == (normalizer, pre_tokenizer)), None)
+    if prefix is None or prefix != folder.spelling.drop_space:
+        raise FormatError(
+            "tokenizer.json: its normalizer, pre-tokenizer and decoder are not those of Llama 2 or Gemma, and GGUF has "
+            f"no name for them; {_REMEDY}"
+        )
+    bytes_known = len(folder.spelling.values) == 256 if model.get("byte_fallback") else not folder.spelling.values
+    spelled = model.get("byte_fallback") or model.get("unk_token") and model.get("fuse_unk")
+    odd = any(model.get(key) for key in (*_ODD, "ignore_merges"))
+    if not bytes_known or not spelled or odd or any(map(_has_edges, content.get("added_tokens") or ())):
+        raise FormatError(f"tokenizer.json: its BPE works otherwise than a GGUF file's llama; {_REMEDY}")
+    return prefix
+
+
+def _steps(content: Mapping[str, Any], name: str, parts: str) -> list[Any]:
+    """The steps of a normalizer or pre-tokenizer, one or many."""
+    given = content.get(name)
+    if given is None:
+        return []
+    return list(given[parts]) if given.get("type") == "Sequence" else [given]
 
 
 def _special(folder: Folder, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,9 +155,8 @@ def _special(folder: Folder, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pre(content: Mapping[str, Any]) -> str:
     """GGUF's name of how texts are split before merging."""
-    given = content.get("pre_tokenizer") or {}
-    steps = given["pretokenizers"] if given.get("type") == "Sequence" else [given]
-    name = next((name for name, wanted in _PRE.items() if [_bare(step) for step in steps] == wanted), None)
+    steps = [_bare(step) for step in _steps(content, *_STEPS[1])]
+    name = next((name for name, wanted in _PRE.items() if steps == wanted), None)
     normalizer = (content.get("normalizer") or {}).get("type")
     if name is None or normalizer not in (None, "NFC") or (normalizer == "NFC") != (name == "qwen2"):
         raise FormatError(f"tokenizer.json: GGUF has no name for its pre-tokenizer and normalizer; {_REMEDY}")
@@ -100,7 +168,7 @@ def _pre(content: Mapping[str, Any]) -> str:
 def _plain_bpe(model: Mapping[str, Any], pre: str) -> bool:
     """Whether merging depends on the merges alone; where every byte is known, a token for the unknown has no part."""
     known = not model.get("unk_token") or all(character in model["vocab"] for character in BYTES)
-    odd = any(model.get(key) for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"))
+    odd = any(model.get(key) for key in _ODD)
     return known and not odd and bool(model.get("ignore_merges")) == (pre == "llama-bpe")
 
 
@@ -122,6 +190,18 @@ def _split(name: str) -> list[dict[str, Any]]:
     return [split, _byte_level(False)]
 
 
+_STEPS = (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"))
+_ODD = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+_ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_NO_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+_ESCAPE_LATER = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}
+# Whether a space is put before a text: normalizer and pre-tokenizer. No space is left for Gemma's to split at.
+_SPACES: list[tuple[bool, tuple[list[Any], list[Any]]]] = [
+    (True, ([{"type": "Prepend", "prepend": SPACE}, _ESCAPE], [])),
+    (False, ([_ESCAPE], [])),
+    (False, ([_ESCAPE], [_NO_SPLIT])),
+    (False, ([], [_ESCAPE_LATER])),
+]
 _PRE: Mapping[str, list[dict[str, Any]]] = {
     "gpt-2": [_byte_level(True)],
     "smollm": [{"type": "Digits", "individual_digits": True}, _byte_level(True)],
