@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
+import millis.bench.process
+import millis.server.api.errors  # noqa: F401  so that their errors are known
 from millis.types import (
     Completion,
+    DeadlineError,
     FormatError,
     MillisError,
     ModelError,
+    OverloadError,
     PullError,
     RequestError,
     SamplingParams,
     TemplateError,
     Timings,
+    brief,
 )
 
 GOOD: list[dict[str, Any]] = [
@@ -55,6 +64,15 @@ BAD: list[tuple[str, Any]] = [
     ("temperature", math.nan),
     ("temperature", math.inf),
     ("temperature", "hot"),
+    ("temperature", 10**400),
+    ("temperature", True),
+    ("temperature", np.True_),
+    ("temperature", 1j),
+    ("max_tokens", np.True_),
+    ("max_tokens", np.float64(2)),
+    ("max_tokens", -(10**5000)),
+    ("logit_bias", {0: 10**400}),
+    ("logit_bias", {0: -(10**400)}),
     ("top_k", -1),
     ("top_k", 1.5),
     ("top_p", 0),
@@ -94,7 +112,7 @@ def test_accepted(params: dict[str, Any]) -> None:
         assert getattr(made, name) == ((value,) if name == "stop" and isinstance(value, str) else value)
 
 
-@pytest.mark.parametrize(("name", "value"), BAD, ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(("name", "value"), BAD, ids=brief)
 def test_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(RequestError, match=name) as refused:
         SamplingParams(**{name: value})
@@ -108,6 +126,35 @@ def test_the_defaults_are_greedy_and_frozen() -> None:
     assert not params.logit_bias and not params.stop and not params.ignore_eos and params.seed is None
     with pytest.raises(AttributeError):
         params.temperature = 1.0  # type: ignore[misc]
+
+
+def test_numpys_numbers_become_pythons() -> None:
+    given: dict[str, Any] = {"max_tokens": np.int64(2), "seed": np.uint64(2**64 - 1), "top_k": np.int8(3)}
+    given |= {"temperature": np.float32(0.5), "min_p": np.float64(0), "logit_bias": {np.int64(5): np.float32(1)}}
+    made = SamplingParams(**given)
+    for name, value in given.items():
+        assert getattr(made, name) == value and type(getattr(made, name)) in (int, float, dict)
+    assert [(type(token), type(bias)) for token, bias in made.logit_bias.items()] == [(int, float)]
+
+
+def kinds(kind: type[MillisError] = MillisError) -> Iterator[type[MillisError]]:
+    yield kind
+    for one in kind.__subclasses__():
+        yield from kinds(one)
+
+
+@pytest.mark.parametrize("kind", list(dict.fromkeys(kinds())))
+def test_errors_can_be_pickled_and_copied(kind: type[MillisError]) -> None:
+    more: dict[str, Any] = {}
+    if issubclass(kind, DeadlineError):
+        more = {"predicted_ms": 5.0, "retry_after_s": 0.5}
+    elif issubclass(kind, OverloadError):
+        more = {"retry_after_s": 0.5}
+    first: list[Any] = [400] if kind.__name__ == "ApiError" else []
+    error = kind(*first, "what and why", **more)
+    again = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for other in (*again, copy.copy(error), copy.deepcopy(error)):
+        assert type(other) is kind and str(other) == str(error) and vars(other) == vars(error)
 
 
 def test_errors_form_one_tree() -> None:

@@ -14,9 +14,14 @@ MillisError
 
 from __future__ import annotations
 
+import copyreg
 import math
+import operator
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from numbers import Real
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]
@@ -27,6 +32,9 @@ GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "lark"]
 
 class MillisError(Exception):
     """Root of every error Millis raises on purpose; its text names the cause and the remedy in one line."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that pickles and copies need not know what __init__ wants
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ModelError(MillisError):
@@ -107,41 +115,70 @@ class SamplingParams:
     logprobs: int | None = None  # None: off; n: the chosen token's log-probability and the n best beside it
 
     def __post_init__(self) -> None:
+        keep = partial(object.__setattr__, self)
         if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        _check("max_tokens", self.max_tokens, 1, math.inf, whole=True)
-        _check("temperature", self.temperature, 0, 100)
-        _check("top_k", self.top_k, 0, math.inf, whole=True)
-        _check("top_p", self.top_p, 0, 1)
-        _check("min_p", self.min_p, 0, 1)
-        _check("repetition_penalty", self.repetition_penalty, 0.01, 100)
-        _check("presence_penalty", self.presence_penalty, -2, 2)
-        _check("frequency_penalty", self.frequency_penalty, -2, 2)
+            keep("stop", (self.stop,))
+        keep("max_tokens", whole("max_tokens", self.max_tokens, 1))
+        keep("temperature", number("temperature", self.temperature, 0, 100))
+        keep("top_k", whole("top_k", self.top_k, 0))
+        keep("top_p", number("top_p", self.top_p, 0, 1))
+        keep("min_p", number("min_p", self.min_p, 0, 1))
+        keep("repetition_penalty", number("repetition_penalty", self.repetition_penalty, 0.01, 100))
+        keep("presence_penalty", number("presence_penalty", self.presence_penalty, -2, 2))
+        keep("frequency_penalty", number("frequency_penalty", self.frequency_penalty, -2, 2))
         if self.top_p == 0:
             raise RequestError("top_p must be above 0; use temperature=0 for the most likely token")
         if self.logprobs is not None:
-            _check("logprobs", self.logprobs, 0, 64, whole=True)
+            keep("logprobs", whole("logprobs", self.logprobs, 0, 64))
         if self.seed is not None:
-            _check("seed", self.seed, 0, 2**64 - 1, whole=True)
+            keep("seed", whole("seed", self.seed, 0, 2**64 - 1))
         if not isinstance(self.ignore_eos, bool):
-            raise RequestError(f"ignore_eos must be True or False, not {self.ignore_eos!r}")
+            raise RequestError(f"ignore_eos must be True or False, not {brief(self.ignore_eos)}")
         if not isinstance(self.stop, Sequence) or any(not isinstance(text, str) or not text for text in self.stop):
             raise RequestError("stop must hold non-empty strings")
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
-            raise RequestError(f"grammar must be a Grammar, not {self.grammar!r}")
+            raise RequestError(f"grammar must be a Grammar, not {brief(self.grammar)}")
         if self.grammar is not None and self.ignore_eos:
             raise RequestError("ignore_eos and a grammar exclude each other: where a grammar ends, the answer ends")
         if not isinstance(self.logit_bias, Mapping):
-            raise RequestError(f"logit_bias must map token ids to numbers, not be {self.logit_bias!r}")
+            raise RequestError(f"logit_bias must map token ids to numbers, not be {brief(self.logit_bias)}")
+        biases = {}
         for token, bias in self.logit_bias.items():
-            _check("a token of logit_bias", token, 0, 2**31 - 1, whole=True)
-            _check(f"logit_bias[{token}]", bias, -math.inf, 1e4)
+            token = whole("a token of logit_bias", token, 0, 2**31 - 1)
+            biases[token] = number(f"logit_bias[{token}]", bias, -math.inf, 1e4)
+        keep("logit_bias", biases)
 
 
-def _check(name: str, value: float, low: float, high: float, *, whole: bool = False) -> None:
-    kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or math.isnan(value) or not low <= value <= high:
-        raise RequestError(f"{name} must {'be a whole number' if whole else 'lie'} in [{low}, {high}], not {value!r}")
+def whole(name: str, value: Any, low: float, high: float = math.inf) -> int:
+    """A whole number in [low, high], NumPy's among them, as an int. RequestError: anything else, True and 1.0 too."""
+    try:
+        found = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or not low <= found <= high:
+        raise RequestError(f"{name} must be a whole number in [{low}, {high}], not {brief(value)}")
+    return found
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """A number in [low, high], NumPy's among them, as a float. RequestError: anything else, True and nan too."""
+    found, real = None, isinstance(value, Real) and not isinstance(value, bool)
+    if real and low <= value <= high:
+        with suppress(OverflowError):  # a whole number beyond any float, where there is no other limit
+            found = float(value)
+    if found is None:
+        raise RequestError(f"{name} must lie in [{low}, {high}], not {brief(value)}")
+    return found
+
+
+def brief(value: object) -> str:
+    """The value as an error quotes it: in one line, and not at length."""
+    try:
+        shown = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        shown = type(value).__name__
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 @dataclass(slots=True, kw_only=True)
