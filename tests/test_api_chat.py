@@ -340,3 +340,8 @@ def test_a_schema_keeps_the_order_of_its_properties() -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
     grammar = job("chat", response_format=form).params.grammar
     assert grammar is not None and list(json.loads(grammar.source)["properties"]) == ["z", "a"]
+    assert '"required":["city"],"additionalProperties":false},"a":' in grammar.source  # strict closes objects
+    assert json.loads(grammar.source)["additionalProperties"] is False
+    form["json_schema"] = {"name": "x", "schema": schema}
+    grammar = job("chat", response_format=form).params.grammar
+    assert grammar is not None and json.loads(grammar.source) == schema

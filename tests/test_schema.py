@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from millis.engine import schema as limits
-from millis.engine.schema import check_choice, check_lark, check_pattern, check_schema, expanded, patterns_of
+from millis.engine.schema import (
+    check_choice,
+    check_lark,
+    check_pattern,
+    check_schema,
+    closed,
+    expanded,
+    of_a_type,
+    patterns_of,
+)
 from millis.types import GrammarError
 
 
@@ -34,8 +43,10 @@ def test_a_schema_comes_back_as_it_was() -> None:
         ({"properties": {"a": {"not": {}}}}, "schema.properties.a.not"),
         ({"anyOf": [{}, {"if": {}}]}, r"schema.anyOf\[1\].if"),
         ({"items": {"maxItem": 3}}, "schema.items.maxItem"),
-        ({"x-guidance": {"lenient": True}}, "x-guidance"),
-        ({"nullable": True}, "nullable"),
+        ({"x-guidance": {"lenient": True}}, "x-guidance"), ({"items": {"x-guidance": {}}}, "x-guidance"),
+        ({"propertyNames": {"minLength": 3}}, "schema.propertyNames"), ({"propertyNames": False}, "propertyNames"),
+        ({"propertyNames": {"enum": [1]}}, "propertyNames"), ({"propertyNames": {"$ref": "#/$defs/n"}}, "Names"),
+        ({"propertyNames": {"enum": ["a"]}, "properties": {"b": {}}}, "propertyNames"),
         ({"properties": []}, "properties must be an object"),
         ({"anyOf": {}}, "anyOf must be a list"),
         ({"items": 3}, "items must be a schema"),
@@ -51,6 +62,46 @@ def test_a_schema_comes_back_as_it_was() -> None:
 def test_what_is_not_supported_is_refused_by_name(schema: Any, word: str) -> None:
     with pytest.raises(GrammarError, match=word):
         check_schema(json.dumps(schema))
+
+
+def test_what_says_nothing_of_values_is_taken() -> None:
+    spoken = {
+        "nullable": True, "discriminator": {"propertyName": "k"}, "$anchor": "a", "x-order": 1, "example": 3,
+        "contentEncoding": "base64", "contentMediaType": "image/png", "contentSchema": {"foo": 1}, "externalDocs": {},
+    }  # fmt: skip
+    assert check_schema(json.dumps({"type": "string", **spoken})) == {"type": "string", **spoken}
+    assert check_schema('{"properties": {"x": {"format": "cuid", "uniqueItems": false}}}') == {"properties": {"x": {}}}
+    assert check_schema('{"format": "date", "propertyNames": {"type": "string"}}') == {"format": "date"}
+
+
+def test_names_that_are_listed_become_a_pattern() -> None:
+    for names in ({"enum": ["a", "b.c"]}, {"$ref": "#/$defs/n"}):
+        schema = {"propertyNames": names, "additionalProperties": {"type": "integer"}}
+        schema["$defs"] = defs = {"n": {"type": "string", "title": "N", "enum": ["a", "b.c"]}}
+        assert check_schema(json.dumps(schema)) == {
+            "patternProperties": {r"^(a|b\.c)$": {"type": "integer"}}, "additionalProperties": False, "$defs": defs,
+        }  # fmt: skip
+    assert check_schema('{"propertyNames": {"const": "a"}}')["patternProperties"] == {"^(a)$": True}
+
+
+def test_objects_are_closed_unless_they_say_otherwise() -> None:
+    inner = {"properties": {"properties": {"type": "string"}}}
+    schema = {
+        "properties": {"a": {"items": inner}, "b": {"properties": {}, "additionalProperties": True}},
+        "$defs": {"d": {"anyOf": [inner, {"type": "object"}]}}, "default": {"properties": {}},
+    }  # fmt: skip
+    shut = {**inner, "additionalProperties": False}
+    assert closed(schema) == {
+        "properties": {"a": {"items": shut}, "b": {"properties": {}, "additionalProperties": True}},
+        "$defs": {"d": {"anyOf": [shut, {"type": "object"}]}}, "default": {"properties": {}},
+        "additionalProperties": False,
+    }  # fmt: skip
+    assert "additionalProperties" not in schema and "additionalProperties" not in inner
+    for joined in ({"allOf": [inner, inner]}, {"items": {**inner, "anyOf": [inner, {}]}}, {**inner, "$ref": "#"}):
+        assert closed(joined) == joined
+    deep = json.loads(nested(500))
+    assert closed(deep) is deep
+    assert of_a_type({"type": "array", "uniqueItems": True, "items": inner}) == {"type": "array", "items": shut}
 
 
 @pytest.mark.parametrize(

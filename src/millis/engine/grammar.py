@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from millis.engine.closing import FUEL, Closer, Fuel
 from millis.engine.schema import (
     JSON_STYLE,
+    any_of,
     check_choice,
     check_lark,
     check_pattern,
@@ -290,15 +291,11 @@ def _source(grammar: Grammar, native: Any) -> str:
             check_pattern(grammar.source, "the pattern")
             return str(native.grammar_from_regex(grammar.source))
         case "choice":
-            return str(native.grammar_from_regex(_any_of(check_choice(grammar.source))))
+            return str(native.grammar_from_regex(any_of(check_choice(grammar.source))))
         case "lark":
             return str(native.grammar_from_lark(check_lark(grammar.source)))
         case _:
             raise GrammarError(f"there is no grammar of kind {grammar.kind!r:.40}")
-
-
-def _any_of(texts: Sequence[str]) -> str:
-    return "|".join(re.sub(r"[\\.+*?()|\[\]{}^$/&~#-]", r"\\\g<0>", text) for text in texts)
 
 
 def _failure(native: Any) -> GrammarError:

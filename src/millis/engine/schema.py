@@ -5,9 +5,11 @@ A keyword that would not be enforced is refused by its name; what would take lon
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -26,9 +28,13 @@ MAX_BOUND = 10**18  # of a number's minimum and maximum
 
 # As json.dumps writes, so as models have read it most often. No other whitespace: small models lose themselves in it.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Keywords that say nothing of which values fit. `nullable` (OpenAPI 3.0) would let in null, which is then not written.
 ANNOTATIONS = frozenset(
-    ("title", "description", "default", "examples", "$schema", "$id", "$comment", "deprecated", "readOnly", "writeOnly")
+    "title description default examples $schema $id $anchor $comment deprecated readOnly writeOnly contentEncoding "
+    "contentMediaType contentSchema discriminator example externalDocs nullable xml".split()
 )
+# Formats that llguidance enforces. Others are annotations, too: JSON Schema lets anybody invent one.
+FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
 _ONE = frozenset(("items", "additionalProperties"))  # keywords that hold a schema
 _MANY = frozenset(("anyOf", "oneOf", "allOf", "prefixItems"))  # a list of schemas
 _NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # schemas by name
@@ -77,19 +83,92 @@ def check_schema(source: str) -> dict[str, Any]:
 
 
 def check_value(schema: Any) -> dict[str, Any]:
-    """As check_schema, for a schema that is a value already."""
+    """As check_schema, for a schema that is a value already, in which keywords may be rewritten."""
     if schema is True:
         return {}
     if _depth(schema) > MAX_DEPTH:
         raise GrammarError(f"the schema is nested more than {MAX_DEPTH} levels deep; make it flatter")
     if not isinstance(schema, dict):
         raise GrammarError(f"a schema must be a JSON object, not {json.dumps(schema):.40}")
+    for part in _parts(schema):
+        _simplify(part, schema)
     sums = _Sums()
     _walk(schema, "schema", sums)
     _limit("the schema", sums.properties, MAX_PROPERTIES, "properties")
     _limit("the schema", sums.values, MAX_VALUES, "enum values")
     _check_multiples(sums.multiples)
     return schema
+
+
+def closed(schema: Any) -> Any:
+    """A schema whose objects hold the properties that they name and no others, unless they say so.
+
+    It stays as it is where it joins schemas (allOf, or properties beside anyOf, oneOf or $ref): each would forbid what
+    the other names.
+    """
+    if _depth(schema) > MAX_DEPTH or any(_joins(part) for part in _parts(schema)):
+        return schema
+    copied = copy.deepcopy(schema)
+    for part in _parts(copied):
+        if "properties" in part and "patternProperties" not in part:
+            part.setdefault("additionalProperties", False)
+    return copied
+
+
+def of_a_type(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema that pydantic gives for a type: closed, and without uniqueItems, as it makes a set of what comes."""
+    found: dict[str, Any] = closed(schema)
+    for part in _parts(found):
+        part.pop("uniqueItems", None)
+    return found
+
+
+def _parts(schema: Any) -> Iterator[dict[str, Any]]:
+    """A schema and all those in it."""
+    if not isinstance(schema, dict):
+        return
+    yield schema
+    for key, value in schema.items():
+        held = [value] if key in _ONE else value if key in _MANY else ()
+        if key in _NAMED and isinstance(value, dict):
+            held = value.values()
+        for part in held if isinstance(held, Iterable) else ():
+            yield from _parts(part)
+
+
+def _joins(part: dict[str, Any]) -> bool:
+    joined = part.get("allOf", ())
+    beside = "properties" in part and not part.keys().isdisjoint(("anyOf", "oneOf", "$ref"))
+    return beside or not isinstance(joined, Sequence) or len(joined) > 1
+
+
+def _simplify(part: dict[str, Any], root: dict[str, Any]) -> None:
+    """Takes out what allows every value, and says in patternProperties which names propertyNames lists."""
+    name = part.get("format")
+    if isinstance(name, str) and name not in FORMATS:
+        del part["format"]
+    if part.get("uniqueItems") is False:
+        del part["uniqueItems"]
+    names = part.get("propertyNames")
+    if isinstance(names, dict) and isinstance(ref := names.get("$ref"), str):
+        defined = root.get("$defs")
+        names = defined.get(ref.removeprefix("#/$defs/")) if isinstance(defined, dict) else None
+    if not isinstance(names, dict) or names.get("type", "string") != "string":
+        return
+    said = list(names.keys() - ANNOTATIONS - {"type"})
+    if not said:
+        del part["propertyNames"]
+    elif said in (["enum"], ["const"]) and part.keys().isdisjoint(("properties", "patternProperties")):
+        texts = names["enum"] if said == ["enum"] else [names["const"]]
+        if isinstance(texts, list) and all(isinstance(one, str) for one in texts):
+            del part["propertyNames"]
+            part["patternProperties"] = {f"^({any_of(texts)})$": part.get("additionalProperties", True)}
+            part["additionalProperties"] = False
+
+
+def any_of(texts: Sequence[str]) -> str:
+    """A pattern of exactly these texts."""
+    return "|".join(re.sub(r"[\\.+*?()|\[\]{}^$/&~#-]", r"\\\g<0>", text) for text in texts)
 
 
 def patterns_of(schema: Any) -> list[str]:
@@ -210,7 +289,7 @@ def _walk(schema: Any, path: str, sums: _Sums) -> None:
                     check_pattern(name, f"{where}: a name")
                 sums.properties += key in ("properties", "patternProperties")
                 _walk(item, f"{where}.{name:.40}", sums)
-        elif key not in ANNOTATIONS:
+        elif key not in ANNOTATIONS and (not key.startswith("x-") or key == "x-guidance"):
             _leaf(key, value, where, sums)
 
 

@@ -43,7 +43,7 @@ class JsonSchema(Wire):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     description: str | None = None
     schema_: dict[str, Any] | None = Field(None, alias="schema")
-    strict: bool | None = Field(None, description="answers always keep to the schema")
+    strict: bool | None = Field(None, description="answers always keep to the schema; true closes its objects")
 
 
 class TextFormat(Wire):
@@ -167,7 +167,7 @@ def answer_grammar(form: ResponseFormat | None, limits: Limits) -> Grammar | Non
         where = "response_format.json_schema.schema"
         if form.json_schema.schema_ is None:
             raise invalid(f"{where} is missing", where, "missing_required_parameter")
-        return json_grammar(form.json_schema.schema_, limits, where)
+        return json_grammar(form.json_schema.schema_, limits, where, strict=form.json_schema.strict)
     return Grammar("json_object", "") if isinstance(form, JsonObjectFormat) else None
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from millis.engine.schema import closed
 from millis.server.api.body import No, Request, Wire, Yes
 from millis.server.api.errors import from_error, invalid
 from millis.server.api.job import MAX_DEADLINE_MS, Limits
@@ -187,9 +188,12 @@ def form_field(
     return None if request is None or request.structured_outputs is None else "structured_outputs"
 
 
-def json_grammar(schema: Mapping[str, Any], limits: Limits, where: str) -> Grammar:
-    """The grammar of a JSON schema. Properties keep their order: answers are written in it."""
-    return Grammar("json_schema", _bounded(compact(schema), limits, where))
+def json_grammar(schema: Mapping[str, Any], limits: Limits, where: str, *, strict: bool | None = None) -> Grammar:
+    """The grammar of a JSON schema. Properties keep their order: answers are written in it.
+
+    strict: objects have the properties that are named and no others, as OpenAI has it.
+    """
+    return Grammar("json_schema", _bounded(compact(closed(schema) if strict else schema), limits, where))
 
 
 def compact(value: Any) -> str:

@@ -206,7 +206,7 @@ def _tool_choice(request: ResponseRequest) -> ToolChoice:
 def _grammar(text: TextConfig | None, limits: Limits) -> Grammar | None:
     form = text.format if text else None
     if isinstance(form, SchemaFormat):
-        return json_grammar(form.schema_, limits, "text.format.schema")
+        return json_grammar(form.schema_, limits, "text.format.schema", strict=form.strict)
     return Grammar("json_object", "") if isinstance(form, JsonObjectFormat) else None
 
 
