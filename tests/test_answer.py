@@ -169,6 +169,35 @@ def test_files_that_are_no_index_are_refused(tmp_path: Path, index: Index) -> No
         Index.open(index.path, embedder=Hashed())
 
 
+def test_an_index_that_is_closed_says_so(tmp_path: Path) -> None:
+    index = Index.open(tmp_path / "a.idx", embedder=None, create=True)
+    index.add(DOCUMENTS)
+    index.close()
+    index.close()
+    for use in (
+        lambda: index.search("fee"), lambda: index.add(DOCUMENTS), lambda: len(index), lambda: index.delete("zh"),
+        lambda: index.ids(), lambda: ask(None, "fee?", index),
+    ):  # fmt: skip
+        with pytest.raises(RequestError, match="the index is closed"):
+            use()
+    assert Index.open(tmp_path / "a.idx", embedder=None).search("fee").hits
+
+
+def test_what_cannot_be_searched_or_deleted_is_refused(index: Index) -> None:
+    wrong: list[tuple[Callable[[], object], str]] = [
+        (lambda: index.search(None), "the question must be a str"),  # type: ignore[arg-type]
+        (lambda: index.search(" "), "the question is empty"),
+        (lambda: index.search("fee", "x"), "count must be a whole number"),  # type: ignore[arg-type]
+        (lambda: index.delete(None), "the ids to delete must be a list"),  # type: ignore[arg-type]
+        (lambda: index.add([], delete="zh"), "the ids to delete must be a list, not 'zh'"),
+        (lambda: index.add("The fee is 5."), "documents must be a list of documents, not 'The fee"),
+        (lambda: index.add(5), "documents must be a list"),  # type: ignore[arg-type]
+    ]
+    for use, message in wrong:
+        with pytest.raises(RequestError, match=message):
+            use()
+
+
 def test_what_another_program_made_is_not_touched(tmp_path: Path) -> None:
     import sqlite3
 

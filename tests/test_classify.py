@@ -118,7 +118,7 @@ def test_a_deadline_is_kept_or_refused(lm: Any) -> None:
         (["a"], {}, "at least 2 labels"),
         (["a", "a"], {}, "given twice"),
         (["a", " "], {}, "non-empty"),
-        ("ab", {}, "list of non-empty"),
+        ("ab", {}, "labels must be a list"),
         (["a", "b"], {"abstain": 2}, "abstain"),
         (["a", "b"], {"calibration": "other"}, "calibration must be"),
         (["a", "b"], {"calibration": Calibration({"a": 0.0})}, "without the label 'b'"),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from pydantic import BaseModel, Field
+from typing_extensions import TypedDict
 
 import millis
+from millis.engine.schema import check_value
 from millis.tasks.cascade import Cascade
 from millis.tasks.classify import Classification
 from millis.tasks.language import language
@@ -100,6 +104,62 @@ def test_extraction_gives_values_models_and_errors() -> None:
         lm.extract("x", "{")
     with pytest.raises(RequestError, match="a schema is a mapping"):
         lm.extract("x", 3)
+
+
+class Colour(enum.Enum):
+    red = "red"
+    blue = "blue"
+
+
+class Open(BaseModel, extra="allow"):
+    name: str
+
+
+class Bag(BaseModel, strict=True):
+    people: list[Person]
+    counts: dict[Colour, int]
+    sizes: set[int]
+    data: bytes
+    more: Open
+
+
+@dataclass
+class Point:
+    x: int
+
+
+class Named(TypedDict):
+    name: str
+
+
+def test_types_are_what_pydantic_makes_of_them() -> None:
+    al = '{"name": "Al", "age": 3}'
+    bag = f'{{"people": [{al}], "counts": {{"red": 2}}, "sizes": [1, 1], "data": "x", "more": {{"name": "b", "y": 1}}}}'
+    for kind, said, value in (
+        (list[Person], f"[{al}]", [Person(name="Al", age=3)]),
+        (Person | Point, '{"x": 3}', Point(3)),
+        (Literal["a", "b"], '"a"', "a"),
+        (Named, '{"name": "Al"}', {"name": "Al"}),
+        (list[int], "[1]", [1]),
+        (Bag, bag, Bag(people=[Person(name="Al", age=3)], counts={Colour.red: 2}, sizes={1}, data=b"x",
+                       more=Open(name="b", y=1))),
+    ):  # fmt: skip
+        lm = Scripted(said)
+        assert lm.extract("x", kind).value == value
+        check_value(lm.options[0]["schema"])
+        assert "uniqueItems" not in json.dumps(lm.options[0]["schema"])
+    lm = Scripted(bag)
+    lm.extract("x", Bag)
+    defined = lm.options[0]["schema"]
+    assert defined["additionalProperties"] is False and defined["$defs"]["Person"]["additionalProperties"] is False
+    assert defined["$defs"]["Open"]["additionalProperties"] is True
+    lm = Scripted("{}")
+    explicit = {"type": "object", "properties": {"a": {}}}
+    lm.extract("x", explicit)
+    assert lm.options[0]["schema"] == explicit
+    for wrong in (3, None, object(), "Missing", Callable[[int], int]):
+        with pytest.raises(RequestError, match="schema"):
+            lm.extract("x", wrong)
 
 
 def test_sentences_join_to_the_text_and_end_where_they_should() -> None:
@@ -196,6 +256,8 @@ def test_a_real_model_does_the_tasks(lm: millis.LanguageModel) -> None:
     assert [one.value["age"] for one in found] == [31, 7]
     person = lm.extract("Anna is 31 years old.", Person).value
     assert isinstance(person, Person) and person.age == 31
+    people = lm.extract("Anna is 31 years old. Bob is 7.", list[Person]).value
+    assert people and all(isinstance(one, Person) for one in people)
     short = lm.summarize("The cat sat on the mat. It was warm. The dog slept.", sentences=1)
     assert len(sentences(short.text)) == 1
     verdict = lm.moderate(["Have a nice day", "I hate you"])

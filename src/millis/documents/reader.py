@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from millis.documents.store import Document
-from millis.types import RequestError
+from millis.types import RequestError, brief
 
 TEXTS, LISTS = (".txt", ".md"), (".json", ".jsonl")
 LARGEST_BYTES = 1 << 30  # of one file, unpacked
@@ -30,9 +30,17 @@ def read(paths: Iterable[Path]) -> Iterator[Document]:
 
 
 def from_values(values: Iterable[Document | Mapping[str, Any] | str]) -> list[Document]:
-    """Documents as Python programs have them: objects, mappings of id, title and text, or plain texts."""
-    if isinstance(values, str | Mapping | Document):
+    """Documents as Python programs have them: objects, mappings of id, title and text, or plain texts.
+
+    RequestError: one that is wrong; a single text, which may be meant as the path of a file.
+    """
+    if isinstance(values, Mapping | Document):
         values = [values]
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise RequestError(
+            f"documents must be a list of documents, not {brief(values)}; give [text] for a single text, or what "
+            "millis.Index.open makes of an index file"
+        )
     found = []
     for i, value in enumerate(values):
         if isinstance(value, str):

@@ -70,6 +70,7 @@ class Store:
     def __init__(self, path: Path, *, create: bool) -> None:
         self.path = path
         self._numbers: dict[str, int] = {}  # of terms, within a transaction
+        self._closed = False
         if not path.exists() and not create:
             raise RequestError(f"there is no index {path}; make one with: millis index DOCUMENTS --index {path}")
         try:
@@ -86,6 +87,7 @@ class Store:
             raise
 
     def close(self) -> None:
+        self._closed = True
         self._db.close()
 
     def version(self) -> tuple[int, int]:
@@ -209,6 +211,8 @@ class Store:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         """SQLite's complaints as ours."""
+        if self._closed:
+            raise RequestError(f"the index is closed; open {self.path} again")
         try:
             yield
         except sqlite3.OperationalError as error:

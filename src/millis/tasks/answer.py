@@ -12,8 +12,9 @@ from weakref import WeakKeyDictionary
 
 from millis.documents.passages import units
 from millis.documents.terms import is_cjk, question_terms, terms
+from millis.tasks import checks
 from millis.tasks.answerable import LOOK_AT, probability
-from millis.types import DeadlineError, RequestError
+from millis.types import DeadlineError, whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -250,8 +251,8 @@ def ask(
     instruction is pinned in it. deadline_ms counts from when that is done. Where it leaves no time for a sentence the
     quote is the answer; where it is too short for the quote, too, that comes late, and timings.slack_ms is negative.
     """
-    if not isinstance(question, str) or not question.strip():
-        raise RequestError("the question must be a text of at least one word")
+    checks.text(question, "the question")
+    deadline_ms, max_tokens = checks.deadline(deadline_ms), whole("max_tokens", max_tokens, 1)
     index.embed("warm")
     if lm is not None:
         _prepare(lm, deadline_ms is not None)

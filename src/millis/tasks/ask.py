@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from millis.types import Completion, RequestError
+from millis.types import Completion, DeadlineError
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel, Stream
@@ -44,14 +45,18 @@ def _stream(lm: LanguageModel, prompt: str, system: str | None, options: dict[st
     return lm.chat_stream([*messages, {"role": "user", "content": prompt}], **options)
 
 
-def listed(texts: str | Sequence[str]) -> tuple[list[str], bool]:
-    """(the texts, whether it was one). RequestError: one is no text, or empty."""
-    single = isinstance(texts, str)
-    found = [texts] if isinstance(texts, str) else list(texts)
-    for i, text in enumerate(found):
-        if not isinstance(text, str) or not text.strip():
-            where = "the text" if single else f"text {i}"
-            raise RequestError(
-                f"{where} is empty; give at least one word" if isinstance(text, str) else f"{where} must be a str"
-            )
-    return found, single
+@contextmanager
+def within(deadline_ms: float | None, begin: float, share: float = 1.0) -> Iterator[None]:
+    """Around what is asked with `share` of the time left of a call: a refusal names the call's own deadline, and what
+    the call would take. begin: when that came (time.perf_counter)."""
+    spent_ms = 1000 * (time.perf_counter() - begin)
+    try:
+        yield
+    except DeadlineError as error:
+        ms = spent_ms + error.predicted_ms / share
+        raise DeadlineError(
+            f"the deadline of {deadline_ms:g} ms cannot be met: it would take {ms:.0f} ms; allow more time, or ask for "
+            "less",
+            predicted_ms=ms,
+            retry_after_s=error.retry_after_s,
+        ) from None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from millis.types import RequestError
+from millis.types import RequestError, brief, number
 
 CONTENT_FREE = ("N/A", "[MASK]", "...")  # texts that say nothing: what is left is what the prompt says of the labels
 COLDEST, HOTTEST = 0.02, 50.0  # temperatures that are tried
 LEAST_PROBABILITY = 1e-9
+FINITE = sys.float_info.max
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +25,11 @@ class Calibration:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.bias or not all(math.isfinite(value) for value in self.bias.values()):
+        if not isinstance(self.bias, Mapping) or not self.bias:
             raise RequestError("a calibration needs a finite bias for every label")
-        if not COLDEST <= self.temperature <= HOTTEST:
-            raise RequestError(f"temperature must lie in [{COLDEST}, {HOTTEST}], not {self.temperature!r}")
+        bias = {label: number(f"the bias of {brief(label)}", x, -FINITE, FINITE) for label, x in self.bias.items()}
+        object.__setattr__(self, "bias", bias)
+        object.__setattr__(self, "temperature", number("temperature", self.temperature, COLDEST, HOTTEST))
 
     def apply(self, labels: Sequence[str], values: Sequence[float]) -> list[float]:
         """Log-probabilities of `labels` → calibrated ones, not normalised. RequestError: an unknown label."""

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from millis.types import Classification, Completion, DeadlineError, MillisError, RequestError, Timings
+from millis.tasks import checks
+from millis.types import Classification, Completion, DeadlineError, MillisError, RequestError, Timings, number
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel, Message, Prompt
@@ -42,23 +43,29 @@ class Cascade:
     """
 
     def __init__(self, models: Sequence[LanguageModel], confidence: float = 0.9) -> None:
-        if len(models) < 2:
+        self.models = checks.sequence(models, "models")
+        if len(self.models) < 2:
             raise RequestError("a cascade needs at least two models, the smallest first")
-        if not 0 <= confidence <= 1:
-            raise RequestError(f"confidence must lie in [0, 1], not {confidence!r}")
-        self.models = list(models)
-        self.confidence = confidence
+        self.confidence = number("confidence", confidence, 0, 1)
 
+    @overload
+    def classify(
+        self, texts: str, labels: Sequence[str], *, deadline_ms: float | None = None, **options: Any
+    ) -> Classification: ...
+    @overload
+    def classify(
+        self, texts: Sequence[str], labels: Sequence[str], *, deadline_ms: float | None = None, **options: Any
+    ) -> list[Classification]: ...
     def classify(
         self, texts: str | Sequence[str], labels: Sequence[str], *, deadline_ms: float | None = None, **options: Any
-    ) -> Any:
+    ) -> Classification | list[Classification]:
         """As LanguageModel.classify; the deadline is each text's, one text after the other."""
-        if not isinstance(texts, str):
-            return [self.classify(text, labels, deadline_ms=deadline_ms, **options) for text in texts]
-        text = texts
+        given, single = checks.texts(texts)
+        if not single:
+            return [self.classify(text, labels, deadline_ms=deadline_ms, **options) for text in given]
 
         def answer(lm: LanguageModel, left_ms: float | None) -> Classification:
-            found: Classification = lm.classify(text, labels, deadline_ms=left_ms, **options)
+            found: Classification = lm.classify(given[0], labels, deadline_ms=left_ms, **options)
             return found
 
         return self._answer(
@@ -103,6 +110,7 @@ class Cascade:
         whole: Callable[[Answer], bool],
         fits: Callable[[LanguageModel, Answer, float], bool],
     ) -> Answer:
+        deadline_ms = checks.deadline(deadline_ms)
         if deadline_ms is not None:
             for lm in self.models:
                 lm.prepare_deadlines(deadline_ms)
@@ -162,6 +170,8 @@ def cascade(names: Sequence[str | Path], *, confidence: float = 0.9, **options: 
 
     if isinstance(names, (str, Path)):
         raise RequestError("a cascade takes a list of models, the smallest first")
+    confidence = number("confidence", confidence, 0, 1)
+    names = checks.sequence(names, "models")
     made: list[LanguageModel] = []
     try:
         for name in names:
@@ -170,5 +180,6 @@ def cascade(names: Sequence[str | Path], *, confidence: float = 0.9, **options: 
                 raise RequestError("this model writes no text, so it cannot be one of a cascade")
             made.append(lm)
     except MillisError as error:
-        raise type(error)(f"{names[len(made)]}: {error}") from None
+        error.args = (f"{names[len(made)]}: {error}",)
+        raise
     return Cascade(made, confidence)

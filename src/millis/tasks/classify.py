@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from millis.engine.request import Request
+from millis.tasks import checks
 from millis.tasks.calibration import CONTENT_FREE, Calibration, contextual, fit_temperature
 from millis.tasks.labels import Example, Question
-from millis.types import Classification, RequestError
+from millis.types import Classification, RequestError, brief, number
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel
@@ -43,10 +44,10 @@ class Classifier:
         self._question = Question(labels, examples, template, multi)
         self.labels = self._question.labels
         self._multi, self._normalized = multi, length_normalized
-        self._abstain = _share(abstain)
+        self._abstain = None if abstain is None else number("abstain", abstain, 0, 1)
         self._continuations = [] if multi else self._question.answers(lm.tokenizer)
-        if isinstance(calibration, str) and calibration != "contextual":
-            raise RequestError(f"calibration must be 'contextual' or a Calibration, not {calibration!r}")
+        if not isinstance(calibration, Calibration | None) and calibration != "contextual":
+            raise RequestError(f"calibration must be 'contextual' or a Calibration, not {brief(calibration)}")
         if multi and calibration is not None:
             raise RequestError("multi and a calibration exclude each other; leave one of them out")
         self.calibration = self._contextual() if isinstance(calibration, str) else calibration
@@ -75,6 +76,7 @@ class Classifier:
         """Contextual calibration, then the temperature under which labelled texts are likeliest."""
         if self._multi:
             raise RequestError("a calibration is for labels that exclude each other; leave out multi")
+        samples = checks.pairs(samples, "samples")
         unknown = [label for _, label in samples if label not in self.labels]
         if unknown:
             raise RequestError(f"a labelled text has the label {unknown[0]!r}, which is none of the labels")
@@ -93,8 +95,7 @@ class Classifier:
         return contextual(self.labels, [self.log_probabilities(text) for text in CONTENT_FREE])
 
     def _submit(self, text: str, arrival_s: float | None, deadline_s: float | None) -> Request:
-        if not isinstance(text, str) or not text.strip():
-            raise RequestError("a text to classify is empty; give at least one word")
+        checks.text(text, "a text to classify")
         begin = time.perf_counter()
         if self._multi:
             prompt, continuations = self._question.yes_or_no(text, self._lm.tokenizer)
@@ -134,9 +135,3 @@ class Classifier:
             return values
         depth = request.score.depth or math.inf
         return [v / min(depth, len(ids)) for v, ids in zip(values, self._continuations, strict=True)]
-
-
-def _share(value: float | None) -> float | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1):
-        raise RequestError(f"abstain must lie in [0, 1], not {value!r}")
-    return value

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis.engine.engine import Engine
+from millis.tasks import checks
 from millis.types import RequestError
 
 
@@ -21,11 +22,7 @@ def token_ids(encode: Callable[[str], list[int]], texts: Sequence[str], room: in
     if isinstance(texts, str):
         raise RequestError("texts must be a list; give [text] for a single one")
     prompts = []
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise RequestError(f"text {i} must be a str, not {type(text).__name__}")
-        if not text.strip():
-            raise RequestError(f"text {i} is empty; give at least one word")
+    for i, text in enumerate(checks.texts(texts)[0]):
         prompts.append(encode(text))
         if not prompts[-1]:
             raise RequestError(f"text {i} has no token that this model knows; give it words of its language")

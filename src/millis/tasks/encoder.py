@@ -23,7 +23,7 @@ from millis.tasks.embed import token_ids, unit_vectors
 from millis.tasks.model import config_of, no_collection
 from millis.tasks.readable import check_readable
 from millis.tokenizer import Tokenizer, load_tokenizer, shortened
-from millis.types import Classification, ModelError, RequestError, Timings
+from millis.types import Classification, ModelError, RequestError, Timings, whole
 
 OPTIONS = ("threads", "isa", "precision", "context", "max_batch_tokens")
 
@@ -81,11 +81,15 @@ class Encoder:
         return self.runner.logits(self._ids(texts, truncate, self.runner.reads))
 
     @overload
-    def classify(self, text: str, *, top: int | None = None, truncate: bool = False) -> Classification: ...
+    def classify(  # type: ignore[overload-overlap]
+        self, text: str, *, top: int | None = None, truncate: bool = False
+    ) -> Classification: ...
     @overload
-    def classify(self, text: list[str], *, top: int | None = None, truncate: bool = False) -> list[Classification]: ...
     def classify(
-        self, text: str | list[str], *, top: int | None = None, truncate: bool = False
+        self, text: Sequence[str], *, top: int | None = None, truncate: bool = False
+    ) -> list[Classification]: ...
+    def classify(
+        self, text: str | Sequence[str], *, top: int | None = None, truncate: bool = False
     ) -> Classification | list[Classification]:
         """The label of a text, or those of a list, whose timings are those of the whole call.
 
@@ -96,8 +100,7 @@ class Encoder:
         head = self._trained()
         if head.problem == "regression":
             raise RequestError("this model gives a number and no label; use .logits")
-        if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
-            raise RequestError(f"top must be a positive whole number, not {top!r}")
+        top = None if top is None else whole("top", top, 1)
         ids = self._ids([text] if isinstance(text, str) else text, truncate, self.runner.reads)
         encoded = time.perf_counter()
         logits = self.runner.logits(ids)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from millis.tasks.ask import ask, listed
+from millis.engine.schema import of_a_type
+from millis.tasks import checks
+from millis.tasks.ask import ask
 from millis.tasks.language import language
-from millis.types import Completion, FinishReason, RequestError, Timings
+from millis.types import Completion, FinishReason, RequestError, Timings, brief
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel
@@ -22,9 +24,9 @@ _ASKED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extraction:
-    """value: JSON of the schema as Python has it, or an instance of the pydantic model that was given.
+    """value: JSON of the schema as Python has it, or what pydantic makes of it where a type was given.
 
-    None where the answer was cut before its end, or where a validator of the model refused it; `error` says why.
+    None where the answer was cut before its end, or where a validator of the type refused it; `error` says why.
     """
 
     value: Any
@@ -44,36 +46,47 @@ def extract(
     instruction: str | None = None,
 ) -> Extraction | list[Extraction]:
     """See TaskMethods.extract."""
-    given, single = listed(texts)
-    model = schema if hasattr(schema, "model_json_schema") else None
-    form = _form(schema if model is None else model.model_json_schema())
+    given, single = checks.texts(texts)
+    deadline_ms = checks.deadline(deadline_ms)
+    form, read = _form(schema)
     shown = json.dumps(form, ensure_ascii=False)
-    if instruction is not None and "{text}" not in instruction:
-        raise RequestError("the instruction must hold {text}")
+    own = checks.template(instruction, "{text}", what="instruction")
     prompts = [
-        text.join((instruction or _ASKED[language(text)]).replace("{schema}", shown).split("{text}")) for text in given
+        text.join((_ASKED[language(text)] if own is None else own).replace("{schema}", shown).split("{text}"))
+        for text in given
     ]
     outs = ask(lm, prompts, deadline_ms=deadline_ms, schema=form, max_tokens=max_tokens)
-    found = [_read(out, model) for out in outs]
+    found = [_read(out, read) for out in outs]
     return found[0] if single else found
 
 
-def _form(schema: Any) -> Any:
+def _form(schema: Any) -> tuple[Any, Callable[[str], Any]]:
+    """A JSON schema, and what reads an answer."""
     if isinstance(schema, str):
         try:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as error:
             raise RequestError(f"the schema is not JSON: {error}") from None
-    if not isinstance(schema, (Mapping, bool)):
-        raise RequestError(f"a schema is a mapping, JSON text or a pydantic model, not {type(schema).__name__}")
-    return schema
+    if isinstance(schema, (Mapping, bool)):
+        return schema, json.loads
+    wanted = f"a schema is a mapping, JSON text or a type that pydantic knows, not {brief(schema)}"
+    if schema is None:
+        raise RequestError(wanted)
+    try:
+        import pydantic
+    except ImportError:
+        raise RequestError(f"{wanted}; for types: pip install pydantic") from None
+    try:
+        adapter = pydantic.TypeAdapter[Any](schema)
+        return of_a_type(adapter.json_schema()), adapter.validate_json
+    except (pydantic.PydanticUserError, pydantic.PydanticUndefinedAnnotation, TypeError) as error:
+        raise RequestError(f"{wanted}: {str(error).partition(chr(10))[0]}") from None
 
 
-def _read(out: Completion, model: Any) -> Extraction:
+def _read(out: Completion, read: Callable[[str], Any]) -> Extraction:
     value, error = None, None
     try:
-        value = json.loads(out.text)
-        value = value if model is None else model.model_validate(value)
+        value = read(out.text)
     except ValueError as problem:  # pydantic's ValidationError is one
         cut = "the answer ended before its JSON did; allow more with max_tokens"
         value, error = None, cut if out.finish_reason == "length" else str(problem)

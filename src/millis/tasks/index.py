@@ -19,7 +19,8 @@ from millis.documents.reader import from_values
 from millis.documents.store import Document, Entry, Snapshot, Store
 from millis.documents.terms import is_cjk, question_terms, terms
 from millis.documents.vectors import quantise
-from millis.types import FormatError, RequestError
+from millis.tasks import checks
+from millis.types import FormatError, RequestError, brief, whole
 
 if TYPE_CHECKING:
     from millis.tasks.encoder import Encoder
@@ -98,8 +99,12 @@ class Index:
         questions in Chinese, Japanese or Korean with "minilm", which knows English only. An index keeps the kind it
         was made with. RequestError: no such file, or another embedder than it was made with. FormatError: no index.
         """
+        if not isinstance(embedder, str | None) and not callable(getattr(embedder, "embed", None)):
+            raise RequestError(
+                f"embedder must be a model's name, an object with `embed`, or None, not {brief(embedder)}"
+            )
         name = embedder if isinstance(embedder, str | None) else getattr(embedder, "name", type(embedder).__name__)
-        store = Store(Path(path), create=create)
+        store = Store(checks.path(path, "an index"), create=create)
         try:
             made_with = store.setting("embedder")
             if made_with is None:
@@ -161,7 +166,7 @@ class Index:
         with self._lock:
             known = self._store.documents()
             new = {d.id: d for d in from_values(documents)}
-            deleted = list(dict.fromkeys(delete))
+            deleted = list(dict.fromkeys(checks.strings(delete, "the ids to delete")))
             unknown = [id for id in deleted if id not in known or id in new]
             if unknown:
                 raise RequestError(f"cannot delete {unknown[0]!r}: the index holds no such document, or it is added")
@@ -187,12 +192,12 @@ class Index:
 
     def search(self, question: str, count: int = 10) -> Found:
         """The passages that fit a question best."""
-        if not question.strip():
-            raise RequestError("the question is empty")
+        checks.text(question, "the question")
         return self.search_with(self.embed(question), question, count)
 
     def search_with(self, vector: NDArray[np.float32] | None, question: str, count: int = 10) -> Found:
         """As `search`, for a question whose vector, or None, is there already."""
+        count = whole("count", count, 0)
         with self._lock:
             for _ in range(10):
                 try:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, Protocol
 
+from millis.tasks import checks
 from millis.tasks.calibration import softmax
 from millis.tasks.language import Language, language
 from millis.types import RequestError
@@ -53,7 +54,7 @@ class Question:
         self.labels, self.multi = _checked(labels, 1 if multi else 2), multi
         self.language = language(" ".join(self.labels))
         self._shown = shown(self.labels)
-        self._around = self._parts(examples, template)
+        self._around = self._parts(checks.pairs(examples, "examples"), template)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Question) and vars(self) == vars(other)
@@ -90,10 +91,9 @@ class Question:
 
     def _parts(self, examples: Sequence[Example], template: str | None) -> list[str]:
         """What stands around the text, with all but the label of `multi` in it."""
-        asked = template or (_MULTI if self.multi else _TEMPLATE)[self.language]
-        for name in ("{text}", *(["{label}"] if self.multi else [])):
-            if name not in asked:
-                raise RequestError(f"the template must hold {name}")
+        places = ("{text}", "{label}") if self.multi else ("{text}",)
+        own = checks.template(template, *places)
+        asked = (_MULTI if self.multi else _TEMPLATE)[self.language] if own is None else own
         seen = ""
         for text, label in examples:
             if label not in self.labels and not self.multi:
@@ -119,13 +119,16 @@ def _ids(text: str, tokenizer: Tokens) -> list[int]:
 
 
 def _checked(labels: Sequence[str], least: int) -> list[str]:
-    if isinstance(labels, str) or any(not isinstance(label, str) or not label.strip() for label in labels):
+    found = checks.strings(labels, "labels")
+    if not all(label.strip() for label in found):
         raise RequestError("labels must be a list of non-empty texts")
-    if len(labels) < least:
-        raise RequestError(f"at least {least} labels are needed, not {len(labels)}")
-    if len(set(labels)) < len(labels):
+    if len(found) < least:
+        raise RequestError(f"at least {least} labels are needed, not {len(found)}")
+    if len(set(found)) < len(found):
         raise RequestError("a label is given twice")
-    return list(labels)
+    if len({label.strip() for label in found}) < len(found):
+        raise RequestError("two labels differ only in the white space around them; make them differ, or give one")
+    return found
 
 
 def _sigmoid(x: float) -> float:

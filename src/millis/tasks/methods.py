@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
+from millis.tasks import checks
 from millis.tasks.calibration import Calibration
 from millis.tasks.classify import Classifier
-from millis.tasks.extract import extract
+from millis.tasks.extract import Extraction, extract
 from millis.tasks.labels import Example
-from millis.tasks.moderate import moderate, moderator
-from millis.tasks.summarize import summarize
-from millis.tasks.translate import translate
+from millis.tasks.moderate import Moderation, moderate, moderator
+from millis.tasks.summarize import Summary, summarize
+from millis.tasks.translate import Translation, translate
+from millis.types import Classification, RequestError, number
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel
 
 T = TypeVar("T")
 KEPT = 16  # classifiers whose labels stay encoded
+ASKED = ("examples", "length_normalized", "template")  # options of calibrate
 
 
 class TaskMethods:
@@ -25,8 +28,38 @@ class TaskMethods:
     need be, and DeadlineError where not even that can be. The texts of a list share steps; the deadline is each one's.
     """
 
+    # A text is a sequence of texts, too, for a type checker; the first signature that fits counts.
+
     _classifiers: dict[Hashable, Any]
 
+    @overload
+    def classify(  # type: ignore[overload-overlap]
+        self,
+        texts: str,
+        labels: Sequence[str],
+        *,
+        deadline_ms: float | None = None,
+        examples: Sequence[Example] = (),
+        calibration: Calibration | str | None = None,
+        multi: bool = False,
+        abstain: float | None = None,
+        length_normalized: bool = False,
+        template: str | None = None,
+    ) -> Classification: ...
+    @overload
+    def classify(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        *,
+        deadline_ms: float | None = None,
+        examples: Sequence[Example] = (),
+        calibration: Calibration | str | None = None,
+        multi: bool = False,
+        abstain: float | None = None,
+        length_normalized: bool = False,
+        template: str | None = None,
+    ) -> list[Classification]: ...
     def classify(
         self,
         texts: str | Sequence[str],
@@ -39,7 +72,7 @@ class TaskMethods:
         abstain: float | None = None,
         length_normalized: bool = False,
         template: str | None = None,
-    ) -> Any:
+    ) -> Classification | list[Classification]:
         """Which of `labels` a text is, with scores that sum to 1: a Classification, or a list of them.
 
         examples: (text, label) pairs shown to the model. calibration: "contextual" takes from each label what the model
@@ -50,8 +83,12 @@ class TaskMethods:
 
         The question up to the text is computed once and cached; then one forward computes a text and all labels.
         """
-        named = labels if isinstance(labels, str) else tuple(labels)  # a text is no list of labels, and refused
-        key = (named, tuple(map(tuple, examples)), multi, abstain, length_normalized, template)
+        given, single = checks.texts(texts)
+        deadline_ms = checks.deadline(deadline_ms)
+        labels, examples = checks.strings(labels, "labels"), checks.pairs(examples, "examples")
+        template = checks.template(template)
+        abstain = None if abstain is None else number("abstain", abstain, 0, 1)
+        key = (tuple(labels), tuple(examples), bool(multi), abstain, bool(length_normalized), template)
         made = self._classifier(
             (*key, calibration if isinstance(calibration, str) else repr(calibration)),
             lambda: Classifier(
@@ -67,16 +104,39 @@ class TaskMethods:
         )
         if deadline_ms is not None:
             cast("LanguageModel", self).prepare_deadlines(deadline_ms)
-        found = made.classify([texts] if isinstance(texts, str) else texts, deadline_ms)
-        return found[0] if isinstance(texts, str) else found
+        found = made.classify(given, deadline_ms)
+        return found[0] if single else found
 
     def calibrate(self, samples: Sequence[Example], labels: Sequence[str], **options: Any) -> Calibration:
         """A calibration for `classify` with these labels, from (text, label) pairs: contextual, with a temperature.
 
         options: examples, length_normalized and template, as `classify` will have them.
         """
+        for option in options:
+            if option not in ASKED:
+                raise RequestError(f"calibrate has no option {option!r}; it has {', '.join(ASKED)}")
         return Classifier(cast("LanguageModel", self), labels, **options).fit(samples)
 
+    @overload
+    def extract(
+        self,
+        texts: str,
+        schema: Any,
+        *,
+        deadline_ms: float | None = None,
+        max_tokens: int = 512,
+        instruction: str | None = None,
+    ) -> Extraction: ...
+    @overload
+    def extract(
+        self,
+        texts: Sequence[str],
+        schema: Any,
+        *,
+        deadline_ms: float | None = None,
+        max_tokens: int = 512,
+        instruction: str | None = None,
+    ) -> list[Extraction]: ...
     def extract(
         self,
         texts: str | Sequence[str],
@@ -85,9 +145,12 @@ class TaskMethods:
         deadline_ms: float | None = None,
         max_tokens: int = 512,
         instruction: str | None = None,
-    ) -> Any:
-        """What a text says as JSON of `schema`, a JSON schema or a pydantic model: an Extraction, or a list of them.
+    ) -> Extraction | list[Extraction]:
+        """What a text says as JSON of `schema`: an Extraction, or a list of them.
 
+        schema: a JSON schema, as a mapping or text, which is taken as it is; or a type that pydantic knows: one of its
+        models, a dataclass, a TypedDict, list[Item], Literal["a", "b"]. Objects of such a type have the fields that it
+        names and no others, unless it says so (extra="allow").
         instruction: the question, with {text} and, if wanted, {schema} in it. GrammarError: the schema is too much.
         """
         return extract(
@@ -99,6 +162,28 @@ class TaskMethods:
             instruction=instruction,
         )
 
+    @overload
+    def translate(  # type: ignore[overload-overlap]
+        self,
+        texts: str,
+        to: str,
+        *,
+        source: str | None = None,
+        glossary: Mapping[str, str] | None = None,
+        deadline_ms: float | None = None,
+        max_tokens: int | None = None,
+    ) -> Translation: ...
+    @overload
+    def translate(
+        self,
+        texts: Sequence[str],
+        to: str,
+        *,
+        source: str | None = None,
+        glossary: Mapping[str, str] | None = None,
+        deadline_ms: float | None = None,
+        max_tokens: int | None = None,
+    ) -> list[Translation]: ...
     def translate(
         self,
         texts: str | Sequence[str],
@@ -108,7 +193,7 @@ class TaskMethods:
         glossary: Mapping[str, str] | None = None,
         deadline_ms: float | None = None,
         max_tokens: int | None = None,
-    ) -> Any:
+    ) -> Translation | list[Translation]:
         """A text in `to`, "zh" or "en": a Translation, or a list of them. Unless `source` says it, the characters of a
         text tell its language; what is in the target language already stays as it is.
 
@@ -125,6 +210,26 @@ class TaskMethods:
             max_tokens=max_tokens,
         )
 
+    @overload
+    def summarize(  # type: ignore[overload-overlap]
+        self,
+        texts: str,
+        *,
+        words: int | None = None,
+        sentences: int | None = None,
+        characters: int | None = None,
+        deadline_ms: float | None = None,
+    ) -> Summary: ...
+    @overload
+    def summarize(
+        self,
+        texts: Sequence[str],
+        *,
+        words: int | None = None,
+        sentences: int | None = None,
+        characters: int | None = None,
+        deadline_ms: float | None = None,
+    ) -> list[Summary]: ...
     def summarize(
         self,
         texts: str | Sequence[str],
@@ -133,7 +238,7 @@ class TaskMethods:
         sentences: int | None = None,
         characters: int | None = None,
         deadline_ms: float | None = None,
-    ) -> Any:
+    ) -> Summary | list[Summary]:
         """A summary of at most so many words, sentences (3 unless said) or characters: a Summary, or a list of them.
 
         It ends with a sentence where one fits. A text that is longer than the context is cut into parts: each is
@@ -148,6 +253,24 @@ class TaskMethods:
             deadline_ms=deadline_ms,
         )
 
+    @overload
+    def moderate(  # type: ignore[overload-overlap]
+        self,
+        texts: str,
+        *,
+        categories: Sequence[str] | None = None,
+        threshold: float = 0.5,
+        deadline_ms: float | None = None,
+    ) -> Moderation: ...
+    @overload
+    def moderate(
+        self,
+        texts: Sequence[str],
+        *,
+        categories: Sequence[str] | None = None,
+        threshold: float = 0.5,
+        deadline_ms: float | None = None,
+    ) -> list[Moderation]: ...
     def moderate(
         self,
         texts: str | Sequence[str],
@@ -155,11 +278,12 @@ class TaskMethods:
         categories: Sequence[str] | None = None,
         threshold: float = 0.5,
         deadline_ms: float | None = None,
-    ) -> Any:
+    ) -> Moderation | list[Moderation]:
         """Whether a text is safe, and which categories of harm it shows: a Moderation, or a list of them."""
         lm = cast("LanguageModel", self)
-        key = ("moderate", None if categories is None else tuple(categories))
-        judge = self._classifier(key, lambda: moderator(lm, categories))
+        deadline_ms = checks.deadline(deadline_ms)
+        kinds = None if categories is None else tuple(checks.strings(categories, "categories"))
+        judge = self._classifier(("moderate", kinds), lambda: moderator(lm, kinds))
         if deadline_ms is not None:
             lm.prepare_deadlines(deadline_ms)
         return moderate(judge, texts, threshold=threshold, deadline_ms=deadline_ms)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import operator
 import threading
 import time
@@ -32,6 +31,7 @@ from millis.engine.speculate import Speculator
 from millis.models.adapter import read_adapter
 from millis.models.fingerprint import fingerprint_of
 from millis.models.load import Model, build_plan, is_encoder, is_seq2seq, load_model, read_checkpoint
+from millis.tasks import checks
 from millis.tasks.embed import embed
 from millis.tasks.methods import TaskMethods
 from millis.tasks.readable import check_readable
@@ -48,6 +48,7 @@ from millis.types import (
     SamplingParams,
     Timings,
     TokenLogprob,
+    whole,
 )
 
 if TYPE_CHECKING:
@@ -304,9 +305,8 @@ class LanguageModel(TaskMethods):
 
     def score(self, prompt: Prompt, continuations: Sequence[Prompt], *, adapter: str | None = None) -> list[float]:
         """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
-        if isinstance(continuations, str):
-            raise RequestError("continuations must be a list; give [text] for a single one")
-        ids = [self._ids(continuation, add_special=False) for continuation in continuations]
+        given = checks.sequence(continuations, "continuations")
+        ids = [self._ids(continuation, add_special=False) for continuation in given]
         if [] in ids:
             raise RequestError(f"continuation {ids.index([])} is empty; give at least one token")
         return self.engine.score(self._ids(prompt), ids, adapter=self._adapter(adapter))
@@ -317,16 +317,18 @@ class LanguageModel(TaskMethods):
         path: a folder as peft saves it, or a GGUF file. ModelError: it cannot be read, or is none of this model.
         RequestError: the name is taken. OverloadError: requests use all `max_adapters` that are loaded.
         """
+        path = checks.path(path, "an adapter")
         name = name if name is not None else named(str(path))[0]
-        self.adapters.add(name, Path(path))
+        self.adapters.add(name, path)
         return name
 
     def unload_adapter(self, name: str) -> None:
         """Forgets an adapter; answers under way go on with it. RequestError: there is none of that name."""
+        checks.text(name, "an adapter's name")
         self.adapters.remove(name)
 
     def _adapter(self, name: str | None) -> Adapter | None:
-        return None if name is None else self.adapters.use(name)
+        return None if name is None else self.adapters.use(checks.text(name, "an adapter's name"))
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """[N, D] float32, one vector of unit length a text: the mean of its tokens' final hidden states.
@@ -353,8 +355,8 @@ class LanguageModel(TaskMethods):
         from millis.tasks.answer import ask
         from millis.tasks.index import Index
 
-        if deadline_ms is not None:
-            _positive_ms(deadline_ms)
+        deadline_ms, max_tokens = checks.deadline(deadline_ms), whole("max_tokens", max_tokens, 1)
+        checks.text(question, "the question")
         index = documents if isinstance(documents, Index) else Index.of(documents, embedder=embedder)
         return ask(self, question, index, deadline_ms=deadline_ms, max_tokens=max_tokens).result()
 
@@ -374,9 +376,8 @@ class LanguageModel(TaskMethods):
 
     def _prepare(self, deadline_ms: float | None, constrained: bool) -> None:
         """Before the first deadline: measures what steps take here, and finds the tokens that end a sentence."""
-        if deadline_ms is None:
+        if checks.deadline(deadline_ms) is None:
             return
-        _positive_ms(deadline_ms)
         if constrained:
             self.grammars.prepare()
         if self._ready_for_deadlines:
@@ -408,7 +409,7 @@ class LanguageModel(TaskMethods):
     ) -> Stream:
         check_names(sampling, SamplingParams, "sampling parameter")
         params = SamplingParams(**sampling)
-        deadline = None if deadline_ms is None else begin + _positive_ms(deadline_ms) / 1000
+        deadline = None if deadline_ms is None else begin + float(deadline_ms) / 1000
         text = TextStream(self.tokenizer.detokenizer(continues=continues), params.stop)
         tokenize_ms = 1000 * (time.perf_counter() - begin)
         with self.refusals():
@@ -466,9 +467,3 @@ def check_isa(isa: str) -> None:
             f"this machine has no instruction set {isa!r}; it has {', '.join(isas)}: choose one of these, "
             "or unset MILLIS_ISA for the best"
         )
-
-
-def _positive_ms(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise RequestError(f"deadline_ms must be a positive number of milliseconds, not {value!r}")
-    return value

@@ -6,13 +6,15 @@ before you rely on it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from millis.tasks.ask import listed
+from millis.tasks import checks
+from millis.tasks.ask import within
 from millis.tasks.classify import Classifier
-from millis.types import Classification, RequestError, Timings
+from millis.types import Classification, RequestError, Timings, number
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel
@@ -49,7 +51,7 @@ class Moderator:
 
 def moderator(lm: LanguageModel, categories: Sequence[str] | None) -> Moderator:
     """With the questions encoded, and calibrated by texts that say nothing."""
-    labels = CATEGORIES if categories is None else categories
+    labels = list(CATEGORIES) if categories is None else checks.strings(categories, "categories")
     if SAFE in labels or UNSAFE in labels:
         raise RequestError("safe and unsafe are no categories of harm; leave them out")
     return Moderator(
@@ -62,13 +64,17 @@ def moderate(
     judge: Moderator, texts: str | Sequence[str], *, threshold: float = 0.5, deadline_ms: float | None = None
 ) -> Moderation | list[Moderation]:
     """See TaskMethods.moderate."""
-    if not 0 < threshold <= 1:
-        raise RequestError(f"threshold must lie in (0, 1], not {threshold!r}")
-    given, single = listed(texts)
+    threshold = number("threshold", threshold, 0, 1)
+    if threshold == 0:
+        raise RequestError("threshold must be above 0; with 0 every text would show every category")
+    given, single = checks.texts(texts)
+    begin, deadline_ms = time.perf_counter(), checks.deadline(deadline_ms)
     half_ms = None if deadline_ms is None else deadline_ms / 2  # of it for each of the questions
-    harms = judge.harm.classify(given, half_ms)
+    with within(deadline_ms, begin, 1 / 2):
+        harms = judge.harm.classify(given, half_ms)
     unsafe = [text for text, harm in zip(given, harms, strict=True) if harm.scores[UNSAFE] >= threshold]
-    kinds = iter(judge.kind.classify(unsafe, half_ms))
+    with within(deadline_ms, begin, 1 / 2):
+        kinds = iter(judge.kind.classify(unsafe, half_ms))
     found = [_judged(harm, next(kinds) if harm.scores[UNSAFE] >= threshold else None, threshold) for harm in harms]
     return found[0] if single else found
 

@@ -16,6 +16,7 @@ from millis.models.generation import MOST_BEAMS, Generation, changed, read_gener
 from millis.models.huggingface_config import Settings
 from millis.models.load import is_seq2seq, load_model
 from millis.models.mapped import read_json
+from millis.tasks import checks
 from millis.tasks.embed import token_ids
 from millis.tasks.language import LANGUAGES
 from millis.tasks.model import config_of, no_collection
@@ -24,7 +25,7 @@ from millis.tasks.sentences import sentence_ends
 from millis.tasks.summarize import Summary
 from millis.tasks.translate import Translation
 from millis.tokenizer import Tokenizer, load_tokenizer
-from millis.types import Completion, ModelError, RequestError, SamplingParams, Timings
+from millis.types import Completion, ModelError, RequestError, SamplingParams, Timings, whole
 
 OPTIONS = ("threads", "isa", "precision", "context", "max_batch_tokens", "max_sequences", "screen")
 SAMPLING = "temperature top_k top_p min_p repetition_penalty presence_penalty frequency_penalty seed".split()
@@ -125,16 +126,16 @@ class Seq2Seq:
         A Marian model knows its languages, and `to` may be left out where it has but one to translate to; a t5's files
         list its pairs. RequestError: the model does not translate, or not this pair.
         """
-        given = [texts] if isinstance(texts, str) else texts
+        given, single = checks.texts(texts)
         prefix, settings, pair = self._translation(to, source)
-        out = self.generate([prefix + text for text in _checked(given)], generation=settings, **options)
+        out = self.generate([prefix + text for text in given], generation=settings, **options)
         found = [
             Translation(
                 text=one.text, source=pair[0], target=pair[1], finish_reason=one.finish_reason, timings=one.timings
             )
             for one in out
         ]
-        return found[0] if isinstance(texts, str) else found
+        return found[0] if single else found
 
     @overload
     def summarize(self, texts: str, **options: Any) -> Summary: ...
@@ -145,14 +146,14 @@ class Seq2Seq:
 
         RequestError: they say nothing of summaries, or a text is longer than the context.
         """
-        given = [texts] if isinstance(texts, str) else texts
+        given, single = checks.texts(texts)
         prefix, settings = self._task("summarization")
-        out = self.generate([prefix + text for text in _checked(given)], generation=settings, **options)
+        out = self.generate([prefix + text for text in given], generation=settings, **options)
         found = [
             Summary(text=one.text, parts=1, read=1.0, finish_reason=one.finish_reason, timings=one.timings)
             for one in out
         ]
-        return found[0] if isinstance(texts, str) else found
+        return found[0] if single else found
 
     def chat(self, *args: object, **options: object) -> NoReturn:
         """Always a RequestError, as are `stream`, `chat_stream`, `score` and `embed`."""
@@ -164,9 +165,7 @@ class Seq2Seq:
     stream = chat_stream = score = embed = chat
 
     def _clock_for(self, deadline_ms: float | None) -> float:
-        if deadline_ms is not None:
-            if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, int | float) or not 0 < deadline_ms <= 1e9:
-                raise RequestError(f"deadline_ms must be milliseconds above 0, not {deadline_ms!r}")
+        if checks.deadline(deadline_ms) is not None:
             with self._turn:
                 self._writer.measure(self.generation)
         return time.perf_counter()
@@ -185,8 +184,7 @@ class Seq2Seq:
     def _beams(settings: Generation, beams: int | None, plain: bool) -> int:
         if beams is None:
             return settings.beams if plain else 1
-        if isinstance(beams, bool) or not isinstance(beams, int) or not 1 <= beams <= MOST_BEAMS:
-            raise RequestError(f"beams must be a whole number in [1, {MOST_BEAMS}], not {beams!r}")
+        beams = whole("beams", beams, 1, MOST_BEAMS)
         if beams > 1 and not plain:
             raise RequestError("beams look for the likeliest answer; leave out temperature and penalties, or beams")
         return beams
@@ -268,11 +266,3 @@ def _means(asked: str, code: str) -> bool:
     if code in LANGUAGES:
         names |= {LANGUAGES[code], LANGUAGES[code].lower()}
     return asked in names
-
-
-def _checked(texts: Sequence[str]) -> Sequence[str]:
-    """RequestError where one of them is no text, or empty: with a prefix before it that would not be seen."""
-    for i, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise RequestError(f"text {i} must be a text of at least one word, not {text!r:.40}")
-    return texts

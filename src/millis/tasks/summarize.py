@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from millis.tasks.ask import ask, listed
+from millis.tasks import checks
+from millis.tasks.ask import ask, within
 from millis.tasks.language import language
-from millis.types import FinishReason, RequestError, Timings
+from millis.types import FinishReason, RequestError, Timings, whole
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel
@@ -28,6 +29,7 @@ INNER = r"[^。！？!?.]|\.+(?=[^\s.\"'”’)\]])"  # a full stop ends nothing
 SENTENCE = re.compile(rf"(?:{INNER})*(?:[。！？!?]+|\.+)?[\"'”’』」)\]]*\s*")
 TOKENS = {"words": 1.6, "sentences": 40.0, "characters": 1.0}  # of an answer for each unit, at most
 PART_TOKENS = 96  # of the summary of a part
+MOST = 1_000_000  # words, sentences or characters
 MARGIN = 64  # tokens of the instruction and the template
 REDUCING = 0.5  # of a deadline, what is left for the second round
 
@@ -104,10 +106,12 @@ def summarize(
     deadline_ms: float | None = None,
 ) -> Summary | list[Summary]:
     """See TaskMethods.summarize."""
-    given, single = listed(texts)
-    asked = [(n, unit) for n, unit in ((words, "words"), (sentences, "sentences"), (characters, "characters")) if n]
-    if len(asked) > 1 or any(n is not None and n < 1 for n in (words, sentences, characters)):
-        raise RequestError("give one of words, sentences and characters, a number of at least 1")
+    given, single = checks.texts(texts)
+    deadline_ms = checks.deadline(deadline_ms)
+    lengths = {"words": words, "sentences": sentences, "characters": characters}
+    asked = [(whole(unit, n, 1, MOST), unit) for unit, n in lengths.items() if n is not None]
+    if len(asked) > 1:
+        raise RequestError("give one of words, sentences and characters")
     length = Length(*asked[0]) if asked else Length(3, "sentences")
     begin = time.perf_counter()
     room = lm.engine.room - length.tokens - MARGIN
@@ -116,15 +120,17 @@ def summarize(
     pieces = [cut_parts(lm, text, room) for text in given]
     long = [i for i, parts in enumerate(pieces) if len(parts) > 1]
     read = dict.fromkeys(range(len(given)), 1.0)
-    whole = list(given)
+    full = list(given)
     for i in long:
         parts = pieces[i]
         while len(parts) > 1:  # of a very long text the summaries are too long again
-            whole[i], share = _first_round(lm, parts, room, _left_ms(begin, deadline_ms))
+            with within(deadline_ms, begin, REDUCING):
+                full[i], share = _first_round(lm, parts, room, _left_ms(begin, deadline_ms))
             read[i] *= share
-            parts = cut_parts(lm, whole[i], room) if deadline_ms is None else [whole[i]]
-    prompts = [_prompt(text, length) for text in whole]
-    outs = ask(lm, prompts, deadline_ms=_left_ms(begin, deadline_ms), max_tokens=length.tokens)
+            parts = cut_parts(lm, full[i], room) if deadline_ms is None else [full[i]]
+    prompts = [_prompt(text, length) for text in full]
+    with within(deadline_ms, begin):
+        outs = ask(lm, prompts, deadline_ms=_left_ms(begin, deadline_ms), max_tokens=length.tokens)
     found = []
     for i, out in enumerate(outs):
         timings = replace(out.timings, total_ms=1000 * (time.perf_counter() - begin)) if i in long else out.timings

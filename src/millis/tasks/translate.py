@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from millis.tasks.ask import ask, listed
+from millis.tasks import checks
+from millis.tasks.ask import ask
 from millis.tasks.language import LANGUAGES, Language, language
-from millis.types import FinishReason, RequestError, Timings
+from millis.types import FinishReason, RequestError, Timings, brief, whole
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel
@@ -49,12 +50,17 @@ def translate(
     max_tokens: int | None = None,
 ) -> Translation | list[Translation]:
     """See TaskMethods.translate."""
-    given, single = listed(texts)
-    target, terms = _known(to, "to"), dict(glossary or {})
+    given, single = checks.texts(texts)
+    target, terms = _known(to, "to"), _terms(glossary)
+    deadline_ms = checks.deadline(deadline_ms)
     sources = [language(text) if source is None else _known(source, "source") for text in given]
     wanted = [{a: b for a, b in terms.items() if _holds(text, a)} for text in given]
     prompts = [prompt(text, target, used) for text, used in zip(given, wanted, strict=True)]
-    most = max_tokens or 32 + GROWTH * max(len(lm.tokenizer.encode(text, add_special=False)) for text in given)
+    if max_tokens is None:
+        longest = max((len(lm.tokenizer.encode(text, add_special=False)) for text in given), default=0)
+        most = 32 + GROWTH * longest
+    else:
+        most = whole("max_tokens", max_tokens, 1)
     todo = [i for i in range(len(given)) if sources[i] != target]
     done = {i: Translation(text=text, source=target, target=target, finish_reason="stop", timings=Timings())
             for i, text in enumerate(given) if sources[i] == target}  # fmt: skip
@@ -106,6 +112,16 @@ def prompt(text: str, target: Language, used: Mapping[str, str] | None = None, m
     if missing:
         terms += _AGAIN[target].replace("{terms}", ("、" if target == "zh" else ", ").join(missing))
     return text.join(_ASKED[target].replace("{terms}", terms).split("{text}"))
+
+
+def _terms(glossary: Mapping[str, str] | None) -> dict[str, str]:
+    found = {} if glossary is None else glossary
+    if not isinstance(found, Mapping):
+        raise RequestError(f"glossary must map terms to their translations, not be {brief(glossary)}")
+    for term, translation in found.items():
+        checks.text(term, "a term of the glossary")
+        checks.text(translation, f"the glossary's translation of {brief(term)}")
+    return dict(found)
 
 
 def _known(name: str, what: str) -> Language:
