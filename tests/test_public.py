@@ -10,21 +10,24 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 import pytest
 
 import millis
 from millis import cli
+from millis.hub import CATALOGUE
+from millis.tasks import load
 from shell import millis as shell
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "millis"
 PUBLIC = """
-    Calibration Cascade Classification Completion DeadlineError Encoder EngineConfig FormatError Index
-    LanguageModel MillisError ModelError OverloadError PullError RequestError SamplingParams Seq2Seq Stream
-    TemplateError Timings TokenLogprob cascade load
+    Answer Calibration Cascade Classification Completion DataError DeadlineError Document Encoder EngineConfig
+    Extraction FormatError Grammar GrammarError Index LanguageModel MillisError ModelError Moderation OverloadError
+    PullError RequestError SamplingParams Seq2Seq Source Stream Summary TemplateError Timings TokenLogprob Translation
+    cascade load
 """.split()
 HEAVY = ["numpy", "torch", "transformers", "jinja2", "tokenizers", "huggingface_hub", "typer", "rich", "millis._native"]
 
@@ -62,7 +65,7 @@ MAY_IMPORT = {
     },
     "cli": {"commands", "__version__"},
     "__main__": {"cli"},
-    "__init__": {"config", "tasks"},
+    "__init__": {"config", "documents", "tasks"},
 }
 
 
@@ -179,6 +182,38 @@ def test_the_links_of_the_readme_lead_somewhere(name: str) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8"))
     missing = [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
     assert not missing
+
+
+TYPED = """
+from typing_extensions import assert_type
+assert_type(lm, millis.LanguageModel)
+assert_type(millis.load("minilm").embed(["x"]).ndim, int)
+assert_type(millis.load("smollm2").classify("a", ["x", "y"]), millis.Classification)
+assert_type(lm.classify(["a"], ["x", "y"]), list[millis.Classification])
+assert_type(lm.extract("a", {}), millis.Extraction)
+assert_type(lm.translate(["a"], "zh"), list[millis.Translation])
+assert_type(lm.summarize("a", words=5).text, str)
+assert_type(lm.moderate("a"), millis.Moderation)
+assert_type(lm.answer("a", []), millis.Answer)
+millis.nonsense
+"""
+
+
+def test_programs_are_type_checked(tmp_path: Path) -> None:
+    """The README's first, and one that asks for the type of every task's answer; what does not exist is an error."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert program is not None
+    (tmp_path / "readme.py").write_text(program.group(1) + TYPED, encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--strict", str(tmp_path / "readme.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    errors = re.findall(r"error: (.*)", done.stdout)
+    assert len(errors) == 1 and 'no attribute "nonsense"' in errors[0], done.stdout + done.stderr
+
+
+def test_a_type_checker_knows_every_name_of_the_catalogue() -> None:
+    writers, readers = get_args(load.Writes), get_args(load.Reads)
+    assert sorted([*writers, *readers]) == sorted(entry.name for entry in CATALOGUE.values())
 
 
 def test_the_first_program_of_the_readme_runs(

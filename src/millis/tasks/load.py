@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from millis import hub
 from millis.config import Precision
@@ -13,7 +13,37 @@ from millis.tasks.model import LanguageModel
 from millis.tasks.readable import check_readable
 from millis.tasks.seq2seq import Seq2Seq
 
+Writes = Literal["smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "gemma3-270m"]  # of the catalogue
+Reads = Literal["minilm", "e5-small-zh"]
 
+
+@overload
+def load(
+    name: Writes = "smollm2",
+    *,
+    threads: int | None = None,
+    precision: Precision = "fast",
+    context: int | None = None,
+    **options: Any,
+) -> LanguageModel: ...
+@overload
+def load(
+    name: Reads,
+    *,
+    threads: int | None = None,
+    precision: Precision = "fast",
+    context: int | None = None,
+    **options: Any,
+) -> Encoder: ...
+@overload
+def load(
+    name: str | Path,
+    *,
+    threads: int | None = None,
+    precision: Precision = "fast",
+    context: int | None = None,
+    **options: Any,
+) -> Any: ...
 def load(
     name: str | Path = "smollm2",
     *,
@@ -21,11 +51,13 @@ def load(
     precision: Precision = "fast",
     context: int | None = None,
     **options: Any,
-) -> LanguageModel | Encoder | Seq2Seq:
+) -> Any:
     """Loads a model, pulling it first if it is in the catalogue or on the hub and not yet on disk.
 
     A model that writes text is a LanguageModel, one that embeds or classifies texts an Encoder (a decoder that was
-    trained for this, too), one that reads a text and then writes another (t5, marian) a Seq2Seq.
+    trained for this, too), one that reads a text and then writes another (t5, marian) a Seq2Seq. Which it is, a type
+    checker knows of the names in the catalogue; for others say it, `lm: millis.LanguageModel = millis.load(path)`, or
+    call the class itself, which takes its own kind only.
 
     >>> lm = millis.load("smollm2", threads=2)
     >>> print(lm.generate("Once upon a time", max_tokens=64))
