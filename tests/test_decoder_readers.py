@@ -119,7 +119,7 @@ def test_it_writes_nothing_and_no_command_takes_it_for_a_model_that_does(
     with pytest.raises(ModelError, match="reads texts and writes none, so it cannot draft"):
         millis.LanguageModel(model_path("smollm2"), threads=1, draft=folder)
     done = shell("quantize", folder, tmp_path / "out.gguf", "--type", "q8_0")
-    assert "reads texts and writes none; Millis makes no GGUF file of it" in error_line(done)
+    assert "reads texts and writes none, which Millis does not write as GGUF" in error_line(done)
     ours = reader(folder)
     with pytest.raises(ValueError, match="has no head"):
         ours.logits([[1]])

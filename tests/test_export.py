@@ -197,7 +197,8 @@ def test_a_tokenizer_larger_than_the_embedding_and_one_of_another_kind(tmp_path:
 def test_encoders_are_refused_with_what_is_possible(tmp_path: Path) -> None:
     path = bert_folder(tmp_path / "bert")
     with pytest.raises(
-        FormatError, match="bert is an encoder, which Millis does not write as GGUF.*run it from its folder"
+        FormatError,
+        match="reads texts and writes none, which Millis does not write as GGUF.*run it from its folder",
     ):
         export_gguf(read_checkpoint(path), tmp_path / "out.gguf")
 
