@@ -35,6 +35,19 @@ from millis.data.private import KINDS, luhn, valid_card, valid_id
         ("Amex 378282246310005", "Amex [CARD]"),
         ("from 8.8.8.8 and 2001:db8::1", "from [IP] and [IP]"),
         ("IP地址192.168.1.20的", "IP地址[IP]的"),
+        ("The DNS server 203.0.113.9 is down", "The DNS server [IP] is down"),
+        ("server 10.0.0.1:8080", "server [IP]:8080"),
+        ("Call me any time: 415-555-1234", "Call me any time: [PHONE]"),
+        ("In any case 13812345678", "In any case [PHONE]"),
+        ("联系快递13812345678", "联系快递[PHONE]"),
+        ("签合同13812345678", "签合同[PHONE]"),
+        ("客服电话：400 820 8820", "客服电话：[PHONE]"),
+        ("电话：02162345678", "电话：[PHONE]"),
+        ("电话：0755 8321 2345", "电话：[PHONE]"),
+        ("tel: 010-8888 8888", "tel: [PHONE]"),
+        ("my number 415 555 2671", "my number [PHONE]"),
+        ("身份证 110105 19491231 002X", "身份证 [ID]"),
+        ("ｆｏｏ＠ｂａｒ．ｃｏｍ", "[EMAIL]"),
     ],
 )
 def test_what_is_masked(text: str, masked: str) -> None:
@@ -82,7 +95,17 @@ https://shop.example/item/13812345678
 ab13812345678cd
 13812345678901
 user@localhost, @user, a@b
-std::vector a::b""".splitlines(),
+std::vector a::b
+probability 0.2079460958
+213 456 7890 units
+scores 212-345-6789
+余额：¥13812345678
+余额13812345678元
+合同号13812345678
+快递单号：13812345678
+icon@2x.png
+OID 1.3.6.1
+ver. 1.2.3.4""".splitlines(),
 )
 def test_what_looks_like_it_and_stays(text: str) -> None:
     assert mask(text) == (text, {})

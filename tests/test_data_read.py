@@ -15,6 +15,7 @@ from millis.types import DataError
 
 CHINESE = "这是一个测试文件，内容用简体中文写成。\n今天天气很好，适合出门散步。\n客服专线请在上班时间拨打。\n"
 TRADITIONAL = "這是一個測試文件，內容使用繁體中文書寫。\n台北市的天氣今天很好，適合出門散步。\n請於上班時間撥打。\n"
+ENGLAND = "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f"  # a flag, and tags that spell whose
 
 
 class Told:
@@ -154,7 +155,17 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
         ("<p>Hi <b>bold</b> you</p><script>x()</script><p>next &amp; last", "Hi bold you\n\nnext & last"),
         ("if a < b and c > d", "if a < b and c > d"),
         ("say <name> here", "say <name> here"),
-        ("<html><head><title>T</title></head><body><nav>menu</nav><h1>Head</h1>text</body></html>", "Head\ntext"),
+        (
+            "<html><head><title>T</title></head><body><nav>menu</nav><h1>Head</h1>text</body></html>",
+            "T\n\nmenu\n\nHead\ntext",
+        ),
+        ("Use the <header> tag and <p>para</p> text", "Use the <header> tag and <p>para</p> text"),
+        ("<form>My answer</form>", "My answer"),
+        ("List<String> x; <br> y", "List<String> x; <br> y"),
+        ("a<b and c>d, a<i or d>e", "a<b and c>d, a<i or d>e"),
+        ("Fine.<br /><br />Buy <i>it</i>!", "Fine.\n\nBuy it!"),
+        ("page one\fpage two\vthree", "page one\npage two\nthree"),
+        (f"{ENGLAND} a\U000e0067b", f"{ENGLAND} ab"),
         ("a\u200bb\x00c\r\nd\r\n\r\n\r\n\r\ne  \t f ", "abc\nd\n\ne f"),
         ("👨\u200d👩\u200d👧", "👨\u200d👩\u200d👧"),
         ("\ufeffstart", "start"),

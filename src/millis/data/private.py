@@ -24,32 +24,44 @@ EMAIL = re.compile(
     r"(?<![\w.+%-])[a-z0-9_][\w.+%-]{0,63}@(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,24}(?![\w@])",
     re.I | re.A,
 )
-ID_18 = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{16}[\dXx](?![0-9A-Za-z])", re.A)
+ID_18 = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{5}([ -]?)\d{8}\1\d{3}[\dXx](?![0-9A-Za-z])", re.A)
 ID_15 = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{14}(?![0-9A-Za-z])", re.A)
 CARD = re.compile(r"(?<![\w.-])[2-6]\d{3}(?:[ -]?\d){9,15}(?![\w-]|\.\d)", re.A)
 IPV4 = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)", re.A)
 IPV6 = re.compile(r"(?<![\w:.])(?:[0-9a-f]{0,4}:){2,7}[0-9a-f]{0,4}(?![\w:])", re.I | re.A)
 MOBILE_CN = re.compile(r"(?<![\w.+-])(?:(?:\+|00)?86[ -]?)?1[3-9]\d(?:\d{8}|[ -]\d{4}[ -]\d{4})(?![\w-]|\.\d)", re.A)
 LANDLINE_CN = re.compile(r"(?<![\w.-])(?:\(0\d{2,3}\) ?|0\d{2,3}[ -])[2-9]\d{6,7}(?:-\d{1,5})?(?![\w-])", re.A)
-SERVICE_CN = re.compile(r"(?<![\w.-])[48]00-?\d{3}-?\d{4}(?![\w-])", re.A)
+SERVICE_CN = re.compile(r"(?<![\w.-])[48]00-\d{3}-?\d{4}(?![\w-])", re.A)
+LOOSE_CN = re.compile(  # what is a telephone only where the text says so
+    r"(?<![\w.-])(?:[48]00[ -]?\d{3}[ -]?\d{4}"
+    r"|(?:\(0\d{2,3}\) ?|0(?:10|2\d|[3-9]\d\d)[ -]?)[2-9]\d{2,3}[ -]?\d{4}(?:-\d{1,5})?)(?![\w-])",
+    re.A,
+)
 
 ANOTHER_NUMBER = re.compile(
-    r"(?:订单|单号|编号|流水|运单|快递|工单|票号|发票|合同|序列|型号|条码|货号|账单|时间戳|版本|期号|批号|案号|书号"
-    r"|\b(?:orders?|invoice|ticket|tracking|parcel|serial|sku|isbn|issn|ref|reference|transaction|txn|trace|request"
-    r"|case|model|part|batch|version|ver|build|release|timestamp|time|epoch|unix|session|barcode|ean|upc|doi|uuid"
-    r"|order_id|user_id|uid|id|v))"
+    r"(?:订单|单号|编号|流水|运单|快递单|工单|票号|序列|型号|条码|货号|时间戳|版本|期号|批号|案号|书号"
+    r"|(?:快递|发票|合同|账单)(?=\s*[号码#:：])"  # without it, the courier or the signer may be the one to call
+    r"|(?<!any )(?<!in )(?<!every )(?<!each )(?<!this )(?<!on )\b(?:case|time|part|request)"
+    r"|\b(?:orders?|invoice|ticket|tracking|parcel|serial|sku|isbn|issn|ref|reference|transaction|txn|trace"
+    r"|model|batch|version|ver|build|release|timestamp|epoch|unix|session|barcode|ean|upc|doi|uuid"
+    r"|order_id|user_id|uid|id|v|scores?|results?))"
     r"[\s_.:：#=号為为是码碼（(\[【'\"-]*(?:(?:id|no|number|num|code|is|was)\b)?[\s_.:：#=号为是码（(\[【'\"-]*$",
     re.I,
 )
 TELEPHONE = re.compile(
-    r"(?:电话|電話|手机|手機|热线|熱線|座机|传真|联系方式|聯絡|致电|拨打|撥打|客服|call|phone|tel|telephone|mobile|cell|fax"
-    r"|whatsapp|contact|text|txt|ring|dial|hotline|reach me (?:at|on)|number is)[^\d\n]{0,16}$",
+    r"(?:电话|電話|手机|手機|热线|熱線|座机|传真|联系方式|聯絡|致电|拨打|撥打|客服"
+    r"|(?<![a-z])(?:call|phone|tel|telephone|mobile|cell|fax|whatsapp|contact|text|txt|ring|dial|hotline"
+    r"|reach me (?:at|on)|(?:my|his|her|our|their) number|number is))[^\d\n]{0,16}$",
     re.I,
 )
 IDENTITY = re.compile(r"(?:身份证|身份證|证件|證件|id card|identity)[^\d\n]{0,12}$", re.I)
 URL = re.compile(r"(?:\w://|www\.)\S*$", re.A)
-CHAPTER = re.compile(r"(?:章|节|節|第|§|section|chapter|clause|version|ver|v|版本|版)[\s.:：]*$", re.I)
-WIDE = {0xFF10 + digit: str(digit) for digit in range(10)} | {0xFF0B: "+", 0xFF0D: "-", 0xFF20: "@", 0xFF0E: "."}
+CHAPTER = re.compile(r"(?:章|节|節|第|§|版本|版|\b(?:section|chapter|clause|version|ver|v|oid))[\s.:：]*$", re.I)
+MONEY = re.compile(r"(?:[$£€¥￥]|\b(?:RMB|CNY|USD|EUR|GBP))\s*$", re.I)
+AMOUNT = re.compile(r"\s*(?:元|美元|欧元|(?:units?|pcs|dollars?|euros?|pounds?)\b)", re.I)
+PICTURE = re.compile(r"\.(?:png|jpe?g|gif|webp|svg|bmp|ico)$", re.I)  # icon@2x.png: a file's name, and no domain's
+WIDE = {code: chr(code - 0xFEE0) for code in range(0xFF10, 0xFF5B) if chr(code - 0xFEE0).isalnum()}
+WIDE |= {0xFF0B: "+", 0xFF0D: "-", 0xFF20: "@", 0xFF0E: ".", 0xFF3F: "_", 0xFF05: "%"}
 
 Span = tuple[int, int]
 
@@ -57,7 +69,7 @@ Span = tuple[int, int]
 def mask(text: str, kinds: tuple[str, ...] = KINDS, regions: tuple[str, ...] = REGIONS) -> tuple[str, Counter[str]]:
     """The text with its personal data replaced, and how often each kind was.
 
-    Full-width digits are read as digits. Idempotent: a mask holds nothing that is masked.
+    Full-width digits and letters are read as plain ones. Idempotent: a mask holds nothing that is masked.
     """
     plain, spans = text.translate(WIDE), list[tuple[Span, str]]()  # translated one to one: places stay
     digits = sum(c.isdigit() for c in plain)
@@ -118,11 +130,11 @@ def _before(text: str, start: int) -> str:
 
 
 def _emails(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    yield from (match.span() for match in EMAIL.finditer(text))
+    yield from (match.span() for match in EMAIL.finditer(text) if not PICTURE.search(match.group()))
 
 
 def _ids(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
-    yield from (match.span() for match in ID_18.finditer(text) if valid_id(match.group()))
+    yield from (match.span() for match in ID_18.finditer(text) if valid_id(re.sub(r"[ -]", "", match.group())))
     for match in ID_15.finditer(text):  # no check digit, so it must be announced
         if IDENTITY.search(_before(text, match.start())) and _is_birthday("19" + match.group()[6:12]):
             yield match.span()
@@ -149,18 +161,19 @@ def _addresses(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
 
 def _phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
     found = [*_chinese_phones(text), *_other_phones(text, regions)] if "CN" in regions else _other_phones(text, regions)
-    for span in found:
-        before = _before(text, span[0])
-        if not ANOTHER_NUMBER.search(before) and not URL.search(before):
-            yield span
+    for start, end in found:
+        before = _before(text, start)
+        other = any(pattern.search(before) for pattern in (ANOTHER_NUMBER, URL, MONEY)) or AMOUNT.match(text, end)
+        if not other:
+            yield start, end
 
 
 def _chinese_phones(text: str) -> Iterator[Span]:
     for pattern in (MOBILE_CN, LANDLINE_CN, SERVICE_CN):
-        for match in pattern.finditer(text):
-            dense = pattern is SERVICE_CN and "-" not in match.group()
-            if not dense or TELEPHONE.search(_before(text, match.start())):
-                yield match.span()
+        yield from (match.span() for match in pattern.finditer(text))
+    for match in LOOSE_CN.finditer(text):
+        if TELEPHONE.search(_before(text, match.start())):
+            yield match.span()
 
 
 def _other_phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
@@ -174,8 +187,10 @@ def _other_phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
             raw = match.raw_string
             told = "+" in raw or raw.startswith("(") or TELEPHONE.search(_before(text, match.start))
             grouped = len(re.findall(r"\d+", raw)) >= 3 and not re.match(r"(?:19|20)\d\d\D", raw)
+            grouped = grouped and (region != "US" or " " not in raw)  # three numbers in a row are many things
             if told or grouped or (region == "GB" and raw.startswith("0") and len(raw) >= 10):
-                if not (match.start and text[match.start - 1] in "./-_"):
+                inside = match.start and text[match.start - 1] in "./-_"
+                if not (inside or re.fullmatch(r"\d+\.\d+", raw)):  # of a longer number, or a decimal
                     yield match.start, match.end
 
 
