@@ -224,7 +224,7 @@ def test_the_command_with_its_reports(tmp_path: Path) -> None:
     value = json.loads(done.stdout)
     assert value["kept"] == 2 and value["encodings"] == {str(path): "gb18030"}
     assert done.stderr.splitlines() == [
-        f"{path}:5: 3 fields, not 2; passed over",
+        f"{path}:5: 3 values for 2 columns; passed over",
         f"{path} is gb18030, not UTF-8; it was read as that",
     ]
     assert read_rows(names[0]) == [{"text": "你好世界你好", "label": "a"}, {"text": "再见了我的朋友", "label": "b"}]

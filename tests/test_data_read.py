@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_support import write_rows
-from millis.data import Reader
+from millis.data import Reader, clean, split
 from millis.data.scrub import scrub
 from millis.types import DataError
 
@@ -101,10 +101,47 @@ def test_tables_are_what_the_csv_module_wrote(tmp_path: Path) -> None:
     path.write_text("text,label\na,1\nb\nc,2,3\nd,4\n", encoding="utf-8")
     told = Told()
     assert told.rows(path) == [{"text": "a", "label": "1"}, {"text": "d", "label": "4"}]
-    assert told.lines == [f"{path}:3: 1 fields, not 2", f"{path}:4: 3 fields, not 2"]
+    assert told.lines == [f"{path}:3: 1 values for 2 columns", f"{path}:4: 3 values for 2 columns"]
     path.write_text("a,a\n1,2\n", encoding="utf-8")
     with pytest.raises(DataError, match="must begin with the names of its columns, each once"):
         Told().rows(path)
+
+
+def test_what_a_stray_quote_swallows_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\nfine,a\n"oops,b\n' + "more,c\n" * 50, encoding="utf-8")
+    told = Told()
+    assert told.rows(path) == [{"text": "fine", "label": "a"}]
+    assert told.lines[0].startswith(f"{path}:3: a quote opens a field here that takes 51 lines")
+    path.write_text('text,label\n"oops,b\n' + "more,c\n" * 50 + '5",d\nlast,e\n', encoding="utf-8")
+    told = Told()  # even where it ends as a field does
+    assert told.rows(path) == [{"text": "last", "label": "e"}] and "takes 52 lines" in told.lines[0]
+
+
+def test_lines_that_end_in_carriage_returns_and_long_fields(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text,label\rone,a\r"two\rlines",b\r')
+    assert [(row["text"], row["label"]) for row in Told().rows(path)] == [("one", "a"), ("two\rlines", "b")]
+    path.write_text(f"text,label\n{'x' * 200_000},a\n", encoding="utf-8")
+    assert len(str(Told().rows(path)[0]["text"])) == 200_000
+
+
+def test_what_json_lines_cannot_hold_is_refused(tmp_path: Path) -> None:
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"text": "fine words here", "n": 1e999}\n{"text": "more fine words", "n": 1e9}\n', encoding="utf-8"
+    )
+    told = Told()
+    assert [row["n"] for row in told.rows(path)] == [1e9] and "1e999 is beyond" in told.lines[0]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(arrow.Table.from_pylist([{"text": "some fine words", "image": b"\x00"}] * 30), path)
+    for make in (lambda: clean([path], tmp_path / "o"), lambda: split([path], tmp_path / "o", tmp_path / "p", near=0)):
+        with pytest.raises(DataError, match="fields text, image holds what JSON lines cannot: .*leave that field out"):
+            make()
+    assert [entry.name for entry in tmp_path.iterdir() if entry.name not in ("a.jsonl", "a.parquet")] == []
 
 
 def test_parquet(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from millis.samples.read import Skipped
 from millis.tasks.dataset import read_labelled, read_rows, spread
 from millis.types import RequestError
 
@@ -23,7 +24,7 @@ def test_every_form_gives_the_same_rows(tmp_path: Path) -> None:
 def test_only_a_line_feed_ends_a_json_line(tmp_path: Path) -> None:
     path, text = tmp_path / "a.jsonl", "one\u2028two\x85three\u2029"
     path.write_text(json.dumps({"text": text, "label": "a"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_labelled(path) == [(text, "a")]
+    assert read_labelled(path) == [(text.strip(), "a")]
 
 
 def test_squad_is_read(tmp_path: Path) -> None:
@@ -54,11 +55,32 @@ def test_what_is_wrong_is_named(name: str, text: str, message: str, tmp_path: Pa
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="cannot read"):
+    with pytest.raises(RequestError, match="no file or folder"):
         read_labelled(tmp_path / "none.csv")
     (tmp_path / "latin.csv").write_bytes(b"text,label\n\xe9,b\n")
     with pytest.raises(RequestError, match="not UTF-8"):
         read_labelled(tmp_path / "latin.csv")
+
+
+def test_what_train_reads_is_read(tmp_path: Path) -> None:
+    path, skipped = tmp_path / "a.csv", Skipped()
+    path.write_text("question,intent\nWhy?,1.0\n,b\nWho?,\n" + "x" * 200_000 + ",c\n", encoding="utf-8")
+    assert read_labelled(path, skipped) == [("Why?", "1.0"), ("x" * 200_000, "c")]
+    assert [row["line"] for row in skipped.rows] == [3, 4]
+    with pytest.raises(RequestError, match="2 rows skipped"):
+        read_labelled(path)
+    path.write_text("words,kind\nHi,greet\n", encoding="utf-8")
+    assert read_labelled(path, None, "words", "kind") == [("Hi", "greet")]
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps([{"text": "Hi", "label": 1.0}, {"text": "Ho", "label": True}]), encoding="utf-8")
+    assert read_labelled(path) == [("Hi", "1.0"), ("Ho", "true")]
+
+
+def test_a_quote_that_is_never_closed_is_named_by_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('source,target\na,b\n"c,d\ne,f\n', encoding="utf-8")
+    with pytest.raises(RequestError, match="line 3: a quote opens a field here that takes 2 lines"):
+        read_rows(path, ("source", "target"))
 
 
 def test_a_part_is_spread_evenly() -> None:

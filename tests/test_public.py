@@ -40,12 +40,13 @@ MAY_IMPORT = {
     "models": {"_native", "files"},
     "tokenizer": {"models.checkpoint"},
     "hub": set(),
-    "data": {"files", "hub"},
+    "samples": set(),
+    "data": {"files", "hub", "samples"},
     "engine": {"_native", "config", "models"},
     "documents": set(),
-    "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub", "documents"},
+    "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub", "documents", "samples"},
     "quantize": {"_native", "config", "files", "models", "engine", "tasks", "tokenizer"},
-    "train": {"models", "tokenizer", "tasks.translate", "tasks.language"},  # what a model will be asked
+    "train": {"models", "tokenizer", "samples", "tasks.translate", "tasks.language"},  # what a model will be asked
     "bench": {"_native", "models", "engine", "tasks"},
     "server": {"__version__", "_native", "config", "models", "engine", "tasks", "tokenizer", "hub"},
     "commands": {
@@ -59,6 +60,7 @@ MAY_IMPORT = {
         "tokenizer",
         "tasks",
         "quantize",
+        "samples",
         "train",
         "bench",
         "server",

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import millis
 from millis.models.gguf import read_gguf
 from millis.models.transformers_model import transformers_model
+from millis.samples.read import Row, Skipped
 from millis.tasks.translate import translate
 from millis.tokenizer import Tokenizer
 from millis.tokenizer.to_folder import write_tokenizer
@@ -25,7 +26,6 @@ from millis.train.base import Base
 from millis.train.chat import chat_tokens, messages_of, prepare
 from millis.train.gguf_out import write_gguf
 from millis.train.lm import IGNORED, packed
-from millis.train.samples import Row, Skipped
 from millis.train.start import settings_of, train
 from millis.types import Completion, RequestError, Timings
 from reference import greedy

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from millis.samples.read import Skipped, column, files_of, read_rows, text_of
 from millis.train.batches import epoch_steps, micro_batches, padding, split
 from millis.train.checkpoints import Checkpoints
-from millis.train.samples import Skipped, column, files_of, read_rows, text_of
 from millis.train.schedule import progress, rate
 from millis.train.scratch import best_shape
 from millis.train.settings import amount, seconds
 from millis.train.vocabulary_loss import vocabulary_loss
-from millis.types import RequestError
+from millis.types import DataError, RequestError
 
 
 def test_the_rate_rises_then_follows_a_cosine() -> None:
@@ -71,6 +71,30 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path: Path) -> None:
     assert "3 rows skipped" in skipped.summary() and f"{table}:3" in skipped.summary()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "gb18030", "utf-16", "utf-16-le"])
+def test_rows_in_other_encodings(encoding: str, tmp_path: Path) -> None:
+    table, skipped = tmp_path / "a.csv", Skipped()
+    rows = [
+        "text,label",
+        "这是一个测试文件，内容用简体中文写成。,甲",
+        "今天天气很好，适合出门散步。,乙",
+        "客服专线请在上班时间拨打。,甲",
+    ]
+    table.write_bytes("\n".join(rows).encode(encoding))
+    assert [row.fields["text"] for row in read_rows([table], skipped)] == [row[:-2] for row in rows[1:]]
+    assert skipped.count == 0 and list(skipped.encodings.values()) == ([] if encoding == "utf-8-sig" else [encoding])
+
+
+def test_columns_of_one_name_and_lines_that_a_quote_swallowed(tmp_path: Path) -> None:
+    table, skipped = tmp_path / "a.csv", Skipped()
+    table.write_text("text,text\na,b\n")
+    with pytest.raises(DataError, match="the names of its columns, each once"):
+        list(read_rows([table], skipped))
+    table.write_text('text,label\na,x\n"b,y\n' + "c,z\n" * 9)
+    assert [row.line for row in read_rows([table], skipped)] == [2]
+    assert skipped.count == 10 and "opens a field here that takes 10 lines" in skipped.rows[0]["reason"]
+
+
 def test_bad_lines_of_json(tmp_path: Path) -> None:
     lines = tmp_path / "a.jsonl"
     lines.write_bytes(
@@ -106,7 +130,7 @@ def test_columns_that_are_not_there_are_named(tmp_path: Path) -> None:
 def test_a_first_line_that_is_no_text_is_said(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_bytes("größe,label\nx,y\n".encode("latin-1"))
-    with pytest.raises(RequestError, match="a.csv is not UTF-8 text: its first line must name the columns"):
+    with pytest.raises(DataError, match="a.csv is not UTF-8 text: its first line must name the columns"):
         list(read_rows([table], Skipped()))
 
 

@@ -64,7 +64,7 @@ def command(
     named = teacher or draft_for
     if named is None:
         raise typer.BadParameter("give --teacher NAME, or --draft-for NAME")
-    from millis.train.samples import files_of
+    from millis.samples.read import files_of
 
     files_of([*data, *(eval_data or [])])
     training.prepare_torch(threads)
@@ -126,8 +126,8 @@ def _written(teacher: str, data: Sequence[Path], out: Path, tokens: int, threads
 
 def _prompts(lm: LanguageModel, data: Sequence[Path], limit: int | None) -> list[list[int]]:
     """The beginnings of stretches of the texts, as ids."""
+    from millis.samples.read import Skipped, column, files_of, read_rows, text_of
     from millis.train.lm import TEXT_COLUMNS
-    from millis.train.samples import Skipped, column, files_of, read_rows, text_of
 
     rows, quiet = list(read_rows(files_of(data), Skipped())), Skipped()
     name = column(rows, None, TEXT_COLUMNS, "the text", "--text-column")

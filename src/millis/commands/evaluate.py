@@ -25,7 +25,8 @@ def command(
     file: Annotated[
         Path | None,
         typer.Argument(
-            help="CSV or JSONL: text, label | source, target | question, context, answers | text, value; SQuAD's .json."
+            help="CSV or JSONL: text, label | source, target | question, context, answers | text, value; "
+            "SQuAD's .json; classify also takes what train reads."
         ),
     ] = None,
     model: Annotated[str, typer.Option("-m", "--model", help="A model; for classify also SMALL,LARGE.")] = "smollm2",
@@ -35,6 +36,8 @@ def command(
     calibration: Annotated[
         str | None, typer.Option(metavar="contextual|FILE", help="Calibration of the labels' scores.")
     ] = None,
+    text_column: Annotated[str | None, typer.Option(help="classify: where the text is.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="classify: where the label is.")] = None,
     abstain: Annotated[float | None, typer.Option(min=0, max=1, help="No label below this score.")] = None,
     schema: Annotated[Path | None, typer.Option(metavar="FILE", help="extract: the JSON schema.")] = None,
     words: Annotated[int | None, typer.Option(min=1, help="summarize: words at most.")] = None,
@@ -72,6 +75,8 @@ def command(
         "calibration": calibration,
         "abstain": abstain,
         "schema": schema,
+        "text_column": text_column,
+        "label_column": label_column,
         "words": words,
         "sentences": sentences,
         "characters": characters,
@@ -112,7 +117,7 @@ def command(
 
 
 ALLOWED = {
-    "classify": {"labels", "examples", "calibration", "abstain", "plot"},
+    "classify": {"labels", "examples", "calibration", "abstain", "plot", "text_column", "label_column"},
     "translate": set[str](),
     "summarize": {"words", "sentences", "characters"},
     "answer": set[str](),
@@ -131,7 +136,7 @@ def _check(task: str, given: dict[str, Any]) -> None:
 def _refuse_given(options: dict[str, Any], task: str) -> None:
     for name, value in options.items():
         if value is not None:
-            raise typer.BadParameter(f"--{name} is not for {task}")
+            raise typer.BadParameter(f"--{name.replace('_', '-')} is not for {task}")
 
 
 def _check_plot(path: Path) -> None:
@@ -158,7 +163,7 @@ def _evaluate(
     from millis.tasks import evaluation
     from millis.tasks.dataset import read_rows, spread
 
-    everything = read_rows(file, evaluation.COLUMNS[task])
+    everything = _labelled(file, given) if task == "classify" else read_rows(file, evaluation.COLUMNS[task])
     some = spread(everything, limit)
     lm = load()
     console = Console(stderr=True)
@@ -188,6 +193,18 @@ def _evaluate(
         return evaluation.evaluate_extract(lambda text: lm.extract(text, form, deadline_ms=deadline_ms), some, advance)
 
 
+def _labelled(file: Path, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The labelled texts of a file; what of it was left out is said."""
+    from millis.samples.read import Skipped
+    from millis.tasks.dataset import read_labelled
+
+    skipped = Skipped()
+    found = read_labelled(file, skipped, given["text_column"], given["label_column"])
+    for line in skipped.said():
+        common.say(line)
+    return [{"text": text, "label": label} for text, label in found]
+
+
 def _classifier(lm: Any, rows: list[Any], given: dict[str, Any], deadline_ms: float | None) -> Callable[[str], Any]:
     """A call that classifies a text: with the labels of the file, or by a head that knows its own."""
     from millis.tasks.calibration import Calibration
@@ -196,7 +213,7 @@ def _classifier(lm: Any, rows: list[Any], given: dict[str, Any], deadline_ms: fl
     from millis.tasks.methods import TaskMethods
 
     if not isinstance(lm, (TaskMethods, Cascade)):
-        if any(value is not None for value in given.values()):
+        if any(value is not None for name, value in given.items() if not name.endswith("_column")):
             raise RequestError("a model with a trained head takes no labels, examples or calibration")
         if deadline_ms is not None:
             raise RequestError("a model with a trained head answers at once, and takes no deadline")

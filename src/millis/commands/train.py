@@ -94,7 +94,7 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Train on your data. Killed, it goes on where it was when you run the same again."""
-    from millis.train.samples import files_of
+    from millis.samples.read import files_of
 
     if gguf is not None and task not in ("lm", "chat"):
         raise typer.BadParameter(f"--gguf is for lm and chat, not for {task}")

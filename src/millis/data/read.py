@@ -5,10 +5,9 @@ A row is a dictionary; where it came from, as file:line, goes with it. A line th
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,8 +16,9 @@ from typing import IO, Any, Literal
 
 from millis.data import named
 from millis.data.catalogue import SETS
-from millis.data.encoding import SAMPLE_BYTES, encoding_of
 from millis.hub.progress import Progress, Silent
+from millis.samples.encoding import SAMPLE_BYTES, encoding_of, text_lines
+from millis.samples.table import Fault, table
 from millis.types import DataError
 
 Row = dict[str, Any]
@@ -29,7 +29,6 @@ TEXT, LINES, TABLES = (".txt", ".text", ".md"), (".jsonl", ".ndjson"), (".csv", 
 KINDS = (*TEXT, *LINES, ".json", *TABLES, ".parquet")
 LINE_BYTES = 1 << 26  # a longer line is passed over
 WHOLE_BYTES = 1 << 28  # of a file that must be read in one piece
-FIELD_CHARS = 1 << 24
 WATCHED_BYTES = 1 << 22  # less is read too soon for progress to tell
 
 
@@ -138,24 +137,11 @@ class Reader:
                 self.complain(f"{path}:{number}", f"not a JSON object ({error})")
 
     def _table(self, path: Path, delimiter: str) -> Rows:
-        csv.field_size_limit(max(csv.field_size_limit(), FIELD_CHARS))
-        lines = (line.replace("\0", "") for _, line in self._lines(path))
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        names: list[str] | None = None
-        while True:
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                self.complain(f"{path}:{reader.line_num}", str(error))
-                continue
-            if names is None:
-                names = _heads(path, values)
-            elif len(values) == len(names):
-                yield f"{path}:{reader.line_num}", dict(zip(names, values, strict=True))
-            elif values:
-                self.complain(f"{path}:{reader.line_num}", f"{len(values)} fields, not {len(names)}")
+        for found in table(path, ((n, line.replace("\0", "")) for n, line in self._lines(path)), delimiter):
+            if isinstance(found, Fault):
+                self.complain(f"{path}:{found.line}", found.why)
+            else:
+                yield f"{path}:{found[0]}", dict(found[1])
 
     def _lines(self, path: Path) -> Iterator[tuple[int, str]]:
         """Numbered lines with their ends. Bytes that are not of the file's encoding make the line a bad one."""
@@ -173,7 +159,7 @@ class Reader:
         if encoding not in ("utf-8", "utf-8-sig"):
             self.encodings[str(path)] = encoding
         done = 0
-        for number, line in enumerate(_raw_lines(file, encoding), 1):
+        for number, line in enumerate(text_lines(file, encoding, LINE_BYTES), 1):
             if (now := raw.tell()) > done:
                 self.progress.advance(now - done)
                 done = now
@@ -184,24 +170,6 @@ class Reader:
                 yield number, line.decode(encoding) if isinstance(line, bytes) else line
             except UnicodeDecodeError as error:
                 self.complain(f"{path}:{number}", f"not {encoding} (byte 0x{line[error.start]:02x})")
-
-
-def _raw_lines(file: IO[bytes], encoding: str) -> Iterator[bytes | str | None]:
-    """Lines; None for one that is too long. Where a line end is several bytes, lines come decoded."""
-    if encoding.startswith(("utf-16", "utf-32")):
-        text = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
-        try:
-            yield from iter(lambda: text.readline(LINE_BYTES), "")
-        finally:
-            text.detach()  # the file is closed by who opened it
-        return
-    while line := file.readline(LINE_BYTES):
-        if len(line) < LINE_BYTES or line.endswith(b"\n"):
-            yield line
-            continue
-        while (rest := file.readline(LINE_BYTES)) and not rest.endswith(b"\n"):
-            pass
-        yield None
 
 
 def _kind(path: Path) -> str:
@@ -217,8 +185,13 @@ def _parse(text: str) -> Any:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is no JSON value")
 
+    def number(digits: str) -> float:
+        if math.isinf(value := float(digits)):
+            raise ValueError(f"{digits:.20} is beyond what numbers hold")
+        return value
+
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, parse_float=number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -229,12 +202,6 @@ def _row(value: Any) -> Row:
     if not isinstance(value, dict):
         raise ValueError(f"it is {json.dumps(value)[:40]}")
     return value
-
-
-def _heads(path: Path, names: list[str]) -> list[str]:
-    if len(set(names)) < len(names) or not all(names):
-        raise DataError(f"{path} must begin with the names of its columns, each once; it begins with {names[:8]}")
-    return names
 
 
 def _parquet(path: Path) -> Rows:

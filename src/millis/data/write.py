@@ -34,8 +34,14 @@ def replacing(path: Path, inputs: tuple[Path, ...] = ()) -> Iterator[BinaryIO]:
 
 
 def line(row: dict[str, Any]) -> bytes:
-    """A row as one line of JSON in UTF-8. Raises TypeError for a value that JSON cannot hold."""
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_told)
+    """A row as one line of JSON in UTF-8. Raises DataError for a value that JSON cannot hold."""
+    try:
+        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=_told)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"a row with the fields {', '.join(map(str, row))} holds what JSON lines cannot: {error}; "
+            "leave that field out of the file first"
+        ) from None
     return text.encode("utf-8", "replace") + b"\n"
 
 

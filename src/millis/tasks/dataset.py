@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from millis.samples import labelled
+from millis.samples.encoding import SAMPLE_BYTES, encoding_of
+from millis.samples.read import Skipped
+from millis.samples.table import Fault, table
 from millis.types import RequestError
 
 MOST_BYTES = 1 << 30
 NAMES: Mapping[str, tuple[str, ...]] = {  # of a column, where files differ
-    "text": ("text", "sentence", "content"),
-    "label": ("label", "category", "intent"),
+    "text": labelled.TEXT,
+    "label": labelled.LABEL,
     "source": ("source", "src", "text", "document", "article"),
     "target": ("target", "tgt", "summary", "reference", "translation"),
     "question": ("question",),
@@ -24,9 +27,18 @@ NAMES: Mapping[str, tuple[str, ...]] = {  # of a column, where files differ
 }
 
 
-def read_labelled(path: Path) -> list[tuple[str, str]]:
-    """(text, label) of every row."""
-    return [(row["text"], str(row["label"])) for row in read_rows(path, ("text", "label"))]
+def read_labelled(
+    path: Path, skipped: Skipped | None = None, text_column: str | None = None, label_column: str | None = None
+) -> list[tuple[str, str]]:
+    """(text, label) of every row, read as `millis train` reads them.
+
+    RequestError: no usable row, or, where nobody asks which were skipped, one that is not.
+    """
+    left_out = Skipped() if skipped is None else skipped
+    found = labelled.read_labelled([path], left_out, text_column, label_column)
+    if skipped is None and left_out.count:
+        raise RequestError(left_out.summary())
+    return [(text, label) for _, text, label in found]
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -34,11 +46,12 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise RequestError(f"{path} is larger than {MOST_BYTES >> 20} MB; split it")
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
+        text = data.decode(encoding_of(path, data[:SAMPLE_BYTES], "convert it to UTF-8 first")).removeprefix("\ufeff")
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise RequestError(f"{path} is not UTF-8 text; convert it first") from None
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not {error.encoding} text; convert it to UTF-8 first") from None
     rows = []
     for where, row in _rows(path, text):
         rows.append({name: _column(row, name, where) for name in columns})
@@ -58,12 +71,11 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     elif path.suffix in (".jsonl", ".ndjson"):
         yield from _json_lines(path, text)
     elif path.suffix in (".csv", ".tsv"):
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
-        try:
-            for row in reader:
-                yield f"{path}, line {reader.line_num}", row
-        except csv.Error as error:
-            raise RequestError(f"{path}, line {reader.line_num}: {error}") from None
+        lines = enumerate(io.StringIO(text, newline=""), 1)
+        for found in table(path, lines, "\t" if path.suffix == ".tsv" else ","):
+            if isinstance(found, Fault):
+                raise RequestError(f"{path}, line {found.line}: {found.why}")
+            yield f"{path}, line {found[0]}", found[1]
     else:
         raise RequestError(f"{path}: its name must end in .csv, .tsv, .jsonl or, for SQuAD, .json")
 

@@ -171,7 +171,10 @@ class LanguageModel(TaskMethods):
         check_isa(self.config.isa)
         self.path: Path = hub.resolve(str(name), progress, agree, check_readable)
         if is_encoder(self.path):
-            raise ModelError(f"{name} is an encoder, which writes no text; millis.load or millis.Encoder loads it")
+            raise ModelError(
+                f"{name} is an encoder, which writes no text: the commands classify, embed and evaluate classify take "
+                "it, and in Python millis.load loads it"
+            )
         if is_seq2seq(self.path):
             raise ModelError(
                 f"{name} is an encoder-decoder model, which answers a text with another: millis.load or millis.Seq2Seq "

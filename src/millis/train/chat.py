@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from millis.samples.read import Row, Skipped, files_of, read_rows
 from millis.tasks.language import language
 from millis.tasks.translate import prompt
 from millis.tokenizer import Tokenizer
 from millis.train.base import Base
 from millis.train.batches import split
 from millis.train.lm import LanguageModelling, Tokens
-from millis.train.samples import Row, Skipped, files_of, read_rows
 from millis.train.settings import Settings
 from millis.types import RequestError, TemplateError
 

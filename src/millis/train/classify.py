@@ -16,18 +16,17 @@ from torch import Tensor, nn
 
 from millis.models import bert_folder, reader_folder
 from millis.models.ngrams import TOKENS, Ngrams
+from millis.samples.labelled import read_labelled
+from millis.samples.read import Row, Skipped
 from millis.train import ngrams
 from millis.train.base import Base, freeze_layers, layers_of
 from millis.train.batches import Micro, Step, epoch_steps, micro_batches
 from millis.train.loop import autocast
 from millis.train.rows import UsedRows
-from millis.train.samples import Row, Skipped, column, files_of, read_rows, text_of
 from millis.train.settings import Settings
 from millis.train.texts import encode_cut, padded
 from millis.types import RequestError
 
-_TEXT = ("text", "sentence", "content", "question", "review", "message")
-_LABEL = ("label", "category", "intent", "class", "topic")
 _LATENCY_SAMPLES = 100
 _PLACES = 16  # a text is kept for as many lengths of a sample, where samples are taken from all over it
 
@@ -38,43 +37,6 @@ class Labelled:
 
     ids: list[list[int]]
     labels: list[int]
-
-
-def read_labelled(
-    paths: Sequence[Path], settings: Settings, skipped: Skipped, known: Sequence[str] | None = None
-) -> list[tuple[Row, str, str]]:
-    """(row, text, label) of every usable row. `known`: labels there are; a row with another is skipped.
-
-    A folder's text files bear the name of the folder they lie in as label. RequestError without a single usable row.
-    """
-    rows = [_with_folder_label(row) for row in read_rows(files_of(paths), skipped)]
-    text_name = column(rows, settings.text_column, _TEXT, "the text", "--text-column")
-    label_name = column(rows, settings.label_column, _LABEL, "the label", "--label-column")
-    found = []
-    for row in rows:
-        text, label = text_of(row, text_name, skipped), _label_of(row, label_name)
-        if text is None:
-            continue
-        if label is None or (known is not None and label not in known):
-            skipped.add(row.file, row.line, "no label" if label is None else f"unknown label: {label[:60]!r}")
-            continue
-        found.append((row, text, label))
-    if not found:
-        raise RequestError(f"no usable row in {', '.join(map(str, paths))}: {skipped.summary()}")
-    return found
-
-
-def _with_folder_label(row: Row) -> Row:
-    if row.file.suffix in (".txt", ".md"):
-        return Row(row.file, row.line, row.fields | {"label": row.file.parent.name})
-    return row
-
-
-def _label_of(row: Row, name: str) -> str | None:
-    value = row.fields.get(name)
-    if isinstance(value, bool | int | float):
-        value = str(value).lower() if isinstance(value, bool) else str(value)
-    return value.strip() or None if isinstance(value, str) else None
 
 
 class Classify:
@@ -234,12 +196,13 @@ def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Pat
     """Reads the data and makes the job. RequestError where there are fewer than two labels."""
     from millis.train.batches import split
 
-    rows = read_labelled(data, settings, skipped)
+    columns = settings.text_column, settings.label_column
+    rows = read_labelled(data, skipped, *columns)
     labels = sorted({label for _, _, label in rows})
     if len(labels) < 2:
         raise RequestError(f"all rows have the label {labels[0]!r:.60}; a classifier needs two or more")
     if held:
-        train, other = rows, read_labelled(held, settings, skipped, labels)
+        train, other = rows, read_labelled(held, skipped, *columns, known=labels)
     else:
         kept, out = split(len(rows), settings.eval_split, settings.seed)
         train, other = [rows[i] for i in kept], [rows[i] for i in out]

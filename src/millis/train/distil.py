@@ -14,9 +14,9 @@ import torch
 import transformers as library
 from torch import Tensor, nn
 
+from millis.samples.read import Skipped
 from millis.train.base import Base, keep_layers, layers_of
 from millis.train.lm import IGNORED, LanguageModelling, Tokens, split_texts
-from millis.train.samples import Skipped
 from millis.train.scratch import config_of
 from millis.train.settings import Settings, amount
 from millis.types import RequestError

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from millis.samples.read import Skipped, files_of, read_rows, text_of
 from millis.train.base import Base, layers_of
 from millis.train.batches import Micro, Step, epoch_steps, micro_batches, split
 from millis.train.loop import autocast
-from millis.train.samples import Skipped, files_of, read_rows, text_of
 from millis.train.settings import Settings
 from millis.train.texts import encode_cut, padded
 from millis.types import RequestError

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from millis.samples.read import Skipped, column, files_of, read_rows, text_of
 from millis.tokenizer import Tokenizer
 from millis.train.base import Base
 from millis.train.batches import Micro, Step, epoch_steps, micro_batches, split
 from millis.train.loop import autocast
 from millis.train.lora import add_adapter, merge_adapter, write_adapter
-from millis.train.samples import Skipped, column, files_of, read_rows, text_of
 from millis.train.settings import Settings
 from millis.train.speed import matmul_flops
 from millis.train.vocabulary_loss import vocabulary_loss
@@ -157,7 +157,7 @@ def packed(documents: Iterable[Sequence[int]], length: int) -> list[Tokens]:
 def documents(tokenizer: Tokenizer, settings: Settings, skipped: Skipped, paths: Sequence[Path]) -> list[list[int]]:
     """The texts of `paths` as ids, each as the model expects a text to begin, and ended by its end token."""
     rows = list(read_rows(files_of(paths), skipped))
-    name = column(rows, settings.text_column, TEXT_COLUMNS, "the text", "--text-column")
+    name = column(rows, settings.text_column, TEXT_COLUMNS, "the text", "--text-column", skipped)
     end = min(tokenizer.eos, default=None)
     found = []
     for row in rows:

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from millis.models.ngrams import FILE as NGRAMS
+from millis.samples.read import Skipped
 from millis.train.checkpoints import Checkpoints
 from millis.train.loop import Job, Loop, Options, Outcome
-from millis.train.samples import Skipped
 from millis.train.settings import Settings
 from millis.train.watch import Watch, draw_losses
 from millis.types import RequestError
@@ -87,8 +87,10 @@ class Run:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in skipped.rows)
             (self.folder / "skipped.jsonl").write_text(lines, encoding="utf-8")
         with Watch(self.folder) as watch:
+            for line in skipped.said():
+                watch.say(line)
             if skipped.count:
-                watch.say(f"{skipped.summary()}; all of them: {self.folder / 'skipped.jsonl'}")
+                watch.say(f"the rows that were skipped: {self.folder / 'skipped.jsonl'}")
             loop = Loop(task, options, self.checkpoints, watch)
             outcome = loop.run()
             watch.say("evaluating and writing the model")

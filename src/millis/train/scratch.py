@@ -9,10 +9,10 @@ from typing import Any
 
 import transformers as library
 
+from millis.samples.read import Skipped, column, files_of, read_rows, text_of
 from millis.tokenizer import Tokenizer
 from millis.train.base import Base
 from millis.train.lm import TEXT_COLUMNS, LanguageModelling, split_texts
-from millis.train.samples import Skipped, column, files_of, read_rows, text_of
 from millis.train.settings import Settings
 from millis.types import RequestError
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from millis.train.samples import files_of
+from millis.samples.read import files_of
 from millis.types import RequestError
 
 Task = Literal["classify", "embed", "lm", "chat", "distil"]

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
+from millis.samples.read import Skipped
 from millis.train import chat, classify, distil, embed, lm, scratch
 from millis.train.base import Base
 from millis.train.loop import Options, Outcome
 from millis.train.run import Run, Task
-from millis.train.samples import Skipped
 from millis.train.settings import Settings, fingerprints
 from millis.train.speed import speeds
 from millis.types import RequestError

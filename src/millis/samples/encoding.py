@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from millis.types import DataError
 
@@ -18,8 +21,8 @@ COMMON = re.compile(r"[\t\r\n\x20-\x7e\xa0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e0
 BAD_LINES = 0.1  # above this share of lines that are not UTF-8, the file is not
 
 
-def encoding_of(path: Path, sample: bytes) -> str:
-    """The name of the encoding of a file that begins with `sample`. Raises DataError where it is not text.
+def encoding_of(path: Path, sample: bytes, remedy: str = "name its encoding with --encoding") -> str:
+    """The name of the encoding of a file that begins with `sample`. Raises DataError with the remedy: no text.
 
     A file is UTF-8 where all of the sample is, or all but a few lines: those are reported when they are read. Zero
     bytes make it UTF-16 without a mark; for the rest, charset-normalizer weighs how well each encoding reads as text.
@@ -28,14 +31,33 @@ def encoding_of(path: Path, sample: bytes) -> str:
         if sample.startswith(mark):
             return name
     if b"\0" in sample:
-        return _wide(path, sample)
+        return _wide(path, sample, remedy)
     lines = sample.split(b"\n")
     lines = lines[:-1] if len(sample) >= SAMPLE_BYTES and len(lines) > 1 else lines  # the last may be cut
-    bad = sum(not _is_utf8(line) for line in lines)
-    return "utf-8" if bad <= BAD_LINES * sum(not line.isascii() for line in lines) else _guess(path, sample)
+    bad = sum(not is_utf8(line) for line in lines)
+    return "utf-8" if bad <= BAD_LINES * sum(not line.isascii() for line in lines) else _guess(path, sample, remedy)
 
 
-def _is_utf8(line: bytes) -> bool:
+def text_lines(file: IO[bytes], encoding: str, most_bytes: int) -> Iterator[bytes | str | None]:
+    """The lines of a file; None for a longer one. Where a line end is several bytes, lines come decoded."""
+    if encoding.startswith(("utf-16", "utf-32")):
+        text = io.TextIOWrapper(file, encoding, errors="replace", newline="\n")
+        try:
+            yield from iter(lambda: text.readline(most_bytes), "")
+        finally:
+            text.detach()  # the file is closed by who opened it
+        return
+    while line := file.readline(most_bytes):
+        if len(line) < most_bytes or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := file.readline(most_bytes)) and not rest.endswith(b"\n"):
+            pass
+        yield None
+
+
+def is_utf8(line: bytes) -> bool:
+    """Whether these bytes are UTF-8."""
     try:
         line.decode("utf-8")
     except UnicodeDecodeError:
@@ -43,13 +65,13 @@ def _is_utf8(line: bytes) -> bool:
     return True
 
 
-def _wide(path: Path, sample: bytes) -> str:
+def _wide(path: Path, sample: bytes, remedy: str) -> str:
     """UTF-16 without a mark: the order of bytes in which nearly all of it reads as common characters."""
     shares = {name: _common(sample[: len(sample) // 2 * 2].decode(name, "replace")) for name in WIDE}
     best = max(WIDE, key=lambda name: shares[name])
     if shares[best] > 0.9:
         return best
-    raise DataError(f"{path} is not text: it holds zero bytes; if it is, name its encoding with --encoding")
+    raise DataError(f"{path} is not text: it holds zero bytes; if it is, {remedy}")
 
 
 def _common(text: str) -> float:
@@ -57,7 +79,7 @@ def _common(text: str) -> float:
     return len(COMMON.findall(text)) / max(1, len(text))
 
 
-def _guess(path: Path, sample: bytes) -> str:
+def _guess(path: Path, sample: bytes, remedy: str) -> str:
     try:
         from charset_normalizer import from_bytes
     except ImportError:
@@ -66,8 +88,7 @@ def _guess(path: Path, sample: bytes) -> str:
     if best is None:
         at = _first_bad(sample)
         raise DataError(
-            f"{path} is not UTF-8 (byte {at} is 0x{sample[at]:02x}) nor another encoding that reads as text; "
-            "name its encoding with --encoding"
+            f"{path} is not UTF-8 (byte {at} is 0x{sample[at]:02x}) nor another encoding that reads as text; {remedy}"
         )
     return str(best.encoding).replace("_", "-")
 

@@ -1,18 +1,19 @@
-"""Training data out of files: rows of CSV, TSV, JSON and JSONL, or whole texts. A bad row is reported, never fatal."""
+"""Samples out of files: rows of CSV, TSV, JSON and JSONL, or whole texts. A bad row is reported, never fatal."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from millis.samples.encoding import MARKS, SAMPLE_BYTES, encoding_of, is_utf8, text_lines
+from millis.samples.table import Fault, table
 from millis.types import RequestError
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt", ".md")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".txt", ".md")
 _SHOWN = 1000  # skipped rows that are kept with their reason; the others are only counted
 _MAX_LINE_BYTES = 16 << 20
 
@@ -23,18 +24,20 @@ class Row:
 
     file: Path
     line: int  # the first line is 1
-    fields: dict[str, Any]
+    fields: Mapping[str, Any]
 
 
 @dataclass(slots=True)
 class Skipped:
-    """The rows that were left out, each with file, line and reason."""
+    """The rows that were left out, each with file, line and reason; and which files are not in UTF-8, but in what."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
+    encodings: dict[str, str] = field(default_factory=dict)
 
-    def add(self, file: Path, line: int, reason: str) -> None:
-        self.reasons[reason.partition(":")[0]] += 1
+    def add(self, file: Path, line: int, reason: str, count: int = 1) -> None:
+        """`count`: how many lines it took."""
+        self.reasons[reason.partition(":")[0]] += count
         if len(self.rows) < _SHOWN:
             self.rows.append({"file": str(file), "line": line, "reason": reason})
 
@@ -48,6 +51,11 @@ class Skipped:
         first = self.rows[0]
         rows = "row" if self.count == 1 else "rows"
         return f"{self.count} {rows} skipped ({parts}), the first at {first['file']}:{first['line']}"
+
+    def said(self) -> list[str]:
+        """What a user should hear of the files, a line each."""
+        lines = [f"{path} is {name}, not UTF-8; it was read as that" for path, name in self.encodings.items()]
+        return [*lines, *([self.summary()] if self.count else [])]
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
@@ -73,9 +81,10 @@ def read_rows(paths: Iterable[Path], skipped: Skipped) -> Iterator[Row]:
     for path in paths:
         if path.suffix in (".csv", ".tsv"):
             yield from _csv_rows(path, skipped)
-        elif path.suffix == ".jsonl":
+        elif path.suffix in (".jsonl", ".ndjson"):
             for line, text in _lines(path, skipped):
-                yield from _json_row(path, line, text, skipped)
+                if text.strip():
+                    yield from _json_row(path, line, text, skipped)
         elif path.suffix == ".json":
             yield from _json_file(path, skipped)
         elif (whole := _whole(path, skipped)) is not None:
@@ -83,63 +92,53 @@ def read_rows(paths: Iterable[Path], skipped: Skipped) -> Iterator[Row]:
 
 
 def _whole(path: Path, skipped: Skipped) -> str | None:
+    data = path.read_bytes()
+    encoding = _encoding(path, data[:SAMPLE_BYTES], skipped)
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        skipped.add(path, line, "not UTF-8")
+        skipped.add(path, data[: error.start].count(b"\n") + 1, _not(encoding))
         return None
 
 
 def _lines(path: Path, skipped: Skipped) -> Iterator[tuple[int, str]]:
-    """(number, text) of every line that is UTF-8 and not blank, with its line end."""
+    """(number, text) of every line that is of the file's encoding, with its line end."""
     with open(path, "rb") as file:
-        number = 0
-        while data := file.readline(_MAX_LINE_BYTES):
-            number += 1
-            if len(data) == _MAX_LINE_BYTES and not data.endswith(b"\n"):
+        encoding = _encoding(path, file.read(SAMPLE_BYTES), skipped)
+        file.seek(0)
+        for number, line in enumerate(text_lines(file, encoding, _MAX_LINE_BYTES), 1):
+            if line is None:
                 skipped.add(path, number, "line too long")
-                while data and not data.endswith(b"\n"):
-                    data = file.readline(_MAX_LINE_BYTES)
                 continue
             try:
-                text = data.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, line if isinstance(line, str) else line.decode(encoding)
             except UnicodeDecodeError:
-                skipped.add(path, number, "not UTF-8")
-                continue
-            if text.strip():
-                yield number, text
+                skipped.add(path, number, _not(encoding))
+
+
+def _encoding(path: Path, sample: bytes, skipped: Skipped) -> str:
+    """UTF-8 unless the bytes say otherwise; one bad line is a bad line, not another encoding. DataError: no text."""
+    marked = sample.startswith(tuple(mark for mark, _ in MARKS))
+    if not marked and 10 * sample.count(0) <= len(sample) and sum(not is_utf8(x) for x in sample.split(b"\n")) < 2:
+        return "utf-8"
+    encoding = encoding_of(path, sample, "convert it to UTF-8 first")
+    if not encoding.startswith("utf-8"):
+        skipped.encodings[str(path)] = encoding
+    return encoding
+
+
+def _not(encoding: str) -> str:
+    return "not UTF-8" if encoding.startswith("utf-8") else f"not {encoding}"
 
 
 def _csv_rows(path: Path, skipped: Skipped) -> Iterator[Row]:
     """Rows under the names of the first line; a row whose quoted values span lines bears the first one's number."""
-    read: list[int] = []  # numbers of the lines of the row under way
-
-    def texts() -> Iterator[str]:
-        for number, text in _lines(path, skipped):
-            read.append(number)
-            yield text.replace("\0", "\ufffd")
-
-    reader = csv.reader(texts(), delimiter="\t" if path.suffix == ".tsv" else ",")
-    before = skipped.count
-    names = [name.strip() for name in next(reader, [])]
-    if skipped.count > before:
-        raise RequestError(f"{path} is not UTF-8 text: its first line must name the columns; convert it first")
-    if not names:
-        raise RequestError(f"{path} is empty; its first line must name the columns")
-    while True:
-        read.clear()
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            skipped.add(path, read[0], f"malformed: {error}")
-            continue
-        if len(values) != len(names):
-            skipped.add(path, read[0], f"malformed: {len(values)} values for {len(names)} columns")
+    lines = ((number, text.replace("\0", "\ufffd")) for number, text in _lines(path, skipped))
+    for found in table(path, lines, "\t" if path.suffix == ".tsv" else ","):
+        if isinstance(found, Fault):
+            skipped.add(path, found.line, f"malformed: {found.why}", found.count)
         else:
-            yield Row(path, read[0], dict(zip(names, values, strict=True)))
+            yield Row(path, *found)
 
 
 def _json_row(path: Path, line: int, text: str, skipped: Skipped) -> Iterator[Row]:
@@ -174,10 +173,13 @@ def _checked(path: Path, line: int, value: Any, skipped: Skipped) -> Iterator[Ro
         skipped.add(path, line, f"malformed: an object is needed, not {type(value).__name__}")
 
 
-def column(rows: Sequence[Row], wanted: str | None, names: Sequence[str], what: str, flag: str) -> str:
+def column(
+    rows: Sequence[Row], wanted: str | None, names: Sequence[str], what: str, flag: str, skipped: Skipped | None = None
+) -> str:
     """The name of the column that holds `what`: `wanted`, or the first of `names` that the first row has."""
     if not rows:
-        raise RequestError("the data holds no usable row")
+        why = f": {skipped.summary()}" if skipped is not None and skipped.count else ""
+        raise RequestError(f"the data holds no usable row{why}")
     fields = rows[0].fields
     for name in names if wanted is None else [wanted]:
         if name in fields:
