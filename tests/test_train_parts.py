@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import resource
 from pathlib import Path
 
 import pytest
@@ -54,9 +55,16 @@ def test_a_sample_longer_than_a_micro_batch_stands_alone() -> None:
 
 
 def test_split_is_disjoint_and_whole() -> None:
-    train, held = split(100, 0.2, 7)
+    train, held = split(range(100), 0.2, 7)
     assert len(held) == 20 and sorted(train + held) == list(range(100))
-    assert split(100, 0.2, 7) == (train, held) != split(100, 0.2, 8)
+    assert split(range(100), 0.2, 7) == (train, held) != split(range(100), 0.2, 8)
+
+
+def test_copies_stand_on_one_side_of_a_split() -> None:
+    keys = [random.Random(i).randrange(40) for i in range(200)]
+    train, held = split(keys, 0.2, 1)
+    assert sorted(train + held) == list(range(200)) and 30 <= len(held) <= 40
+    assert not {keys[i] for i in train} & {keys[i] for i in held}
 
 
 def test_bad_rows_are_named_by_file_and_line(tmp_path: Path) -> None:
@@ -185,8 +193,28 @@ def test_checkpoints_keep_two_and_pass_over_a_damaged_one(tmp_path: Path) -> Non
     newest.write_bytes(newest.read_bytes()[:-100])
     state, damaged = kept.load()
     assert state is not None and state["value"].tolist() == [2, 2, 2] and damaged == [newest]
+    assert not newest.exists()
     kept.clear()
     assert not (tmp_path / "c").exists()
+
+
+def test_a_new_checkpoint_outlives_those_of_later_steps(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path / "c")
+    for step in (90, 91, 5):
+        kept.save(step, {})
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["step-000000005.pt", "step-000000091.pt"]
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk(tmp_path: Path) -> None:
+    kept, limits = Checkpoints(tmp_path / "c"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    kept.save(1, {})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, limits[1]))
+    try:
+        with pytest.raises(RequestError, match="cannot write the checkpoint .*free some space"):
+            kept.save(2, {"value": torch.zeros(1 << 16)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-000000001.pt"]
 
 
 def test_a_checkpoint_runs_no_code(tmp_path: Path) -> None:

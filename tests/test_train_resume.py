@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -14,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from millis.train.checkpoints import Checkpoints
 from millis.train.start import settings_of, train
-from millis.types import RequestError
+from millis.types import ModelError, RequestError
 from shell import error_line, millis
 from training import bert_folder, command, labelled_csv
 
@@ -137,8 +138,6 @@ def test_time_ends_a_run_with_the_rate_down(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_by_name(tmp_path: Path) -> None:
-    from millis.types import ModelError
-
     with pytest.raises(ModelError, match="not finite 10 times in a row; train with a lower --lr"):
         train(settings(tmp_path, lr=1e9, epochs=50.0), tmp_path / "out", Path)
     assert not (tmp_path / "out" / "config.json").exists()
@@ -165,6 +164,96 @@ def test_a_run_that_failed_before_its_first_checkpoint_claims_nothing(tmp_path: 
     assert train(right, out, Path)["steps"] == 1
     with pytest.raises(RequestError, match="other settings"):
         train(wrong, out, Path)
+
+
+def test_damaged_checkpoints_are_removed_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen, folder = settings(tmp_path, steps=3), tmp_path / "out" / "train" / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        stopped_after(1, chosen, tmp_path / "out")
+    assert "stopped after step 1; the same command goes on from there" in capsys.readouterr().err
+    for name in ("step-000000001.pt", "step-000000099.pt"):
+        (folder / name).write_bytes(b"x" * 100)
+    report = train(chosen, tmp_path / "out", Path)
+    assert report["resumed_at"] is None and report["steps"] == 3
+    shown = capsys.readouterr().err.replace("\n", " ")
+    assert "step-000000099.pt cannot be read and is removed; going on from the beginning, at step 0" in shown
+
+
+def stopped_after(step: int, chosen: Any, out: Path) -> None:
+    """A run that is told to stop while it makes this step."""
+    from unittest import mock
+
+    from millis.train.loop import Loop
+
+    update = Loop._update
+
+    def stopping(loop: Loop, *arguments: Any) -> None:
+        update(loop, *arguments)
+        if loop._place.step == step:
+            loop.stop_soon()
+
+    with mock.patch.object(Loop, "_update", stopping):
+        train(chosen, out, Path)
+
+
+def test_a_base_that_changed_is_noticed(tmp_path: Path) -> None:
+    chosen, out = settings(tmp_path, steps=3), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        stopped_after(1, chosen, out)
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(RequestError, match="the files of .*model have changed since the run"):
+        train(chosen, out, Path)
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path: Path) -> None:
+    chosen, path = settings(tmp_path, steps=3), tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    weights["encoder.layer.1.output.dense.weight"][0, 0] = float("nan")
+    save_file(weights, path)
+    with pytest.raises(ModelError, match="hold NaN or infinity .*layer.1.output.dense.weight"):
+        train(chosen, tmp_path / "out", Path)
+
+
+def test_no_step_with_a_finite_loss_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from millis.train.classify import Classify
+
+    loss = Classify.loss
+    monkeypatch.setattr(Classify, "loss", lambda job, micro: loss(job, micro) * float("nan"))
+    with pytest.raises(ModelError, match="not finite at any of 3 steps"):
+        train(settings(tmp_path, steps=3), tmp_path / "out", Path)
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_another_run_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    """What was exported goes, its files are as readable as others, and what was not ours stays."""
+    out, chosen = tmp_path / "out", settings(tmp_path, steps=1)
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("query,positive\nsnow ice,winter frost\nsun heat,summer beach\nthe sun,the beach\n")
+    given = {"model": str(tmp_path / "model"), "steps": 1, "batch": 3, "bf16": False}
+    train(settings_of("embed", [pairs], [], given), out, Path)
+    assert {"1_Pooling", "sentence_bert_config.json"} < {path.name for path in out.iterdir()}
+    (out / "notes.txt").write_text("mine")
+    train(chosen, out, Path, resume=False)
+    names = {path.name for path in out.iterdir()}
+    assert not names & {"1_Pooling", "sentence_bert_config.json"} and {"config.json", "notes.txt"} < names
+    assert (out / "model.safetensors").stat().st_mode == (out / "notes.txt").stat().st_mode
+    assert train(chosen, out, Path)["already_done"]
+    (out / "model.safetensors").unlink()
+    with pytest.raises(RequestError, match="model.safetensors of its model has gone; --no-resume"):
+        train(chosen, out, Path)
+
+
+def test_a_model_that_does_not_fit_on_the_disk(tmp_path: Path) -> None:
+    chosen, limits = settings(tmp_path, steps=1), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(RequestError, match="cannot write the model to .*free some space"):
+            train(chosen, tmp_path / "out", Path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out" / "train" / "export").exists()
+    assert train(chosen, tmp_path / "out", Path)["written"]
 
 
 def test_one_run_a_folder(tmp_path: Path) -> None:

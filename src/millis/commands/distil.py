@@ -68,7 +68,7 @@ def command(
 
     files_of([*data, *(eval_data or [])])
     training.prepare_torch(threads)
-    from millis.train.gguf_out import write_gguf
+    from millis.train.gguf_out import add_gguf
     from millis.train.start import settings_of, shares_vocabulary, train
 
     with common.usage():
@@ -92,7 +92,7 @@ def command(
     report = train(settings, out, common.resolve, resume=resume, checkpoint_steps=checkpoint_every)
     if gguf is not None:
         source = common.resolve(named if alike else student)
-        report["gguf_bytes"] = write_gguf(out, out / "model.gguf", gguf, source)
+        report["gguf_bytes"] = add_gguf(out, gguf, source)
         report["served"] = _measure(named, out / "model.gguf", texts, draft_for, threads)
     training.show(report, json)
 
@@ -163,6 +163,10 @@ def _speed(lm: LanguageModel, prompts: Sequence[list[int]]) -> tuple[float, int,
     """The median milliseconds of a generated token, and counts of drafted and accepted tokens."""
     import statistics
 
-    outs = [lm.generate(ids, max_tokens=_ANSWER_TOKENS, ignore_eos=True).timings for ids in prompts]
+    room = lm.runner.context
+    beginnings = [ids[: room // 2] for ids in prompts]
+    outs = [
+        lm.generate(ids, max_tokens=min(_ANSWER_TOKENS, room - len(ids)), ignore_eos=True).timings for ids in beginnings
+    ]
     times = [t.decode_ms / (t.completion_tokens - 1) for t in outs]
     return round(statistics.median(times), 3), sum(t.drafted_tokens for t in outs), sum(t.accepted_tokens for t in outs)

@@ -100,7 +100,7 @@ def command(
         raise typer.BadParameter(f"--gguf is for lm and chat, not for {task}")
     files_of([*data, *(eval_data or [])])  # what is not there is said before anything large is loaded
     prepare_torch(threads)
-    from millis.train.gguf_out import write_gguf
+    from millis.train.gguf_out import add_gguf
     from millis.train.settings import amount
     from millis.train.start import settings_of, train
 
@@ -116,7 +116,7 @@ def command(
     report = train(settings, out, common.resolve, resume=resume, checkpoint_steps=checkpoint_every)
     if gguf is not None:
         source = None if settings.model is None else common.resolve(settings.model)
-        report["gguf_bytes"] = write_gguf(out, out / "model.gguf", gguf, source)
+        report["gguf_bytes"] = add_gguf(out, gguf, source)
     show(report, json)
 
 

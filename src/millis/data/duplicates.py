@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis.data.quality import HAN, WORD
-from millis.data.sides import normal
+from millis.samples.read import normal
 from millis.types import DataError
 
 PERMUTATIONS = 128  # the estimate of a similarity s has standard deviation sqrt(s(1-s)/128): 0.035 at 0.8

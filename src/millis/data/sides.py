@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from millis.samples.read import normal
 from millis.types import DataError
 
 Side = Literal["train", "test"]
 KEYS = ("text", "context", "source")  # the field that decides, unless one is named: the first that a row has
-
-
-def normal(text: str) -> str:
-    """What makes two texts copies of each other: NFKC, case folded, white space as one space."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def share(text: str, seed: int = 0) -> float:

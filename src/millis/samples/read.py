@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -188,6 +189,11 @@ def column(
     raise RequestError(
         f"{rows[0].file} has no column {looked} for {what}; it has {', '.join(map(str, fields))}: name one with {flag}"
     )
+
+
+def normal(text: str) -> str:
+    """What makes two texts copies of each other: NFKC, case folded, white space as one space."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def text_of(row: Row, name: str, skipped: Skipped) -> str | None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from millis.models.checkpoint import Checkpoint
 from millis.models.gguf import read_gguf
+from millis.models.load import is_encoder, is_seq2seq
 from millis.models.mapped import read_json
 from millis.models.transformers_model import transformers_model
 from millis.tokenizer import Tokenizer
@@ -51,7 +52,10 @@ class Base:
         return cls(name, path, tokenizer, checkpoint)
 
     def causal(self) -> Any:
-        """A causal language model in float32."""
+        """A causal language model in float32. RequestError: the model is of another kind."""
+        if is_encoder(self.path) or is_seq2seq(self.path):
+            kind = "an encoder, which writes no text" if is_encoder(self.path) else "an encoder-decoder model"
+            raise RequestError(f"{self.name} is {kind}; language models are trained here: give one, such as smollm2")
         if self.checkpoint is None:
             return self._pretrained(transformers.AutoModelForCausalLM)
         model = transformers_model(self.checkpoint, "sdpa")

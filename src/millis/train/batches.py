@@ -5,7 +5,7 @@ The order follows from seed and epoch alone, so that a resumed run goes on with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -46,8 +46,13 @@ def padding(steps: Sequence[Step], lengths: Sequence[int]) -> float:
     return 1 - used / computed if computed else 0.0
 
 
-def split(count: int, share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Numbers below `count`, at random: those to train on, and a `share` of them to evaluate on; each in order."""
-    order = np.random.default_rng((seed, 0x5EED)).permutation(count)
-    held = round(count * share)
-    return sorted(order[held:].tolist()), sorted(order[:held].tolist())
+def split(keys: Sequence[Hashable], share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Places in `keys` at random: to train on, and a `share` to evaluate on; in order. Equal keys stay together."""
+    groups: dict[Hashable, list[int]] = {}
+    for place, key in enumerate(keys):
+        groups.setdefault(key, []).append(place)
+    alike, most, held = list(groups.values()), round(len(keys) * share), list[int]()
+    for group in np.random.default_rng((seed, 0x5EED)).permutation(len(alike)).tolist():
+        if len(held) + len(alike[group]) <= most:
+            held += alike[group]
+    return sorted(set(range(len(keys))) - set(held)), sorted(held)

@@ -100,6 +100,6 @@ def prepare(
     if held:
         other = conversations(base.tokenizer, settings, skipped, held)
     else:
-        kept, out = split(len(train), settings.eval_split, settings.seed)
+        kept, out = split([tuple(sample.ids) for sample in train], settings.eval_split, settings.seed)
         train, other = [train[i] for i in kept], [train[i] for i in out]
     return LanguageModelling(base, settings, base.causal(), train, other)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written aside, synced, renamed. The last two are kept; a damaged one is passed over."""
+"""Checkpoints of a run: written aside, synced, renamed. The last two are kept; damaged ones are removed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from millis.types import RequestError
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
 _KEPT = 2
@@ -23,7 +25,10 @@ class Checkpoints:
         self.folder = folder
 
     def save(self, step: int, state: State) -> None:
-        """Puts `state` on disk whole; whatever happens, an earlier checkpoint stays until this one is there."""
+        """Puts `state` on disk whole; whatever happens, an earlier checkpoint stays until this one is there.
+
+        RequestError: it cannot be written.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         final = self.folder / f"step-{step:09}.pt"
         part = final.with_suffix(".part")
@@ -34,20 +39,32 @@ class Checkpoints:
                 os.fsync(file.fileno())
             os.replace(part, final)
             _sync_folder(self.folder)
+        except (OSError, RuntimeError) as error:  # torch hides what the disk said
+            reason = getattr(error, "strerror", None) or "the disk is full, or does not take it"
+            raise RequestError(
+                f"cannot write the checkpoint {final}: {reason}; free some space there, "
+                "then give the same command again"
+            ) from None
         finally:
             with suppress(OSError):
                 part.unlink()
-        for path in self.paths()[_KEPT:]:
+        for path in [path for path in self.paths() if path != final][_KEPT - 1 :]:
             path.unlink()
 
     def load(self) -> tuple[State | None, list[Path]]:
-        """The newest state that can be read, None without one; and the files that were damaged."""
+        """The newest state that can be read, None without one; and the files that were damaged, which are removed.
+
+        OSError: the disk does not give a file.
+        """
         damaged: list[Path] = []
         for path in self.paths():
             try:
                 state: State = torch.load(path, map_location="cpu", weights_only=True)
                 return state, damaged
+            except (OSError, MemoryError):
+                raise
             except Exception:  # torch raises many kinds for a damaged file: RuntimeError, EOFError, UnpicklingError …
+                path.unlink()
                 damaged.append(path)
         return None, damaged
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from millis.models import bert_folder, reader_folder
 from millis.models.ngrams import TOKENS, Ngrams
 from millis.samples.labelled import read_labelled
-from millis.samples.read import Row, Skipped
+from millis.samples.read import Row, Skipped, normal
 from millis.train import ngrams
 from millis.train.base import Base, freeze_layers, layers_of
 from millis.train.batches import Micro, Step, epoch_steps, micro_batches
@@ -204,7 +204,7 @@ def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Pat
     if held:
         train, other = rows, read_labelled(held, skipped, *columns, known=labels)
     else:
-        kept, out = split(len(rows), settings.eval_split, settings.seed)
+        kept, out = split([normal(text) for _, text, _ in rows], settings.eval_split, settings.seed)
         train, other = [rows[i] for i in kept], [rows[i] for i in out]
     limit, places = settings.max_tokens, _PLACES if settings.elsewhere else 1
     whole = 0 if settings.ngrams is False else TOKENS

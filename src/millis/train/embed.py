@@ -121,7 +121,7 @@ def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Pat
     if held:
         other = read_pairs(base, settings, skipped, held)
     else:
-        kept, out = split(len(train), settings.eval_split, settings.seed)
+        kept, out = split([tuple(pair.left) for pair in train], settings.eval_split, settings.seed)
         train, other = [train[i] for i in kept], [train[i] for i in out]
     if len(train) < 2:
         raise RequestError("contrastive training needs two pairs or more: each is told from the others")

@@ -14,8 +14,16 @@ from millis.models.gguf_write import write_gguf as write_file
 from millis.models.huggingface import read_folder
 from millis.models.tensor import GgmlType, Tensor
 from millis.tokenizer.to_gguf import tokenizer_metadata
+from millis.train.run import GGUF, exported, note_exported
 
 _FILE_TYPES = {GgmlType.F16: 1, GgmlType.Q8_0: 7}  # general.file_type
+
+
+def add_gguf(out: Path, type: str, source: Path | None = None) -> int:
+    """Writes model.gguf beside the model of the run in `out`, as part of it. Raises as `write_gguf`."""
+    size = write_gguf(out, out / GGUF, type, source)
+    note_exported(out, exported(out) | {GGUF})
+    return size
 
 
 def write_gguf(folder: Path, path: Path, type: str, source: Path | None = None) -> int:

@@ -175,11 +175,18 @@ def documents(tokenizer: Tokenizer, settings: Settings, skipped: Skipped, paths:
 def split_texts(
     tokenizer: Tokenizer, settings: Settings, skipped: Skipped, data: Sequence[Path], held: Sequence[Path]
 ) -> tuple[list[Tokens], list[Tokens]]:
-    """Sequences to train on and to evaluate on: other files, a share of the sequences, or none."""
-    train = packed(documents(tokenizer, settings, skipped, data), settings.max_tokens)
+    """Sequences to train on and to evaluate on: other files, a share, or none.
+
+    The share is of texts, copies together; where there are too few texts for that, of their sequences.
+    """
+    texts, length = documents(tokenizer, settings, skipped, data), settings.max_tokens
     if held:
-        return train, packed(documents(tokenizer, settings, skipped, held), settings.max_tokens)
-    kept, out = split(len(train), settings.eval_split, settings.seed)
+        return packed(texts, length), packed(documents(tokenizer, settings, skipped, held), length)
+    kept, out = split([tuple(text) for text in texts], settings.eval_split, settings.seed)
+    if kept and out:
+        return packed([texts[i] for i in kept], length), packed([texts[i] for i in out], length)
+    train = packed(texts, length)
+    kept, out = split([tuple(sample.ids) for sample in train], settings.eval_split, settings.seed)
     if not kept:
         raise RequestError("nothing is left to train on; give more text or a smaller --eval-split")
     return [train[i] for i in kept], [train[i] for i in out]

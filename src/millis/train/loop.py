@@ -136,8 +136,13 @@ class Loop:
     def run(self) -> Outcome:
         """Trains to the end. KeyboardInterrupt after Ctrl-C or SIGTERM, with a checkpoint of the last update.
 
-        ModelError: the loss is not finite, time and again.
+        ModelError: weights that are not finite, or a loss that is not, time and again.
         """
+        for name, parameter in self._job.model.named_parameters():
+            if not bool(torch.stack(parameter.detach().aminmax()).isfinite().all()):
+                raise ModelError(
+                    f"the model's weights hold NaN or infinity ({name}); its file is damaged, use another -m"
+                )
         torch.manual_seed(self._options.seed)
         resumed_at = self._resume()
         options, place = self._options, self._place
@@ -151,6 +156,8 @@ class Loop:
                 self._update(step, steps)
                 place.elapsed_s += time.monotonic() - begin
                 self._save_where_due()
+        if place.bad == place.step > 0:
+            raise ModelError(f"the loss was not finite at any of {place.step} steps; train with a lower --lr")
         if place.elapsed_s > _MIN_CHECKPOINT_S:
             self._save()  # what follows, evaluation and export, may take long and be killed too
         if self._average:
@@ -184,6 +191,7 @@ class Loop:
             yield current[place.position - 1]
             if self._stop:
                 self._save()
+                self._watcher.say(f"stopped after step {place.step}; the same command goes on from there")
                 raise KeyboardInterrupt
 
     def _update(self, step: Step, steps: int | None) -> None:
@@ -261,7 +269,8 @@ class Loop:
     def _resume(self) -> int | None:
         state, damaged = self._checkpoints.load()
         for path in damaged:
-            self._watcher.say(f"{path.name} cannot be read; going on from the checkpoint before it")
+            where = "from the beginning, at step 0" if state is None else f"after step {state['place'][0]}"
+            self._watcher.say(f"{path.name} cannot be read and is removed; going on {where}")
         if state is None:
             return None
         with torch.no_grad():

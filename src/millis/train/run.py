@@ -1,7 +1,8 @@
 """One run in its folder: begin, resume or refuse; train; evaluate; export whole or not at all; report.
 
 The folder OUT holds the model; OUT/train what belongs to the run: settings.json, checkpoints/, tensorboard/, loss.png,
-skipped.jsonl and report.json, which is written last and says that the run is done.
+skipped.jsonl, exported.json (the names of what was put into OUT) and report.json, written last, which says that the
+run is done.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
-from millis.models.ngrams import FILE as NGRAMS
 from millis.samples.read import Skipped
 from millis.train.checkpoints import Checkpoints
 from millis.train.loop import Job, Loop, Options, Outcome
@@ -28,6 +29,8 @@ from millis.types import RequestError
 
 Report = dict[str, Any]
 
+GGUF = "model.gguf"  # made of the model when that is there; the same command makes it again
+_EXPORTED = "exported.json"
 _LAST = ("config.json", "adapter_config.json")  # files that make a folder a model: moved into place last
 
 
@@ -68,12 +71,21 @@ class Run:
             self._clear()
         elif (different := self.settings.differences(before)) and not resume and not self._has_something():
             self._clear()
+        elif different == ["base"]:
+            raise RequestError(
+                f"the files of {self.settings.model} have changed since the run in {self.out} began; "
+                "bring them back, give another --out, or --no-resume to start over"
+            )
         elif different:
             raise RequestError(
                 f"{self.out} holds a run with other settings ({', '.join(different)}); "
                 "give the same again, another --out, or --no-resume to start over"
             )
         elif (report := _read(self.folder / "report.json")) is not None:
+            if gone := [name for name in exported(self.out) - {GGUF} if not (self.out / name).exists()]:
+                raise RequestError(
+                    f"the run in {self.out} was done, but {gone[0]} of its model has gone; --no-resume trains it again"
+                )
             return report
         self.folder.mkdir(exist_ok=True)
         write_json(self.folder / "settings.json", asdict(self.settings))
@@ -118,18 +130,32 @@ class Run:
         return report
 
     def _export(self, task: Task) -> list[str]:
-        """Into a folder beside, then file by file into place."""
+        """Into a folder beside, then file by file into place; what an earlier run had put there goes."""
         staged = self.folder / "export"
         shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
-        written = task.export(staged)
-        if not (staged / NGRAMS).exists():
-            (self.out / NGRAMS).unlink(missing_ok=True)  # an earlier run's; the model that now comes knows none
+        try:
+            staged.mkdir()
+            written = task.export(staged)
+            mode = staged.stat().st_mode & 0o666
+            for path in staged.rglob("*"):
+                if path.is_file():
+                    path.chmod(mode)  # the library of safetensors lets nobody else read its files
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RequestError(
+                f"cannot write the model to {self.out}: {reason}; free some space there, "
+                "then give the same command again"
+            ) from None
+        new = {path.name for path in staged.iterdir()}
+        old = exported(self.out) - new
+        note_exported(self.out, old | new)
+        for name in old:
+            _remove(self.out / name)
         for path in sorted(staged.iterdir(), key=lambda p: (p.name in _LAST, p.name)):
-            target = self.out / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(path, target)
+            _remove(self.out / path.name, only_folders=True)
+            os.replace(path, self.out / path.name)
+        note_exported(self.out, new)
         staged.rmdir()
         return written
 
@@ -140,7 +166,11 @@ class Run:
     def _clear(self) -> None:
         """Takes away what the earlier run left of itself; its model is replaced when this one is done."""
         self.checkpoints.clear()
+        names = exported(self.out)
         shutil.rmtree(self.folder, ignore_errors=True)
+        if names:
+            self.folder.mkdir()
+            note_exported(self.out, names)
 
     def __enter__(self) -> Run:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -154,6 +184,25 @@ class Run:
     def __exit__(self, *exception: object) -> None:
         self._lock.release()
         (self.out / ".lock").unlink(missing_ok=True)
+
+
+def exported(out: Path) -> set[str]:
+    """The names of files and folders in `out` that a run has put there."""
+    names = (_read(out / "train" / _EXPORTED) or {}).get("names", [])
+    plain = (name for name in names if isinstance(name, str) and Path(name).name == name)
+    return {name for name in plain if name not in ("", "..", "train", ".lock")}
+
+
+def note_exported(out: Path, names: Iterable[str]) -> None:
+    """Says which names those are."""
+    write_json(out / "train" / _EXPORTED, {"names": sorted(names)})
+
+
+def _remove(path: Path, only_folders: bool = False) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif not only_folders:
+        path.unlink(missing_ok=True)
 
 
 def _last_loss(outcome: Outcome) -> float | None:
@@ -173,5 +222,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_text(json.dumps(value, ensure_ascii=False, indent=2), encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

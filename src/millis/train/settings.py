@@ -21,6 +21,7 @@ class Settings:
 
     task: Task
     model: str | None  # None: from scratch
+    base: str | None = None  # what tells the state of the files of `model`, and of a student that is one
     data: dict[str, str]  # file → SHA-256
     held: dict[str, str]
     epochs: float | None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from millis.models.fingerprint import fingerprint
 from millis.samples.read import Skipped
 from millis.train import chat, classify, distil, embed, lm, scratch
 from millis.train.base import Base
@@ -94,6 +96,7 @@ def train(
 ) -> dict[str, Any]:
     """Runs it to its end; returns the report. Raises as the readers do, and RequestError for a folder that is taken."""
     data, held = ([Path(file) for file in part] for part in (settings.data, settings.held))
+    settings = replace(settings, base=_state_of(settings, resolve))
     with Run(out, settings) as run:
         done = run.begin(resume)
         if done is not None:
@@ -115,6 +118,16 @@ def shares_vocabulary(teacher: str, student: str, resolve: Callable[[str], Path]
     if distil.derived(student):
         return True
     return distil.same_vocabulary(*(Base.open(name, resolve(name)) for name in (teacher, student)))
+
+
+def _state_of(settings: Settings, resolve: Callable[[str], Path]) -> str | None:
+    """A digest of the files that a run starts from; None without any, or where the reader will say what is wrong."""
+    student = None if settings.student is None or distil.derived(settings.student) else settings.student
+    names = [name for name in (settings.model, student) if name is not None]
+    try:
+        return "".join(fingerprint(resolve(name)).hex() for name in names) or None
+    except OSError:
+        return None
 
 
 def _extra(task: Task, outcome: Outcome) -> dict[str, Any]:
