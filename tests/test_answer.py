@@ -226,6 +226,9 @@ def test_the_commands(tmp_path: Path) -> None:
     assert [json.loads(line)["found"] for line in batch.stdout.splitlines()] == [True, False]
     assert "no such document" in error_line(shell("index", "--index", idx, "--embedder", "none", "--delete", "zh"))
     assert "give documents" in error_line(shell("index", "--index", idx), 2)
+    for verb, what in (("index", path), ("answer", "q")):
+        other = error_line(shell(verb, what, "--index", idx, "--embedder", "minilm"))
+        assert "was made with --embedder none; leave --embedder out" in other
     assert "there is no index" in error_line(shell("answer", "--index", tmp_path / "no", "q"))
     late = shell("answer", *options, "overdraft fee", "--deadline-ms", "0.001")
     assert late.returncode == 0 and "Overdraft fee: $12.50" in late.stdout

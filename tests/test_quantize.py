@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from millis.quantize.run import Quantizer, Search, Target
 from millis.quantize.text import calibration
 from millis.tokenizer import load_tokenizer
 from millis.types import RequestError
-from shell import millis
+from shell import millis, started
 from tokenizer_tiny import bpe
 
 TEXT = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
@@ -239,3 +240,14 @@ def test_an_output_that_cannot_be_is_refused_first(
     out: Callable[[Path], Path], fault: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused(["quantize", str(source), str(out(tmp_path)), "--type", "Q8_0"], 2, fault, capsys)
+
+
+def test_a_command_that_is_terminated_leaves_nothing(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+    running = started("quantize", model_path("smollm2"), tmp_path / "a.gguf", "--type", "Q5_K", "--threads", "1")
+    while not list(tmp_path.glob("*.part")):
+        assert running.poll() is None
+        time.sleep(0.01)
+    running.terminate()
+    running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert list(tmp_path.iterdir()) == []

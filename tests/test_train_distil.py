@@ -17,7 +17,7 @@ from millis.train.distil import soft_loss, spread
 from millis.train.gguf_out import write_gguf
 from millis.train.start import settings_of, train
 from millis.types import RequestError
-from training import chat_gguf, command, loaded, spm_gguf
+from training import bert_folder, chat_gguf, command, loaded, spm_gguf
 
 TEXT = "the hello hell of wells. hello hello. " * 20
 
@@ -105,3 +105,19 @@ def test_another_vocabulary_is_refused_or_taught_by_texts(tmp_path: Path, capsys
     written = [json.loads(line)["text"] for line in next(tmp_path.glob("out.written-*.jsonl")).read_text().splitlines()]
     assert report["steps"] == 2 and written and all(text for text in written)
     assert report["served"]["student_ms_a_token"] > 0 and (tmp_path / "out" / "model.gguf").exists()
+
+
+def test_a_teacher_of_short_texts_is_measured_on_short_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, data = chat_gguf(tmp_path / "t.gguf", context=32), tmp_path / "text.txt"
+    data.write_text(TEXT)
+    arguments = ["--student", "layers=1", "--out", tmp_path / "out", "--max-tokens", "32", "--steps", "1"]
+    assert command("distil", data, "--teacher", teacher, *arguments, "--threads", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["served"]["teacher_ms_a_token"] > 0
+
+
+def test_an_encoder_teaches_no_writing(tmp_path: Path) -> None:
+    teacher, data = bert_folder(tmp_path / "bert"), tmp_path / "text.txt"
+    data.write_text(TEXT)
+    for student in ("layers=1", "llama:90k"):
+        with pytest.raises(RequestError, match="bert is an encoder, which writes no text"):
+            run(data, tmp_path / student.replace(":", "="), teacher, student, steps=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,12 +26,12 @@ from millis.tokenizer.to_folder import write_tokenizer
 from millis.train.base import Base
 from millis.train.chat import chat_tokens, messages_of, prepare
 from millis.train.gguf_out import write_gguf
-from millis.train.lm import IGNORED, packed
+from millis.train.lm import IGNORED, Tokens, packed, split_texts
 from millis.train.start import settings_of, train
 from millis.types import Completion, RequestError, Timings
 from reference import greedy
 from tokenizer_lines import lines
-from training import chat_gguf, jsonl, loaded, spm_gguf
+from training import bert_folder, chat_gguf, jsonl, loaded, spm_gguf
 
 TALK = [
     {"role": "user", "content": "hello"},
@@ -224,3 +225,21 @@ def test_a_model_without_template_has_no_chat(tmp_path: Path) -> None:
     data = jsonl(tmp_path / "talk.jsonl", [{"prompt": "hello", "response": "hell"}])
     with pytest.raises(RequestError, match="no chat template"):
         run("chat", data, tmp_path / "out", tmp_path / "base", steps=1)
+
+
+def test_an_encoder_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "a.jsonl", [{"text": "the sun"}])
+    with pytest.raises(RequestError, match="model is an encoder, which writes no text; .*such as smollm2"):
+        run("lm", data, tmp_path / "out", bert_folder(tmp_path / "model"), steps=1)
+
+
+def test_whole_texts_are_held_out_with_their_copies(tmp_path: Path) -> None:
+    base = Base.open("t", chat_gguf(tmp_path / "t.gguf"))
+    data = jsonl(tmp_path / "a.jsonl", [{"text": f"hello {i % 10} hello"} for i in range(40)])
+    settings = settings_of("lm", [data], [], {"eval_split": 0.25, "max_tokens": 8})
+    train, held = split_texts(base.tokenizer, settings, Skipped(), [data], [])
+
+    def numbers(part: list[Tokens]) -> set[str]:
+        return set(re.findall(r"\d", base.tokenizer.decode([i for sample in part for i in sample.ids])))
+
+    assert len(numbers(held)) == 2 and not numbers(held) & numbers(train)

@@ -76,11 +76,11 @@ def jsonl(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def chat_gguf(path: Path, architecture: str = "llama") -> Path:
+def chat_gguf(path: Path, architecture: str = "llama", context: int = 256) -> Path:
     """A random model with a chat template; its tokens are bytes and a few merges."""
     tokenizer = tokenizer_tiny.bpe()
     size = len(tokenizer["tokenizer.ggml.tokens"])
-    keys = tokenizer | {".context_length": 256, "tokenizer.ggml.scores": gguf_files.DROP}
+    keys = tokenizer | {".context_length": context, "tokenizer.ggml.scores": gguf_files.DROP}
     gguf_files.write_tiny(path, architecture, keys, {"token_embd.weight": (size, gguf_files.HIDDEN)})
     return path
 

@@ -29,7 +29,7 @@ def command(
         float | None,
         typer.Option(min=0.001, max=1e9, help="No sentence that ends later; a quote that comes later says so."),
     ] = None,
-    embedder: Embedder = "minilm",
+    embedder: Embedder = None,
     threads: common.Threads = None,
     json: common.Json = False,
 ) -> None:
@@ -38,7 +38,7 @@ def command(
 
     if question != "-" and not question.strip():
         raise typer.BadParameter("the question is empty")
-    with Index.open(index, embedder=named(embedder)) as opened:
+    with Index.open(index, embedder=named(embedder, index)) as opened:
         if not len(opened):
             raise RequestError(f"{index} holds no passages; add documents: millis index DOCUMENTS --index {index}")
         lm = None if extractive else common.load(model, threads=threads, prefix_cache=True)

@@ -208,6 +208,20 @@ def record(out: Completion) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends what runs in here as Ctrl-C does, so that nothing half-written is left."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def status_line(out: Completion, lm: LanguageModel | Seq2Seq) -> str:
     """first token 12.3 ms · 301.2 tokens/s · 31 + 64 tokens in 224 ms · … · smollm2.gguf, 2 threads, avx512."""
     timings = out.timings

@@ -227,7 +227,7 @@ def _reader(unit: Any, encoding: str | None) -> Iterator[Reader]:
             codecs.lookup(encoding)
         except LookupError:
             raise typer.BadParameter(f"there is no encoding {encoding!r}") from None
-    with Bar("reading") as bar:
+    with common.terminated_as_interrupted(), Bar("reading") as bar:
         complain, finish = _complaints(bar.say)
         reader = Reader(unit=unit, encoding=encoding, complain=complain, progress=bar)
         yield reader

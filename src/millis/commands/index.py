@@ -13,6 +13,7 @@ import typer
 
 from millis.commands import common
 from millis.files import place
+from millis.types import RequestError
 
 if TYPE_CHECKING:
     from millis.tasks.index import Change
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 EXAMPLE = "millis index handbook/ faq.jsonl --index bank.idx"
 File = Annotated[Path, typer.Option("--index", metavar="FILE", dir_okay=False, help="The index file.")]
-Embedder = Annotated[str, typer.Option(help="Model that compares meanings; none: words alone.")]
+Embedder = Annotated[
+    str | None,
+    typer.Option(help="Model that compares meanings, minilm unless said; none: words alone."),
+]
 
 
 def command(
@@ -32,7 +36,7 @@ def command(
         list[str] | None, typer.Option(help="Delete the document of this id; may be given again.")
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Delete all documents that are not given.")] = False,
-    embedder: Embedder = "minilm",
+    embedder: Embedder = None,
     json: common.Json = False,
 ) -> None:
     """Adds documents to an index, made if need be; those of known ids are replaced where they changed."""
@@ -48,7 +52,7 @@ def command(
     read_in = list(read(documents or []))
 
     def fill(file: Path) -> tuple[Change, int, int]:
-        with Index.open(file, embedder=named(embedder), create=bool(documents)) as opened:
+        with Index.open(file, embedder=named(embedder, index), create=bool(documents)) as opened:
             gone = set(opened.ids()) - {document.id for document in read_in} if prune else set()
             with _progress() as progress:
                 removed = list(dict.fromkeys([*(delete or []), *sorted(gone)]))
@@ -88,9 +92,13 @@ def _made(path: Path, fill: Callable[[Path], _T]) -> _T:
             left.unlink(missing_ok=True)
 
 
-def named(embedder: str) -> str | None:
-    """The option's value as `Index.open` takes it."""
-    return None if embedder == "none" else embedder
+def named(embedder: str | None, index: Path) -> str | None:
+    """The option's value as `Index.open` takes it. RequestError: a model for an index that was made without one."""
+    from millis.tasks.index import embedder_of
+
+    if embedder not in (None, "none") and index.is_file() and embedder_of(index) is None:
+        raise RequestError(f"{index} was made with --embedder none; leave --embedder out, or make another index")
+    return None if embedder == "none" else embedder or "minilm"
 
 
 @contextmanager

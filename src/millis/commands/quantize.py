@@ -62,7 +62,7 @@ def command(
         if not folder.is_dir():
             raise typer.BadParameter(f"there is no folder {folder} to write to")
     count = EngineConfig().threads if threads is None else threads
-    with _progress() as say:
+    with common.terminated_as_interrupted(), _progress() as say:
         job = Quantizer(common.resolve(source), count, say)
         if text is not None:
             job.calibrate(lines.read_text(text), learn, windows, importance)

@@ -149,6 +149,7 @@ def prepare(
     """Reads models and data and makes the job."""
     assert settings.model is not None and settings.student is not None
     teacher = open_base(settings.model)
+    thinking = teacher.causal()  # refuses a teacher of another kind
     base, student = student_of(teacher, settings.student, settings, open_base)
     train, other = split_texts(teacher.tokenizer, settings, skipped, data, held)
-    return Distil(base, settings, student, teacher.causal(), train, other)
+    return Distil(base, settings, student, thinking, train, other)
