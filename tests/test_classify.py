@@ -151,4 +151,4 @@ def test_the_command_takes_lines_and_files(model_path: Callable[[str], Path], tm
     assert set(json.loads(kept.read_text())["bias"]) == {"good", "bad"}
     assert "--save keeps" in error_line(shell("classify", "x", *common, "--save", kept), 2)
     assert "give the labels" in error_line(shell("classify", "x", *common[:2]), 2)
-    assert "cannot read" in error_line(shell("classify", "x", *common, "--examples", tmp_path / "none.csv"))
+    assert "no file or folder" in error_line(shell("classify", "x", *common, "--examples", tmp_path / "none.csv"))

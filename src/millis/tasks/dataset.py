@@ -35,7 +35,10 @@ def read_labelled(
     RequestError: no usable row, or, where nobody asks which were skipped, one that is not.
     """
     left_out = Skipped() if skipped is None else skipped
-    found = labelled.read_labelled([path], left_out, text_column, label_column)
+    try:
+        found = labelled.read_labelled([path], left_out, text_column, label_column)
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from None
     if skipped is None and left_out.count:
         raise RequestError(left_out.summary())
     return [(text, label) for _, text, label in found]
