@@ -138,5 +138,5 @@ def test_the_command_prints_and_plots(model_path: Callable[[str], Path], tmp_pat
     assert "--schema is not for classify" in error_line(shell("evaluate", "classify", data, "--schema", data), 2)
     assert "extract needs --schema" in error_line(shell("evaluate", "extract", data), 2)
     (tmp_path / "gap.csv").write_text("text,label\n,positive\n", encoding="utf-8")
-    assert "line 2: text is empty" in error_line(shell("evaluate", "classify", tmp_path / "gap.csv"))
+    assert "1 empty), the first at" in error_line(shell("evaluate", "classify", tmp_path / "gap.csv"))
     assert "line 2: no column question" in error_line(shell("evaluate", "answer", data))
