@@ -36,11 +36,13 @@ std::vector<Isa> isas() {
 #if defined(__linux__)
   capabilities = getauxval(AT_HWCAP), more = getauxval(AT_HWCAP2);
 #endif
-  const bool dot = capabilities >> 20 & 1;         // HWCAP_ASIMDDP
-  const bool i8mm = dot && (more >> 13 & 1) != 0;  // HWCAP2_I8MM
-  rows.push_back({"neon", true, neon_kernels});    // every AArch64 has it, and converts half precision
+  const bool dot = capabilities >> 20 & 1;          // HWCAP_ASIMDDP
+  const bool i8mm = dot && (more >> 13 & 1) != 0;   // HWCAP2_I8MM
+  const bool bf16 = i8mm && (more >> 14 & 1) != 0;  // HWCAP2_BF16
+  rows.push_back({"neon", true, neon_kernels});     // every AArch64 has it, and converts half precision
   rows.push_back({"neon-dot", dot, neon_dot_kernels});
   rows.push_back({"neon-i8mm", i8mm, neon_i8mm_kernels});
+  rows.push_back({"neon-bf16", bf16, neon_bf16_kernels});
 #endif
   return rows;
 }

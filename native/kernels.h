@@ -223,5 +223,6 @@ const Kernels& soft_amx_kernels();  // tiles in plain C++, to test the products 
 const Kernels& neon_kernels();
 const Kernels& neon_dot_kernels();
 const Kernels& neon_i8mm_kernels();
+const Kernels& neon_bf16_kernels();
 
 }  // namespace millis

@@ -1,12 +1,15 @@
 // The Vec vocabulary on AArch64: sixteen lanes are four registers. Compiled for plain NEON, with the dot products of
-// FEAT_DotProd and with the matrix products of FEAT_I8MM, each in a namespace of its own: no two may share a symbol.
+// FEAT_DotProd, with the matrix products of FEAT_I8MM and with those of FEAT_BF16 beside them (vec_neon_bf16.h), each in a
+// namespace of its own: no two may share a symbol.
 #pragma once
 
 #include <arm_neon.h>
 
 #include "format.h"
 
-#if defined(__ARM_FEATURE_MATMUL_INT8)
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define MILLIS_NEON vec_neon_bf16
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
 #define MILLIS_NEON vec_neon_i8mm
 #elif defined(__ARM_FEATURE_DOTPROD)
 #define MILLIS_NEON vec_neon_dot

@@ -1,6 +1,7 @@
 // Products of many rows, part of kernels_body.h: panels are unpacked a few hundred columns at a time to the ISA's widest
 // operands and stay in the cache while all rows pass over them. An operand is a dword: a float, or with MILLIS_PAIRS
-// two bfloat16 of neighbouring columns. Layouts are in kernels.h, at Wide.
+// two bfloat16 of neighbouring columns; with MILLIS_QUADS two rows multiply two such dwords at a time. Layouts are in
+// kernels.h, at Wide.
 
 #ifndef MILLIS_WIDE_ROWS
 #define MILLIS_WIDE_ROWS 4
@@ -130,12 +131,29 @@ void finish_packed(const float* tile, const Epilogue& e, int rows, int column, u
 }
 
 template <int M>
-inline void wide_rows(const uint32_t* w, int steps, const uint32_t* x, float* tile, bool add) {
-  F32 total[M];
-  for (int m = 0; m < M; ++m) total[m] = add ? load(tile + m * kPanelRows) : set1(0.0f);
+inline void dot_steps(F32 (&total)[M], const uint32_t* w, int steps, const uint32_t* x) {
   for (int s = 0; s < steps; ++s, x += kGroupRows * kStepDwords)
     for (int k = 0; k < kStepDwords; ++k, w += kPanelRows)
       for (int m = 0; m < M; ++m) total[m] = dot_wide(total[m], w, x + m * kStepDwords + k);
+}
+
+#ifdef MILLIS_QUADS
+// The same of rows in twos, and of two dwords at a time.
+template <int M>
+  requires(M % 2 == 0)
+inline void dot_steps(F32 (&total)[M], const uint32_t* w, int steps, const uint32_t* x) {
+  turn_sums(total);
+  for (int s = 0; s < steps; ++s, x += kGroupRows * kStepDwords)
+    for (int k = 0; k < kStepDwords; k += 2, w += 2 * kPanelRows) dot_quads(total, w, x + k, kStepDwords);
+  turn_sums(total);
+}
+#endif
+
+template <int M>
+inline void wide_rows(const uint32_t* w, int steps, const uint32_t* x, float* tile, bool add) {
+  F32 total[M];
+  for (int m = 0; m < M; ++m) total[m] = add ? load(tile + m * kPanelRows) : set1(0.0f);
+  dot_steps(total, w, steps, x);
   for (int m = 0; m < M; ++m) store(tile + m * kPanelRows, total[m]);
 }
 

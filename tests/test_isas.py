@@ -37,8 +37,9 @@ def expected_isas() -> list[str]:
     elif MACHINE == "aarch64":
         getauxval = ctypes.CDLL(None).getauxval
         getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
-        asimddp, i8mm = getauxval(16) >> 20 & 1, getauxval(26) >> 13 & 1
+        asimddp, i8mm, bf16 = getauxval(16) >> 20 & 1, getauxval(26) >> 13 & 1, getauxval(26) >> 14 & 1
         found = {"neon": True, "neon-dot": bool(asimddp), "neon-i8mm": bool(asimddp and i8mm)}
+        found["neon-bf16"] = found["neon-i8mm"] and bool(bf16)
     else:
         found = {}
     return ["scalar", *(name for name, here in found.items() if here)]
@@ -77,7 +78,7 @@ def test_tiny_models_follow_the_oracle(architecture: str, isa: str, precision: s
     runner = NativeRunner(model, EngineConfig(isa=isa, threads=2, precision=precision))
     one = np.asarray([0], np.int32)
     whole = runner.logits(Batch(tokens, one, np.asarray([30], np.int32), one[None]), every=True)
-    pairs = isa in ("avx512bf16", "amx")
+    pairs = isa in ("avx512bf16", "amx", "neon-bf16")
     allowed = {"exact": 1e-5, "fast": 5e-3 if pairs else 1e-3, "int8": 2e-2}[precision] * np.abs(want).max()
     np.testing.assert_allclose(whole, want, atol=allowed)
     for position in range(25, 30):  # one token at a time, over the cache that the whole prompt left

@@ -12,8 +12,8 @@ from millis import _native
 from millis.models.tensor import GgmlType
 
 ISAS = _native.supported_isas()
-ALL_ISAS = ["scalar", "neon", "neon-dot", "neon-i8mm", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"]
-PAIRS = [isa for isa in ISAS if isa in ("avx512bf16", "amx")]  # wide products in pairs of bfloat16
+ALL_ISAS = ["scalar", "neon", "neon-dot", "neon-i8mm", "neon-bf16", "avx2", "avxvnni", "avx512", "avx512bf16", "amx"]
+PAIRS = [isa for isa in ISAS if isa in ("avx512bf16", "amx", "neon-bf16")]  # wide products in pairs of bfloat16
 PAIRS += ["amx-in-software"] if "avx512bf16" in ISAS else []
 FLOATS = [GgmlType.F32, GgmlType.F16, GgmlType.BF16]
 QUANTS = [t for t in GgmlType if t not in FLOATS]

@@ -10,6 +10,7 @@ from millis import _native
 from tiny_runtime import Tiny, ints
 
 ISAS = _native.supported_isas()
+PAIRS = ("avx512bf16", "amx", "neon-bf16")  # wide products in pairs of bfloat16
 RNG = np.random.default_rng(11)
 COUNTS = [1, 4, 5, 33, 130]  # rows: private copies up to 4, kernel tiles of 32, blocks of 128
 
@@ -99,7 +100,7 @@ def test_a_gated_product(type: str, count: int, isa: str) -> None:
     off = [1e-6 * np.abs(table) @ np.abs(w).T for w in values]
     if type == "Q8_0":
         off = [np.abs(table).max() / 65024 * np.abs(w).sum(1) for w in values]
-    if type == "Q8_0" and count > 16 and isa in ("avx512bf16", "amx"):  # both sides rounded to bfloat16, by 1 / 512
+    if type == "Q8_0" and count > 16 and isa in PAIRS:  # both sides rounded, by 1 / 512
         off = [np.abs(table) @ np.abs(w).T / 250 for w in values]
     bound = 1.1 * off[0] * np.abs(up) + np.abs(activated(gate, "silu")) * off[1] + 5e-4
     assert (np.abs(tiny.finish("out").run(np.arange(count)) - activated(gate, "silu") * up) < bound).all()
