@@ -231,7 +231,7 @@ def branches(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return objects(children) | arrays | st.lists(children, min_size=1, max_size=3).map(lambda s: {"anyOf": s})
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=st.recursive(leaves(), branches, max_leaves=8), steps=st.integers(0, 60), seed=st.integers(0, 2**32))
 def test_wherever_random_tokens_lead_the_closing_is_valid(schema: Any, steps: int, seed: int, answers: Answers) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)

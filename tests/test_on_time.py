@@ -286,6 +286,9 @@ class Closer:
         self.answer = closing
         self.stopped = False
 
+    def check(self) -> None:
+        pass
+
     def advance(self, token: int) -> list[int]:
         return []
 

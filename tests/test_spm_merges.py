@@ -66,7 +66,7 @@ def test_gemma_as_a_folder_and_back(model_path: Callable[[str], Path], tmp_path:
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     again = tokenizer_metadata(tmp_path, 262144)
     back = Tokenizer.from_gguf(again)
-    for text in (*lines(), *ODD, " " * 40 + "a", "\t\t a"):
+    for text in (*lines()[::4], *ODD, " " * 40 + "a", "\t\t a"):
         ids = ours.encode(text)
         assert folder.encode(text) == back.encode(text) == ids, repr(text)
         assert theirs(text, split_special_tokens=True).input_ids == ids, repr(text)
