@@ -231,6 +231,14 @@ def branches(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return objects(children) | arrays | st.lists(children, min_size=1, max_size=3).map(lambda s: {"anyOf": s})
 
 
+def test_a_pattern_behind_a_name_that_is_chosen_is_closed(answers: Answers) -> None:
+    """Whatever property a text begins with, the closing finds what a later one needs."""
+    for first, pattern in (("X", "x"), ("adult", "[0-9]{3}"), ("a", "^[a-f]{2,5}$")):
+        properties = {"age": {"const": first}, "code": {"type": "string", "pattern": pattern}}
+        schema = {"type": "object", "properties": properties, "required": ["code"], "additionalProperties": False}
+        validate(answers.text(answers.schema(schema).closing() or []), schema)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=st.recursive(leaves(), branches, max_leaves=8), steps=st.integers(0, 60), seed=st.integers(0, 2**32))
 def test_wherever_random_tokens_lead_the_closing_is_valid(schema: Any, steps: int, seed: int, answers: Answers) -> None:

@@ -33,21 +33,22 @@ class Place:
     closers: bytes = b""  # of what is open, innermost last
     in_string: bool = False
     escaped: bool = False
+    strings: int = 0  # begun so far
 
     def after(self, text: bytes) -> Place:
-        closers, in_string, escaped = bytearray(self.closers), self.in_string, self.escaped
+        closers, in_string, escaped, strings = bytearray(self.closers), self.in_string, self.escaped, self.strings
         for byte in text:
             if escaped:
                 escaped = False
             elif in_string:
                 in_string, escaped = byte != ord('"'), byte == ord("\\")
             elif byte == ord('"'):
-                in_string = True
+                in_string, strings = True, strings + 1
             elif byte in _OPEN:
                 closers.append(_OPEN[byte])
             elif closers and byte == closers[-1]:
                 closers.pop()
-        return Place(bytes(closers), in_string, escaped)
+        return Place(bytes(closers), in_string, escaped, strings)
 
     @property
     def ends(self) -> bytes:
@@ -198,7 +199,7 @@ class Closer:
                         continue
                     if following.native.is_accepting() or self._ending(following, is_json):
                         return following.tokens
-                    if following.place.in_string and not start.place.in_string:
+                    if following.place.in_string and following.place.strings != start.place.strings:
                         if self._hinted(following, hints) or self._filled(following):
                             return following.tokens
                     seen.setdefault(following.native.compute_bitmask(), following)
