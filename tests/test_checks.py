@@ -38,6 +38,7 @@ TIMED: dict[str, Callable[[Any, Any], object]] = {
     "summarize": lambda lm, ms: lm.summarize("x", deadline_ms=ms),
     "moderate": lambda lm, ms: lm.moderate("x", deadline_ms=ms),
     "answer": lambda lm, ms: lm.answer("fee?", DOCUMENTS, embedder=None, deadline_ms=ms),
+    "embed": lambda lm, ms: lm.embed(["x"], deadline_ms=ms),
     "cascade": lambda lm, ms: Cascade([lm, lm]).classify("x", TWO, deadline_ms=ms),
     "prepare_deadlines": lambda lm, ms: lm.prepare_deadlines(ms),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 import millis
 from millis.engine.pooling import groups
 from millis.tasks.model import LanguageModel
-from millis.types import RequestError
+from millis.types import DeadlineError, RequestError
 from reference import reference_model
+from shell import millis as shell
 
 TEXTS = [
     "The cat sat on the mat.",
@@ -71,6 +73,24 @@ def test_what_cannot_be_embedded_is_refused(lm: LanguageModel) -> None:
         with pytest.raises(RequestError, match=word):
             lm.embed(texts)  # type: ignore[arg-type]
     assert lm.engine.scheduler.allocator.free == lm.engine.runner.pages
+
+
+def test_with_a_deadline_vectors_are_the_same_or_it_is_refused(lm: LanguageModel) -> None:
+    together, timed = lm.embed(TEXTS), lm.embed(TEXTS, deadline_ms=120_000)
+    assert (together * timed).sum(axis=1).min() > 0.999
+    with pytest.raises(DeadlineError, match="would take") as found:
+        lm.embed(TEXTS, deadline_ms=0.01)
+    assert found.value.predicted_ms > 0.01 and found.value.retry_after_s > 0
+    assert lm.embed(TEXTS[:1]).shape == (1, 576)
+
+
+def test_the_commands_take_a_deadline(model_path: Callable[[str], Path]) -> None:
+    arguments = ("embed", "-m", model_path("minilm"), "--threads", "1", "--deadline-ms")
+    assert len(json.loads(shell(*arguments, "60000", "a card").stdout)) == 384
+    done = shell(*arguments, "0.001", "-", stdin="a card\na loan\n")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and [row["line"] for row in rows] == [1, 2]
+    assert all("would take" in row["error"] for row in rows)
 
 
 class Sizes:

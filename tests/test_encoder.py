@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 
 import millis
 from encoders import CONTEXT, LABELS, save, tiny
-from millis.types import ModelError, RequestError
+from millis.types import DeadlineError, ModelError, RequestError
 
 TEXTS = ["Where is my parcel?", "Please help, my new card is lost.", "LOAN", "a b c d", "the card the card?"]
 
@@ -92,6 +92,28 @@ def test_the_real_model_embeds_as_transformers_does(model_path: Callable[[str], 
     np.testing.assert_allclose(np.linalg.norm(fast, axis=1), 1, atol=1e-6)
     assert (fast * wanted).sum(axis=1).min() > 0.999
     assert fast[0] @ fast[1] > fast[0] @ fast[2] + 0.3
+
+
+def test_with_a_deadline_answers_are_the_same_and_timings_say_how_it_was_kept(encoder: millis.Encoder) -> None:
+    np.testing.assert_allclose(encoder.embed(TEXTS, deadline_ms=60_000), encoder.embed(TEXTS), atol=1e-6)
+    plain, found = encoder.classify(TEXTS), encoder.classify(TEXTS, deadline_ms=60_000)
+    for one, other in zip(plain, found, strict=True):
+        assert one.label == other.label and one.scores == pytest.approx(other.scores, abs=1e-6)
+        assert one.timings.deadline_ms is None and other.timings.deadline_ms == 60_000
+        assert other.timings.slack_ms == pytest.approx(60_000 - other.timings.total_ms)
+    assert encoder.classify(TEXTS[0], deadline_ms=60_000).label == plain[0].label
+
+
+def test_deadlines_that_cannot_be_kept_or_are_none(encoder: millis.Encoder) -> None:
+    for call in (encoder.embed, encoder.classify):
+        with pytest.raises(DeadlineError, match="would take") as found:
+            call(TEXTS, deadline_ms=1e-3)
+        assert found.value.predicted_ms > 1e-3 and found.value.retry_after_s > 0
+        for wrong in ("x", 0, True, float("nan")):
+            with pytest.raises(RequestError, match="deadline_ms must be"):
+                call(TEXTS, deadline_ms=wrong)  # type: ignore[operator]
+    with pytest.raises(RequestError, match="deadline_ms must be"):
+        encoder.prepare_deadlines(-1)
 
 
 def test_long_texts_are_refused_or_cut(folder: Path, encoder: millis.Encoder) -> None:

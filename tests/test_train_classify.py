@@ -59,10 +59,15 @@ def the_commands_answer_by_its_head(model: Path, held: Path, accuracy: float) ->
     assert json.loads(done.stdout)["metrics"]["accuracy"] == pytest.approx(accuracy, abs=2 / 60 + 1e-9)
     lines = held.read_text(encoding="utf-8").splitlines()[1:3]
     texts, wanted = zip(*(line.rsplit(",", 1) for line in lines), strict=True)
-    done = millis("classify", "-m", model, "-", stdin="\n".join(texts))
+    own = ("classify", "-m", model)
+    done = millis(*own, "-", stdin="\n".join(texts))
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [one["label"] for one in found] == list(wanted)
     assert all(sum(one["scores"].values()) == pytest.approx(1) for one in found)
+    (timed,) = [
+        json.loads(line) for line in millis(*own, "--deadline-ms", "60000", "-", stdin=texts[0]).stdout.splitlines()
+    ]
+    assert timed["label"] == wanted[0] and timed["timings"]["slack_ms"] > 0
     assert "labels of its own" in error_line(millis("classify", "-m", model, "--labels", "a,b", "x"), 2)
 
 

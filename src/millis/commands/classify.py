@@ -73,15 +73,19 @@ def command(
         calibration if calibration in (None, "contextual") else Calibration.loads(lines.read_text(Path(calibration)))
     )
     encoder = "," not in model and is_encoder(common.resolve(model))
-    given = [labels, examples, calibrate, calibration, abstain, deadline_ms, multi or None, length_normalized or None]
+    given = [labels, examples, calibrate, calibration, abstain, multi or None, length_normalized or None]
     if encoder and any(value is not None for value in given):
-        raise typer.BadParameter(f"{model} has labels of its own and answers at once; give the text alone")
+        raise typer.BadParameter(f"{model} has labels of its own; give the text, and --deadline-ms if need be")
     if labels is None and not encoder:
         raise typer.BadParameter(f"{model} has no trained head; give the labels: --labels a,b,c")
     lm = common.load_reader(model, confidence, threads=threads, context=context, precision=precision)
     if isinstance(lm, Encoder):
         head = lm
-        lines.answer(text, batch, lambda texts: head.classify(texts, truncate=True), _record, _shown, as_json=json)
+
+        def run(texts: list[str]) -> list[Classification]:
+            return head.classify(texts, truncate=True, deadline_ms=deadline_ms)
+
+        lines.answer(text, batch, run, _record, _shown, as_json=json)
         return
     if samples is not None:
         assert not isinstance(lm, Cascade)

@@ -14,6 +14,7 @@ def command(
     text: lines.Text,
     model: common.Model = "smollm2",
     batch: lines.Together = 32,
+    deadline_ms: common.DeadlineMs = None,
     threads: common.Threads = None,
     context: common.Context = None,
     precision: common.Precision = "fast",
@@ -23,6 +24,6 @@ def command(
     lm: Any = common.load_reader(model, threads=threads, context=context, precision=precision)
 
     def run(texts: list[str]) -> list[Any]:
-        return [[float(f"{value:.8g}") for value in vector] for vector in lm.embed(texts)]
+        return [[float(f"{value:.8g}") for value in vector] for vector in lm.embed(texts, deadline_ms=deadline_ms)]
 
     lines.answer(text, batch, run, list, jsonlib.dumps)

@@ -216,8 +216,8 @@ def _classifier(lm: Any, rows: list[Any], given: dict[str, Any], deadline_ms: fl
         if any(value is not None for name, value in given.items() if not name.endswith("_column")):
             raise RequestError("a model with a trained head takes no labels, examples or calibration")
         if deadline_ms is not None:
-            raise RequestError("a model with a trained head answers at once, and takes no deadline")
-        return lambda text: lm.classify(text, truncate=True)
+            lm.prepare_deadlines(deadline_ms)
+        return lambda text: lm.classify(text, truncate=True, deadline_ms=deadline_ms)
     names = given["labels"]
     names = sorted({str(row["label"]) for row in rows}) if names is None else [n.strip() for n in names.split(",")]
     kind = given["calibration"]

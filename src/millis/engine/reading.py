@@ -131,6 +131,16 @@ class Readings:
         self._busy_s = now_s + self._costs.ms(work) / 1000
         return chosen
 
+    def undo(self, chosen: Sequence[tuple[Reading, int]]) -> None:
+        """Takes back a step that failed: its texts wait again."""
+        for reading, at in reversed(chosen):
+            reading.begun = at
+            reading.left += reading.sizes[at]
+        for reading in {id(reading): reading for reading, _ in chosen}.values():
+            reading.steps -= 1
+            if reading not in self._waiting:
+                insort(self._waiting, reading, key=_order)
+
     def observe(self, chosen: Sequence[tuple[Reading, int]], took_ms: float) -> float:
         """Takes in how long a step took; what had been predicted, in milliseconds."""
         work = _work([reading.sizes[at] for reading, at in chosen])

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from millis.engine.engine import Engine
+from millis.engine.timely import TimelyReader
 from millis.tasks import checks
 from millis.types import RequestError
 
 
-def embed(engine: Engine, encode: Callable[[str], list[int]], texts: Sequence[str]) -> NDArray[np.float32]:
-    """[N, D] float32, one vector of unit length a text. RequestError names the text that is empty or too long."""
-    return unit_vectors(engine.embed(token_ids(encode, texts, engine.room)))
+def embed(
+    engine: Engine,
+    encode: Callable[[str], list[int]],
+    texts: Sequence[str],
+    reader: TimelyReader,
+    deadline_ms: float | None = None,
+) -> NDArray[np.float32]:
+    """[N, D] float32, one vector of unit length a text; by `reader`, which knows what reading takes, by a deadline.
+
+    RequestError names the text that is empty or too long. DeadlineError: as TimelyReader.read.
+    """
+    begin = time.perf_counter()
+    ids = token_ids(encode, texts, engine.room)
+    if deadline_ms is None:
+        return unit_vectors(engine.embed(ids))
+    return unit_vectors(reader.read(ids, head=False, arrival_s=begin, deadline_ms=deadline_ms)[0])
 
 
 def token_ids(encode: Callable[[str], list[int]], texts: Sequence[str], room: int) -> list[list[int]]:

@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from millis import hub
 from millis.engine.decoder_reader import DecoderReader
 from millis.engine.encoder_runner import EncoderRunner, Reader
+from millis.engine.reading import Reading
+from millis.engine.timely import TimelyReader
 from millis.models.config import Head
 from millis.models.load import is_encoder, load_model
 from millis.models.ngrams import read_ngrams
+from millis.tasks import checks
 from millis.tasks.embed import token_ids, unit_vectors
 from millis.tasks.model import config_of, no_collection
 from millis.tasks.readable import check_readable
@@ -57,19 +60,33 @@ class Encoder:
                 ngrams = read_ngrams(self.path, config.vocab, len(self._head.labels))
             kind = EncoderRunner if config.architecture == "bert" else DecoderReader
             self.runner: Reader = kind(self.model, self.config, ngrams, len(self._around[1]))
+        self._timely = TimelyReader(
+            self.runner.embeddings,
+            self.runner.logits,
+            context=self.runner.context,
+            max_tokens=self.runner.max_tokens,
+        )
 
     @property
     def labels(self) -> tuple[str, ...]:
         """What `classify` tells apart, in the order of `logits`; empty where the model has no head."""
         return () if self._head is None else self._head.labels
 
-    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
+    def embed(
+        self, texts: Sequence[str], *, truncate: bool = False, deadline_ms: float | None = None
+    ) -> NDArray[np.float32]:
         """[N, D] float32, one vector of unit length a text, pooled as the model's files say: the mean unless they do.
 
         truncate: a text longer than the context is read as far as that goes. RequestError names the text that is empty
         or, unless truncate, too long.
+
+        `deadline_ms` counts from the call and is that of all texts. DeadlineError: they cannot be read by then, which
+        is said before any is; or it took longer than predicted. The first call with a deadline measures beforehand.
         """
-        return unit_vectors(self.runner.embeddings(self._ids(texts, truncate, self.runner.context)))
+        self._prepare(deadline_ms)
+        begin = time.perf_counter()
+        ids = self._ids(texts, truncate, self.runner.context)
+        return unit_vectors(self._read(ids, False, begin, deadline_ms)[0])
 
     def logits(self, texts: Sequence[str], *, truncate: bool = False) -> NDArray[np.float32]:
         """[N, labels] float32, what the head says of each text before it is made a score. RequestError as `embed`.
@@ -82,39 +99,67 @@ class Encoder:
 
     @overload
     def classify(  # type: ignore[overload-overlap]
-        self, text: str, *, top: int | None = None, truncate: bool = False
+        self, text: str, *, top: int | None = None, truncate: bool = False, deadline_ms: float | None = None
     ) -> Classification: ...
     @overload
     def classify(
-        self, text: Sequence[str], *, top: int | None = None, truncate: bool = False
+        self, text: Sequence[str], *, top: int | None = None, truncate: bool = False, deadline_ms: float | None = None
     ) -> list[Classification]: ...
     def classify(
-        self, text: str | Sequence[str], *, top: int | None = None, truncate: bool = False
+        self,
+        text: str | Sequence[str],
+        *,
+        top: int | None = None,
+        truncate: bool = False,
+        deadline_ms: float | None = None,
     ) -> Classification | list[Classification]:
         """The label of a text, or those of a list, whose timings are those of the whole call.
 
         Scores are the softmax of the logits; where a text may have several labels, the sigmoid of each. top: how many
-        scores are wanted, all unless given. RequestError where the model was not trained to classify, or as `embed`.
+        scores are wanted, all unless given. RequestError where the model was not trained to classify, or as `embed`;
+        `deadline_ms` and DeadlineError, too.
         """
-        begin = time.perf_counter()
         head = self._trained()
         if head.problem == "regression":
             raise RequestError("this model gives a number and no label; use .logits")
         top = None if top is None else whole("top", top, 1)
+        self._prepare(deadline_ms)
+        begin = time.perf_counter()
         ids = self._ids([text] if isinstance(text, str) else text, truncate, self.runner.reads)
         encoded = time.perf_counter()
-        logits = self.runner.logits(ids)
+        logits, reading = self._read(ids, True, begin, deadline_ms)
         scores = sigmoid(logits) if head.problem == "multi_label" else softmax(logits)
         end = time.perf_counter()
+        first = encoded if reading is None or reading.begin_s is None else reading.begin_s
+        total_ms = 1000 * (end - begin)
         timings = Timings(
+            queue_ms=1000 * (first - encoded),
             tokenize_ms=1000 * (encoded - begin),
-            prefill_ms=1000 * (end - encoded),
-            total_ms=1000 * (end - begin),
+            prefill_ms=1000 * (end - first),
+            total_ms=total_ms,
             prompt_tokens=sum(map(len, ids)),
-            steps=1,
+            steps=1 if reading is None else reading.steps,
+            deadline_ms=None if deadline_ms is None else float(deadline_ms),
+            slack_ms=None if deadline_ms is None else deadline_ms - total_ms,
         )
         found = [_classification(head.labels, row, top, timings) for row in scores]
         return found[0] if isinstance(text, str) else found
+
+    def prepare_deadlines(self, deadline_ms: float = 1.0) -> None:
+        """Measures what reading takes here, unless that was done. RequestError: no time that a deadline can be."""
+        self._prepare(deadline_ms)
+
+    def _prepare(self, deadline_ms: float | None) -> None:
+        if checks.deadline(deadline_ms) is not None:
+            self._timely.prepare(quick=False)
+
+    def _read(
+        self, ids: list[list[int]], head: bool, begin: float, deadline_ms: float | None
+    ) -> tuple[NDArray[np.float32], Reading | None]:
+        """[N, width or labels] of texts that came at `begin`, and with a deadline how they were read."""
+        if deadline_ms is None:
+            return (self.runner.logits if head else self.runner.embeddings)(ids), None
+        return self._timely.read(ids, head=head, arrival_s=begin, deadline_ms=deadline_ms)
 
     def _trained(self) -> Head:
         if self._head is None:

@@ -28,6 +28,7 @@ from millis.engine.packed import packed_weights
 from millis.engine.requantize import requantize
 from millis.engine.request import Request
 from millis.engine.speculate import Speculator
+from millis.engine.timely import TimelyReader
 from millis.models.adapter import read_adapter
 from millis.models.fingerprint import fingerprint_of
 from millis.models.load import Model, build_plan, is_encoder, is_seq2seq, load_model, read_checkpoint
@@ -203,6 +204,7 @@ class LanguageModel(TaskMethods):
             max_step_ms=self.config.max_step_ms,
             max_waiting=self.config.max_waiting,
         )
+        self._reader = TimelyReader(self.engine.embed, context=self.engine.room, max_tokens=self.runner.max_tokens)
         self._ready_for_deadlines = False
         self._classifiers = {}
 
@@ -333,13 +335,18 @@ class LanguageModel(TaskMethods):
     def _adapter(self, name: str | None) -> Adapter | None:
         return None if name is None else self.adapters.use(checks.text(name, "an adapter's name"))
 
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: Sequence[str], *, deadline_ms: float | None = None) -> NDArray[np.float32]:
         """[N, D] float32, one vector of unit length a text: the mean of its tokens' final hidden states.
 
         A model that was made to write tells texts apart less well than one that was trained for embeddings.
         RequestError names the text that is empty or longer than the context.
+
+        `deadline_ms` counts from the call and is that of all texts. DeadlineError: they cannot be read by then, which
+        is said before any is; or it took longer than predicted. The first call with a deadline measures beforehand.
         """
-        return embed(self.engine, self.tokenizer.encode, texts)
+        if checks.deadline(deadline_ms) is not None:
+            self._reader.prepare(quick=True)
+        return embed(self.engine, self.tokenizer.encode, texts, self._reader, deadline_ms)
 
     def answer(
         self,
