@@ -103,6 +103,27 @@ def test_documents_can_be_given_instead_of_an_index(lm: LanguageModel) -> None:
     assert out.found and out.sources[0].document == "card"
 
 
+def test_several_questions_share_steps(index: Index, lm: LanguageModel) -> None:
+    questions = ["What is the overdraft fee of the Blue Account?", "Do you sell life insurance?"]
+    questions += ["How fast is a lost card replaced?", "What is the overdraft fee?"]
+    alone = [lm.answer(question, index, max_tokens=40) for question in questions]
+    before = lm.engine.load().counters.steps
+    together = lm.answer(questions, index, max_tokens=40)
+    steps = lm.engine.load().counters.steps - before
+    assert [(a.question, a.found, a.sources) for a in alone] == [(b.question, b.found, b.sources) for b in together]
+    assert together[0].text == alone[0].text
+    tokens = [one.timings.completion_tokens for one in together]
+    assert min(tokens[0], *tokens[2:]) > 2 and steps < sum(tokens) - min(tokens[0], *tokens[2:])
+    assert all(0 < one.timings.quote_ms <= one.timings.total_ms for one in together)
+    late = lm.answer(questions[:1] * 2, index, deadline_ms=1e-3)
+    assert [one.written for one in late] == ["quote", "quote"]
+    assert all(one.timings.slack_ms is not None and one.timings.slack_ms < 0 for one in late)
+    assert lm.answer([], index) == []
+    for wrong, fault in ((["fee?", " "], "the question is empty"), ([5], "must be a str"), (5, "must be a list")):
+        with pytest.raises(RequestError, match=fault):
+            lm.answer(wrong, index)  # type: ignore[call-overload]
+
+
 def test_with_no_time_for_a_model_the_quote_is_the_answer(index: Index, lm: LanguageModel) -> None:
     out = lm.answer("What is the overdraft fee?", index, deadline_ms=4.0)
     assert out.found and out.written == "quote" and out.timings.completion_tokens == 0

@@ -29,6 +29,7 @@ def command(
         float | None,
         typer.Option(min=0.001, max=1e9, help="No sentence that ends later; a quote that comes later says so."),
     ] = None,
+    batch: lines.Together = 8,
     embedder: Embedder = None,
     threads: common.Threads = None,
     json: common.Json = False,
@@ -43,7 +44,7 @@ def command(
             raise RequestError(f"{index} holds no passages; add documents: millis index DOCUMENTS --index {index}")
         lm = None if extractive else common.load(model, threads=threads, prefix_cache=True)
         if question == "-":
-            _batch(lm, opened, max_tokens, deadline_ms)
+            _batch(lm, opened, batch, max_tokens, deadline_ms)
         else:
             _one(lm, opened, question, max_tokens, deadline_ms, json)
 
@@ -75,13 +76,13 @@ def _one(
         raise typer.Exit(130)
 
 
-def _batch(lm: LanguageModel | None, index: Index, max_tokens: int, deadline_ms: float | None) -> None:
-    from millis.tasks.answer import ask
+def _batch(lm: LanguageModel | None, index: Index, count: int, max_tokens: int, deadline_ms: float | None) -> None:
+    from millis.tasks.answer import ask_all
 
     def run(questions: list[str]) -> list[Answer]:
-        return [ask(lm, one, index, deadline_ms=deadline_ms, max_tokens=max_tokens).result() for one in questions]
+        return ask_all(lm, questions, index, deadline_ms=deadline_ms, max_tokens=max_tokens)
 
-    lines.answer_lines(1, run, lambda out: out.asdict())
+    lines.answer_lines(count, run, lambda out: out.asdict())
 
 
 def _show_sources(answering: Answering) -> None:

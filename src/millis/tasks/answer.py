@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 THRESHOLD = 0.5
 SOURCES = 3
+TOGETHER = 64  # questions under way at once
 OWN = {"en": 0.25, "zh": 0.5}  # of a sentence's terms, at most; pairs of characters change with any other wording
 LEAST_MS = 5.0  # with less time left the model is not asked
 _AMPLE_MS = 600_000.0
@@ -110,18 +112,27 @@ class Answering:
     """
 
     def __init__(
-        self, lm: LanguageModel | None, question: str, index: Index, deadline_ms: float | None, max_tokens: int
+        self,
+        lm: LanguageModel | None,
+        question: str,
+        index: Index,
+        deadline_ms: float | None,
+        max_tokens: int,
+        begin: float | None = None,
     ) -> None:
-        self._begin = time.perf_counter()
+        self._begin = time.perf_counter() if begin is None else begin
         self._timings = AnswerTimings(deadline_ms=deadline_ms)
+        came_ms = self._elapsed_ms()
         vector = index.embed(question)
-        self._timings.embed_ms = self._elapsed_ms()
+        self._timings.embed_ms = self._elapsed_ms() - came_ms
         self._answer = evidence(question, index, vector)
         self._answer.timings = self._timings
         self.sources = self._answer.sources
         self._timings.quote_ms = self._elapsed_ms()
-        self._timings.search_ms = self._timings.quote_ms - self._timings.embed_ms
+        self._timings.search_ms = self._timings.quote_ms - self._timings.embed_ms - came_ms
         self._stream = self._ask(lm, question, deadline_ms, max_tokens) if lm is not None and self.sources else None
+        if self._stream is None:
+            self._timings.total_ms = self._elapsed_ms()
 
     def __iter__(self) -> Iterator[str]:
         if self._stream is not None:
@@ -143,9 +154,13 @@ class Answering:
             text = done.text.strip()
             if text and done.finish_reason == "stop" and supported(text, self._answer.question, self.sources):
                 self._answer.text, self._answer.written = text, "model"
-        if not self._timings.total_ms:
-            self._timings.total_ms = self._elapsed_ms()
+            t.total_ms = t.quote_ms + done.timings.total_ms  # others may have been waited for since
         return self._answer
+
+    def close(self) -> None:
+        """Cancels what the model has not yet written."""
+        if self._stream is not None:
+            self._stream.close()
 
     def _ask(self, lm: LanguageModel, question: str, deadline_ms: float | None, max_tokens: int) -> Stream | None:
         left = None if deadline_ms is None else deadline_ms - self._elapsed_ms()
@@ -251,12 +266,47 @@ def ask(
     instruction is pinned in it. deadline_ms counts from when that is done. Where it leaves no time for a sentence the
     quote is the answer; where it is too short for the quote, too, that comes late, and timings.slack_ms is negative.
     """
-    checks.text(question, "the question")
+    deadline_ms, max_tokens = _ready(lm, [question], index, deadline_ms, max_tokens)
+    return Answering(lm, question, index, deadline_ms, max_tokens)
+
+
+def ask_all(
+    lm: LanguageModel | None,
+    questions: Sequence[str],
+    index: Index,
+    *,
+    deadline_ms: float | None = None,
+    max_tokens: int = 64,
+) -> list[Answer]:
+    """The answers to several questions, as `ask` gives each; the sentences that the model writes share its steps.
+
+    The deadline is each one's, from the call.
+    """
+    deadline_ms, max_tokens = _ready(lm, questions, index, deadline_ms, max_tokens)
+    begin = time.perf_counter()
+    found: list[Answer] = []
+    for at in range(0, len(questions), TOGETHER):
+        with ExitStack() as answerings:
+            together = []
+            for question in questions[at : at + TOGETHER]:
+                one = Answering(lm, question, index, deadline_ms, max_tokens, begin)
+                answerings.callback(one.close)
+                together.append(one)
+            found += [one.result() for one in together]
+    return found
+
+
+def _ready(
+    lm: LanguageModel | None, questions: Sequence[str], index: Index, deadline_ms: float | None, max_tokens: int
+) -> tuple[float | None, int]:
+    """Checks, then what is done once; the deadline and max_tokens as numbers."""
+    for question in questions:
+        checks.text(question, "the question")
     deadline_ms, max_tokens = checks.deadline(deadline_ms), whole("max_tokens", max_tokens, 1)
     index.embed("warm")
     if lm is not None:
         _prepare(lm, deadline_ms is not None)
-    return Answering(lm, question, index, deadline_ms, max_tokens)
+    return deadline_ms, max_tokens
 
 
 def _prepare(lm: LanguageModel, deadlines: bool) -> None:

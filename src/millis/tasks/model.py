@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from millis.tasks.answer import Answer
     from millis.tasks.index import Embedder, Index
 
+    Documents: TypeAlias = Index | Iterable[Document | Mapping[str, Any] | str]
+
 Message = Mapping[str, Any]  # {"role": "system" | "user" | "assistant", "content": text}
 Prompt = str | Sequence[int]
 Schema = Mapping[str, Any] | bool | str  # JSON schema, as Python has it or as text
@@ -71,6 +73,7 @@ class Stream:
 
     def __init__(self, engine: Engine, request: Request, text: TextStream, tokenize_ms: float) -> None:
         self.completion: Completion | None = None
+        self.on_completion: Callable[[Completion], None] | None = None  # told of it, once
         self._engine, self._request, self._text = engine, request, text
         self._tokens: list[int] = []  # those whose events were taken; other threads may drive the engine further
         self._logprobs: list[TokenLogprob] = []
@@ -147,6 +150,8 @@ class Stream:
                 timings=self._request.timings,
                 logprobs=None if self._request.params.logprobs is None else self._logprobs,
             )
+            if self.on_completion is not None:
+                self.on_completion(self.completion)
 
 
 class LanguageModel(TaskMethods):
@@ -348,27 +353,52 @@ class LanguageModel(TaskMethods):
             self._reader.prepare(quick=True)
         return embed(self.engine, self.tokenizer.encode, texts, self._reader, deadline_ms)
 
-    def answer(
+    @overload
+    def answer(  # type: ignore[overload-overlap]
         self,
         question: str,
-        documents: Index | Iterable[Document | Mapping[str, Any] | str],
+        documents: Documents,
         *,
         deadline_ms: float | None = None,
         max_tokens: int = 64,
         embedder: str | Embedder | None = "minilm",
-    ) -> Answer:
+    ) -> Answer: ...
+    @overload
+    def answer(
+        self,
+        question: Sequence[str],
+        documents: Documents,
+        *,
+        deadline_ms: float | None = None,
+        max_tokens: int = 64,
+        embedder: str | Embedder | None = "minilm",
+    ) -> list[Answer]: ...
+    def answer(
+        self,
+        question: str | Sequence[str],
+        documents: Documents,
+        *,
+        deadline_ms: float | None = None,
+        max_tokens: int = 64,
+        embedder: str | Embedder | None = "minilm",
+    ) -> Answer | list[Answer]:
         """Answers from documents, or says that they do not: `text`, `sources` with exact quotes, `found`, `timings`.
 
-        documents: an open Index; or documents, a few, which are indexed for this call with `embedder`. When the time
-        is short the answer is the quote alone. To stream it: millis.tasks.answer.ask.
+        question: one, or a list, whose answers share steps; the deadline is each one's. documents: an open Index; or
+        documents, a few, which are indexed for this call with `embedder`. When the time is short the answer is the
+        quote alone. To stream it: millis.tasks.answer.ask.
         """
-        from millis.tasks.answer import ask
+        from millis.tasks.answer import ask_all
         from millis.tasks.index import Index
 
         deadline_ms, max_tokens = checks.deadline(deadline_ms), whole("max_tokens", max_tokens, 1)
-        checks.text(question, "the question")
+        single = isinstance(question, str)
+        asked = [question] if isinstance(question, str) else checks.sequence(question, "questions")
+        for one in asked:
+            checks.text(one, "the question")
         index = documents if isinstance(documents, Index) else Index.of(documents, embedder=embedder)
-        return ask(self, question, index, deadline_ms=deadline_ms, max_tokens=max_tokens).result()
+        found = ask_all(self, asked, index, deadline_ms=deadline_ms, max_tokens=max_tokens)
+        return found[0] if single else found
 
     def _ids(self, prompt: Prompt, add_special: bool = True) -> list[int]:
         if isinstance(prompt, str):
