@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from millis.commands import chat
-from millis.commands.chat import Conversation, save, talk
+from millis.commands.chat import Chat, save, talk
+from millis.tasks.conversation import Conversation
 from millis.tasks.model import LanguageModel
 from millis.types import SamplingParams
 from shell import Terminal, error_line, millis
@@ -130,19 +131,20 @@ def lm(model_path: Callable[[str], Path]) -> LanguageModel:
 def test_a_message_that_does_not_fit_leaves_the_conversation_as_it_was(
     lm: LanguageModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    conversation = Conversation(lm, None, {"max_tokens": 4})
-    conversation.take("Hello!")
+    conversation = Conversation(lm)
+    chat = Chat(lm, conversation, {"max_tokens": 4})
+    chat.take("Hello!")
     before = list(conversation.messages)
     assert [message["role"] for message in before] == ["user", "assistant"]
     capsys.readouterr()
-    conversation.take("word " * 100)
+    chat.take("word " * 100)
     assert conversation.messages == before
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1
     assert re.search(r"tokens; the context holds 96, .*; the conversation is as it was before, /reset starts anew", err)
-    conversation.take("/reset")
+    chat.take("/reset")
     assert conversation.messages == []
-    conversation.take("Hello!")
+    chat.take("Hello!")
     assert conversation.messages == before
     lm.engine.scheduler.check_integrity()
 
@@ -163,7 +165,7 @@ def typed(*lines: str) -> Callable[[str], str]:
 def test_an_interrupt_outside_of_an_answer_leaves_the_conversation_as_it_was(
     lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    conversation = Conversation(lm, "Be brief.", {"max_tokens": 4})
+    conversation = Conversation(lm, system="Be brief.")
     times = []
 
     def interrupted_once(*arguments: Any, **options: Any) -> Any:
@@ -174,15 +176,15 @@ def test_an_interrupt_outside_of_an_answer_leaves_the_conversation_as_it_was(
 
     monkeypatch.setattr(lm, "chat_stream", interrupted_once)
     monkeypatch.setattr("builtins.input", typed("Hello!", "\x03", "Hello again!", "/exit"))
-    talk(conversation)
+    talk(Chat(lm, conversation, {"max_tokens": 4}))
     assert times == [2, 2]
     assert [message["role"] for message in conversation.messages] == ["system", "user", "assistant"]
     assert conversation.messages[1]["content"] == "Hello again!"
 
 
 def test_no_answer_is_no_message(lm: LanguageModel) -> None:
-    conversation = Conversation(lm, None, {"max_tokens": 4, "deadline_ms": 1e-3})
-    conversation.take("Hello!")
+    conversation = Conversation(lm)
+    Chat(lm, conversation, {"max_tokens": 4, "deadline_ms": 1e-3}).take("Hello!")
     assert conversation.messages == []
 
 
@@ -198,12 +200,12 @@ def test_the_options_are_those_of_an_answer(model_path: Callable[[str], Path]) -
         def __init__(self, *_: Any, **options: Any) -> None:
             self.tokenizer, self.options = type("", (), {"has_chat_template": True}), options
 
-    def record(self: Conversation, line: str) -> None:
+    def record(self: Chat, line: str) -> None:
         seen.update(self._options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("millis.tasks.model.LanguageModel", Spy)
-        patch.setattr(Conversation, "take", record)
+        patch.setattr(Chat, "take", record)
         patch.setattr("builtins.input", typed("Hello!", "/exit"))
         chat.command("smollm2", **given)
     assert seen == {**given, "adapter": None}
@@ -213,14 +215,18 @@ def test_the_options_are_those_of_an_answer(model_path: Callable[[str], Path]) -
 # /save
 
 
-MESSAGES = [{"role": "user", "content": "你好 “quoted”\n"}]
+MESSAGES = [{"role": "system", "content": "你好 “quoted”\n"}]
+
+
+def said_before() -> Conversation:
+    return Conversation(None, system=MESSAGES[0]["content"])  # type: ignore[arg-type]
 
 
 def test_save_writes_json_with_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     path = tmp_path / "talk.json"
     before = os.umask(0o026)
     try:
-        said = save(MESSAGES, str(path))
+        said = save(said_before(), str(path))
     finally:
         os.umask(before)
     assert said == f"1 messages in {path}"
@@ -242,7 +248,7 @@ def test_a_save_that_fails_keeps_the_old_file_and_leaves_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(f"millis.files.os.{step}", full)
-        said = save(MESSAGES, str(path))
+        said = save(said_before(), str(path))
     assert said == f"cannot write {path}: No space left on device; the conversation goes on"
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["talk.json"]
@@ -252,7 +258,7 @@ def test_a_save_that_fails_keeps_the_old_file_and_leaves_nothing(
 def test_names_that_cannot_be_saved_to(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    said = save(MESSAGES, name)
+    said = save(said_before(), name)
     assert said.startswith("cannot write " if name else "give a file")
     assert "\n" not in said
     assert os.listdir(tmp_path) == ["folder"]
@@ -260,4 +266,4 @@ def test_names_that_cannot_be_saved_to(name: str, tmp_path: Path, monkeypatch: p
 
 def test_the_home_folder_by_its_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert save(MESSAGES, "~/talk.json") == f"1 messages in {tmp_path / 'talk.json'}"
+    assert save(said_before(), "~/talk.json") == f"1 messages in {tmp_path / 'talk.json'}"

@@ -24,10 +24,10 @@ from shell import millis as shell
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "millis"
 PUBLIC = """
-    Answer Calibration Cascade Classification Completion DataError DeadlineError Document Encoder EngineConfig
-    Extraction FormatError Grammar GrammarError Index LanguageModel MillisError ModelError Moderation OverloadError
-    PullError RequestError SamplingParams Seq2Seq Source Stream Summary TemplateError Timings TokenLogprob Translation
-    cascade load
+    Answer Calibration Cascade Classification Completion Conversation DataError DeadlineError Document Encoder
+    EngineConfig Extraction FormatError Grammar GrammarError Index LanguageModel MillisError ModelError Moderation
+    OverloadError PullError RequestError SamplingParams Seq2Seq Source Stream Summary TemplateError Timings
+    TokenLogprob Translation cascade load
 """.split()
 HEAVY = ["numpy", "torch", "transformers", "jinja2", "tokenizers", "huggingface_hub", "typer", "rich", "millis._native"]
 
@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "data": {"files", "hub", "samples"},
     "engine": {"_native", "config", "models"},
     "documents": set(),
-    "tasks": {"_native", "config", "models", "engine", "tokenizer", "hub", "documents", "samples"},
+    "tasks": {"_native", "config", "files", "models", "engine", "tokenizer", "hub", "documents", "samples"},
     "quantize": {"_native", "config", "files", "models", "engine", "tasks", "tokenizer"},
     "train": {"models", "tokenizer", "samples", "tasks.translate", "tasks.language"},  # what a model will be asked
     "bench": {"_native", "models", "engine", "tasks"},

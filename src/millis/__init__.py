@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from millis.tasks.answer import Answer, Source
     from millis.tasks.calibration import Calibration
     from millis.tasks.cascade import Cascade, cascade
+    from millis.tasks.conversation import Conversation
     from millis.tasks.encoder import Encoder
     from millis.tasks.extract import Extraction
     from millis.tasks.index import Index
@@ -53,6 +54,7 @@ __all__ = [
     "Cascade",
     "Classification",
     "Completion",
+    "Conversation",
     "DataError",
     "DeadlineError",
     "Document",
@@ -88,6 +90,7 @@ _LAZY = {
     "Answer": "tasks.answer",
     "Calibration": "tasks.calibration",
     "Cascade": "tasks.cascade",
+    "Conversation": "tasks.conversation",
     "Document": "documents.store",
     "Encoder": "tasks.encoder",
     "EngineConfig": "config",

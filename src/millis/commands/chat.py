@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from millis.commands import common, lines
-from millis.files import whole
-from millis.tasks.language import language
-from millis.tasks.memory import fitting, transcript
+from millis.tasks.conversation import Conversation
 from millis.types import Completion, MillisError, RequestError, TemplateError
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel, Stream
 
 EXAMPLE = 'millis chat -m qwen2.5-0.5b --system "You answer in one sentence."'
-_PERSONA = {"en": "You are {persona}. Stay in this role.", "zh": "你是{persona}。请始终保持这个角色。"}
 HELP = (
     "/reset forgets the conversation · /save FILE writes it as JSON · /help · /exit or Ctrl-D leaves"
     " · Ctrl-C stops an answer"
@@ -68,111 +65,53 @@ def command(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    who = lines.read_text(Path(persona[1:])) if persona is not None and persona.startswith("@") else persona
     lm = common.load(model, threads=threads, context=context, precision=precision, speculation=speculation, draft=draft)
     if not lm.tokenizer.has_chat_template:
         raise TemplateError(f"{model} is a base model without a chat template; use: millis run -m {model} PROMPT")
     name = None if adapter is None else lm.load_adapter(adapter, "adapter")
     common.say(f"{model}: {HELP}")
-    memory = Memory(lm, memory_tokens, summarize=summarize)
+    conversation = Conversation(lm, persona=who, system=system, memory_tokens=memory_tokens, summarize=summarize)
     options = {**sampling, "deadline_ms": deadline_ms, "adapter": name}
-    talk(Conversation(lm, _opening(system, persona), options, memory, json=json))
+    talk(Chat(lm, conversation, options, json=json))
 
 
-def _opening(system: str | None, persona: str | None) -> str | None:
-    """The system message: who answers, then what else is to be heeded."""
-    if persona is None:
-        return system
-    given = lines.read_text(Path(persona[1:])) if persona.startswith("@") else persona
-    tongue = language(given)
-    whole = _PERSONA[tongue].replace("{persona}", given.strip())
-    return whole if system is None else f"{whole}\n\n{system}"
-
-
-class Memory:
-    """How much of a conversation the model is shown: all of it, or the latest turns and a summary of the others."""
-
-    def __init__(self, lm: LanguageModel, tokens: int | None = None, *, summarize: bool = False) -> None:
-        self._lm, self._tokens, self._summarize = lm, tokens, summarize
-        self._summary = ""
-        self._dropped = 0  # messages that are shown no more
-
-    def forget(self) -> None:
-        """The conversation starts anew."""
-        self._summary, self._dropped = "", 0
-
-    def shown(self, opening: list[dict[str, str]], messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        """What the model is asked with; says so where older turns go. RequestError: the last message is too long."""
-        if self._tokens is None:
-            return [*opening, *messages]
-        turns = messages[self._dropped :]
-        kept, gone = fitting(self._head(opening), turns, self._tokens, self._count)
-        if gone:
-            self._dropped += len(gone)
-            how = "forgotten"
-            if self._summarize:
-                text = transcript([{"role": "summary", "content": self._summary}, *gone] if self._summary else gone)
-                self._summary = self._lm.summarize(text, sentences=3).text
-                how = "kept as a summary"
-                kept, more = fitting(self._head(opening), kept, self._tokens, self._count)
-                self._dropped += len(more)
-            common.say(f"memory of {self._tokens} tokens: the {self._dropped} oldest messages are {how}")
-        return [*self._head(opening), *kept]
-
-    def _head(self, opening: list[dict[str, str]]) -> list[dict[str, str]]:
-        if not self._summary:
-            return opening
-        before = f"{opening[0]['content']}\n\n" if opening else ""
-        return [{"role": "system", "content": f"{before}Earlier in this conversation: {self._summary}"}]
-
-    def _count(self, messages: list[dict[str, str]]) -> int:
-        return len(self._lm.tokenizer.encode_chat(messages)) if messages else 0
-
-
-class Conversation:
-    """The messages so far, and what a line does to them."""
+class Chat:
+    """A conversation in the terminal, and what a line does to it."""
 
     def __init__(
-        self,
-        lm: LanguageModel,
-        system: str | None,
-        options: dict[str, Any],
-        memory: Memory | None = None,
-        *,
-        json: bool = False,
+        self, lm: LanguageModel, conversation: Conversation, options: dict[str, Any], *, json: bool = False
     ) -> None:
-        self._lm, self.json = lm, json
-        self._memory = memory or Memory(lm)
-        self._options = options
-        self._opening = [] if system is None else [{"role": "system", "content": system}]
-        self.messages = list(self._opening)
+        self._lm, self._options, self.json = lm, options, json
+        self.conversation = conversation
 
     def take(self, line: str) -> None:
         """Obeys a command or answers a message."""
         verb, _, rest = line.strip().partition(" ")
         if verb == "/reset":
-            self.messages = list(self._opening)
-            self._memory.forget()
+            self.conversation.reset()
             common.say("the conversation starts anew")
         elif verb == "/save":
-            common.say(save(self.messages, rest.strip()))
+            common.say(save(self.conversation, rest.strip()))
         elif verb.startswith("/"):
             common.say(HELP if verb == "/help" else f"unknown command {verb}; {HELP}")
         elif verb:
             self._answer(line)
 
     def _answer(self, line: str) -> None:
-        """Answers and keeps both messages; what cannot be answered leaves the conversation as it was."""
-        messages = [*self.messages, {"role": "user", "content": line}]
+        """Answers; what cannot be answered leaves the conversation as it was."""
+        talk, before = self.conversation, self.conversation.forgotten
         try:
-            shown = self._memory.shown(self._opening, messages[len(self._opening) :])
-            out = self._show(self._lm.chat_stream(shown, **self._options))
+            stream = talk.say_stream(line, **self._options)
+            if talk.forgotten > before:
+                how = "kept as a summary" if talk.summary else "forgotten"
+                common.say(f"memory of {talk.memory_tokens} tokens: the {talk.forgotten} oldest messages are {how}")
+            out = self._show(stream)
         except MillisError as error:
             if self.json:
                 _print_line({"error": str(error)})
             common.say(f"millis: {error}; the conversation is as it was before, /reset starts anew")
         else:
-            if out.text:  # stopped before its first character, an answer is none
-                self.messages = [*messages, {"role": "assistant", "content": out.text}]
             if not self.json:
                 common.say(common.status_line(out, self._lm))
 
@@ -189,7 +128,7 @@ def _print_line(value: dict[str, Any]) -> None:
     print(jsonlib.dumps(value, ensure_ascii=False, allow_nan=False), flush=True)
 
 
-def talk(conversation: Conversation) -> None:
+def talk(chat: Chat) -> None:
     """Takes the user's lines until /exit or the end of input. Ctrl-C drops what is under way, and no message."""
     with suppress(ImportError):
         import readline  # noqa: F401  history and editing for input()
@@ -197,26 +136,22 @@ def talk(conversation: Conversation) -> None:
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused, not the end
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() and not conversation.json else "")
+            line = input("> " if sys.stdin.isatty() and not chat.json else "")
             if line.strip() in ("/exit", "/quit"):
                 return
-            conversation.take(line)
+            chat.take(line)
         except KeyboardInterrupt:
             print()
         except EOFError:
             return
 
 
-def save(messages: list[dict[str, str]], name: str) -> str:
-    """Writes the messages as JSON in one move, so that a failure leaves the old file. What to tell the user."""
+def save(conversation: Conversation, name: str) -> str:
+    """Writes the messages as JSON. What to tell the user."""
     if not name:
         return "give a file: /save FILE"
     try:
-        path = Path(name).expanduser()
-        with whole(path) as file:
-            file.write(jsonlib.dumps(messages, ensure_ascii=False, indent=2).encode())
-        return f"{len(messages)} messages in {path}"
-    except RequestError as error:  # a folder, a device
+        conversation.save(name)
+    except RequestError as error:
         return f"{error}; the conversation goes on"
-    except (OSError, RuntimeError, ValueError) as error:  # the disk, an unknown ~user, a name that cannot be a path
-        return f"cannot write {name}: {getattr(error, 'strerror', None) or error}; the conversation goes on"
+    return f"{len(conversation.messages)} messages in {Path(name).expanduser()}"
