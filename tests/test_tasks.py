@@ -246,9 +246,41 @@ def test_a_cascades_text_is_kept_by_its_tokens_probabilities() -> None:
         millis.cascade("smollm2")
 
 
+def test_a_cascade_hands_out_the_small_answer_then_the_large_one() -> None:
+    small, large = Judge("s", "small", 0), Judge("l", "large", 0)
+    models: Any = [small, large]
+    found = Cascade(models, confidence=0.62).answers("x")
+    assert large.calls == small.calls == 0
+    first = next(found)
+    assert (first.text, first.timings.why, large.calls) == ("small", "first", 0) and first.logprobs is None
+    (second,) = found
+    assert (second.text, second.timings.why, second.timings.model) == ("large", "replaced", "l")
+    assert [out.text for out in Cascade(models, confidence=0.6).answers("x")] == ["small"]
+    with pytest.raises(RequestError, match="deadline_ms must be"):
+        Cascade(models).answers("x", deadline_ms=0)
+
+
 @pytest.fixture(scope="module")
 def lm(model_path: Callable[[str], Path]) -> millis.LanguageModel:
     return millis.load(model_path("smollm2"), threads=1, context=1024)
+
+
+def test_the_answers_of_real_models_are_those_of_chat(lm: millis.LanguageModel) -> None:
+    messages = [{"role": "user", "content": "Say hello."}]
+    found = list(Cascade([lm, lm], confidence=1.0).answers(messages, deadline_ms=60_000, max_tokens=8))
+    assert [out.text for out in found] == [lm.chat(messages, max_tokens=8).text] * 2
+    assert [out.text for out in Cascade([lm, lm], confidence=0).answers("Once", max_tokens=3)] == [
+        lm.generate("Once", max_tokens=3).text
+    ]
+
+
+def test_run_shows_the_small_answer_and_what_replaces_it(model_path: Callable[[str], Path]) -> None:
+    name = str(model_path("smollm2"))
+    command = ("run", "-m", f"{name},{name}", "--threads", "1", "--max-tokens", "4", "Tell me of cats.")
+    done = shell(*command)
+    assert done.returncode == 0 and done.stdout.count("\n") == 2
+    assert "replaces it:" in done.stderr and "first" in done.stderr
+    assert shell(*command, "--raw").returncode == 2
 
 
 def test_a_real_model_does_the_tasks(lm: millis.LanguageModel) -> None:

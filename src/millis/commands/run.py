@@ -18,7 +18,10 @@ EXAMPLE = 'millis run -m qwen2.5-0.5b "写一首关于秋天的诗。" --max-tok
 
 def command(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads standard input.")],
-    model: common.Model = "smollm2",
+    model: Annotated[
+        str,
+        typer.Option("-m", "--model", help="A model; SMALL,LARGE: the large one replaces the answer."),
+    ] = "smollm2",
     system: common.System = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
     max_tokens: Annotated[
@@ -48,6 +51,7 @@ def command(
     """Answers one prompt, as it is written."""
     from millis.models.load import is_seq2seq
 
+    options: dict[str, Any]
     sampling = common.checked(
         max_tokens=256 if max_tokens is None else max_tokens,
         temperature=temperature,
@@ -61,9 +65,15 @@ def command(
     )
     text = _prompt(prompt)
     form = None if schema is None else _schema(schema)
+    if "," in model:
+        if draft is not None or adapter is not None or beams is not None or raw:
+            raise typer.BadParameter("several models take no --draft, --adapter, --beams or --raw; leave them out")
+        options = {**sampling, "deadline_ms": deadline_ms, "schema": form}
+        loading = {"threads": threads, "context": context, "precision": precision, "speculation": speculation}
+        return _cascade(model, text, system, options, json, **loading)
     path = common.resolve(model)
     if is_seq2seq(path):
-        options: dict[str, Any] = {
+        options = {
             "speculation": speculation != "auto",
             "draft": draft,
             "system": system,
@@ -104,6 +114,24 @@ def _rewrite(model: str, text: str, options: dict[str, Any], json: bool, **loadi
         common.say(common.status_line(out, lm))
     if out.finish_reason == "cancelled":
         raise typer.Exit(130)
+
+
+def _cascade(names: str, text: str, system: str | None, options: dict[str, Any], json: bool, **loading: Any) -> None:
+    """The small model's answer, then each that replaces it, with a line on standard error that says so."""
+    from millis.tasks.cascade import Cascade, CascadeTimings
+
+    models = common.load_reader(names, 0.9, **loading)
+    assert isinstance(models, Cascade)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    for out in models.answers([*messages, {"role": "user", "content": text}], **options):
+        assert isinstance(out.timings, CascadeTimings)
+        if json:
+            common.print_json({"model": out.timings.model, **common.record(out)})
+            continue
+        if out.timings.why == "replaced":
+            common.say(f"{out.timings.model} replaces it:")
+        print(out.text, flush=True)
+        common.say(lines.status(out.timings))
 
 
 def _prompt(prompt: str) -> str:

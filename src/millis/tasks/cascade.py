@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -32,7 +32,7 @@ class CascadeTimings(Timings):
 
     model: str = ""  # whose answer it is
     model_ms: tuple[tuple[str, float], ...] = ()  # each model that was asked, and what it took
-    why: str = ""  # confident | no time | not whole | replaced
+    why: str = ""  # confident | no time | not whole | replaced; of `answers`: first | replaced
     confidence: float | None = None  # of the first model
 
 
@@ -68,13 +68,16 @@ class Cascade:
             found: Classification = lm.classify(given[0], labels, deadline_ms=left_ms, **options)
             return found
 
-        return self._answer(
+        deadline_ms = self._prepared(deadline_ms)
+        *_, found = self._answers(
             answer,
             deadline_ms,
+            time.perf_counter(),
             confident=lambda one: max(one.scores.values()),
             whole=lambda one: one.complete,
             fits=lambda lm, one, left_ms: True,  # whether it is in time is seen when it is asked: nothing is lost
         )
+        return found
 
     def generate(self, prompt: Prompt, *, deadline_ms: float | None = None, **sampling: Any) -> Completion:
         """As LanguageModel.generate."""
@@ -84,7 +87,38 @@ class Cascade:
         """As LanguageModel.chat."""
         return self._text(lambda lm, left, more: lm.chat(messages, deadline_ms=left, **more), deadline_ms, sampling)
 
+    def answers(
+        self, prompt: Prompt | Sequence[Message], *, deadline_ms: float | None = None, **sampling: Any
+    ) -> Iterator[Completion]:
+        """The small model's answer as soon as it is there, then each that replaces it, as `generate` decides.
+
+        prompt: a text or token ids to go on with, or messages, which are answered. `timings.why` is "first", then
+        "replaced"; `deadline_ms` counts from the call, what is done between two answers included. DeadlineError: not
+        even the small model would be in time.
+
+        >>> for out in models.answers([{"role": "user", "content": "Why is the sky blue?"}], deadline_ms=3000):
+        ...     show(out.text)
+        """
+        deadline_ms = self._prepared(deadline_ms)
+        talk = (
+            isinstance(prompt, Sequence) and not isinstance(prompt, str) and isinstance([*prompt[:1], None][0], Mapping)
+        )
+
+        def ask(lm: LanguageModel, left_ms: float | None, more: dict[str, Any]) -> Completion:
+            write: Callable[..., Completion] = lm.chat if talk else lm.generate
+            return write(prompt, deadline_ms=left_ms, **more)
+
+        found = self._texts(ask, deadline_ms, sampling, time.perf_counter())
+        return (out for out in found if getattr(out.timings, "why", "") in ("first", "replaced"))
+
     def _text(self, ask: Callable[..., Completion], deadline_ms: float | None, sampling: dict[str, Any]) -> Completion:
+        deadline_ms = self._prepared(deadline_ms)
+        *_, found = self._texts(ask, deadline_ms, sampling, time.perf_counter())
+        return found
+
+    def _texts(
+        self, ask: Callable[..., Completion], deadline_ms: float | None, sampling: dict[str, Any], begin: float
+    ) -> Iterator[Completion]:
         wished = sampling.get("logprobs")
         first = self.models[0]
 
@@ -92,34 +126,56 @@ class Cascade:
             more = {**sampling, "logprobs": 0 if wished is None and lm is first else wished}
             return ask(lm, left_ms, more)
 
-        found = self._answer(
+        found = self._answers(
             answer,
             deadline_ms,
+            begin,
             confident=_certainty,
             whole=lambda one: one.finish_reason in ("stop", "length"),
             fits=_fits,
         )
-        return found if wished is not None else replace(found, logprobs=None)
+        yield from (one if wished is not None else replace(one, logprobs=None) for one in found)
 
-    def _answer(
-        self,
-        ask: Callable[[LanguageModel, float | None], Answer],
-        deadline_ms: float | None,
-        *,
-        confident: Callable[[Answer], float],
-        whole: Callable[[Answer], bool],
-        fits: Callable[[LanguageModel, Answer, float], bool],
-    ) -> Answer:
+    def _prepared(self, deadline_ms: float | None) -> float | None:
+        """The deadline, for which all models have measured what steps take."""
         deadline_ms = checks.deadline(deadline_ms)
         if deadline_ms is not None:
             for lm in self.models:
                 lm.prepare_deadlines(deadline_ms)
-        begin = time.perf_counter()
-        taken, name, why = ask(self.models[0], deadline_ms), self.models[0].path.stem, "confident"
+        return deadline_ms
+
+    def _answers(
+        self,
+        ask: Callable[[LanguageModel, float | None], Answer],
+        deadline_ms: float | None,
+        begin: float,
+        *,
+        confident: Callable[[Answer], float],
+        whole: Callable[[Answer], bool],
+        fits: Callable[[LanguageModel, Answer, float], bool],
+    ) -> Iterator[Answer]:
+        """The first answer and each that replaces it; in the end the one that stays once more, if for a reason."""
+
+        def left() -> float | None:
+            return None if deadline_ms is None else deadline_ms - 1000 * (time.perf_counter() - begin)
+
+        left_ms = left()  # who iterates may have waited
+        taken = ask(self.models[0], None if left_ms is None else max(left_ms, 1e-6))
+        name, why = self.models[0].path.stem, "first"
         certainty = first = confident(taken)
         spent = [(name, taken.timings.total_ms)]
+
+        def timed() -> Answer:
+            total_ms = 1000 * (time.perf_counter() - begin)
+            given = {field.name: getattr(taken.timings, field.name) for field in fields(Timings)}
+            given |= {"total_ms": total_ms, "deadline_ms": deadline_ms}
+            given |= {"slack_ms": None if deadline_ms is None else deadline_ms - total_ms}
+            timings = CascadeTimings(**given, model=name, model_ms=tuple(spent), why=why, confidence=first)
+            return replace(taken, timings=timings)
+
+        yield timed()
         for lm in self.models[1:]:
-            left_ms = None if deadline_ms is None else deadline_ms - 1000 * (time.perf_counter() - begin)
+            left_ms = left()
             if certainty >= self.confidence:
                 why = "confident"
                 break
@@ -137,12 +193,9 @@ class Cascade:
                 break
             taken, name, why = other, lm.path.stem, "replaced"
             certainty = confident(other)
-        total_ms = 1000 * (time.perf_counter() - begin)
-        given = {field.name: getattr(taken.timings, field.name) for field in fields(Timings)}
-        given |= {"total_ms": total_ms, "deadline_ms": deadline_ms}
-        given |= {"slack_ms": None if deadline_ms is None else deadline_ms - total_ms}
-        timings = CascadeTimings(**given, model=name, model_ms=tuple(spent), why=why, confidence=first)
-        return replace(taken, timings=timings)
+            yield timed()
+        if why != "replaced":
+            yield timed()
 
 
 def _certainty(out: Completion) -> float:
