@@ -118,7 +118,7 @@ REFUSED: list[tuple[str, Call]] = [
     ("documents must be a list of documents, not None", lambda lm: lm.answer("fee?", None)),
     ("documents must be .* not '/path/to/x.idx'; .*Index.open", lambda lm: lm.answer("fee?", "/path/to/x.idx")),
     ("embedder must be .* not 5", lambda lm: lm.answer("fee?", DOCUMENTS, embedder=5)),
-    ("the question must be a str", lambda lm: lm.answer(None, DOCUMENTS, embedder=None)),
+    ("questions must be a list", lambda lm: lm.answer(None, DOCUMENTS, embedder=None)),
     ("an index must be a path, not 5", lambda lm: millis.Index.open(5)),  # type: ignore[arg-type]
     ("temperature must lie", lambda lm: lm.generate("x", temperature=10**400)),
     (r"logit_bias\[5\] must lie", lambda lm: lm.generate("x", logit_bias={5: 10**400})),
