@@ -239,6 +239,16 @@ def test_a_pattern_behind_a_name_that_is_chosen_is_closed(answers: Answers) -> N
         validate(answers.text(answers.schema(schema).closing() or []), schema)
 
 
+def test_a_string_is_closed_behind_half_a_character(answers: Answers) -> None:
+    schema = {"type": "array", "items": {"type": "string", "pattern": "[0-9]{3}"}, "minItems": 1}
+    for half in ("é".encode()[:1], "字".encode()[:2], b"\\", b"\\u00"):
+        matcher = answers.schema(schema)
+        begun = answers.compiler._closer.spelled(b'["' + half)  # type: ignore[union-attr]
+        for token in begun:
+            matcher.accept(token)
+        validate(answers.text([*begun, *(matcher.closing() or [])]), schema)
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(schema=st.recursive(leaves(), branches, max_leaves=8), steps=st.integers(0, 60), seed=st.integers(0, 2**32))
 def test_wherever_random_tokens_lead_the_closing_is_valid(schema: Any, steps: int, seed: int, answers: Answers) -> None:

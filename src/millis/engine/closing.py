@@ -19,6 +19,7 @@ STATE_FUEL = 1_000  # what looking at one more state counts as
 MAX_LEVELS = 128  # bytes between two places where something may end
 PROBED = 40  # levels of the first look, one state wide
 WIDTH = 8  # states kept a level
+HALF = 5  # bytes that may lack of a character or an escape, behind which a string can end as if it were begun
 FREE = 512  # where more tokens than this may follow, it is free text: fillers do
 FILLERS = b" .a0A-:/@_"
 Hints = Sequence[Sequence[int]]  # texts that a string may need before it can end
@@ -189,7 +190,7 @@ class Closer:
     def _search(self, start: _State, is_json: bool, hints: Hints, levels: int, width: int) -> list[int]:
         """The tokens up to the next place where something may end; none where it was not found."""
         level = [_State(start.native, [], start.place, start.fuel)]
-        for _ in range(levels):
+        for depth in range(levels):
             seen: dict[bytes, _State] = {}
             for state in level:
                 for token in self._candidates(state.native)[: 1 if width == 1 else None]:
@@ -199,7 +200,8 @@ class Closer:
                         continue
                     if following.native.is_accepting() or self._ending(following, is_json):
                         return following.tokens
-                    if following.place.in_string and following.place.strings != start.place.strings:
+                    entered = following.place.strings != start.place.strings
+                    if following.place.in_string and (entered or depth < HALF):
                         if self._hinted(following, hints) or self._filled(following):
                             return following.tokens
                     seen.setdefault(following.native.compute_bitmask(), following)
