@@ -9,10 +9,13 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from serving import CHAT, LIMIT_S, Server, chat, until
 from shell import error_line, millis
@@ -55,6 +58,34 @@ def test_sigterm_lets_answers_end_and_takes_no_new_ones(model_path: Callable[[st
         assert server.process.wait(LIMIT_S) == 0
     assert [status for status, _ in answers] == [200] * 4
     assert all(answer["usage"]["completion_tokens"] == 60 for _, answer in answers)
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.4])
+def test_a_server_that_is_stopped_while_it_loads_just_ends(pause_s: float, model_path: Callable[[str], Path]) -> None:
+    command = [sys.executable, "-m", "millis", "serve", "-m", str(model_path("smollm2")), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        until(lambda: b"worker" in b"".join(map(cmdline, children(process.pid))))  # the engine is on its way
+        time.sleep(pause_s)
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0 and "Error" not in text and "Traceback" not in text, text
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            found += map(int, (task / "children").read_text().split())
+        except OSError:
+            continue
+    return found
 
 
 def test_the_drain_has_an_end(model_path: Callable[[str], Path]) -> None:

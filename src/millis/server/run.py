@@ -120,6 +120,7 @@ async def _serve(
             )
         else:
             loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
         await answering
     finally:
         server.should_exit = server.force_exit = True
