@@ -66,7 +66,7 @@ __attribute__((target("avx2"))) int dots_avx2(int steps) {
 
 // 10^9 operations a second (a multiplication and an addition are two) of byte dots on `threads` threads; 0: no loop for it.
 double dot_peak(const std::string& isa, int threads) {
-  checked_threads(threads);
+  Pool pool(threads);
   const std::string name = select_kernels(isa).isa;
   int (*loop)(int) = nullptr;
   double each = 0;  // operations a step
@@ -78,7 +78,6 @@ double dot_peak(const std::string& isa, int threads) {
   if (!loop) return 0;
   constexpr int kSteps = 2'000'000;
   const nb::gil_scoped_release unlocked;
-  Pool pool(threads);
   double best = 0;
   std::vector<int> kept(static_cast<size_t>(threads));
   for (int i = 0; i < 5; ++i) {

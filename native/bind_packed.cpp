@@ -29,7 +29,7 @@ Panels pack(const std::string& name, int type, int rows, int cols, const Array<u
   std::unique_ptr<Matrix> matrix;
   {
     const Unlocked unlocked;
-    Pool pool(checked_threads(threads));
+    Pool pool(threads);
     matrix = std::make_unique<Matrix>(name, static_cast<GgmlType>(type), rows, cols, std::span(data.data(), data.size()), false, pool);
   }
   const size_t bytes = matrix->bytes();

@@ -128,7 +128,6 @@ Floats matmul(const Array2<float>& x, int type, int rows, const Array<uint8_t>& 
 // turns with `copies` copies of it, as the matrices of a model do, so that a small one does not stay in the cache.
 std::pair<std::vector<double>, size_t> time_matmul(int type, int rows, int cols, const Array<uint8_t>& data, int count, const std::string& isa,
                                                    int threads, int repeats, int copies, bool bytes) {
-  checked_threads(threads);
   if (count < 1 || count > 4096 || repeats < 1 || repeats > 100000 || copies < 1 || copies > 4096)
     throw std::invalid_argument("time_matmul: count and copies in [1, 4096], repeats in [1, 100000]");
   const Kernels& k = select_kernels(isa);

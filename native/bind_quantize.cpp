@@ -20,7 +20,7 @@ std::pair<NewArray<uint8_t>, NewArray<double>> quantize_matrix(int type, const A
   std::vector<uint8_t> out;
   {
     const Unlocked unlocked;
-    Pool pool(checked_threads(threads));
+    Pool pool(threads);
     out = quantize(static_cast<GgmlType>(type), std::span(values.data(), values.size()), columns, errors, pool);
   }
   return {owned(std::move(out)), owned(std::move(errors))};

@@ -309,7 +309,6 @@ Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
 
 // The bytes of a tensor as Q4_0.
 NewArray<uint8_t> to_q4(int type, const Array<uint8_t>& data, int threads) {
-  checked_threads(threads);
   std::vector<uint8_t> out;
   {
     const Unlocked unlocked;
@@ -323,9 +322,9 @@ NewArray<uint8_t> to_q4(int type, const Array<uint8_t>& data, int threads) {
 // pages where the system has them.
 double read_bandwidth(int mib, int threads) {
   if (mib < 1 || mib > 65536) throw std::invalid_argument("read_bandwidth: mib in [1, 65536]");
-  checked_threads(threads);
   const Unlocked unlocked;
   const Kernels& k = select_kernels("auto");
+  Pool pool(threads);
   const size_t bytes = static_cast<size_t>(mib) << 20, part = bytes / static_cast<size_t>(threads);
   constexpr size_t kHugePage = size_t{2} << 20;
   const size_t rounded = (bytes + 64 + kHugePage - 1) / kHugePage * kHugePage;
@@ -335,7 +334,6 @@ double read_bandwidth(int mib, int threads) {
   ::madvise(data.get(), rounded, MADV_HUGEPAGE);
 #endif
   std::memset(data.get(), 1, rounded);
-  Pool pool(threads);
   double best = 0;
   for (int i = 0; i < 5; ++i) {
     const auto begin = std::chrono::steady_clock::now();
@@ -348,7 +346,6 @@ double read_bandwidth(int mib, int threads) {
 
 // Nanoseconds of one barrier among `threads` threads that have nothing else to do, the best of five runs.
 double barrier_ns(int threads) {
-  checked_threads(threads);
   const Unlocked unlocked;
   constexpr int kBarriers = 2000;
   Pool pool(threads);

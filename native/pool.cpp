@@ -54,11 +54,16 @@ int current_cpu() {
 std::atomic<unsigned> forks{0};
 [[maybe_unused]] const int counted = ::pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
 
+size_t checked(int threads) {
+  if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in [1, 1024], not " + std::to_string(threads));
+  return static_cast<size_t>(threads);
+}
+
 constexpr auto kSpin = std::chrono::microseconds(100);  // between two steps of a decode, Python takes less
 
 }  // namespace
 
-Pool::Pool(int threads) : arrived_(static_cast<size_t>(threads)), dealt_(arrived_.size()), forks_(forks.load()) {
+Pool::Pool(int threads) : arrived_(checked(threads)), dealt_(arrived_.size()), forks_(forks.load()) {
   workers_.reserve(static_cast<size_t>(threads));
   try {
     for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });

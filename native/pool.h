@@ -8,8 +8,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <stdexcept>
-#include <string>
 #include <thread>
 #include <vector>
 
@@ -19,12 +17,6 @@ struct Range {
   int first, last;
 };
 
-// A number of threads that was asked for; std::invalid_argument unless it lies in [1, 1024].
-inline int checked_threads(int threads) {
-  if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must lie in [1, 1024], not " + std::to_string(threads));
-  return threads;
-}
-
 // The part of [0, count) that is a thread's.
 inline Range share(int count, int thread, int threads) {
   const auto at = [&](int t) { return static_cast<int>(static_cast<int64_t>(count) * t / threads); };
@@ -33,7 +25,7 @@ inline Range share(int count, int thread, int threads) {
 
 class Pool {
  public:
-  // Throws std::invalid_argument if the system does not start that many threads.
+  // Throws std::invalid_argument unless threads lie in [1, 1024], or if the system does not start that many.
   explicit Pool(int threads);
   ~Pool();
   Pool(const Pool&) = delete;

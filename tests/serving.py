@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -124,11 +126,37 @@ class Server:
 
     def workers(self) -> list[int]:
         """The engine process, once it runs."""
-        path = Path(f"/proc/{self.process.pid}/task")
-        children = " ".join((task / "children").read_text() for task in path.iterdir()).split()
-        return [
-            int(child) for child in children if b"millis.server.worker" in Path(f"/proc/{child}/cmdline").read_bytes()
-        ]
+        return workers(self.process.pid)
+
+
+def workers(pid: int) -> list[int]:
+    """The engine processes that a server has started by now."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with suppress(OSError):  # it has ended meanwhile
+            for child in (task / "children").read_text().split():
+                if b"millis.server.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
+    return found
+
+
+def random_bodies(count: int) -> Iterator[tuple[str, bytes]]:
+    """(path, body): noise, and valid bodies with a value or a key replaced."""
+    draw = random.Random(4)
+    paths = [CHAT, "/v1/completions", "/v1/responses", "/v1/messages", "/v1/classify", "/tokenize", "/detokenize"]
+    values = [None, True, -1, 0, 1e308, 2**70, "", "\x00", "\ud800", "a" * 300, [], {}, [[]], {"a": {}}, [None], "null"]
+    base = chat(max_tokens=1, stop=["x"], prompt="a", input="a", labels=["a", "b"], tokens=[1])
+    for i in range(count):
+        if i % 3 == 0:
+            data = bytes(draw.randrange(256) for _ in range(draw.randrange(200)))
+        else:
+            body = dict(base)
+            for _ in range(draw.randrange(1, 4)):
+                body[draw.choice([*base, "n", "tools", "seed", "response_format", "stream"])] = draw.choice(values)
+            if draw.random() < 0.7:
+                body = {key: value for key, value in body.items() if draw.random() < 0.6}
+            data = json.dumps(body).encode()
+        yield paths[i % len(paths)], data
 
 
 def chat(text: str = "Say hello.", **fields: Any) -> dict[str, Any]:

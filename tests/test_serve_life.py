@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from serving import CHAT, LIMIT_S, Server, chat, until
+from serving import CHAT, LIMIT_S, Server, chat, until, workers
 from shell import error_line, millis
 
 QUICK = ("--threads", "1", "--max-batch-tokens", "64")  # a short warm-up
@@ -64,28 +64,11 @@ def test_sigterm_lets_answers_end_and_takes_no_new_ones(model_path: Callable[[st
 def test_a_server_that_is_stopped_while_it_loads_just_ends(pause_s: float, model_path: Callable[[str], Path]) -> None:
     command = [sys.executable, "-m", "millis", "serve", "-m", str(model_path("smollm2")), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        until(lambda: b"worker" in b"".join(map(cmdline, children(process.pid))))  # the engine is on its way
+        until(lambda: bool(workers(process.pid)))  # the engine is on its way
         time.sleep(pause_s)
         process.send_signal(signal.SIGTERM)
         text, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0 and "Error" not in text and "Traceback" not in text, text
-
-
-def cmdline(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*"):
-        try:
-            found += map(int, (task / "children").read_text().split())
-        except OSError:
-            continue
-    return found
 
 
 def test_the_drain_has_an_end(model_path: Callable[[str], Path]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from millis.engine.request import Request
 from millis.tasks import checks
 from millis.tasks.calibration import CONTENT_FREE, Calibration, contextual, fit_temperature
-from millis.tasks.labels import Example, Question
+from millis.tasks.labels import Example, Question, chosen
 from millis.types import Classification, RequestError, brief, number
 
 if TYPE_CHECKING:
@@ -116,14 +116,13 @@ class Classifier:
             values = self.calibration.apply(self.labels, values)
         scores = self._question.scores(values)
         ranked = dict(sorted(zip(self.labels, scores, strict=True), key=lambda pair: -pair[1]))
-        best, score = next(iter(ranked.items()))
-        least = 0.5 if self._multi and self._abstain is None else self._abstain
         told = complete or (bool(request.score.values) and not self._multi)  # a question cut short asks nothing
+        label, labels = chosen(ranked, self._multi, self._abstain) if told else (None, [])
         return Classification(
-            label=best if told and (least is None or score >= least) else None,
+            label=label,
             scores=ranked,
             timings=request.timings,
-            labels=tuple(name for name, one in ranked.items() if one >= (least or 0.0)) if self._multi and told else (),
+            labels=tuple(labels) if self._multi else (),
             complete=complete,
         )
 

@@ -106,6 +106,14 @@ class Question:
         return [part.replace("{labels}", names).replace("{examples}", seen) for part in asked.split("{text}")]
 
 
+def chosen(scores: Mapping[str, float], several: bool, abstain: float | None) -> tuple[str | None, list[str]]:
+    """(the best label, all that score enough), from `abstain` on; where a text may have `several`, from one half."""
+    least = (0.5 if several else 0.0) if abstain is None else abstain
+    best = max(scores, key=scores.__getitem__)
+    enough = [name for name, score in scores.items() if score >= least]
+    return best if best in enough else None, enough
+
+
 def shown(labels: Sequence[str]) -> list[str]:
     """Labels as the model sees them: identifiers such as card_arrival are words to it, unless two became the same."""
     words = [" ".join(label.replace("_", " ").split()) for label in labels]

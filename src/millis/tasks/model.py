@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
@@ -247,7 +248,8 @@ class LanguageModel(TaskMethods):
         schema: a JSON schema; the answer is then JSON of it. GrammarError names what of it is not supported.
         adapter: one that `load_adapter` has loaded, for this answer only.
         """
-        return self._continue(prompt, deadline_ms, schema, adapter, sampling).result()
+        encode = partial(self._ids, prompt)
+        return self._stream(encode, True, deadline_ms, schema, adapter, sampling).result()
 
     def stream(
         self,
@@ -259,21 +261,8 @@ class LanguageModel(TaskMethods):
         **sampling: Any,
     ) -> Stream:
         """As `generate`, but hands out the text as it is written; with a deadline, read or not."""
-        return self._continue(prompt, deadline_ms, schema, adapter, sampling).kept()
-
-    def _continue(
-        self,
-        prompt: Prompt,
-        deadline_ms: float | None,
-        schema: Schema | None,
-        adapter: str | None,
-        sampling: dict[str, Any],
-    ) -> Stream:
-        self._prepare(deadline_ms, schema is not None or sampling.get("grammar") is not None)
-        begin = time.perf_counter()
-        found = self._adapter(adapter)
-        ids = self._ids(prompt)
-        return self._start(ids, begin, deadline_ms, with_schema(sampling, schema), found, continues=True)
+        encode = partial(self._ids, prompt)
+        return self._stream(encode, True, deadline_ms, schema, adapter, sampling).kept()
 
     def chat(
         self,
@@ -285,7 +274,9 @@ class LanguageModel(TaskMethods):
         **sampling: Any,
     ) -> Completion:
         """Answers a conversation through the model's own chat template; `schema`, `adapter` as in `generate`."""
-        return self._reply(messages, deadline_ms, schema, adapter, sampling).result()
+        return self._stream(
+            lambda: self.tokenizer.encode_chat(messages), False, deadline_ms, schema, adapter, sampling
+        ).result()
 
     def chat_stream(
         self,
@@ -297,21 +288,9 @@ class LanguageModel(TaskMethods):
         **sampling: Any,
     ) -> Stream:
         """As `chat`, but hands out the text as it is written; with a deadline, read or not."""
-        return self._reply(messages, deadline_ms, schema, adapter, sampling).kept()
-
-    def _reply(
-        self,
-        messages: Sequence[Message],
-        deadline_ms: float | None,
-        schema: Schema | None,
-        adapter: str | None,
-        sampling: dict[str, Any],
-    ) -> Stream:
-        self._prepare(deadline_ms, schema is not None or sampling.get("grammar") is not None)
-        begin = time.perf_counter()
-        found = self._adapter(adapter)
-        ids = self.tokenizer.encode_chat(messages)
-        return self._start(ids, begin, deadline_ms, with_schema(sampling, schema), found, continues=False)
+        return self._stream(
+            lambda: self.tokenizer.encode_chat(messages), False, deadline_ms, schema, adapter, sampling
+        ).kept()
 
     def score(self, prompt: Prompt, continuations: Sequence[Prompt], *, adapter: str | None = None) -> list[float]:
         """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
@@ -437,23 +416,28 @@ class LanguageModel(TaskMethods):
                 threading.Thread(target=self.engine.probe, name="probe", daemon=True).start()
             raise
 
-    def _start(
+    def _stream(
         self,
-        ids: list[int],
-        begin: float,
-        deadline_ms: float | None,
-        sampling: dict[str, Any],
-        adapter: Adapter | None,
-        *,
+        encode: Callable[[], list[int]],
         continues: bool,
+        deadline_ms: float | None,
+        schema: Schema | None,
+        adapter: str | None,
+        sampling: dict[str, Any],
     ) -> Stream:
+        """Starts an answer to what `encode` makes; continues: it goes on with a text."""
+        self._prepare(deadline_ms, schema is not None or sampling.get("grammar") is not None)
+        begin = time.perf_counter()
+        used = self._adapter(adapter)
+        ids = encode()
+        sampling = with_schema(sampling, schema)
         check_names(sampling, SamplingParams, "sampling parameter")
         params = SamplingParams(**sampling)
         deadline = None if deadline_ms is None else begin + float(deadline_ms) / 1000
         text = TextStream(self.tokenizer.detokenizer(continues=continues), params.stop)
         tokenize_ms = 1000 * (time.perf_counter() - begin)
         with self.refusals():
-            request = self.engine.submit(ids, params, arrival_s=begin, deadline_s=deadline, adapter=adapter)
+            request = self.engine.submit(ids, params, arrival_s=begin, deadline_s=deadline, adapter=used)
         return Stream(self.engine, request, text, tokenize_ms)
 
 

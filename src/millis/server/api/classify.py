@@ -19,11 +19,10 @@ from millis.server.api.errors import invalid
 from millis.server.api.fields import Texts, schedule
 from millis.server.api.job import Instruction, Job, Limits
 from millis.server.api.writer import Head, timings_json
-from millis.tasks.labels import Question
+from millis.tasks.labels import Question, chosen
 from millis.types import RequestError, Timings
 
 _MAX_TEMPLATE, _MAX_LABEL = 4096, 256  # characters
-_LEAST = 0.5  # score from which on a text has a label, where it may have several
 _Label = Annotated[str, Field(min_length=1, max_length=_MAX_LABEL)]
 
 
@@ -62,10 +61,6 @@ def parse_classify(body: Body, limits: Limits) -> Job:
     labels = request.labels or []
     if len(labels) > limits.labels:
         raise invalid(f"labels has {len(labels)} entries; {limits.labels} can be used", "labels")
-    if len(set(labels)) < len(labels):
-        raise invalid("labels has one label twice", "labels")
-    if "{text}" not in (request.template or "{text}"):
-        raise invalid("template must hold {text}, where the text to classify is put", "template")
     question = _question(request, labels) if labels else None
     prompts = list(texts) if question is None else [question.text(text) for text in texts]
     times = len(labels) if request.multi_label else 1
@@ -83,12 +78,16 @@ def parse_classify(body: Body, limits: Limits) -> Job:
 
 
 def _question(request: ClassifyRequest, labels: Sequence[str]) -> Question:
+    """ApiError names the field without which it could be asked."""
     examples = [(one.text, one.label) for one in request.examples or []]
-    try:
-        return Question(labels, examples, request.template, request.multi_label or False)
-    except RequestError as error:
-        param = "template" if "template" in str(error) else "examples" if "example" in str(error) else "labels"
-        raise invalid(str(error), param) from None
+    given: dict[str, Any] = {"multi": request.multi_label or False}
+    for param, value in (("labels", labels), ("examples", examples), ("template", request.template)):
+        given[param] = value
+        try:
+            question = Question(**given)
+        except RequestError as error:
+            raise invalid(str(error), param) from None
+    return question
 
 
 def check_batch(texts: Sequence[str], limits: Limits, param: str) -> None:
@@ -110,24 +109,22 @@ def labels_body(
 ) -> dict[str, Any]:
     """The answer. rows: for each prompt, the score of each label. several: a text may have more than one, or none.
     cut: for each prompt, what of it was not read or scored."""
-    least = job.extra["abstain"]
-    if least is None:
-        least = _LEAST if several else 0.0
     data: list[dict[str, Any]] = []
     for i, scores in enumerate(rows):
-        best = max(range(len(scores)), key=scores.__getitem__)
+        named = dict(zip(job.continuations, scores, strict=True))
+        label, labels = chosen(named, several, job.extra["abstain"])
         data.append(
             {
                 "index": i,
-                "label": job.continuations[best] if scores[best] >= least else None,
+                "label": label,
                 "probs": list(scores),
                 "num_classes": len(scores),
-                "scores": dict(zip(job.continuations, scores, strict=True)),
+                "scores": named,
                 **cut[i],
             }
         )
         if several:
-            data[-1]["labels"] = [name for name, score in data[-1]["scores"].items() if score >= least]
+            data[-1]["labels"] = labels
     return {
         "id": f"classify-{head.id}",
         "object": "list",
