@@ -383,6 +383,46 @@ def test_a_grammar_that_was_given_up_is_compiled_anew(answers: Answers) -> None:
     assert steps() == steps() > 0 and not answers.compiler.ready(wide)
 
 
+@pytest.mark.parametrize("bound", ["minLength", "maxLength"])
+def test_a_long_string_of_bounded_length_outlives_its_lexer(
+    bound: str, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its characters takes states of the lexer: where they are used up, the answer goes on with a new one."""
+    monkeypatch.setitem(module.LIMITS, "max_lexer_states", 10_000)
+    compiler = GrammarCompiler(answers.tokenizer)
+    schema = record(story={"type": "string", bound: 3_000}, moral=TEXT)
+    matcher = compiler.compile(Grammar("json_schema", json.dumps(schema)))
+    story = "A fox of 27 years jumped over – well, nearly – the dog; 'twas late. 前方三百米。 " * 40
+    first = matcher._compiled
+    tokens = answers.tokenizer.encode(json.dumps({"story": story[:2_999]}, ensure_ascii=False)[:-2], add_special=False)
+    for token in tokens:
+        assert matcher.mask()[token // 32] >> token % 32 & 1
+        matcher.accept(token)
+    assert matcher._compiled is not first and compiler.compiled == 2
+    twin = matcher.copy()
+    for each in (matcher, twin):
+        validate(answers.text([*tokens, *(each.closing() or [])]), schema)
+
+
+def test_a_closing_goes_on_where_another_answer_used_the_states_up(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.LIMITS, "max_lexer_states", 5_000)
+    compiler = GrammarCompiler(answers.tokenizer)
+    schema = record(story={"type": "string", "minLength": 2_000})
+    late, greedy = (compiler.compile(Grammar("json_schema", json.dumps(schema))) for _ in range(2))
+    text = '{"story": "' + "It said: Why? It was late. " * 50
+    answers.accept(late, text)
+    greedy._renewed = 0  # none for it
+    with pytest.raises(GrammarError, match="too many states"):
+        for token in answers.tokenizer.encode(text, add_special=False)[: module.RENEWAL]:
+            greedy.mask()
+            greedy.accept(token)
+    closing = late.closing()
+    assert closing is not None
+    validate(text + answers.text(closing), schema)
+
+
 def test_matchers_of_one_grammar_are_apart_in_many_threads(answers: Answers) -> None:
     schema = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "minItems": 5}
 

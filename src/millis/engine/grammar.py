@@ -10,7 +10,6 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,12 +32,13 @@ CACHED = 32  # compiled grammars
 HINTS = 16  # patterns of a schema for which a matching text is looked for
 HINT_FUEL = FUEL // 2  # what looking for them may cost together
 MOST_HINTS = 100  # texts that are tried where a string may not end
+RENEWAL = 256  # tokens at least between two renewals of an answer's lexer
 LIMITS = {
     "max_items_in_row": 2_000,
     "initial_lexer_fuel": 500_000,
     "step_lexer_fuel": 100_000,
     "step_max_items": 50_000,
-    "max_lexer_states": 10_000,  # up to 2 kB each
+    "max_lexer_states": 50_000,  # up to 2 kB each
     "max_grammar_size": 200_000,
     "verbose_errors": False,  # errors must not quote the answer
 }
@@ -61,21 +61,16 @@ class Vocabulary(Protocol):
 class Matcher:
     """How far an answer has come in its grammar. Safe to use from several threads.
 
-    given_up: called where the matcher fails. Copies share the states of their lexer, so that later ones would, too.
+    Matchers of one grammar share the states of its lexer, of which there may be only so many. A string of bounded
+    length takes a few at each of its characters: where they are used up, a matcher goes on with a lexer of its own.
     """
 
-    def __init__(
-        self,
-        native: Any,
-        closer: Closer,
-        vocab: int,
-        hints: Sequence[Sequence[int]] | None,
-        given_up: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._native, self._closer, self._vocab = native, closer, vocab
-        self._given_up = given_up
+    def __init__(self, compiler: GrammarCompiler, grammar: Grammar, native: Any, hints: list[list[int]] | None) -> None:
+        self._compiler, self._grammar = compiler, grammar
+        self._compiled, self._native = native, native.deep_copy()
         self._hints = hints  # None where the answer is no JSON
-        self._text = bytearray()  # of the answer so far
+        self._tokens: list[int] = []  # of the answer so far
+        self._renewed = -RENEWAL  # how many of them there were when the lexer last began anew
         self._turn = threading.Lock()
         self.ended = False  # an end token was accepted
 
@@ -93,22 +88,24 @@ class Matcher:
 
     def mask(self) -> NDArray[np.uint32]:
         """[ceil(vocab / 32)] the tokens that may follow: bit t % 32 of word t // 32. GrammarError: a limit."""
+        vocab = self._compiler.vocab_size
         with self._turn:
             try:
-                return mask_of(self._native, self._vocab)
-            except GrammarError:
-                self._given_up()
-                raise
+                return mask_of(self._native, vocab)
+            except GrammarError as error:
+                self._renew(error)
+                return mask_of(self._native, vocab)
 
     def accept(self, token: int) -> None:
         """Moves behind a token; GrammarError where the grammar does not allow it."""
         with self._turn:
-            if token in self._closer.ends:
+            if token in self._compiler.closer.ends:
                 self.ended = True
             if not self._native.consume_token(token):
-                self._given_up()
-                raise _failure(self._native)
-            self._text += self._closer.spelling(token)
+                self._renew(_failure(self._native))
+                if not self._native.consume_token(token):
+                    raise _failure(self._native)
+            self._tokens.append(token)
 
     def forced(self) -> list[int]:
         """The tokens that must follow, as the tokenizer writes them; none where the grammar leaves a choice."""
@@ -120,17 +117,43 @@ class Matcher:
 
         Empty where the answer is whole. Accepting these tokens leaves an answer that the grammar accepts.
         """
+        found, native = self._close()
+        if found is None and native.is_error():
+            try:
+                with self._turn:
+                    self._renew(_failure(native))
+            except GrammarError:
+                return None
+            found, _ = self._close()
+        return found
+
+    def _close(self) -> tuple[list[int] | None, Any]:
+        """What `closing` returns, and what its search leaves. Others take their turns meanwhile."""
+        closer = self._compiler.closer
         with self._turn:
             if self.ended:
-                return []
-            native, text = self._native.deep_copy(), bytes(self._text)
-        return self._closer.close(native, None if self._hints is None else text, self._hints or ())
+                return [], None
+            native = self._native.deep_copy()
+            text = None if self._hints is None else b"".join(map(closer.spelling, self._tokens))
+        return closer.close(native, text, self._hints or ()), native
+
+    def _renew(self, error: GrammarError) -> None:
+        """Goes on with a lexer that has no states yet. Raises `error` where that is no remedy."""
+        self._compiler.forget(self._grammar, self._compiled)
+        if not _LIMIT_MET.search(str(error)) or len(self._tokens) < self._renewed + RENEWAL:
+            raise error
+        self._compiled, _ = self._compiler.find(self._grammar)
+        native = self._compiled.deep_copy()
+        if native.try_consume_tokens(self._tokens) < len(self._tokens):
+            raise error
+        self._native, self._renewed = native, len(self._tokens)
 
     def copy(self) -> Matcher:
         """An independent matcher at the same place."""
         with self._turn:
-            twin = Matcher(self._native.deep_copy(), self._closer, self._vocab, self._hints, self._given_up)
-            twin._text, twin.ended = bytearray(self._text), self.ended
+            twin = Matcher(self._compiler, self._grammar, self._compiled, self._hints)
+            twin._native = self._native.deep_copy()
+            twin._tokens, twin._renewed, twin.ended = list(self._tokens), self._renewed, self.ended
             return twin
 
 
@@ -179,11 +202,24 @@ class GrammarCompiler:
                 self._cache.move_to_end(grammar)
             return grammar in self._cache
 
+    @property
+    def vocab_size(self) -> int:
+        return self._vocabulary.vocab_size
+
+    @property
+    def closer(self) -> Closer:
+        """Of the vocabulary; there is none before `prepare`."""
+        assert self._closer is not None
+        return self._closer
+
     def compile(self, grammar: Grammar) -> Matcher:
         """A matcher at the grammar's beginning. GrammarError: it is malformed, not supported, or beyond a limit."""
         check_size(grammar.source, "grammar")
         self.prepare()
-        assert self._closer is not None
+        return Matcher(self, grammar, *self.find(grammar))
+
+    def find(self, grammar: Grammar) -> tuple[Any, list[list[int]] | None]:
+        """The compiled grammar, to be copied, and what its strings may need before they can end; see `_hints`."""
         with self._turn:
             found = self._cache.get(grammar)
         if found is None:
@@ -195,13 +231,10 @@ class GrammarCompiler:
             self._cache.move_to_end(grammar)
             if len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
-            native, hints = found
-            matcher = native.deep_copy()
-        vocab = self._vocabulary.vocab_size
-        return Matcher(matcher, self._closer, vocab, hints, lambda: self._forget(grammar, native))
+        return found
 
-    def _forget(self, grammar: Grammar, native: Any) -> None:
-        """Keeps what was compiled no longer: the next one begins anew."""
+    def forget(self, grammar: Grammar, native: Any) -> None:
+        """Keeps what was compiled no longer, for its lexer has met a limit: the next one begins anew."""
         with self._turn:
             if grammar in self._cache and self._cache[grammar][0] is native:
                 del self._cache[grammar]
@@ -216,15 +249,14 @@ class GrammarCompiler:
         native = library.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
         if native.is_error():
             raise _failure(native)
-        if not mask_of(native, self._vocabulary.vocab_size).any():  # some limits are met here only
+        if not mask_of(native, self.vocab_size).any():  # some limits are met here only
             raise GrammarError("the grammar allows no answer at all")
         return native
 
     def _check_ends(self, native: Any, hints: list[list[int]] | None) -> None:
         """GrammarError for JSON that could not be closed where time runs out, as that of an endless schema."""
-        assert self._closer is not None
         fuel = Fuel()
-        if hints is None or self._closer.close(native.deep_copy(), b"", hints, fuel) is not None:
+        if hints is None or self.closer.close(native.deep_copy(), b"", hints, fuel) is not None:
             return
         if fuel.left < 0:
             raise GrammarError("the schema takes too long to compile; give it simpler patterns, or shorter strings")
@@ -234,7 +266,6 @@ class GrammarCompiler:
         """What a string may need before it can end: parts of its patterns, and texts that match them. None: no JSON."""
         if grammar.kind not in ("json_schema", "json_object"):
             return [] if grammar.kind == "lark" and "%json" in grammar.source else None
-        assert self._closer is not None
         patterns = patterns_of(json.loads(grammar.source))[:HINTS] if grammar.source else []
         texts, fuel = [], Fuel(HINT_FUEL)
         for pattern in patterns:
@@ -242,12 +273,12 @@ class GrammarCompiler:
             if pattern.startswith("^"):
                 continue
             try:
-                tokens = self._closer.close(self._native(Grammar("regex", pattern)), None, (), fuel)
+                tokens = self.closer.close(self._native(Grammar("regex", pattern)), None, (), fuel)
             except GrammarError:  # a pattern of its own may be beyond what it is inside its schema
                 continue
-            texts.insert(0, b"".join(map(self._closer.spelling, tokens or [])).decode(errors="ignore"))
+            texts.insert(0, b"".join(map(self.closer.spelling, tokens or [])).decode(errors="ignore"))
         spelled = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in dict.fromkeys(texts) if text]
-        return [hint for text in spelled[:MOST_HINTS] if (hint := self._closer.spelled(text))]
+        return [hint for text in spelled[:MOST_HINTS] if (hint := self.closer.spelled(text))]
 
 
 class _Words:
