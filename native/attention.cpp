@@ -30,9 +30,6 @@ void merge_parts(const float* parts, size_t stride, int threads, int head_dim, f
 // Heads of q and k: norm, rotation; k and v into the cache.
 void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
   const int threads = pool_.threads(), hd = config_.head_dim, kv_heads = config_.kv_heads;
-  const size_t head_bytes = page_stride_ / static_cast<size_t>(kv_heads);
-  uint8_t* layer = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer);
-
   const int each = op.heads + kv_heads;
   const Range heads = share(step.count * each, thread, threads);
   float* normal = private_[static_cast<size_t>(thread)].attention.data();
@@ -51,8 +48,7 @@ void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
     }
     if (h < op.heads) continue;
     const auto* table = step.batch.tables.data() + static_cast<size_t>(sequences_[static_cast<size_t>(t)]) * step.batch.table_width;
-    uint8_t* page = layer + page_stride_ * static_cast<size_t>(table[slot / kPageTokens]) + head_bytes * static_cast<size_t>(h - op.heads);
-    kernels_.write_kv[config_.exact](x, x + kv_heads * hd, hd, slot % kPageTokens, page);
+    kernels_.write_kv[config_.exact](x, x + kv_heads * hd, hd, slot % kPageTokens, cached(table[slot / kPageTokens], op.layer, h - op.heads));
   }
 }
 
@@ -68,13 +64,12 @@ static int wide_rows(int rows, int kv_heads, int threads) {
 
 // The keys that queries of sequence s see together, at positions from `low` on, the last of them in slot `high`; or all of its source.
 Keys Runtime::keys_of(const AttentionOp& op, const Step& step, size_t s, int head, int low, int high) const {
-  const size_t head_bytes = page_stride_ / static_cast<size_t>(config_.kv_heads);
   Keys k{};
   k.first = op.window && low >= op.window ? (low - op.window + 1) / kPageTokens * kPageTokens : 0;
   k.end = op.cross ? step.batch.sources[s] : high + 1;
   k.window = op.window, k.head_dim = config_.head_dim, k.scale = op.scale;
   k.table = op.cross ? step.batch.source_tables.data() + s * step.batch.source_width : step.batch.tables.data() + s * step.batch.table_width;
-  k.cache = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer) + head_bytes * static_cast<size_t>(head);
+  k.cache = cached(0, op.layer, head);
   k.page_stride = page_stride_;
   k.masked_from = step.batch.parents.empty() ? std::numeric_limits<int>::max() : step.batch.starts[s] / kPageTokens * kPageTokens;
   return k;

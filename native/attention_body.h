@@ -9,15 +9,16 @@ inline F32 load_cached(const uint16_t* p) { return load_half(p); }
 inline F32 load_cached(const float* p) { return load(p); }
 inline void store_cached(uint16_t* p, F32 x) { store_half(p, x); }
 inline void store_cached(float* p, F32 x) { store(p, x); }
-inline void store_cached(uint16_t* p, float x) { *p = float_to_half(x); }
-inline void store_cached(float* p, float x) { *p = x; }
 
 template <class T>
 void write_kv(const float* key, const float* value, int head_dim, int slot, uint8_t* page) {
   T* keys = reinterpret_cast<T*>(page);
   T* values = keys + head_dim * kPageTokens;
-  for (int d = 0; d < head_dim; ++d) store_cached(keys + d * kPageTokens + slot, key[d]);
-  for (int d = 0; d < head_dim; d += kLanes) store_cached(values + slot * head_dim + d, load(value + d));
+  for (int d = 0; d < head_dim; d += kLanes) {
+    T some[kLanes];
+    store_cached(some, load(key + d)), store_cached(values + slot * head_dim + d, load(value + d));
+    for (int i = 0; i < kLanes; ++i) keys[(d + i) * kPageTokens + slot] = some[i];
+  }
 }
 
 // hide(i) for each slot of a page that a query's mask leaves out.
@@ -146,9 +147,10 @@ inline void unpack_values(const AttendWide& a, const uint16_t* values, int count
   }
 }
 
-// One row's scores of a block become weights, in the layout of a wide product's x. Returns the factor of its old sums.
-inline float block_softmax(const AttendWide& a, int r, int first, int keys, float* score, float& largest, float& total, uint32_t* out) {
-  constexpr size_t panel = static_cast<size_t>(kWideQueries) * kPanelRows;
+// One row's scores of some keys become weights, in the layout of a wide product's x. Scores are powers of two. Returns the factor of its old
+// sums. total: of the weights so far, a part a lane.
+inline float block_softmax(const AttendWide& a, int r, int first, int keys, float* score, float& largest, float* total, uint32_t* out) {
+  constexpr size_t panel = static_cast<size_t>(kWideRows) * kPanelRows;
   const int last = a.position[r] - first, least = a.window ? last - a.window + 1 : 0;
   const int plain = a.masked_from - first >= keys ? keys : a.masked_from > first ? a.masked_from - first : 0;
   const auto hide = [&](int i) { score[static_cast<size_t>(i / kPanelRows) * panel + static_cast<size_t>(i % kPanelRows)] = kMasked; };
@@ -164,16 +166,16 @@ inline float block_softmax(const AttendWide& a, int r, int first, int keys, floa
   float factor = 1.0f;
   if (block_most > largest) {
     float factors[kLanes];
-    store(factors, exp(set1(largest - block_most)));
+    store(factors, exp2(set1(largest - block_most)));
     factor = factors[0], largest = block_most;
   }
-  F32 part = set1(0.0f);
+  F32 part = mul(load(total), set1(factor));
   const F32 shift = set1(largest);
   for (int p = 0; p < keys / kPanelRows; p += 2) {
     F32 w0 = set1(0.0f), w1 = w0;
     if (p < seen) {
-      w0 = exp(sub(load(score + static_cast<size_t>(p) * panel), shift));
-      w1 = exp(sub(load(score + static_cast<size_t>(p + 1) * panel), shift));
+      w0 = exp2(sub(load(score + static_cast<size_t>(p) * panel), shift));
+      w1 = exp2(sub(load(score + static_cast<size_t>(p + 1) * panel), shift));
       part = add(part, add(w0, w1));
     }
 #ifdef MILLIS_PAIRS
@@ -185,29 +187,33 @@ inline float block_softmax(const AttendWide& a, int r, int first, int keys, floa
 #endif
     out += kGroupRows * kStepDwords;
   }
-  total = total * factor + sum(part);
+  store(total, part);
   return factor;
 }
 
-// Blocks of keys outside, all rows inside (Dao et al., 2022): scores, softmax and sums of a block stay in the cache.
+// Blocks of keys outside, all rows inside (Dao et al., 2022), some of them at a time, whose scores and weights stay in the cache.
 void attend_wide(const AttendWide& a) {
-  constexpr size_t step = static_cast<size_t>(kGroupRows) * kStepDwords, tile = static_cast<size_t>(kWideQueries) * kPanelRows;
+  constexpr size_t step = static_cast<size_t>(kGroupRows) * kStepDwords, tile = static_cast<size_t>(kWideRows) * kPanelRows;
   const int key_steps = (a.head_dim + kStepColumns - 1) / kStepColumns, head_panels = a.head_dim / kPanelRows;
   const size_t key_panel = static_cast<size_t>(key_steps) * step, value_panel = static_cast<size_t>(kWideKeys / kStepColumns) * step;
+  const size_t row_sums = static_cast<size_t>(head_panels) * tile;
   uint32_t* q = a.words;
   uint32_t* weights = q + kWideQueries / kGroupRows * key_panel;
-  uint32_t* keys = weights + kWideQueries / kGroupRows * value_panel;
+  uint32_t* keys = weights + kWideRows / kGroupRows * value_panel;
   uint32_t* values = keys + kWideKeys / kPanelRows * key_panel;
   float* scores = a.floats;
   float* sums = scores + kWideKeys / kPanelRows * tile;
-  float largest[kWideQueries], total[kWideQueries], *row = sums + static_cast<size_t>(head_panels) * tile;
+  float* totals = sums + kWideQueries / kWideRows * row_sums;
+  float largest[kWideQueries], *scaled = totals + kWideQueries * kLanes;
   for (int r = 0; r < a.rows; ++r) {
-    largest[r] = kNoScore, total[r] = 0.0f;
-    for (int d = 0; d < a.head_dim; ++d) row[d] = a.q[r][d] * a.scale;
-    pack_wide_rows(row, 0, 1, a.head_dim, q + packed_row(r, key_panel));
+    constexpr float kLog2E = 1.44269504f;
+    largest[r] = kNoScore;
+    store(totals + r * kLanes, set1(0.0f));
+    for (int d = 0; d < a.head_dim; ++d) scaled[d] = a.q[r][d] * (a.scale * kLog2E);
+    pack_wide_rows(scaled, 0, 1, a.head_dim, q + packed_row(r, key_panel));
   }
   for (int first = a.first; first < a.end; first += kWideKeys) {
-    const int pages = ((a.end - first < kWideKeys ? a.end - first : kWideKeys) + kPageTokens - 1) / kPageTokens, count = pages * kPageTokens;
+    const int pages = ((a.end - first < kWideKeys ? a.end - first : kWideKeys) + kPageTokens - 1) / kPageTokens;
     for (int p = 0; p < pages; ++p) {
       const int at = first + p * kPageTokens;
       const auto* page = reinterpret_cast<const uint16_t*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride);
@@ -215,21 +221,31 @@ void attend_wide(const AttendWide& a) {
       unpack_values(a, page + a.head_dim * kPageTokens, a.end - at, value_panel,
                     values + static_cast<size_t>(p) * (kPageTokens / kStepColumns) * step);
     }
-    a.product({keys, key_panel, count / kPanelRows, key_steps, q, key_panel, a.rows, scores, tile, false});
-    for (int r = 0; r < a.rows; ++r) {
-      uint32_t* to = weights + packed_row(r, value_panel);
-      const float factor = block_softmax(a, r, first, count, scores + r * kPanelRows, largest[r], total[r], to);
-      if (factor == 1.0f || first == a.first) continue;
-      for (int p = 0; p < head_panels; ++p) {
-        float* at = sums + static_cast<size_t>(p) * tile + r * kPanelRows;
-        store(at, mul(load(at), set1(factor)));
+    for (int row = 0; row < a.rows; row += kWideRows) {
+      const int rows = a.rows - row < kWideRows ? a.rows - row : kWideRows;
+      const int seen = a.masked_from < a.end ? a.end : a.position[row + rows - 1] + 1;  // tokens in a line see none behind the last of them
+      const int count = seen - first < pages * kPageTokens ? (seen - first + kPageTokens - 1) / kPageTokens * kPageTokens : pages * kPageTokens;
+      if (seen <= first) continue;
+      const uint32_t* x = q + packed_row(row, key_panel);
+      float* sum_of = sums + static_cast<size_t>(row / kWideRows) * row_sums;
+      a.product({keys, key_panel, count / kPanelRows, key_steps, x, key_panel, rows, scores, tile, false});
+      for (int r = 0; r < rows; ++r) {
+        uint32_t* to = weights + packed_row(r, value_panel);
+        const float factor = block_softmax(a, row + r, first, count, scores + r * kPanelRows, largest[row + r], totals + (row + r) * kLanes, to);
+        if (factor == 1.0f || first == a.first) continue;
+        for (int p = 0; p < head_panels; ++p) {
+          float* at = sum_of + static_cast<size_t>(p) * tile + r * kPanelRows;
+          store(at, mul(load(at), set1(factor)));
+        }
       }
+      a.product({values, value_panel, head_panels, count / kStepColumns, weights, value_panel, rows, sum_of, tile, first != a.first});
     }
-    a.product({values, value_panel, head_panels, count / kStepColumns, weights, value_panel, a.rows, sums, tile, first != a.first});
   }
-  for (int r = 0; r < a.rows; ++r)
-    for (int p = 0; p < head_panels; ++p)
-      store(a.out[r] + p * kPanelRows, mul(load(sums + static_cast<size_t>(p) * tile + r * kPanelRows), set1(1.0f / total[r])));
+  for (int r = 0; r < a.rows; ++r) {
+    const F32 share = set1(1.0f / sum(load(totals + r * kLanes)));
+    const float* sum_of = sums + static_cast<size_t>(r / kWideRows) * row_sums + r % kWideRows * kPanelRows;
+    for (int p = 0; p < head_panels; ++p) store(a.out[r] + p * kPanelRows, mul(load(sum_of + static_cast<size_t>(p) * tile), share));
+  }
 }
 
 }  // namespace

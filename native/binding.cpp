@@ -6,7 +6,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <chrono>
@@ -326,14 +325,8 @@ double read_bandwidth(int mib, int threads) {
   const Kernels& k = select_kernels("auto");
   Pool pool(threads);
   const size_t bytes = static_cast<size_t>(mib) << 20, part = bytes / static_cast<size_t>(threads);
-  constexpr size_t kHugePage = size_t{2} << 20;
-  const size_t rounded = (bytes + 64 + kHugePage - 1) / kHugePage * kHugePage;
-  const std::unique_ptr<uint8_t, void (*)(void*)> data(static_cast<uint8_t*>(std::aligned_alloc(kHugePage, rounded)), std::free);
-  if (!data) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  ::madvise(data.get(), rounded, MADV_HUGEPAGE);
-#endif
-  std::memset(data.get(), 1, rounded);
+  const std::shared_ptr<uint8_t> data = large_memory(bytes + kCacheLine);
+  std::memset(data.get(), 1, bytes);
   double best = 0;
   for (int i = 0; i < 5; ++i) {
     const auto begin = std::chrono::steady_clock::now();

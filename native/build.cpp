@@ -259,13 +259,11 @@ void Runtime::fuse() {
 // to make them, which took from 10 to 250 ms for 200 MB, and would do so in the midst of a step.
 void Runtime::touch_cache() {
   constexpr size_t kTouchedBytes = size_t{32} << 20, kStep = 4096;
-  const auto layers = static_cast<size_t>(config_.layers), threads = static_cast<size_t>(pool_.threads());
-  const size_t pages = std::min(static_cast<size_t>(config_.pages), kTouchedBytes / (page_stride_ * layers) + 1);
+  const size_t bytes = std::min(static_cast<size_t>(config_.pages) * page_stride_, kTouchedBytes);
+  const auto threads = static_cast<size_t>(pool_.threads());
   pool_.run([&](int thread) {
-    for (size_t layer = static_cast<size_t>(thread); layer < layers; layer += threads) {
-      volatile uint8_t* first = cache_.get() + layer * page_stride_ * static_cast<size_t>(config_.pages);
-      for (size_t at = 0; at < pages * page_stride_; at += kStep) first[at] = 0;
-    }
+    volatile uint8_t* cache = cache_.get();
+    for (size_t at = static_cast<size_t>(thread) * kStep; at < bytes; at += threads * kStep) cache[at] = 0;
   });
 }
 
@@ -323,11 +321,11 @@ void Runtime::finish() {
     }
   partial_.resize(kMostShared * static_cast<size_t>(config_.threads) * kTileQueries * static_cast<size_t>(config_.head_dim + 2));
   const size_t element = config_.exact ? 4 : 2;
-  page_stride_ = static_cast<size_t>(config_.kv_heads) * 2 * static_cast<size_t>(config_.head_dim) * kPageTokens * element;
-  size_t bytes = page_stride_ * static_cast<size_t>(config_.layers);  // a page is whole cache lines
-  if (__builtin_mul_overflow(bytes, static_cast<size_t>(config_.pages), &bytes)) throw std::bad_alloc();
-  cache_.reset(static_cast<uint8_t*>(std::aligned_alloc(kCacheLine, std::max(bytes, kCacheLine))));
-  if (!cache_) throw std::bad_alloc();
+  head_stride_ = 2 * static_cast<size_t>(config_.head_dim) * kPageTokens * element;  // whole cache lines
+  layer_stride_ = static_cast<size_t>(config_.kv_heads) * head_stride_, page_stride_ = static_cast<size_t>(config_.layers) * layer_stride_;
+  size_t bytes;
+  if (__builtin_mul_overflow(page_stride_, static_cast<size_t>(config_.pages), &bytes)) throw std::bad_alloc();
+  cache_ = large_memory(bytes);
   touch_cache();
   for (const Op& op : ops_) {
     if (const auto* attention = std::get_if<AttentionOp>(&op)) masks_[attention->window];

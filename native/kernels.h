@@ -131,7 +131,8 @@ constexpr size_t attend_all_floats(int keys, int head_dim) {
   return (static_cast<size_t>(keys) + kPanelRows) * static_cast<size_t>(head_dim + kAllRows);
 }
 
-constexpr int kWideQueries = 64, kWideKeys = 128;  // of a block of AttendWide
+constexpr int kWideQueries = 192, kWideRows = 64;  // of AttendWide, of a pass over a block of keys
+constexpr int kWideKeys = 128;                     // of a block
 
 // Many queries, over an f16 cache.
 struct AttendWide : Keys {
@@ -148,10 +149,11 @@ struct AttendWide : Keys {
 constexpr size_t wide_attention_words(int head_dim) {  // for the narrowest dwords: a float each
   const size_t panel = static_cast<size_t>(head_dim) * kPanelRows, keys = static_cast<size_t>(kWideKeys);
   const size_t padding = 2 * kGroupRows * kStepDwords * (kWideQueries / kGroupRows + kWideKeys / kPanelRows);
-  return panel * (kWideQueries / kGroupRows + kWideKeys / kPanelRows) + keys * (kWideQueries + static_cast<size_t>(head_dim)) + padding;
+  return panel * (kWideQueries / kGroupRows + kWideKeys / kPanelRows) + keys * (kWideRows + static_cast<size_t>(head_dim)) + padding;
 }
 constexpr size_t wide_attention_floats(int head_dim) {
-  return static_cast<size_t>(kWideQueries) * static_cast<size_t>(kWideKeys + head_dim) + static_cast<size_t>(head_dim);
+  const auto width = static_cast<size_t>(head_dim);
+  return static_cast<size_t>(kWideRows) * kWideKeys + static_cast<size_t>(kWideQueries) * (width + kPanelRows) + width;
 }
 
 // What screening needs of 32 activations: logits += d (scale * (high nibbles . high bytes) + offset), their variance d^2 variance.

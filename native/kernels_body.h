@@ -27,6 +27,26 @@ inline F32 exp(F32 x) {
   return mul(add(fma(mul(r, r), p, r), set1(1.0f)), exp2_whole(n));
 }
 
+// 2^x for x <= 0 to 3e-6, 0 far below: a polynomial in what lies above the next whole number (minimax of the relative error). NaN stays NaN.
+inline F32 exp2(F32 x) {
+#ifdef MILLIS_SCALE
+  const F32 r = above_floor(x);
+#else
+  x = max(set1(-126.0f), x);
+  const F32 n = round(sub(x, set1(0.5f))), r = sub(x, n);
+#endif
+  F32 p = set1(1.3534167781e-2f);
+  p = fma(p, r, set1(5.2011460066e-2f));
+  p = fma(p, r, set1(2.4144275486e-1f));
+  p = fma(p, r, set1(6.9300383329e-1f));
+  p = fma(p, r, set1(1.0000026226f));
+#ifdef MILLIS_SCALE
+  return times_exp2_floor(p, x);
+#else
+  return mul(p, exp2_whole(n));
+#endif
+}
+
 // x (1 + erf(x / sqrt 2)) / 2 to 4e-7, by erf's formula 7.1.26 of Abramowitz and Stegun (1964).
 inline F32 gelu(F32 x) {
   const F32 size = abs(x), z = mul(size, set1(0.70710678f)), t = div(set1(1.0f), fma(z, set1(0.3275911f), set1(1.0f)));

@@ -1,14 +1,12 @@
 // Decodes the blocks of every GGML type, and lays them out in panels.
 #include "pack.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 #include <vector>
+
+#include "aligned.h"
 
 namespace millis {
 namespace {
@@ -202,20 +200,13 @@ void pack_row(FormatId id, int r, int cols, const uint8_t* src, uint8_t* panel) 
   pack_row_super(id, r, cols, src, panel);
 }
 
-constexpr size_t kHugePage = size_t{2} << 20;
-
 }  // namespace
 
 std::shared_ptr<uint8_t> panel_memory(size_t bytes) {
-  const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-  const size_t rounded = (bytes + 64 + alignment - 1) / alignment * alignment;  // a tail that vector loads may touch
-  void* memory = std::aligned_alloc(alignment, rounded);
-  if (!memory) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  if (alignment == kHugePage) ::madvise(memory, rounded, MADV_HUGEPAGE);
-#endif
-  std::memset(memory, 0, rounded);
-  return {static_cast<uint8_t*>(memory), [](uint8_t* p) { std::free(p); }};
+  const size_t with_tail = bytes + kCacheLine;  // which vector loads may touch
+  std::shared_ptr<uint8_t> memory = large_memory(with_tail);
+  std::memset(memory.get(), 0, with_tail);
+  return memory;
 }
 
 FormatId format_of(GgmlType type) {

@@ -97,10 +97,7 @@ void Runtime::copy_page(int from, int to) {
   const auto lock = turn();
   require(finished_, "the runtime is not finished");
   require(from >= 0 && from < config_.pages && to >= 0 && to < config_.pages, "copy_page: page out of range");
-  for (int layer = 0; layer < config_.layers && from != to; ++layer) {
-    uint8_t* pages = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(layer);
-    std::memcpy(pages + page_stride_ * static_cast<size_t>(to), pages + page_stride_ * static_cast<size_t>(from), page_stride_);
-  }
+  if (from != to) std::memcpy(cached(to, 0, 0), cached(from, 0, 0), page_stride_);
 }
 
 void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, size_t last, VisitRow visit,

@@ -199,6 +199,10 @@ class Runtime {
 
   std::unique_lock<std::mutex> turn();
   std::unique_lock<std::mutex> building();
+  uint8_t* cached(int page, int layer, int head) const {  // keys [head_dim][32], then values [32][head_dim]
+    return cache_.get() + static_cast<size_t>(page) * page_stride_ + static_cast<size_t>(layer) * layer_stride_ +
+           static_cast<size_t>(head) * head_stride_;
+  }
   Buffer* buffer(const std::string& name);
   const Matrix* matrix(const std::string& name) const;
   const Vector* vector(const std::string& name, size_t size) const;
@@ -243,14 +247,11 @@ class Runtime {
   size_t pooled_ = 0;          // of an encoder: ops up to the embedding; what follows is its head
   std::atomic<bool> finished_ = false;
   std::atomic<size_t> weight_bytes_ = 0;
-  size_t page_stride_ = 0;  // bytes of one page of one layer
-  struct Free {
-    void operator()(uint8_t* p) const { std::free(p); }
-  };
-  std::unique_ptr<uint8_t[], Free> cache_;              // [layers][pages][kv_heads][2 * head_dim * 32]; memory comes when it is touched
-  std::vector<int32_t> positions_, slots_, sequences_;  // [T] of the batch under way; slots are positions but in a tree
-  std::vector<int32_t> begins_;                         // [S] row of each sequence's first token
-  std::map<int, std::vector<uint32_t>> masks_;          // by window: [T][mask_words_] which slots a token of a tree sees
+  size_t page_stride_ = 0, layer_stride_ = 0, head_stride_ = 0;  // bytes of a page, of a layer of it, of a KV head of that
+  std::shared_ptr<uint8_t> cache_;                               // [pages][layers][kv_heads][2 * head_dim * 32]; memory comes when it is touched
+  std::vector<int32_t> positions_, slots_, sequences_;           // [T] of the batch under way; slots are positions but in a tree
+  std::vector<int32_t> begins_;                                  // [S] row of each sequence's first token
+  std::map<int, std::vector<uint32_t>> masks_;                   // by window: [T][mask_words_] which slots a token of a tree sees
   size_t mask_words_ = 0;
   struct Scratch {
     AlignedVector<float> rows, attention, tile;

@@ -104,15 +104,12 @@ void Runtime::read(const Batch& batch) {
 
 void Runtime::execute(const RememberOp& op, Step& step, int thread) {
   const int hd = config_.head_dim, kv_heads = config_.kv_heads;
-  const size_t head_bytes = page_stride_ / static_cast<size_t>(kv_heads);
-  uint8_t* layer = cache_.get() + page_stride_ * static_cast<size_t>(config_.pages) * static_cast<size_t>(op.layer);
   const Range mine = share(step.count * kv_heads, thread, pool_.threads());
   for (int i = mine.first; i < mine.last; ++i) {
     const int t = i / kv_heads, h = i % kv_heads, slot = slots_[static_cast<size_t>(t)];
     const auto* table = step.batch.tables.data() + static_cast<size_t>(sequences_[static_cast<size_t>(t)]) * step.batch.table_width;
-    uint8_t* page = layer + page_stride_ * static_cast<size_t>(table[slot / kPageTokens]) + head_bytes * static_cast<size_t>(h);
     const float* key = row(*op.kv, t) + h * hd;
-    kernels_.write_kv[config_.exact](key, key + kv_heads * hd, hd, slot % kPageTokens, page);
+    kernels_.write_kv[config_.exact](key, key + kv_heads * hd, hd, slot % kPageTokens, cached(table[slot / kPageTokens], op.layer, h));
   }
 }
 

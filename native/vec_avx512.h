@@ -47,6 +47,9 @@ inline F32 round(F32 x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEARES
 inline F32 exp2_whole(F32 n) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23))};
 }
+#define MILLIS_SCALE
+inline F32 above_floor(F32 x) { return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
+inline F32 times_exp2_floor(F32 x, F32 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 inline float sum(F32 x) { return _mm512_reduce_add_ps(x.v); }
 inline float max(F32 x) { return _mm512_reduce_max_ps(x.v); }
 

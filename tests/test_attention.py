@@ -101,6 +101,14 @@ class Case:
             out[..., a], out[..., b] = turned.real, turned.imag
         return out
 
+    def half_precision_bound(self, tokens: np.ndarray) -> float:
+        """What a cache of half precision may err: k and v are off by at most 2^-11 of themselves, so scores by `off`,
+        weights by a factor of e^(2 off)."""
+        q, k, v = self.prepared(tokens)
+        lengths = np.repeat(np.abs(k), self.shape.heads // self.shape.kv_heads, axis=1)
+        off = self.shape.scale * 2.0**-11 * np.einsum("thd,shd->ths", np.abs(q), lengths).max()
+        return float((np.expm1(2 * off) + 2.0**-11) * np.abs(v).max() + 1e-5)
+
     def want(self, tokens: np.ndarray) -> np.ndarray:
         q, k, v = self.prepared(tokens)
         out = np.empty_like(q)
@@ -152,14 +160,39 @@ def test_a_long_context_in_chunks_over_scattered_pages(window: int, chunk: int, 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("shape", SHAPES[:6], ids=str)
 def test_the_half_precision_cache_errs_no_more_than_its_rounding(shape: Shape, isa: str) -> None:
-    """k and v are off by at most 2^-11 of themselves, so scores by `off`, weights by a factor of e^(2 off)."""
     case, tokens = Case(shape), tokens_of(75)
-    q, k, v = case.prepared(tokens)
-    lengths = np.repeat(np.abs(k), shape.heads // shape.kv_heads, axis=1)
-    off = shape.scale * 2.0**-11 * np.einsum("thd,shd->ths", np.abs(q), lengths).max()
-    bound = (np.expm1(2 * off) + 2.0**-11) * np.abs(v).max() + 1e-5
     error = np.abs(case.runtime(isa=isa, exact=False).run(tokens) - case.want(tokens)).max()
-    assert 1e-5 < error < bound
+    assert 1e-5 < error < case.half_precision_bound(tokens)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("window", [0, 70, 300])
+@pytest.mark.parametrize("chunk", [9, 97, 256])
+def test_many_queries_over_a_long_half_precision_cache(chunk: int, window: int, threads: int, isa: str) -> None:
+    """Up to 1,280 queries of a KV head: several units of several passes over several blocks of keys."""
+    case = Case(Shape(heads=10, kv_heads=2, head_dim=32, window=window, rope="half"))
+    runtime, tokens = case.runtime(isa=isa, exact=False, threads=threads), tokens_of(CONTEXT)
+    pages = [np.random.default_rng(3).permutation(32)[: CONTEXT // PAGE]]
+    got = [runtime.run(tokens[at : at + chunk], starts=[at], pages=pages) for at in range(0, CONTEXT, chunk)]
+    error = np.abs(np.concatenate(got) - case.want(tokens)).max()
+    assert error < case.half_precision_bound(tokens)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_many_queries_neither_overflow_nor_vanish_nor_keep_what_a_page_held(isa: str) -> None:
+    case, tokens = Case(Shape(heads=2, kv_heads=1, head_dim=16)), np.arange(60)
+    case.table[:, : 2 * 16] *= 2e4  # queries: scores near 1e5, whose largest decides
+    case.table[0], case.table[1] = np.nan, np.inf
+    runtime = case.runtime(isa=isa, exact=False)
+    assert np.isnan(runtime.run([0, 1] * 40)).all()
+    tokens = tokens[2:]
+    q, k, _ = case.prepared(tokens)
+    got, want = runtime.run(tokens), case.want(tokens)
+    scores = np.sort(np.where(np.tri(len(tokens))[:, None] > 0, np.einsum("thd,sd->ths", q, k[:, 0]), -np.inf), axis=-1)
+    sure = (scores[..., -1] - scores[..., -2] > 2e-2 * np.abs(scores[..., -1])).all(axis=-1)  # whatever is rounded
+    assert sure.sum() > 20
+    np.testing.assert_allclose(got[sure], want[sure], rtol=5e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("isa", ISAS)
