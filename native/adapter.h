@@ -75,6 +75,7 @@ class Adding {
 
   // Before a step: who serves which rows. Makes room where no adapter before was as large.
   void begin(const Batch& batch);
+  bool any() const { return !runs_.empty(); }
   bool serves(const MatMulOp& op) const;
 
   // A x of rows [first, last), whose inputs lie one after the other behind x.

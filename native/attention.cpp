@@ -84,6 +84,7 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
   const size_t part = kTileQueries * static_cast<size_t>(hd + 2);  // of a unit and a thread
   Scratch& own = private_[static_cast<size_t>(thread)];
   bool merge = false;
+  const bool last = step.early && &op == std::get_if<AttentionOp>(&ops_[tail_ - 1]);
 
   // Units of queries of one sequence and KV head. Row i of them is query i / group, head i % group. Units are dealt out in
   // turn, there and back, for each sees more keys than the one before; but where a few queries see many keys, every thread
@@ -99,8 +100,10 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
       const int few = units >= threads || shared ? kTileQueries : std::clamp((rows + threads - 1) / threads, 1, kTileQueries);
       const int most = wide ? wide_rows(rows, kv_heads, threads) : few;
       for (int h = 0; h < kv_heads; ++h)
-        for (int first = 0; first < rows; first += most, ++unit)
-          visit(s, h, token, first, std::min(most, rows - first), wide, shared ? split++ : -1, unit);
+        for (int first = 0; first < rows; first += most) {
+          const int count = std::min(most, rows - first), begin = token + first / group, end = token + (first + count - 1) / group + 1;
+          if (!last || step.selects(begin, end)) visit(s, h, token, first, count, wide, shared ? split++ : -1, unit++);
+        }
     }
   };
   each_unit([&](size_t s, int h, int token, int first, int count, bool wide, int split, int unit) {

@@ -222,6 +222,18 @@ bool reads(const Op& op, const Buffer* b) {
 
 }  // namespace
 
+// The ops behind the last attention up to the select: no row of theirs sees another, so only selected rows need be computed.
+void Runtime::find_tail() {
+  size_t first = first_selected_;
+  while (first > target_ && !std::holds_alternative<AttentionOp>(ops_[first - 1])) --first;
+  tail_ = first > target_ ? first : first_selected_;
+  for (auto& [name, b] : buffers_) {
+    const auto uses = [&](const Op& op) { return reads(op, &b) || output_of(op) == &b; };
+    const auto user = std::find_if(ops_.begin() + static_cast<ptrdiff_t>(tail_), ops_.end(), uses);
+    if (user != ops_.end() && reads(*user, &b)) tail_inputs_.push_back(&b);
+  }
+}
+
 bool Runtime::takes_bytes(const MatMulOp& op) const {
   return config_.bytes && op.every_weight([&](const Matrix* w) { return has_bytes(kernels_, *w); });
 }
@@ -252,11 +264,11 @@ void Runtime::fuse() {
   }
 }
 
-// Memory comes when touched, a fault for each 4 KB. The first pages of every layer are touched here, by all threads:
+// Memory comes when touched, a fault for each 4 KB. The first pages are touched here, by all threads:
 // they serve any usual request, and are the first to be handed out and to be used again. The rest of a long context,
 // often more than the weights, would cost more time and memory than most programs ever need; its faults (6 a layer and
 // 32 tokens of smollm2) stay below 3 % of the steps. Huge pages are not asked for: the kernel may have to move memory
-// to make them, which took from 10 to 250 ms for 200 MB, and would do so in the midst of a step.
+// to make them, which took from 10 to 250 ms for 200 MB, and would do so in the midst of a step, whose time they do not change.
 void Runtime::touch_cache() {
   constexpr size_t kTouchedBytes = size_t{32} << 20, kStep = 4096;
   const size_t bytes = std::min(static_cast<size_t>(config_.pages) * page_stride_, kTouchedBytes);
@@ -325,7 +337,8 @@ void Runtime::finish() {
   layer_stride_ = static_cast<size_t>(config_.kv_heads) * head_stride_, page_stride_ = static_cast<size_t>(config_.layers) * layer_stride_;
   size_t bytes;
   if (__builtin_mul_overflow(page_stride_, static_cast<size_t>(config_.pages), &bytes)) throw std::bad_alloc();
-  cache_ = large_memory(bytes);
+  cache_.reset(static_cast<uint8_t*>(std::aligned_alloc(kCacheLine, std::max(bytes, kCacheLine))));
+  if (!cache_) throw std::bad_alloc();
   touch_cache();
   for (const Op& op : ops_) {
     if (const auto* attention = std::get_if<AttentionOp>(&op)) masks_[attention->window];
@@ -333,7 +346,8 @@ void Runtime::finish() {
       for (auto& own : private_) own.attention.resize(std::max(own.attention.size(), attend_all_floats(config_.context, all->head_dim)));
   }
   positions_.reserve(rows), slots_.reserve(rows), sequences_.reserve(rows), begins_.reserve(rows);  // a step allocates nothing
-  fuse();                                                                                           // ops_ stays as it is from here on
+  find_tail();
+  fuse();  // ops_ stays as it is from here on
   for (Op& op : ops_)
     if (auto* product = std::get_if<MatMulOp>(&op)) product->bytes = takes_bytes(*product);
   if (config_.bytes) {

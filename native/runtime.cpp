@@ -1,6 +1,7 @@
 // The step: checks a batch, then every thread walks the plan's operations side by side.
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <stdexcept>
 
 #include "step.h"
@@ -107,7 +108,9 @@ void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::s
   adding_.begin(batch);
   std::mutex failing;
   std::exception_ptr failure;
-  const Step step{batch, rows, margins, last, 0, 0, visit, context, failing, failure};
+  const bool ascend = std::adjacent_find(rows.begin(), rows.end(), std::greater_equal<>()) == rows.end();
+  const bool early = tail_ < first_selected_ && ascend && rows.size() < batch.tokens.size() && !adding_.any();
+  const Step step{batch, rows, margins, last, early, 0, 0, visit, context, failing, failure};
   pool_.run([&](int thread) { run_ops(step, thread); });
   if (failure) std::rethrow_exception(failure);
 }
@@ -125,7 +128,16 @@ void Runtime::walk(Step& step, size_t first, size_t last, int thread) {
 
 void Runtime::run_ops(Step step, int thread) {
   step.count = static_cast<int>(step.batch.tokens.size());
-  walk(step, target_, first_selected_, thread);
+  walk(step, target_, step.early ? tail_ : first_selected_, thread);
+  if (step.early && !step.rows.empty()) {
+    for (size_t i = static_cast<size_t>(thread); i < tail_inputs_.size(); i += static_cast<size_t>(pool_.threads())) {
+      const Buffer& b = *tail_inputs_[i];
+      for (int r = 0; r < static_cast<int>(step.rows.size()); ++r) std::copy_n(row(b, step.rows[static_cast<size_t>(r)]), b.width, row(b, r));
+    }
+    pool_.barrier(thread);
+    step.count = static_cast<int>(step.rows.size());
+    walk(step, tail_, first_selected_, thread);
+  }
   const bool hidden = step.last < ops_.size() && pooled_ == 0;
   const Buffer& visited = hidden ? *std::get<MatMulOp>(ops_.back()).x : *output_of(ops_[step.last - 1]);
   const auto most = static_cast<size_t>(config_.max_outputs);
@@ -345,7 +357,8 @@ void Runtime::execute_wide(const MatMulOp& op, Step& step, int thread) {
 
 void Runtime::execute(const SelectOp& op, Step& step, int thread) {
   for (int r = thread; r < step.count; r += pool_.threads()) {
-    const float* x = row(*op.x, step.rows[step.chunk + static_cast<size_t>(r)]);
+    const size_t at = step.chunk + static_cast<size_t>(r);
+    const float* x = row(*op.x, step.early ? static_cast<int>(at) : step.rows[at]);
     std::copy(x, x + op.x->width, row(*op.out, r));
   }
 }

@@ -215,6 +215,7 @@ class Runtime {
   void check_halves() const;
   bool read_once(size_t op) const;
   void fuse();
+  void find_tail();
   void touch_cache();
 
   void execute(const EmbedOp& op, Step& step, int thread);
@@ -244,14 +245,19 @@ class Runtime {
   std::vector<Op> ops_;
   size_t target_ = 0;          // of an encoder-decoder model: ops from here on write
   size_t first_selected_ = 0;  // ops from here on run on selected rows
-  size_t pooled_ = 0;          // of an encoder: ops up to the embedding; what follows is its head
+  size_t tail_ = 0;            // and those from here on may
+  std::vector<Buffer*> tail_inputs_;
+  size_t pooled_ = 0;  // of an encoder: ops up to the embedding; what follows is its head
   std::atomic<bool> finished_ = false;
   std::atomic<size_t> weight_bytes_ = 0;
   size_t page_stride_ = 0, layer_stride_ = 0, head_stride_ = 0;  // bytes of a page, of a layer of it, of a KV head of that
-  std::shared_ptr<uint8_t> cache_;                               // [pages][layers][kv_heads][2 * head_dim * 32]; memory comes when it is touched
-  std::vector<int32_t> positions_, slots_, sequences_;           // [T] of the batch under way; slots are positions but in a tree
-  std::vector<int32_t> begins_;                                  // [S] row of each sequence's first token
-  std::map<int, std::vector<uint32_t>> masks_;                   // by window: [T][mask_words_] which slots a token of a tree sees
+  struct Free {
+    void operator()(uint8_t* p) const { std::free(p); }
+  };
+  std::unique_ptr<uint8_t[], Free> cache_;              // [pages][layers][kv_heads][2 * head_dim * 32]; memory comes when it is touched
+  std::vector<int32_t> positions_, slots_, sequences_;  // [T] of the batch under way; slots are positions but in a tree
+  std::vector<int32_t> begins_;                         // [S] row of each sequence's first token
+  std::map<int, std::vector<uint32_t>> masks_;          // by window: [T][mask_words_] which slots a token of a tree sees
   size_t mask_words_ = 0;
   struct Scratch {
     AlignedVector<float> rows, attention, tile;

@@ -13,12 +13,19 @@ struct Runtime::Step {
   std::span<const int32_t> rows;   // all selected rows
   std::span<const float> margins;  // see Runtime::run
   size_t last;                     // op to stop before
+  bool early = false;              // rows are selected in front of the plan's tail already
   size_t chunk = 0;                // first of the selected rows under way
   int count = 0;                   // rows the ops under way run on
   VisitRow visit;
   const void* context;
   std::mutex& lock;
   std::exception_ptr& failure;  // of the first visit that threw
+
+  // Whether a row of the batch in [first, end) is selected. `rows` ascend where `early`.
+  bool selects(int first, int end) const {
+    const auto at = std::lower_bound(rows.begin(), rows.end(), first);
+    return at != rows.end() && *at < end;
+  }
 };
 
 // Rows of activations of one byte that lie together: all where one pass over a panel takes them, else in groups of nearly equal size,

@@ -62,6 +62,28 @@ def test_logits_equal_the_oracles(name: str, isa: str, threads: int, tiny: Calla
     np.testing.assert_allclose(runner.logits(batch(tokens), every=True), want, atol=2e-4)
 
 
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_selected_rows_alone_are_as_among_all(
+    name: str, threads: int, precision: str, tiny: Callable[[str], Model]
+) -> None:
+    """Behind the last attention only the selected rows are computed: here more of them than logits are held at once."""
+    model = tiny(name)
+    config = EngineConfig(threads=threads, precision=precision, max_sequences=24, cache_tokens=2048)
+    runner = NativeRunner(model, config)
+    lengths = [1, 40, 17, 2, 33, 1, 9, *[3] * 15]
+    tokens = ints(tokens_of(model, sum(lengths)))
+    tables = np.arange(2 * len(lengths), dtype=np.int32).reshape(-1, 2)
+    several = Batch(tokens, ints([0] * len(lengths)), ints(lengths), tables)
+    every = runner.logits(several, every=True)
+    want = every[np.cumsum(lengths) - 1]
+    got = runner.logits(several)
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() < (1e-5 if precision == "exact" else 0.02) * np.abs(want).max()
+    np.testing.assert_array_equal(runner.logits(several, every=True), every)  # what was remembered is the same
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_fast_precision_is_near(name: str, isa: str, tiny: Callable[[str], Model]) -> None:
