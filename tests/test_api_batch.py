@@ -79,6 +79,12 @@ def test_classify_asks_in_chinese_with_examples_and_each_label_by_itself() -> No
     assert (none["label"], none["labels"]) == (None, [])
 
 
+def test_a_question_cut_short_names_none_of_several_labels() -> None:
+    several = job("classify", labels=["good", "bad"], multi_label=True)
+    (cut,) = clean(labels_body(several, HEAD, [[0.75, 0.5]], timings(), True, [{"complete": False}]))["data"]
+    assert (cut["label"], cut["labels"]) == (None, []) and cut["scores"] == {"good": 0.75, "bad": 0.5}
+
+
 def test_classify_abstains() -> None:
     found = job("classify", labels=["good", "bad"], abstain=0.8)
     rows = [[0.75, 0.25], [0.1, 0.9]]

@@ -116,8 +116,9 @@ class Classifier:
             values = self.calibration.apply(self.labels, values)
         scores = self._question.scores(values)
         ranked = dict(sorted(zip(self.labels, scores, strict=True), key=lambda pair: -pair[1]))
-        told = complete or (bool(request.score.values) and not self._multi)  # a question cut short asks nothing
-        label, labels = chosen(ranked, self._multi, self._abstain) if told else (None, [])
+        label, labels = None, list[str]()
+        if request.score.values:
+            label, labels = chosen(ranked, self._multi, self._abstain, complete)
         return Classification(
             label=label,
             scores=ranked,

@@ -106,8 +106,15 @@ class Question:
         return [part.replace("{labels}", names).replace("{examples}", seen) for part in asked.split("{text}")]
 
 
-def chosen(scores: Mapping[str, float], several: bool, abstain: float | None) -> tuple[str | None, list[str]]:
-    """(the best label, all that score enough), from `abstain` on; where a text may have `several`, from one half."""
+def chosen(
+    scores: Mapping[str, float], several: bool, abstain: float | None, complete: bool = True
+) -> tuple[str | None, list[str]]:
+    """(the best label, all that score enough), from `abstain` on; where a text may have `several`, from one half.
+
+    complete: all was scored. Of `several` labels a question that was cut short asks nothing, and none is named.
+    """
+    if several and not complete:
+        return None, []
     least = (0.5 if several else 0.0) if abstain is None else abstain
     best = max(scores, key=scores.__getitem__)
     enough = [name for name, score in scores.items() if score >= least]

@@ -112,7 +112,7 @@ def labels_body(
     data: list[dict[str, Any]] = []
     for i, scores in enumerate(rows):
         named = dict(zip(job.continuations, scores, strict=True))
-        label, labels = chosen(named, several, job.extra["abstain"])
+        label, labels = chosen(named, several, job.extra["abstain"], cut[i].get("complete", True))
         data.append(
             {
                 "index": i,
