@@ -119,7 +119,9 @@ def test_openai_responses(client: openai.OpenAI) -> None:
     with client.responses.stream(
         model="m", input="What is the capital of France?", temperature=0, max_output_tokens=99
     ) as stream:
-        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        events = list(stream)
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        assert [event.sequence_number for event in events] == list(range(len(events)))
         assert text and stream.get_final_response().output_text == text
 
 

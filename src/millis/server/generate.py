@@ -59,8 +59,8 @@ class Generation(Answer):
     async def generate(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         """Feeds the writer with what the engine makes of each prompt, and sends that where it streams."""
         self._job = job
-        self._prompt_tokens = sum(map(len, ids))
         self._writer = self.writer_for(job, tokenizer)
+        self._opening = self._writer.begin(sum(map(len, ids)))  # goes out with the first token, or not at all
         for work in self._work(ids, tokenizer):
             self.served.client.submit(work, self.mailbox)
         self._watch_deadline()
@@ -140,7 +140,7 @@ class Generation(Answer):
             first_ms = 1000 * (time.monotonic() - self.arrival_s)
             timed = f"tokenize;dur={self.tokenize_ms:.3f}, first_token;dur={first_ms:.3f}"
             await self.start(200, b"text/event-stream; charset=utf-8", {"server-timing": timed})
-            data = self._writer.begin(self._prompt_tokens) + data
+            data = self._opening + data
         if not left and self.ends:
             data += self._writer.end()
         await self.write(data, more=bool(left) or not self.ends)
