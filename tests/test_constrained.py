@@ -123,6 +123,14 @@ def test_forced_tokens_take_no_step_and_change_no_answer() -> None:
     assert jumping.timings.completion_tokens == len(jumping.output)
 
 
+def test_forced_tokens_that_were_cached_count_as_no_part_of_the_prompt() -> None:
+    e = Engine(MaskedRunner(), Characters.eos, grammars=COMPILER.compile, prefix_cache=True)
+    for cached in (0, 2):
+        request = e.submit([5, 6], SamplingParams(grammar=grammar(SCHEMA), max_tokens=100))
+        run(e, request)
+        assert (request.timings.cached_tokens, request.timings.prompt_tokens) == (cached, 2)
+
+
 def test_forced_tokens_are_committed_in_their_order() -> None:
     e = engine()
     request = e.submit([5, 6], SamplingParams(grammar=grammar(record(a={"const": 12})), max_tokens=100))

@@ -258,7 +258,7 @@ class Scheduler:
         if match.partial is not None:
             self.copies.append((match.partial.page, request.pages[len(match.nodes)]))
         if request.timings.steps == 0:  # not the return of a preempted one
-            request.timings.cached_tokens = match.tokens
+            request.timings.cached_tokens = min(match.tokens, request.prompt_tokens)  # forced ones may be, too
             self.prefix.record(match, len(request.tokens))
 
     def _ranked(self, now_s: float) -> list[Request]:
