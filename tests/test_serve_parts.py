@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from millis.config import ServerConfig
+from millis.server.api.errors import ApiError, deadline_exceeded, internal, invalid
 from millis.server.client import EngineClient, Lost, Mailbox
-from millis.server.messages import LENGTH, MAX_FRAME_BYTES, Batch, Cancel, Frames, Stats, Submit, Tokens, frame
+from millis.server.exchange import Answer, ClientGone
+from millis.server.messages import LENGTH, MAX_FRAME_BYTES, Batch, Cancel, Failed, Frames, Stats, Submit, Tokens, frame
 from millis.server.metrics import Metrics
-from millis.server.service import LONG_BYTES, predicted_ms
+from millis.server.served import Model
+from millis.server.service import LONG_BYTES, Service, predicted_ms
 from millis.types import SamplingParams, Timings
 
 
@@ -55,6 +61,44 @@ def test_figures_go_on_where_a_new_engine_begins_at_nought() -> None:
         'millis:slack_at_finish_seconds_bucket{le="-0.03",model_name="m"} 1.0',
     ):
         assert line in lines, line
+
+
+@pytest.mark.parametrize(
+    ("reply", "counted"),
+    [
+        (Lost(1, "engine_unavailable", "…"), 'failed_total{model_name="m",reason="engine_unavailable"}'),
+        (Lost(1, "server_stopping", "…"), 'failed_total{model_name="m",reason="server_stopping"}'),
+        (Lost(1, "request_poisoned", "…", False), 'failed_total{model_name="m",reason="request_poisoned"}'),
+        (Failed(1, "…"), 'failed_total{model_name="m",reason="failed"}'),
+        (Failed(1, "…", "invalid_grammar"), 'failed_total{model_name="m",reason="invalid_grammar"}'),
+        (deadline_exceeded(), 'failed_total{model_name="m",reason="deadline_exceeded"}'),
+        (internal(), 'failed_total{model_name="m",reason="internal_error"}'),
+        (ClientGone(), 'failed_total{model_name="m",reason="client_gone"}'),
+        (ApiError(503, "…", code="overloaded"), 'refused_total{model_name="m",reason="overloaded"}'),
+        (invalid("…", None), None),
+    ],
+)
+def test_a_request_without_an_answer_is_counted_once(reply: Any, counted: str | None) -> None:
+    class Ending(Answer):
+        async def _run(self, body: bytes) -> None:
+            if isinstance(reply, Exception):
+                raise reply
+            self.checked(reply)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"{}"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    model = Model("m", Path("m.gguf"), EngineClient("m.gguf", {}), Metrics("m"))
+    service = Service(ServerConfig(), [model])
+    scope = {"tenant": "", "request_id": "1", "path": "/v1/chat/completions", "headers": []}
+    asyncio.run(Ending(service, "chat", scope, send).run(receive))
+    service.close()
+    lines = service.metrics_text().decode().splitlines()
+    found = [line for line in lines if line.startswith(("millis:requests_failed", "millis:requests_refused"))]
+    assert found == ([] if counted is None else [f"millis:requests_{counted} 1.0"])
 
 
 def test_a_mailbox_wakes_whoever_waits_and_keeps_the_order() -> None:

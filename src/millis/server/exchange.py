@@ -46,6 +46,7 @@ class Answer:
         self.ended: list[tuple[Timings, str]] = []  # of each part that was answered: how, too
         self.first_s: float | None = None  # when the first token was sent
         self._error: str | None = None
+        self._counted = False  # among the failures
         self.served = service.main
         self.model = service.main.name  # as the request names it
         self.adapter: str | None = None
@@ -63,7 +64,7 @@ class Answer:
                     self.close()
         except ClientGone:
             self._error = "client_gone"
-            self.served.metrics.fail(self._error)
+            self._count_failure(self._error)
         except MillisError as error:
             await self._fail(from_error(error))
         except Exception as error:
@@ -127,13 +128,13 @@ class Answer:
         if isinstance(reply, Gone):
             raise ClientGone
         if isinstance(reply, Failed):
-            self.served.metrics.fail(reply.code)
+            self._count_failure(reply.code)
             if reply.code == "invalid_grammar":
                 raise invalid(reply.message, self._form, reply.code)
             log.error("request %s failed in the engine", self.request_id)
             raise internal()
         if isinstance(reply, Lost):
-            self.served.metrics.fail(reply.code)
+            self._count_failure(reply.code)
         return checked_reply(reply, self._form)
 
     async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str]) -> None:
@@ -178,11 +179,16 @@ class Answer:
 
     async def _fail(self, error: ApiError) -> None:
         self._error = error.code or str(error.status)
-        self.service.count_error(error, self.served)
+        if not self._counted:
+            self.service.count_error(error, self.served)
         if self.started:
             await self.write(self.error_event(error), more=False)
         else:
             await self.send_json(error.status, error.body_for(self._scope["path"]), error.headers)
+
+    def _count_failure(self, reason: str) -> None:
+        self._counted = True
+        self.served.metrics.fail(reason)
 
     def _check_lengths(self, ids: list[list[int]]) -> None:
         limit = self.service.config.max_prompt_tokens

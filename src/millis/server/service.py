@@ -163,12 +163,12 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._slow, self.keys.find, text)
 
     def count_error(self, error: ApiError, model: Model | None = None) -> None:
-        """Counts an answer that is an error: refusals by their reason."""
-        if error.status in (401, 403, 408, 413, 429, 503) and error.code not in (
-            "engine_restarted",
-            "deadline_exceeded",
-        ):
-            (model or self.main).metrics.refuse(error.code or str(error.status))
+        """Counts an answer that is an error: a failure or a refusal, by its reason. A bad request is neither."""
+        metrics, reason = (model or self.main).metrics, error.code or str(error.status)
+        if error.status == 500 or reason == "deadline_exceeded":
+            metrics.fail(reason)
+        elif error.status in (401, 403, 408, 413, 429, 503):
+            metrics.refuse(reason)
 
     def metrics_text(self) -> bytes:
         """The figures now."""
