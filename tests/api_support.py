@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from typing import Any
 
@@ -13,7 +14,18 @@ from millis.server.api.job import Endpoint, Job, Limits
 from millis.server.api.writer import Head
 from millis.types import Timings
 
-HEAD = Head("0123", 1_700_000_000, "smollm2", "fp", token_bytes=lambda token: bytes([token]))
+
+class Bytes:
+    """Tokens that are bytes, as the text they write."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        return self._decoder.decode(bytes([token]))
+
+
+HEAD = Head("0123", 1_700_000_000, "smollm2", "fp", token_bytes=lambda token: bytes([token]), detokenizer=Bytes)
 USER = {"role": "user", "content": "Hi"}
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}

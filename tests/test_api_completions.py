@@ -46,6 +46,22 @@ def test_every_choice_of_every_prompt_has_its_index() -> None:
     assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (14, 8)
 
 
+def test_tokens_stand_where_they_begin_in_the_text_whole_or_in_pieces() -> None:
+    """Also those within a character, and those whose text was held back."""
+    text = "ab月c"
+    logprobs = [TokenLogprob(byte, -0.5) for byte in text.encode()]
+    whole = CompletionWriter(job("completions", logprobs=0), HEAD)
+    whole.feed(0, text, logprobs)
+    whole.finish(0, "length", timings())
+    assert whole.body()["choices"][0]["logprobs"]["text_offset"] == [0, 1, 2, 2, 2, 3]
+    stream = CompletionWriter(job("completions", logprobs=0, stream=True), HEAD)
+    data = b""
+    for piece, logprob in zip(["", "", "", "", "ab月", "c"], logprobs, strict=True):
+        data += stream.feed(0, piece, [logprob])
+    found = [event["choices"][0]["logprobs"]["text_offset"] for event in openai_events(data + stream.end())]
+    assert found == [[0], [1], [2], [2], [2], [3]]
+
+
 def test_a_stream_is_pieces_of_completions() -> None:
     writer = CompletionWriter(job("completions", stream=True, stream_options={"include_usage": True}), HEAD)
     data = writer.begin() + writer.feed(0, "a") + writer.feed(0, "b")

@@ -117,7 +117,14 @@ class Answer:
     def head(self, tokenizer: Tokenizer) -> Head:
         """What an answer says of itself."""
         service = self.service
-        return Head(self.request_id, int(time.time()), self.model, service.fingerprint, tokenizer.token_bytes)
+        return Head(
+            self.request_id,
+            int(time.time()),
+            self.model,
+            service.fingerprint,
+            tokenizer.token_bytes,
+            lambda: tokenizer.detokenizer(continues=True),
+        )
 
     async def next(self) -> Any:
         """The next reply of the engine. ClientGone, or the ApiError that a refusal or a crash means."""

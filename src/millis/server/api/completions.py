@@ -13,9 +13,9 @@ from millis.server.api.conversation import check_length
 from millis.server.api.errors import invalid
 from millis.server.api.fields import COMMON_REFUSED, Sampling, StreamOptions, form_field, sampling, schedule
 from millis.server.api.job import Job, Limits, Prompt
-from millis.server.api.logprobs import completion_logprobs
+from millis.server.api.logprobs import Offsets, completion_logprobs
 from millis.server.api.tool_parser import Piece
-from millis.server.api.writer import DONE, Choice, Writer, sse, timings_json, usage
+from millis.server.api.writer import DONE, Choice, Head, Writer, sse, timings_json, usage
 from millis.types import TokenLogprob
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
@@ -95,12 +95,17 @@ def _is_tokens(given: Sequence[Any]) -> bool:
 class CompletionWriter(Writer):
     """text_completion, whole or in pieces."""
 
+    def __init__(self, job: Job, head: Head) -> None:
+        super().__init__(job, head)
+        wanted = job.params.logprobs is not None
+        self._offsets = [Offsets(head.detokenizer()) for _ in self.choices] if wanted else None
+
     def _delta(self, choice: Choice, piece: Piece, logprobs: Sequence[TokenLogprob]) -> bytes:
         assert isinstance(piece, str)
-        return self._chunk(self._choice(choice, piece, logprobs, None, len(choice.text)))
+        return self._chunk(self._choice(choice, piece, logprobs, None))
 
     def _finish(self, choice: Choice) -> bytes:
-        last = self._choice(choice, "", (), choice.finish_reason, len(choice.text))
+        last = self._choice(choice, "", (), choice.finish_reason)
         return self._chunk(last, {"timings": timings_json([choice.timings])})
 
     def _end(self) -> bytes:
@@ -109,14 +114,15 @@ class CompletionWriter(Writer):
         return sse(self._head([], usage(self.counts())) | {"timings": self.timings()}) + DONE
 
     def body(self) -> dict[str, Any]:
-        whole = [self._choice(one, one.text, one.logprobs, one.finish_reason, 0) for one in self.choices]
+        whole = [self._choice(one, one.text, one.logprobs, one.finish_reason) for one in self.choices]
         return self._head(whole, usage(self.counts())) | {"timings": self.timings()}
 
     def _choice(
-        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprob], reason: str | None, offset: int
+        self, choice: Choice, text: str, logprobs: Sequence[TokenLogprob], reason: str | None
     ) -> dict[str, Any]:
-        wanted = self.job.params.logprobs is not None
-        shown = completion_logprobs(logprobs, self.head.token_bytes, offset) if wanted else None
+        shown = None
+        if self._offsets is not None:
+            shown = completion_logprobs(logprobs, self.head.token_bytes, self._offsets[choice.index])
         return {"text": text, "index": choice.index, "logprobs": shown, "finish_reason": reason}
 
     def _chunk(self, choice: dict[str, Any], more: dict[str, Any] | None = None) -> bytes:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from millis.tasks.text import Detokenizer
 from millis.types import TokenLogprob
 
 _LEAST = -9999.0  # what OpenAI writes for a token that cannot be: JSON knows no infinity
@@ -30,18 +31,26 @@ def response_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes)
     return content
 
 
-def completion_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes, offset: int = 0) -> dict[str, Any]:
-    """`logprobs` of a completion's choice. `offset`: characters of its text before the first of these tokens."""
-    texts = [_text(one.token, token_bytes) for one in logprobs]
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
+class Offsets:
+    """Where the tokens of an answer begin in its text, in characters; one within a character, where that begins."""
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        self._detokenizer, self._at = detokenizer, 0
+
+    def next(self, token: int) -> int:
+        """Of the answer's next token."""
+        at = self._at
+        self._at += len(self._detokenizer.push(token))
+        return at
+
+
+def completion_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes, offsets: Offsets) -> dict[str, Any]:
+    """`logprobs` of a completion's choice, or of its next tokens."""
     return {
-        "tokens": texts,
+        "tokens": [_text(one.token, token_bytes) for one in logprobs],
         "token_logprobs": [_finite(one.logprob) for one in logprobs],
         "top_logprobs": [{_text(token, token_bytes): _finite(value) for token, value in one.top} for one in logprobs],
-        "text_offset": offsets,
+        "text_offset": [offsets.next(one.token) for one in logprobs],
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from millis.server.api.errors import ApiError, deadline_exceeded
 from millis.server.api.job import Job
 from millis.server.api.tool_parser import Call, Piece, ToolParser
+from millis.tasks.text import Detokenizer
 from millis.types import FinishReason, Timings, TokenLogprob
 
 DONE = b"data: [DONE]\n\n"
@@ -24,13 +25,17 @@ _SUMS = ("prompt_tokens", "cached_tokens", "completion_tokens", "drafted_tokens"
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What an answer says of itself. `id` is bare: every endpoint puts its own prefix before it."""
+    """What an answer says of itself. `id` is bare: every endpoint puts its own prefix before it.
+
+    The functions are of the model's tokenizer, and called only where log-probabilities are wanted.
+    """
 
     id: str
     created: int  # seconds since 1970
     model: str
     fingerprint: str
-    token_bytes: Callable[[int], bytes] = lambda token: b""  # of one token; asked only where log-probabilities are
+    token_bytes: Callable[[int], bytes]
+    detokenizer: Callable[[], Detokenizer]  # of a text that goes on
 
 
 @dataclass(slots=True)
