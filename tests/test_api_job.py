@@ -11,7 +11,7 @@ import pytest
 from api_support import job
 from millis.models.gguf import read_gguf
 from millis.server.api.errors import ApiError
-from millis.server.api.job import Job, check_ids, choice_params, prompt_ids, with_deadline
+from millis.server.api.job import Endpoint, Job, check_ids, choice_params, prompt_ids, with_deadline
 from millis.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -99,6 +99,14 @@ def test_an_answer_fits_into_the_context() -> None:
     for asked, prompt in ((fixed, 81), (open_ended, 100)):
         found = error(lambda asked=asked, prompt=prompt: choice_params(asked, 0, prompt, 100))  # type: ignore[misc]
         assert (found.status, found.code) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "field"),
+    [("chat", "messages"), ("messages", "messages"), ("responses", "input"), ("completions", "prompt")],
+)
+def test_a_prompt_that_is_too_long_is_named_as_its_endpoint_names_it(endpoint: Endpoint, field: str) -> None:
+    assert error(lambda: choice_params(job(endpoint), 0, 100, 100)).param == field
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,16 @@ def test_a_killed_engine_fails_what_it_had_and_comes_back(model_path: Callable[[
     assert "crash." not in server.errors  # no prompt in the log
 
 
+def test_a_small_cache_is_the_context_that_clients_are_told(model_path: Callable[[str], Path]) -> None:
+    with Server(model_path("smollm2"), *QUICK, "--cache-tokens", "128") as server:
+        room = server.json("/v1/models/m")[1]["max_model_len"]
+        assert room == 128
+        status, answer = server.chat("Hello", max_tokens=room)
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+        status, answer = server.chat("Hello", max_tokens=None, ignore_eos=True)
+        assert answer["usage"]["total_tokens"] == room and answer["choices"][0]["finish_reason"] == "length"
+
+
 def test_sigterm_lets_answers_end_and_takes_no_new_ones(model_path: Callable[[str], Path]) -> None:
     with Server(model_path("smollm2"), *QUICK) as server:
         answers: list[tuple[int, Any]] = []

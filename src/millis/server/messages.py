@@ -117,7 +117,7 @@ class EngineInfo:
     """What was loaded."""
 
     path: str
-    context: int  # tokens; of an encoder: of a text
+    context: int  # tokens that a sequence may have, in a smaller KV cache fewer; of an encoder: a text
     vocab: int
     threads: int
     isa: str

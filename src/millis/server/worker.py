@@ -98,7 +98,7 @@ class Worker:
         lm, runner = self._lm, self._lm.runner
         return EngineInfo(
             path=str(lm.path),
-            context=runner.context,
+            context=self.engine.room,
             vocab=runner.vocab,
             pages=runner.pages,
             page_tokens=runner.page_tokens,

@@ -25,6 +25,7 @@ Endpoint = Literal[
     "detokenize",
 ]
 Kind = Literal["generate", "embed", "score", "tokenize", "detokenize"]
+PROMPT_FIELDS: Mapping[Endpoint, str] = {"chat": "messages", "messages": "messages", "responses": "input"}
 MAX_DEADLINE_MS = 86_400_000.0  # a day
 
 
@@ -183,7 +184,7 @@ def choice_params(job: Job, choice: int, prompt_tokens: int, context: int) -> Sa
     if room < 1 or (not job.open_ended and params.max_tokens > room):
         asked = "" if job.open_ended else f" and max_tokens is {params.max_tokens}"
         message = f"the model's context is {context} tokens; the prompt has {prompt_tokens}{asked}: shorten one of them"
-        raise invalid(message, "messages" if job.endpoint == "chat" else "prompt", "context_length_exceeded")
+        raise invalid(message, PROMPT_FIELDS.get(job.endpoint, "prompt"), "context_length_exceeded")
     if job.open_ended:
         params = replace(params, max_tokens=room)
     if choice and params.seed is not None:
