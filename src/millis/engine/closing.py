@@ -22,7 +22,7 @@ WIDTH = 8  # states kept a level
 HALF = 5  # bytes that may lack of a character or an escape, behind which a string can end as if it were begun
 FREE = 512  # where more tokens than this may follow, it is free text: fillers do
 FILLERS = b" .a0A-:/@_"
-Hints = Sequence[Sequence[int]]  # texts that a string may need before it can end
+Hints = Sequence[Sequence[int]]  # texts that a string, or an answer that is no JSON, may need before it can end
 FIRST = b'0123456789ntf"[{'  # what is tried first, where it may stand
 _OPEN = {ord("{"): ord("}"), ord("["): ord("]")}
 
@@ -121,8 +121,8 @@ class Closer:
     def close(self, native: Any, text: bytes | None, hints: Hints = (), fuel: Fuel | None = None) -> list[int] | None:
         """Tokens that end the answer from `native`'s place on; None where none were found. `native` is used up.
 
-        text: the answer so far where it is JSON. hints: what may be worth trying inside a string. fuel: what the search
-        may cost, FUEL where nothing is said; several may share one.
+        text: the answer so far where it is JSON. hints: what may be worth trying inside a string, or in an answer that
+        is no JSON. fuel: what the search may cost, FUEL where nothing is said; several may share one.
         """
         state = _State(native, [], Place().after(text or b""), fuel or Fuel())
         try:
@@ -136,7 +136,7 @@ class Closer:
             if len(state.tokens) > MAX_TOKENS or native.is_error():
                 return None
             forced = native.compute_ff_tokens()
-            step = forced or self._ending(state, is_json) or self._hinted(state, hints) or self._filled(state)
+            step = forced or self._ending(state, is_json) or self._hinted(state, is_json, hints) or self._filled(state)
             for levels, width in ((PROBED, 1), (MAX_LEVELS, WIDTH)):
                 step = step or self._search(state, is_json, hints, levels, width)
             if not step or not self._advance(state, step):
@@ -179,13 +179,22 @@ class Closer:
                 return run(filler, high)
         return []
 
-    def _hinted(self, state: _State, hints: Hints) -> list[int]:
+    def _hinted(self, state: _State, is_json: bool, hints: Hints) -> list[int]:
+        """The first hint behind which a string, or an answer that is no JSON, may end."""
         quote = self._single.get(ord('"'))
+        if not is_json:
+            return next((list(hint) for hint in hints if state.fits([*hint]) and self._whole(state, hint)), [])
         if quote is not None and state.place.in_string and not state.place.escaped:
             for hint in hints:
                 if state.fits([*hint, quote]):
                     return [*hint, quote]
         return []
+
+    def _whole(self, state: _State, tokens: Sequence[int]) -> bool:
+        """Whether the answer may end behind these."""
+        state.fuel.burn(STATE_FUEL)
+        native = state.native.deep_copy()
+        return bool(native.consume_tokens(list(tokens)) and native.is_accepting())
 
     def _search(self, start: _State, is_json: bool, hints: Hints, levels: int, width: int) -> list[int]:
         """The tokens up to the next place where something may end; none where it was not found."""
@@ -201,8 +210,8 @@ class Closer:
                     if following.native.is_accepting() or self._ending(following, is_json):
                         return following.tokens
                     entered = following.place.strings != start.place.strings
-                    if following.place.in_string and (entered or depth < HALF):
-                        if self._hinted(following, hints) or self._filled(following):
+                    if depth < HALF or entered:
+                        if self._hinted(following, is_json, hints) or self._filled(following):
                             return following.tokens
                     seen.setdefault(following.native.compute_bitmask(), following)
             level = sorted(seen.values(), key=lambda state: len(state.place.closers))[:width]

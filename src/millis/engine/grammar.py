@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from millis.engine.closing import FUEL, Closer, Fuel
+from millis.engine.closing import Closer, Fuel
+from millis.engine.pattern import endings, short_match
 from millis.engine.schema import (
     JSON_STYLE,
     any_of,
@@ -29,9 +30,8 @@ from millis.engine.schema import (
 from millis.types import Grammar, GrammarError
 
 CACHED = 32  # compiled grammars
-HINTS = 16  # patterns of a schema for which a matching text is looked for
-HINT_FUEL = FUEL // 2  # what looking for them may cost together
-MOST_HINTS = 100  # texts that are tried where a string may not end
+HINTS = 16  # patterns of a schema of which a short match is kept
+MOST_ENDINGS = 100  # of such a text, that are tried where an answer or a string may not end
 RENEWAL = 256  # tokens at least between two renewals of an answer's lexer
 LIMITS = {
     "max_items_in_row": 2_000,
@@ -65,10 +65,10 @@ class Matcher:
     length takes a few at each of its characters: where they are used up, a matcher goes on with a lexer of its own.
     """
 
-    def __init__(self, compiler: GrammarCompiler, grammar: Grammar, native: Any, hints: list[list[int]] | None) -> None:
+    def __init__(self, compiler: GrammarCompiler, grammar: Grammar, native: Any, hints: list[list[int]]) -> None:
         self._compiler, self._grammar = compiler, grammar
         self._compiled, self._native = native, native.deep_copy()
-        self._hints = hints  # None where the answer is no JSON
+        self._hints, self._is_json = hints, _is_json(grammar)
         self._tokens: list[int] = []  # of the answer so far
         self._renewed = -RENEWAL  # how many of them there were when the lexer last began anew
         self._turn = threading.Lock()
@@ -134,8 +134,8 @@ class Matcher:
             if self.ended:
                 return [], None
             native = self._native.deep_copy()
-            text = None if self._hints is None else b"".join(map(closer.spelling, self._tokens))
-        return closer.close(native, text, self._hints or ()), native
+            text = b"".join(map(closer.spelling, self._tokens)) if self._is_json else None
+        return closer.close(native, text, self._hints), native
 
     def _renew(self, error: GrammarError) -> None:
         """Goes on with a lexer that has no states yet. Raises `error` where that is no remedy."""
@@ -175,7 +175,7 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         self._tokenizer: Any = None
         self._closer: Closer | None = None
-        self._cache: OrderedDict[Grammar, tuple[Any, list[list[int]] | None]] = OrderedDict()
+        self._cache: OrderedDict[Grammar, tuple[Any, list[list[int]]]] = OrderedDict()
         self._turn = threading.Lock()
         self.compiled = 0  # grammars so far, those that were refused, too
 
@@ -218,14 +218,15 @@ class GrammarCompiler:
         self.prepare()
         return Matcher(self, grammar, *self.find(grammar))
 
-    def find(self, grammar: Grammar) -> tuple[Any, list[list[int]] | None]:
-        """The compiled grammar, to be copied, and what its strings may need before they can end; see `_hints`."""
+    def find(self, grammar: Grammar) -> tuple[Any, list[list[int]]]:
+        """The compiled grammar, to be copied, and what it may need before it can end; see `_hints`."""
         with self._turn:
             found = self._cache.get(grammar)
         if found is None:
             self.compiled += 1
             found = self._native(grammar), self._hints(grammar)
-            self._check_ends(*found)
+            if _is_json(grammar):
+                self._check_ends(*found)
         with self._turn:
             self._cache[grammar] = found
             self._cache.move_to_end(grammar)
@@ -253,32 +254,27 @@ class GrammarCompiler:
             raise GrammarError("the grammar allows no answer at all")
         return native
 
-    def _check_ends(self, native: Any, hints: list[list[int]] | None) -> None:
+    def _check_ends(self, native: Any, hints: list[list[int]]) -> None:
         """GrammarError for JSON that could not be closed where time runs out, as that of an endless schema."""
         fuel = Fuel()
-        if hints is None or self.closer.close(native.deep_copy(), b"", hints, fuel) is not None:
+        if self.closer.close(native.deep_copy(), b"", hints, fuel) is not None:
             return
         if fuel.left < 0:
             raise GrammarError("the schema takes too long to compile; give it simpler patterns, or shorter strings")
         raise GrammarError("no short answer of this schema was found; is there one that ends?")
 
-    def _hints(self, grammar: Grammar) -> list[list[int]] | None:
-        """What a string may need before it can end: parts of its patterns, and texts that match them. None: no JSON."""
-        if grammar.kind not in ("json_schema", "json_object"):
-            return [] if grammar.kind == "lark" and "%json" in grammar.source else None
-        patterns = patterns_of(json.loads(grammar.source))[:HINTS] if grammar.source else []
-        texts, fuel = [], Fuel(HINT_FUEL)
-        for pattern in patterns:
-            texts += re.findall(r"[A-Za-z0-9 ]+|.", pattern)
-            if pattern.startswith("^"):
-                continue
-            try:
-                tokens = self.closer.close(self._native(Grammar("regex", pattern)), None, (), fuel)
-            except GrammarError:  # a pattern of its own may be beyond what it is inside its schema
-                continue
-            texts.insert(0, b"".join(map(self.closer.spelling, tokens or [])).decode(errors="ignore"))
-        spelled = [json.dumps(text, ensure_ascii=False)[1:-1].encode() for text in dict.fromkeys(texts) if text]
-        return [hint for text in spelled[:MOST_HINTS] if (hint := self.closer.spelled(text))]
+    def _hints(self, grammar: Grammar) -> list[list[int]]:
+        """What an answer or a string in it may need before it can end: endings of texts that its patterns match."""
+        patterns = []
+        if grammar.kind == "regex":
+            patterns = [grammar.source]
+        elif grammar.kind == "json_schema":
+            patterns = patterns_of(json.loads(grammar.source))[:HINTS]
+        texts = [list(endings(short_match(pattern), MOST_ENDINGS)) for pattern in patterns]
+        if grammar.kind == "json_schema":
+            texts = [[json.dumps(text, ensure_ascii=False)[1:-1] for text in some] for some in texts]
+        spelled = (self.closer.spelled(text.encode(errors="ignore")) for some in texts for text in some)
+        return [hint for hint in spelled if hint]
 
 
 class _Words:
@@ -305,6 +301,11 @@ def _library() -> Any:
     except ImportError:
         raise GrammarError("answers of a given form need llguidance; pip install 'millis[serve]'") from None
     return llguidance
+
+
+def _is_json(grammar: Grammar) -> bool:
+    """Whether answers are JSON, or hold some."""
+    return grammar.kind in ("json_schema", "json_object") or (grammar.kind == "lark" and "%json" in grammar.source)
 
 
 def _source(grammar: Grammar, native: Any) -> str:
