@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,8 @@ SCHEMAS: list[tuple[Any, str]] = [
     (record(**{"名前": {"type": "string", "enum": ["東京", "大阪"]}}), '{"名前": "東'),
     ({"type": "array", "items": {"type": "boolean"}, "minItems": 4, "maxItems": 4}, "[tr"),
     ({"type": ["string", "null"]}, "nu"),
+    ({"$ref": "#/$defs/列 [a]", "$defs": {"列 [a]": record(
+        v=WHOLE, next={"oneOf": [{"$ref": "#/$defs/列 [a]"}, {"type": "null"}]})}}, '{"v": 1, "next": {"'),
     (True, "[[[{"),
 ]  # fmt: skip
 
@@ -246,6 +249,13 @@ def test_a_pattern_behind_a_name_that_is_chosen_is_closed(answers: Answers) -> N
         properties = {"age": {"const": first}, "code": {"type": "string", "pattern": pattern}}
         schema = {"type": "object", "properties": properties, "required": ["code"], "additionalProperties": False}
         validate(answers.text(answers.schema(schema).closing() or []), schema)
+
+
+@pytest.mark.parametrize("begun", ["", '{"d": "', '{"d": "0', '{"d": "2023-02-2', '{"d": "20'])
+def test_a_date_is_closed_to_one_that_there_is(begun: str, answers: Answers) -> None:
+    matcher = answers.schema(record(d={"type": "string", "format": "date"}))
+    answers.accept(matcher, begun)
+    date.fromisoformat(json.loads(begun + answers.closed(matcher))["d"])
 
 
 def test_a_string_is_closed_behind_half_a_character(answers: Answers) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import date, datetime, time
 from typing import Any
 
 import pytest
@@ -71,7 +73,7 @@ def test_what_says_nothing_of_values_is_taken() -> None:
     }  # fmt: skip
     assert check_schema(json.dumps({"type": "string", **spoken})) == {"type": "string", **spoken}
     assert check_schema('{"properties": {"x": {"format": "cuid", "uniqueItems": false}}}') == {"properties": {"x": {}}}
-    assert check_schema('{"format": "date", "propertyNames": {"type": "string"}}') == {"format": "date"}
+    assert check_schema('{"format": "ipv4", "propertyNames": {"type": "string"}}') == {"format": "ipv4"}
 
 
 def test_names_that_are_listed_become_a_pattern() -> None:
@@ -82,6 +84,70 @@ def test_names_that_are_listed_become_a_pattern() -> None:
             "patternProperties": {r"^(a|b\.c)$": {"type": "integer"}}, "additionalProperties": False, "$defs": defs,
         }  # fmt: skip
     assert check_schema('{"propertyNames": {"const": "a"}}')["patternProperties"] == {"^(a)$": True}
+
+
+def test_a_pattern_of_names_becomes_one_of_properties() -> None:
+    schema = {"propertyNames": {"pattern": "^[a-z]+$"}, "additionalProperties": {"type": "integer"}}
+    patterns = {"^[a-z]+$": {"type": "integer"}}
+    assert check_schema(json.dumps(schema)) == {"patternProperties": patterns, "additionalProperties": False}
+
+
+def kind(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {"kind": {"const": name}, **more}, "required": ["kind"]}
+
+
+@pytest.mark.parametrize(
+    ("branches", "apart"),
+    [
+        ([{"$ref": "#/$defs/node"}, {"type": "null"}], True),
+        ([kind("a"), kind("b", next={"$ref": "#/$defs/node"}), {"$ref": "#/$defs/node"}], True),
+        ([{"enum": ["a", "b"]}, {"const": "c"}, {"type": "integer"}], False),  # an enum names no type
+        ([{"type": "string", "enum": ["a", "b"]}, {"type": "string", "const": "c"}, {"type": "integer"}], True),
+        ([{"type": "integer"}, {"type": "number"}], False),
+        ([{"type": ["string", "null"]}, {"type": "null"}], False),
+        ([{"enum": ["a", 1]}, {"const": "b"}], False),
+        ([kind("a"), kind("a")], False),
+        ([kind("a"), {**kind("b"), "required": []}], False),
+        ([{"properties": {"kind": {"const": "a"}}, "required": ["kind"]}, kind("b")], False),
+        ([{"$ref": "#/$defs/missing"}, {"type": "null"}], False),
+        ([{"$ref": 3}, {"required": 3, "properties": [], "type": {}}, True], False),
+    ],
+)
+def test_a_oneof_of_branches_that_are_plainly_apart_is_an_anyof(branches: list[Any], apart: bool) -> None:
+    schema = {"oneOf": branches, "$defs": {"node": kind("node")}}
+    try:
+        found = check_schema(json.dumps(schema))
+    except GrammarError:
+        assert not apart
+    else:
+        assert ("anyOf" in found, "oneOf" in found) == (apart, not apart)
+
+
+def test_references_are_written_as_uris() -> None:
+    assert check_schema('{"$ref": "#/$defs/列 [a]%20"}') == {"$ref": "#/$defs/%E5%88%97%20%5Ba%5D%20"}
+
+
+@pytest.mark.parametrize("value", ["123456789012345678", "[1, -9007199254740993]", '[{"id": [9007199254740993]}]'])
+def test_whole_numbers_that_would_be_rounded_are_refused(value: str) -> None:
+    with pytest.raises(GrammarError, match="beyond 2\\^53"):
+        check_schema(f'{{"{"enum" if value.startswith("[") else "const"}": {value}}}')
+
+
+@pytest.mark.parametrize(
+    ("form", "good", "bad"),
+    [
+        ("date", "0001-01-01 2024-02-29 2000-02-29 1999-12-31", "0000-01-01 2023-02-29 1900-02-29 2024-04-31 2024-1-1"),
+        ("time", "00:00:00Z 23:59:59.123456+08:00", "24:00:00Z 23:59:60Z 10:00Z 10:00:00"),
+        ("date-time", "2024-02-29T10:00:00Z", "2024-02-29t10:00:00z 2024-02-30T10:00:00Z 2024-02-29"),
+    ],
+)
+def test_dates_and_times_are_those_that_python_reads(form: str, good: str, bad: str) -> None:
+    pattern = check_schema(json.dumps({"format": form}))["pattern"]
+    reader = {"date": date, "time": time, "date-time": datetime}[form]
+    for text in good.split():
+        assert re.search(pattern, text) and reader.fromisoformat(text)
+    assert not any(re.search(pattern, text) for text in bad.split())
+    assert check_schema(json.dumps({"format": form, "pattern": "^2"}))["pattern"] == "^2"
 
 
 def test_objects_are_closed_unless_they_say_otherwise() -> None:

@@ -343,6 +343,8 @@ def _reason(error: object) -> str:
     line = text.splitlines()[0][:160] if text else "unknown error"
     if line == "NoExtensionBias":
         return "it allows no answer; does a rule or a $ref lead to nothing but itself?"
+    if line.startswith("oneOf constraints"):
+        return "a value may fit two branches of a oneOf; use anyOf, or a property that tells them apart"
     return f"{line}; make it simpler, its repetitions first" if _LIMIT_MET.search(line) else line
 
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import combinations
 from typing import Any
 
 from millis.types import GrammarError
@@ -24,6 +25,8 @@ MAX_PROPERTIES = 1_000  # of all objects of a schema together
 MAX_VALUES = 2_000  # of all enums of a schema together, or of a choice
 MAX_COUNT = 1_000_000  # of characters, items or properties that a schema may name
 MAX_MULTIPLE = 10_000  # the least common multiple of a schema's multipleOf, in units of its last decimal
+MAX_EXACT = 2**53  # of whole numbers that are written as they are
+MAX_BRANCHES = 50  # of a oneOf, to be compared with each other
 MAX_BOUND = 10**18  # of a number's minimum and maximum
 
 # As json.dumps writes, so as models have read it most often. No other whitespace: small models lose themselves in it.
@@ -35,12 +38,24 @@ ANNOTATIONS = frozenset(
 )
 # Formats that llguidance enforces. Others are annotations, too: JSON Schema lets anybody invent one.
 FORMATS = frozenset("date-time time date duration email hostname ipv4 ipv6 uuid uri".split())
+# Of dates and times, what the standard libraries of most languages read: no year 0, no 30 February, no 60th second.
+_YEAR = "(?:[1-9][0-9]{3}|0[1-9][0-9]{2}|00[1-9][0-9]|000[1-9])"
+_LEAP_YEAR = "(?:[0-9]{2}(?:[2468][048]|0[48]|[13579][26])|(?:[2468][048]|0[48]|[13579][26])00)"
+_DAY = (
+    "(?:(?:1[02]|0[13578])-(?:0[1-9]|[12][0-9]|3[01])|(?:11|0[469])-(?:0[1-9]|[12][0-9]|30)"
+    "|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+)
+_DATE = f"(?:{_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
+_HOUR = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
+_TIME = f"{_HOUR}:[0-5][0-9](?:\\.[0-9]{{1,6}})?(?:Z|[+-]{_HOUR})"
+_FORMAT_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 _ONE = frozenset(("items", "additionalProperties"))  # keywords that hold a schema
 _MANY = frozenset(("anyOf", "oneOf", "allOf", "prefixItems"))  # a list of schemas
 _NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # schemas by name
+_NAMERS = frozenset(("properties", "patternProperties"))
 _COUNTS = frozenset(("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"))
 _BOUNDS = frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"))
-_PLAIN = frozenset(("type", "const", "required", "format", "$ref"))  # checked where they are compiled
+_PLAIN = frozenset(("type", "required", "format", "$ref"))  # checked where they are compiled
 
 
 @dataclass(slots=True)
@@ -147,6 +162,14 @@ def _simplify(part: dict[str, Any], root: dict[str, Any]) -> None:
     name = part.get("format")
     if isinstance(name, str) and name not in FORMATS:
         del part["format"]
+    elif name in _FORMAT_PATTERNS:
+        part.setdefault("pattern", _FORMAT_PATTERNS[name])
+    if isinstance(ref := part.get("$ref"), str):
+        part["$ref"] = _NOT_OF_URIS.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), ref)
+    branches = part.get("oneOf")
+    if isinstance(branches, list) and len(branches) <= MAX_BRANCHES and "anyOf" not in part:
+        if all(_disjoint(one, other, root) for one, other in combinations(branches, 2)):
+            part["anyOf"] = part.pop("oneOf")
     if part.get("uniqueItems") is False:
         del part["uniqueItems"]
     names = part.get("propertyNames")
@@ -158,12 +181,77 @@ def _simplify(part: dict[str, Any], root: dict[str, Any]) -> None:
     said = list(names.keys() - ANNOTATIONS - {"type"})
     if not said:
         del part["propertyNames"]
-    elif said in (["enum"], ["const"]) and part.keys().isdisjoint(("properties", "patternProperties")):
+    elif said in (["enum"], ["const"]) and part.keys().isdisjoint(_NAMERS):
         texts = names["enum"] if said == ["enum"] else [names["const"]]
         if isinstance(texts, list) and all(isinstance(one, str) for one in texts):
-            del part["propertyNames"]
-            part["patternProperties"] = {f"^({any_of(texts)})$": part.get("additionalProperties", True)}
-            part["additionalProperties"] = False
+            _name_by(part, f"^({any_of(texts)})$")
+    elif said == ["pattern"] and isinstance(names["pattern"], str) and part.keys().isdisjoint(_NAMERS):
+        _name_by(part, names["pattern"])
+
+
+def _name_by(part: dict[str, Any], pattern: str) -> None:
+    del part["propertyNames"]
+    part["patternProperties"] = {pattern: part.get("additionalProperties", True)}
+    part["additionalProperties"] = False
+
+
+def _disjoint(one: Any, other: Any, root: dict[str, Any], levels: int = 4) -> bool:
+    """Whether it is plain that no value fits both: by their types, values, or those of a property that both require."""
+    one, other = _referred(one, root), _referred(other, root)
+    if not isinstance(one, dict) or not isinstance(other, dict) or not levels:
+        return False
+    types, others = _types(one), _types(other)
+    if types and others and not types & others:
+        return True
+    values, other_values = _texts(one), _texts(other)
+    if values and other_values and not values & other_values:
+        return True
+    if types != {"object"} or others != {"object"}:
+        return False
+    required, properties = _shared(one, other, "required", list), _shared(one, other, "properties", dict)
+    return any(
+        _disjoint(one["properties"][name], other["properties"][name], root, levels - 1)
+        for name in required
+        if isinstance(name, str) and name in properties
+    )
+
+
+def _shared(one: dict[str, Any], other: dict[str, Any], key: str, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
+    """The names that both hold under a keyword."""
+    held, others = one.get(key), other.get(key)
+    return [name for name in held if name in others] if isinstance(held, kind) and isinstance(others, kind) else []
+
+
+def _referred(schema: Any, root: dict[str, Any]) -> Any:
+    """What a $ref that stands alone refers to in the schema's own definitions; else the schema itself."""
+    if isinstance(schema, dict) and not schema.keys() - ANNOTATIONS - {"$ref"} and isinstance(schema.get("$ref"), str):
+        _, _, path = _decoded(schema["$ref"]).partition("#/")
+        where, _, name = path.partition("/")
+        named = root.get(where) if where in ("$defs", "definitions") and schema["$ref"].startswith("#") else None
+        return named.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(named, dict) else None
+    return schema
+
+
+def _decoded(uri: str) -> str:
+    return re.sub(rb"%([0-9A-Fa-f]{2})", lambda found: bytes([int(found[1], 16)]), uri.encode()).decode(
+        errors="replace"
+    )
+
+
+_NOT_OF_URIS = re.compile(r"[^A-Za-z0-9%!#$&'()*+,/:;=?@~._-]")
+
+
+def _types(schema: dict[str, Any]) -> set[str]:
+    """The types that a schema names; none where it does not say. A whole number is a number."""
+    found = schema.get("type")
+    names = found if isinstance(found, list) else [found]
+    return {"number" if name == "integer" else name for name in names if isinstance(name, str)}
+
+
+def _texts(schema: dict[str, Any]) -> set[str]:
+    """The values of a schema that allows certain texts only; none where it allows others."""
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    return set(values) if isinstance(values, list) and all(isinstance(value, str) for value in values) else set()
 
 
 def any_of(texts: Sequence[str]) -> str:
@@ -294,8 +382,9 @@ def _walk(schema: Any, path: str, sums: _Sums) -> None:
 
 
 def _leaf(key: str, value: Any, where: str, sums: _Sums) -> None:
-    if key == "enum":
-        sums.values += len(_typed(value, list, where))
+    if key in ("enum", "const"):
+        sums.values += len(_typed(value, list, where)) if key == "enum" else 0
+        _check_exact(value, where)
     elif key == "pattern":
         check_pattern(value, where)
     elif key in _COUNTS:
@@ -312,6 +401,15 @@ def _leaf(key: str, value: Any, where: str, sums: _Sums) -> None:
         sums.multiples.append(Decimal(str(value)))
     elif key not in _PLAIN:
         raise GrammarError(f"{where}: the keyword is not supported and would be ignored; leave it out")
+
+
+def _check_exact(value: Any, where: str) -> None:
+    """GrammarError for a whole number that would be written rounded."""
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]:
+        if isinstance(item, (dict, list)):
+            _check_exact(item, where)
+        elif isinstance(item, int) and abs(item) > MAX_EXACT:
+            raise GrammarError(f"{where}: {item} is beyond 2^53 and would be rounded; make it a text")
 
 
 def _check_multiples(multiples: list[Decimal]) -> None:
