@@ -169,7 +169,7 @@ def test_clients_that_left_hold_up_nobody(server: Server) -> None:
     before = server.metric("grammars_compiled_total")
     gone = []
     for i in range(40):
-        schema = record(old={"type": "string", "pattern": f".*b.{{{200 + i}}}b"})
+        schema = record(old={"type": "string", "minLength": 100_000 + i})
         body = json.dumps(chat(**form(schema))).encode()
         gone.append(server.raw())
         head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
