@@ -212,6 +212,18 @@ def test_misuse_is_known_before_a_model_is_loaded(
     for arguments, told in (
         (["classify", "x", "-m", smollm2], "give the labels: --labels a,b,c"),
         (["classify", "x", "--labels", "a,b", "--save", "f"], "--save keeps what --calibrate finds"),
+        (["classify", "x", "--labels", "a", "-m", smollm2], "at least 2 labels are needed, not 1"),
+        (["classify", "x", "--labels", "a,a", "-m", smollm2], "a label is given twice"),
+        (
+            ["classify", "x", "--labels", "a,b", "--calibrate", table, "--save", tmp_path / "none" / "c.json"],
+            "there is no folder",
+        ),
+        *(([verb, " "], "the text is empty") for verb in ("classify", "embed", "translate", "moderate", "summarize")),
+        (["translate", "x", "-m", smollm2, "--to", "fr"], "--to='fr': Millis translates between zh and en"),
+        (["translate", "x", "-m", smollm2, "--to", "en", "--from", "fr"], "--from='fr': Millis translates"),
+        (["summarize", "x", "--words", "9", "--sentences", "1"], "give one of --words, --sentences and --characters"),
+        (["bench", "engine", "--peers", "none"], "no peer named 'none'"),
+        (["train", table, "--task", "classify", "--out", table], "is a file"),
         (["translate", "x", "-m", smollm2], "say which with --to"),
         (
             ["translate", "x", "-m", smollm2, "--to", "en", "--beams", "2"],
@@ -242,6 +254,17 @@ def test_misuse_is_known_before_a_model_is_loaded(
         code, out, error = ended(arguments, capsys)
         assert (code, out) == (2, "") and told in error and error.count("\n") == 1, (arguments, error)
         assert error.endswith(" --help\n")
+
+
+@pytest.mark.parametrize("verb", ["run", "extract"])
+def test_a_schema_that_is_no_json_is_known_before_a_model_is_loaded(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    schema = tmp_path / "s.json"
+    schema.write_text("{bad")
+    code, out, error = ended([verb, "x", "--schema", schema], capsys)
+    assert (code, out) == (1, "") and error.startswith(f"millis: {schema} is not JSON: ")
 
 
 def test_more_threads_than_cores_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,7 @@ def command(
     from millis.tasks.cascade import Cascade
     from millis.tasks.dataset import read_labelled
     from millis.tasks.encoder import Encoder
+    from millis.tasks.labels import Question
 
     if calibrate is not None and calibration is not None:
         raise typer.BadParameter("--calibrate and --calibration exclude each other; give one of them")
@@ -65,6 +66,8 @@ def command(
         raise typer.BadParameter("--save keeps what --calibrate finds; give both")
     if calibrate is not None and "," in model:
         raise typer.BadParameter("a calibration belongs to one model; give one with -m")
+    if save is not None and not save.absolute().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {save.absolute().parent} to write {save.name} to")
     names = [] if labels is None else _labels(labels)
     options: dict[str, Any] = {"length_normalized": length_normalized}
     options["examples"] = [] if examples is None else read_labelled(examples)
@@ -72,6 +75,9 @@ def command(
     made: Any = (
         calibration if calibration in (None, "contextual") else Calibration.loads(lines.read_text(Path(calibration)))
     )
+    if labels is not None:
+        with common.usage():
+            Question(names, options["examples"], multi=multi)
     encoder = "," not in model and is_encoder(common.resolve(model))
     given = [labels, examples, calibrate, calibration, abstain, multi or None, length_normalized or None]
     if encoder and any(value is not None for value in given):

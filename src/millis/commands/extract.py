@@ -30,11 +30,7 @@ def command(
     json: common.Json = False,
 ) -> None:
     """What a text says, as JSON of a schema; with - one JSON line for each line of standard input."""
-    form = lines.read_text(schema)
-    try:
-        json_module.loads(form)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{schema} is not JSON: {error}") from None
+    form = lines.read_schema(schema)
     lm = common.load(model, threads=threads, context=context, precision=precision)
     lines.answer(
         text,

@@ -13,7 +13,17 @@ import typer
 from millis.commands import common
 from millis.types import DeadlineError, GrammarError, MillisError, RequestError, TemplateError
 
-Text = Annotated[str, typer.Argument(help="The text; - reads standard input, one text a line.")]
+
+def check_not_empty(text: str) -> str:
+    """The text. A usage error where it holds no word."""
+    if not text.strip():
+        raise typer.BadParameter("the text is empty; give at least one word")
+    return text
+
+
+Text = Annotated[
+    str, typer.Argument(callback=check_not_empty, help="The text; - reads standard input, one text a line.")
+]
 Together = Annotated[int, typer.Option("--batch", min=1, max=256, help="Lines of standard input answered together.")]
 
 
@@ -25,6 +35,16 @@ def read_text(path: Path) -> str:
         raise RequestError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise RequestError(f"{path} is not UTF-8 text; convert it first") from None
+
+
+def read_schema(path: Path) -> str:
+    """The text of a JSON schema. RequestError: it cannot be read, or is no JSON."""
+    text = read_text(path)
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not JSON: {error}") from None
+    return text
 
 
 def whole_input() -> str:

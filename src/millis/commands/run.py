@@ -64,7 +64,7 @@ def command(
         ignore_eos=ignore_eos,
     )
     text = _prompt(prompt)
-    form = None if schema is None else _schema(schema)
+    form = None if schema is None else lines.read_schema(schema)
     if "," in model:
         if draft is not None or adapter is not None or beams is not None or raw:
             raise typer.BadParameter("several models take no --draft, --adapter, --beams or --raw; leave them out")
@@ -139,13 +139,6 @@ def _prompt(prompt: str) -> str:
     if not text.strip():
         raise RequestError("the prompt is empty; give a text, or - and a text on standard input")
     return text
-
-
-def _schema(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read as a schema: {error}") from None
 
 
 def _stream(lm: LanguageModel, text: str, system: str | None, raw: bool, options: dict[str, Any]) -> Stream:

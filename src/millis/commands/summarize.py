@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from millis.commands import common, lines
-from millis.types import RequestError
 
 if TYPE_CHECKING:
     from millis.tasks.summarize import Summary
@@ -40,9 +39,13 @@ def command(
         raise typer.BadParameter("give a text, or - for standard input, or --file FILE")
     if each and text != "-":
         raise typer.BadParameter("--lines reads standard input; give - as the text")
+    if sum(bound is not None for bound in (words, sentences, characters)) > 1:
+        raise typer.BadParameter("give one of --words, --sentences and --characters")
     given = "" if each else lines.read_text(file) if file is not None else text or ""
     if text == "-" and not each:
-        given = _whole_input()
+        given = lines.whole_input()
+    if not each:
+        lines.check_not_empty(given)
     from millis.models.load import is_seq2seq
 
     path = common.resolve(model)
@@ -62,13 +65,6 @@ def command(
         as_json=json,
         each=each,
     )
-
-
-def _whole_input() -> str:
-    text = lines.whole_input()
-    if not text.strip():
-        raise RequestError("the text is empty; give at least one word")
-    return text
 
 
 def _record(one: Summary) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from millis.types import ModelError
 EXAMPLE = "millis train intents.csv --task classify -m minilm --out intents --eval-split 0.1"
 
 Data = Annotated[list[Path], typer.Argument(metavar="DATA...", help="CSV, TSV, JSON, JSONL or text files, or folders.")]
-Out = Annotated[Path, typer.Option(help="Folder for the model and all that belongs to the run.")]
+Out = Annotated[Path, typer.Option(file_okay=False, help="Folder for the model and all that belongs to the run.")]
 Epochs = Annotated[float | None, typer.Option(min=0.001, help="How often to go through the data.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="At most so many updates.")]
 TimeLimit = Annotated[

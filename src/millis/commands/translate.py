@@ -36,6 +36,7 @@ def command(
 ) -> None:
     """A text in the other language; with - one JSON line for each line of standard input."""
     from millis.models.load import is_seq2seq
+    from millis.tasks.translate import known
 
     terms = {} if glossary is None else _glossary(glossary)
     path = common.resolve(model)
@@ -43,6 +44,11 @@ def command(
     common.refuse(path, **({"glossary": glossary} if rewrites else {"beams": beams}))
     if to is None and not rewrites:
         raise typer.BadParameter("a language model translates to zh or en; say which with --to")
+    if not rewrites:
+        with common.usage():
+            for option, name in (("--to", to), ("--from", source)):
+                if name is not None:
+                    known(name, option)
     lm: Any = common.load_writer(model, threads=threads, context=context, precision=precision)
 
     def run(texts: list[str]) -> list[Translation]:

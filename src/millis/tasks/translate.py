@@ -51,9 +51,9 @@ def translate(
 ) -> Translation | list[Translation]:
     """See TaskMethods.translate."""
     given, single = checks.texts(texts)
-    target, terms = _known(to, "to"), _terms(glossary)
+    target, terms = known(to, "to"), _terms(glossary)
     deadline_ms = checks.deadline(deadline_ms)
-    sources = [language(text) if source is None else _known(source, "source") for text in given]
+    sources = [language(text) if source is None else known(source, "source") for text in given]
     wanted = [{a: b for a, b in terms.items() if _holds(text, a)} for text in given]
     prompts = [prompt(text, target, used) for text, used in zip(given, wanted, strict=True)]
     if max_tokens is None:
@@ -124,7 +124,8 @@ def _terms(glossary: Mapping[str, str] | None) -> dict[str, str]:
     return dict(found)
 
 
-def _known(name: str, what: str) -> Language:
+def known(name: str, what: str) -> Language:
+    """The language of a name or code. RequestError: it is neither Chinese nor English."""
     for code, full in LANGUAGES.items():
         if name in (code, full, full.lower()):
             return code
