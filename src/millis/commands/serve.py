@@ -5,12 +5,15 @@ from __future__ import annotations
 import inspect
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from millis.commands import common
 from millis.types import ModelError, RequestError
+
+if TYPE_CHECKING:
+    from millis.server.settings import Setting
 
 EXAMPLE = "millis serve -m qwen2.5-0.5b --port 8000 --max-sequences 16"
 CONFIG_HELP = "TOML file of settings, named as these flags with _ for -; MILLIS_SERVE_CONFIG names one, too."
@@ -30,9 +33,12 @@ def command(**flags: Any) -> None:
         named = encoders_of(settings.server.encoder or [])
     common.warn_of_threads(settings.engine.get("threads"))
     try:
+        from millis.server.origins import is_loopback
         from millis.server.run import serve
     except ModuleNotFoundError as error:
         raise ModelError(f"millis serve needs {error.name}; install it with: pip install 'millis[serve]'") from None
+    if settings.server.api_key_file is None and not is_loopback(settings.server.host):
+        common.say("millis: warning: whoever reaches this machine may use the model; --api-key-file asks for keys")
     path = common.resolve(settings.model)
     if (draft := settings.engine.get("draft")) is not None:
         settings.engine["draft"] = str(common.resolve(draft))
@@ -68,6 +74,11 @@ def _line(facts: dict[str, Any]) -> str:
     return f"{facts['url']} · {names} · {machine} · ready in {facts['ready_s']:.1f} s"
 
 
+def _default(setting: Setting) -> str | bool:
+    """What --help shows; the flags themselves are None unless given, for a variable or the file may say more."""
+    return False if setting.default is None else str(setting.default)
+
+
 def _signature() -> inspect.Signature:
     """The flags: a model, every setting, and where to read more."""
     from millis.server.settings import known
@@ -75,7 +86,9 @@ def _signature() -> inspect.Signature:
     found: dict[str, Any] = {"model": common.Model}
     for setting in known().values():
         panel = "Server" if setting.part == "server" else "Engine"
-        found[setting.name] = Annotated[setting.kind, typer.Option(help=setting.about, rich_help_panel=panel)]
+        found[setting.name] = Annotated[
+            setting.kind, typer.Option(help=setting.about, show_default=_default(setting), rich_help_panel=panel)
+        ]
     found["config"] = Annotated[str | None, typer.Option(help=CONFIG_HELP)]
     found["json"] = common.Json
     kind = inspect.Parameter.KEYWORD_ONLY

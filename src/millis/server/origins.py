@@ -43,7 +43,7 @@ class Origins:
     def of(cls, config: ServerConfig) -> Origins:
         """The rules that settings make. RequestError: a name or an origin that is none."""
         hosts = frozenset(_allowed(name) for name in config.allowed_host or ())
-        if hosts or _is_loopback(config.host):
+        if hosts or is_loopback(config.host):
             hosts |= LOCAL | {f"[{config.host}]" if ":" in config.host else config.host.lower()}
         given = config.cors_origin or []
         return cls(hosts or None, frozenset(_page(text) for text in given if text != ANY), ANY in given)
@@ -121,7 +121,7 @@ def _allowed(text: str) -> str:
     return found[1]
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     """Whether only this machine can connect to a server that listens there."""
     try:
         address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]

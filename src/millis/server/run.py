@@ -50,19 +50,21 @@ def serve(
     when requests are answered.
 
     Raises ModelError (one cannot be loaded), RequestError (keys, TLS files, pins, settings that an encoder does not
-    have), OSError (the address).
+    have), OSError (the address), and in the end KeyboardInterrupt where it was SIGINT.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("millis").setLevel(logging.INFO)
     sys.setswitchinterval(SWITCH_S)
     with contextlib.suppress(OSError, AttributeError):  # as far as the system allows: answers go out before steps go on
         os.setpriority(os.PRIO_PROCESS, 0, URGENT)
-    uvloop.run(_serve(path, encoders, settings, announce))
+    if uvloop.run(_serve(path, encoders, settings, announce)) == signal.SIGINT:
+        raise KeyboardInterrupt
 
 
 async def _serve(
     path: Path, encoders: Mapping[str, Path], settings: Settings, announce: Callable[[dict[str, Any]], None]
-) -> None:
+) -> int | None:
+    """The first signal that ended it, if one did."""
     config, loop = settings.server, asyncio.get_running_loop()
     keys = None if config.api_key_file is None else Keys.read(Path(config.api_key_file))
     pin = None if config.pin is None else _pin_text(Path(config.pin))
@@ -73,7 +75,11 @@ async def _serve(
     service.connections = lambda: len(server.server_state.connections)
     listener = listen(config.host, config.port)
 
-    def stop() -> None:
+    first: int | None = None
+
+    def stop(number: int) -> None:
+        nonlocal first
+        first = first or number
         if service.draining:
             server.force_exit = True
             fail_all()
@@ -87,7 +93,7 @@ async def _serve(
             model.client.fail_all(*STOPPING)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop, number)
     answering = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         began = loop.time()
@@ -127,6 +133,7 @@ async def _serve(
         await asyncio.gather(answering, return_exceptions=True)
         await asyncio.gather(*(model.client.close() for model in models))
         service.close()
+    return first
 
 
 STOPPING = ("server_stopping", "the server is stopping; ask another")
@@ -260,7 +267,9 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        raise OSError(error.errno, f"cannot listen there: {error.strerror}", f"{host}:{port}") from None
+        raise OSError(
+            error.errno, f"cannot listen there: {error.strerror}; give another --port or --host", f"{host}:{port}"
+        ) from None
     return listener
 
 

@@ -11,7 +11,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -39,12 +39,13 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One name, its type and what its docstring says."""
+    """One name, its type, what its docstring says, and its default in a server."""
 
     name: str
     kind: Any
     about: str
     part: Literal["server", "engine"]
+    default: Any
 
 
 def known() -> dict[str, Setting]:
@@ -57,7 +58,8 @@ def known() -> dict[str, Setting]:
     for cls, part in parts:
         hints, about = get_type_hints(cls), _docstrings(cls)
         for field in fields(cls):
-            found[field.name] = Setting(field.name, hints[field.name], about[field.name], part)
+            default = SHARED.get(field.name, None if field.default is MISSING else field.default)
+            found[field.name] = Setting(field.name, hints[field.name], about[field.name], part, default)
     return found
 
 
