@@ -22,9 +22,9 @@ def model() -> Any:
 
 
 def test_only_single_decode_steps_are_counted() -> None:
-    lm, ticks = model(), []
-    steps = decode_steps(lm, steps=50, depth=32, prompt_tokens=16, advance=lambda: ticks.append(1))
-    assert len(steps) == len(ticks) == 50
+    lm, told = model(), list[int]()
+    steps = decode_steps(lm, steps=50, depth=32, prompt_tokens=16, tell=told.append)
+    assert len(steps) == 50 and told == [0, 0, 15, 30, 45]
     assert all(step.ms > 0 for step in steps)
     # A sequence gives 16 tokens: the first with its prompt, 15 in steps of their own. The first sequence warms up.
     assert [step.depth for step in steps] == [*range(16, 31)] * 3 + [*range(16, 21)]

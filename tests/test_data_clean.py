@@ -14,9 +14,11 @@ import pytest
 
 from data_support import read_rows, write_rows
 from millis import data
+from millis.data import read
 from millis.data.language import language
 from millis.data.page import page
 from millis.data.quality import DOCUMENTS, MESSAGES, first_broken
+from millis.hub.progress import Silent
 from millis.types import DataError
 from shell import error_line
 from shell import millis as shell
@@ -141,6 +143,20 @@ def test_rows_that_copy_the_test_side_are_dropped(tmp_path: Path) -> None:
 def test_rows_of_a_programs_own() -> None:
     rows, report = data.clean_rows([{"text": "a text"}, {"text": "A  text"}, {"text": "another"}])
     assert rows == [{"text": "a text"}, {"text": "another"}] and report.read == 3
+
+
+def test_the_progress_of_cleaning_is_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Silent):
+        count = 0
+
+        def advance(self, count: int) -> None:
+            self.count += count
+
+    monkeypatch.setattr(read, "WATCHED_BYTES", 1)
+    file, seen = tmp_path / "in.jsonl", Seen()
+    write_rows(file, [{"text": f"the text of number {i}"} for i in range(9)])
+    data.clean([file], tmp_path / "out.jsonl", reader=data.Reader(progress=seen))
+    assert seen.count == file.stat().st_size
 
 
 def test_what_cannot_be_cleaned_leaves_the_old_file(tmp_path: Path) -> None:

@@ -59,17 +59,24 @@ class Step:
 
 
 def decode_steps(
-    lm: LanguageModel, *, steps: int, depth: int, prompt_tokens: int = 16, advance: Callable[[], None] = lambda: None
+    lm: LanguageModel,
+    *,
+    steps: int,
+    depth: int,
+    prompt_tokens: int = 16,
+    tell: Callable[[int], None] = lambda done: None,
 ) -> list[Step]:
     """`steps` decode steps of one sequence that starts anew whenever `depth` tokens are in the cache.
 
-    Steps that hold a prompt are not counted, nor is the first sequence: it warms up.
+    Steps that hold a prompt are not counted, nor is the first sequence: it warms up. `tell` is told the steps so far
+    between two sequences, where it holds up none that is counted.
     """
     random = np.random.default_rng(0)
     found: list[Step] = []
     params = SamplingParams(max_tokens=depth - prompt_tokens, temperature=0, ignore_eos=True)
     warm = False
     while len(found) < steps:
+        tell(len(found))
         ids = [int(token) for token in random.integers(0, lm.runner.vocab, prompt_tokens)]
         request = lm.engine.submit(ids, params)
         events = lm.engine.events(request)
@@ -80,7 +87,6 @@ def decode_steps(
             now, counted = time.perf_counter(), Counters.now()
             if warm:
                 found.append(Step(1000 * (now - at), length, counted.minus(counters)))
-                advance()
             length += 1
             at, counters = time.perf_counter(), counted
             if len(found) >= steps:

@@ -48,8 +48,10 @@ def engine(
     from millis.config import EngineConfig
 
     pictures = pictures_of(plot)
+    with common.usage():
+        names = chosen(peers)
     settings = Settings(
-        peers=chosen(peers),
+        peers=names,
         threads=threads or EngineConfig().threads,
         prompts=_lengths("--prompts", prompts),
         depths=_lengths("--depths", depths),
@@ -120,16 +122,26 @@ def jitter(
     json: common.Json = False,
 ) -> None:
     """How even decoding is: p50, p99, p99.9 and maximum of single steps, and what the slow ones coincide with."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     from millis.bench.jitter import decode_steps, report
 
     pictures = pictures_of(plot)
     lm = common.load(model, threads=threads, context=depth, speculation="off")  # a step, a token
+    console = Console(stderr=True)
+    # A thread that draws by itself would be measured, too.
+    with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:
+        task = progress.add_task("measuring", total=steps)
+        found = decode_steps(
+            lm, steps=steps, depth=depth, tell=lambda done: progress.update(task, completed=done, refresh=True)
+        )
     result = {
         "model": model,
         "threads": lm.config.threads,
         "isa": lm.runner.isa,
         "depth": depth,
-        **report(decode_steps(lm, steps=steps, depth=depth)),
+        **report(found),
     }
     if json:
         common.print_json(result)

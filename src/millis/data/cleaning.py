@@ -17,7 +17,7 @@ from millis.data import language, private, quality, scrub, write
 from millis.data.duplicates import Known, Seen, signature
 from millis.data.read import Reader, Row
 from millis.data.report import EXCERPT_CHARS, Report
-from millis.hub.progress import Progress, Silent
+from millis.hub.progress import Progress
 from millis.types import DataError
 
 FIELDS = (("text",), ("source", "target"), ("context",), ("content",), ("sentence",), ("review",), ("body",))
@@ -72,7 +72,7 @@ def clean(
     be read or written; lines that are no row are counted, and told to `reader.complain`.
     """
     reader, settings, path = reader or Reader(), settings or Settings(), Path(out)
-    reader.progress = progress or Silent()
+    reader.progress = progress or reader.progress
     report = Report(settings=settings, inputs=[os.fspath(name) for name in inputs])
     complain = reader.complain
 

@@ -29,7 +29,7 @@ TEXT, LINES, TABLES = (".txt", ".text", ".md"), (".jsonl", ".ndjson"), (".csv", 
 KINDS = (*TEXT, *LINES, ".json", *TABLES, ".parquet")
 LINE_BYTES = 1 << 26  # a longer line is passed over
 WHOLE_BYTES = 1 << 28  # of a file that must be read in one piece
-WATCHED_BYTES = 1 << 22  # less is read too soon for progress to tell
+WATCHED_BYTES = 1 << 20  # less is read too soon for progress to tell
 
 
 @dataclass(slots=True)
