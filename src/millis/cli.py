@@ -24,6 +24,7 @@ COMMANDS = (  # each a module in millis.commands
     *("run", "chat", "classify", "embed", "extract", "translate", "summarize", "moderate", "index", "answer"),
     *("serve", "pull", "models", "doctor", "train", "distil", "quantize", "evaluate", "data", "bench"),
 )
+GROUPS = ("data", "bench")  # whose verbs are a second word
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
@@ -62,6 +63,7 @@ def _app(arguments: list[str]) -> typer.Typer:
     app = typer.Typer(
         cls=_Verbs,
         add_completion=False,
+        rich_markup_mode="rich" if _lists_verbs(arguments) else None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
         help="Real-time language models on the machine you have.",
@@ -75,6 +77,12 @@ def _app(arguments: list[str]) -> typer.Typer:
         else:
             app.command(verb, epilog=f"Example: {module.EXAMPLE}")(module.command)
     return app
+
+
+def _lists_verbs(arguments: list[str]) -> bool:
+    """Whether --help would list verbs, of which plain help cuts what they do; tables would cut long options' names."""
+    verbs = arguments[:2] if arguments[:1] and arguments[0] in GROUPS else arguments[:1]
+    return len(verbs) == 0 or verbs[-1].startswith("-")
 
 
 class _Interrupted(Exception):
