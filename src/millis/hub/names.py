@@ -154,6 +154,8 @@ def _pull_repo(name: str, repo: str, file: str | None, progress: Progress, check
 def _unknown(name: str) -> ModelError:
     if name.endswith(".gguf"):
         return ModelError(f"there is no file {name}")
+    if name.startswith(("/", "./", "../", "~")):
+        return ModelError(f"there is no file or folder {name}")
     close = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.55)
     hint = f"did you mean {' or '.join(close)}? " if close else f"the catalogue has {', '.join(CATALOGUE)}. "
     return ModelError(

@@ -169,7 +169,10 @@ class Index:
             deleted = list(dict.fromkeys(checks.strings(delete, "the ids to delete")))
             unknown = [id for id in deleted if id not in known or id in new]
             if unknown:
-                raise RequestError(f"cannot delete {unknown[0]!r}: the index holds no such document, or it is added")
+                raise RequestError(
+                    f"cannot delete {unknown[0]!r}: the index holds no such document, or it is added; "
+                    "a file's id is its path as it was given"
+                )
             changed = [d for d in new.values() if known.get(d.id) != (d.title, d.text)]
             self._store.put(zip(changed, self._entries(changed, progress), strict=True), deleted)
             updated = sum(d.id in known for d in changed)
