@@ -179,11 +179,42 @@ def test_the_commands_of_the_readme_exist(name: str) -> None:
             assert flag in help_of(verbs.group()), f"millis {verbs.group()} knows no {flag}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
-def test_the_links_of_the_readme_lead_somewhere(name: str) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text(encoding="utf-8"))
-    missing = [link for link in links if not link.startswith("http") and not (ROOT / link).exists()]
-    assert not missing
+@pytest.mark.parametrize("verbs", [*cli.COMMANDS, "data clean", "bench serve", "bench engine"])
+def test_help_in_a_narrow_terminal_cuts_no_word(verbs: str) -> None:
+    text = shell(*verbs.split(), "--help", COLUMNS="80").stdout
+    assert "Example: millis" in text and "…" not in text
+
+
+PAGES = ["README.md", "README.zh.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind #: the headings, as they are made into ids."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_links_of_a_page_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if not link.startswith("http"):
+            file, _, anchor = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_options_that_a_page_names_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    for verb, sub, rest in re.findall(r"(?<![\w./-])millis ([a-z]+)(?: ([a-z]+))?([^\n`|&;#]*)", text):
+        if verb in cli.COMMANDS:
+            verbs = f"{verb} {sub}" if verb in ("bench", "data") else verb
+            for flag in re.findall(r"(?<!\S)--[a-z0-9-]+", rest):
+                assert re.search(rf"{flag}(?![\w-])", help_of(verbs)), f"millis {verbs} knows no {flag}"
 
 
 TYPED = """

@@ -97,7 +97,7 @@ class Cascade:
         even the small model would be in time.
 
         >>> for out in models.answers([{"role": "user", "content": "Why is the sky blue?"}], deadline_ms=3000):
-        ...     show(out.text)
+        ...     print(out.text)
         """
         deadline_ms = self._prepared(deadline_ms)
         talk = (
