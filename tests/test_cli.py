@@ -60,7 +60,7 @@ def test_every_verb_has_help_with_an_example(verb: list[str]) -> None:
     done = millis(*verb, "--help", COLUMNS="200")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"Usage: millis {' '.join(verb)} [OPTIONS]" in done.stdout
-    assert re.search(rf"^ ?Example: millis {' '.join(verb)}[^`\\]*$", done.stdout, re.MULTILINE)
+    assert re.search(rf"^ *Example: millis {' '.join(verb)}[^`\\]*$", done.stdout, re.MULTILINE)
     assert millis(*verb, "-h", COLUMNS="200").stdout == done.stdout
 
 
@@ -320,5 +320,5 @@ def test_run_with_a_schema_answers_json_of_it(smollm2: Path, tmp_path: Path) -> 
     path.write_text('{"uniqueItems": true}', encoding="utf-8")
     assert "uniqueItems" in error_line(millis("run", "-m", smollm2, "How do you feel?", "--schema", path))
     path.write_bytes(b"\xff\xfe")
-    assert "cannot be read" in error_line(millis("run", "-m", smollm2, "How do you feel?", "--schema", path))
+    assert "is not UTF-8 text" in error_line(millis("run", "-m", smollm2, "How do you feel?", "--schema", path))
     assert "exist" in error_line(millis("run", "Hi", "--schema", tmp_path / "none.json"), code=2)
