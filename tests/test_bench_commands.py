@@ -94,7 +94,7 @@ def test_a_model_too_short_for_the_lengths_is_an_error(tiny: Path, tmp_path: Pat
 
 def test_unknown_peers_are_an_error(tiny: Path, tmp_path: Path) -> None:
     done = millis("bench", "engine", "-m", tiny, *ENGINE, "--peers", "lama", MILLIS_HOME=str(tmp_path))
-    assert "'lama'" in error_line(done)
+    assert "'lama'" in error_line(done, 2)
 
 
 def engines_result() -> dict[str, Any]:
