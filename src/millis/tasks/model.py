@@ -274,9 +274,8 @@ class LanguageModel(TaskMethods):
         **sampling: Any,
     ) -> Completion:
         """Answers a conversation through the model's own chat template; `schema`, `adapter` as in `generate`."""
-        return self._stream(
-            lambda: self.tokenizer.encode_chat(messages), False, deadline_ms, schema, adapter, sampling
-        ).result()
+        encode = partial(self.tokenizer.encode_chat, messages)
+        return self._stream(encode, False, deadline_ms, schema, adapter, sampling).result()
 
     def chat_stream(
         self,
@@ -288,9 +287,8 @@ class LanguageModel(TaskMethods):
         **sampling: Any,
     ) -> Stream:
         """As `chat`, but hands out the text as it is written; with a deadline, read or not."""
-        return self._stream(
-            lambda: self.tokenizer.encode_chat(messages), False, deadline_ms, schema, adapter, sampling
-        ).kept()
+        encode = partial(self.tokenizer.encode_chat, messages)
+        return self._stream(encode, False, deadline_ms, schema, adapter, sampling).kept()
 
     def score(self, prompt: Prompt, continuations: Sequence[Prompt], *, adapter: str | None = None) -> list[float]:
         """For each continuation, the summed log-probability (nats) of its tokens after the prompt."""
