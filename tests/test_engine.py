@@ -295,9 +295,9 @@ def test_whoever_came_first_uses_the_runner_next() -> None:
     def on_step() -> None:
         if len(e.runner.batches) == 10:
             waiter.start()
-        while len(e.runner.batches) == 10 and not e._line:
+        while len(e.runner.batches) == 10 and not e.turn.awaited:
             time.sleep(0.001)
-        if e._line and not queued:
+        if e.turn.awaited and not queued:
             queued.append(len(e.runner.batches))
 
     e.runner.on_step = on_step
@@ -310,7 +310,7 @@ def test_whoever_came_first_uses_the_runner_next() -> None:
 def test_an_ended_request_is_cancelled_without_waiting() -> None:
     e = engine()
     done = answer(e, [1])
-    e._stepping = True  # a step that never ends
+    e.turn.taken = True  # a step that never ends
     e.cancel(done)
     assert done.finish_reason == "length"
 
@@ -348,7 +348,7 @@ def test_a_kept_request_goes_on_while_its_reader_does_something_else() -> None:
     assert [event.token for event in e.events(kept)] == continuation([1], 20)
     e.wait(other)
     assert other.output == continuation([2], 20)
-    until(lambda: e._keeper is None)
+    until(lambda: all(thread.name != "keeper" for thread in threading.enumerate()))
     again = e.submit([3], SamplingParams(max_tokens=3, ignore_eos=True), deadline_s=time.perf_counter() + 60)
     e.keep(again)
     until(lambda: again.finish_reason is not None)

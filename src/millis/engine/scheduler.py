@@ -90,6 +90,11 @@ class Scheduler:
         self._scored = False  # the latest step scored continuations
         self._unhurried_s: float | None = None  # when a request without a deadline last had a token computed
 
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self.running or self.waiting)
+
     def add(self, request: Request) -> None:
         """Queues a request."""
         self._count += 1

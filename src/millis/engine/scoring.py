@@ -1,4 +1,4 @@
-"""Steps that score trees of continuations: how much of a tree there is time for, and the batch's arrays. Pure."""
+"""Steps that score trees of continuations: how much of a tree there is time for, and what it says. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from millis.engine.adapters import natives
 from millis.engine.predict import StepModel, Work
 from millis.engine.request import Score
-from millis.engine.runner import Batch
 from millis.engine.tree import TokenTree, parts
 
 if TYPE_CHECKING:
@@ -69,35 +67,6 @@ def plan_tree(
             return None
         tree = divided
     return plan(tree, tree.depth)
-
-
-def tree_batch(chunks: Sequence[Chunk]) -> tuple[Batch, NDArray[np.int32], NDArray[np.int32]]:
-    """The arrays of a step of trees: the batch, and the row and target of every edge."""
-    width = max(len(chunk.request.pages) for chunk in chunks)
-    tables = np.full((len(chunks), width), -1, np.int32)
-    tokens: list[int] = []
-    parents: list[int] = []
-    rows: list[int] = []
-    targets: list[int] = []
-    for s, chunk in enumerate(chunks):
-        assert chunk.tree is not None
-        tables[s, : len(chunk.request.pages)] = chunk.request.pages
-        trunk = chunk.request.tokens[chunk.start :]
-        nodes, edges, _ = chunk.tree.levels[chunk.depth - 1]
-        last = len(trunk) - 1
-        rows += [len(tokens) + len(trunk) + row for row in chunk.tree.rows[:edges]]
-        tokens += trunk + chunk.tree.tokens[:nodes]
-        parents += [*range(-1, last), *(len(trunk) + parent for parent in chunk.tree.parents[:nodes])]
-        targets += chunk.tree.targets[:edges]
-    batch = Batch(
-        np.asarray(tokens, np.int32),
-        np.asarray([chunk.start for chunk in chunks], np.int32),
-        np.asarray([chunk.length for chunk in chunks], np.int32),
-        tables,
-        parents=np.asarray(parents, np.int32),
-        adapters=natives([chunk.request.adapter for chunk in chunks]),
-    )
-    return batch, np.asarray(rows, np.int32), np.asarray(targets, np.int32)
 
 
 def edges_of(chunks: Sequence[Chunk], values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:

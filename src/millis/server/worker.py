@@ -63,7 +63,6 @@ class Worker:
     def __init__(self, lm: LanguageModel, line: Line) -> None:
         self._lm = lm
         self.engine = lm.engine
-        self.engine.clock = time.monotonic
         self.engine.sentence_ends = sentence_ends(lm.tokenizer)
         self._grammars = lm.grammars
         self._adapters = lm.adapters

@@ -54,7 +54,7 @@ class Classifier:
 
     def classify(self, texts: Sequence[str], deadline_ms: float | None = None) -> list[Classification]:
         """One answer a text. Texts share steps; the deadline is each one's, from the call."""
-        begin = time.perf_counter()
+        begin = self._lm.engine.clock()
         deadline_s = None if deadline_ms is None else begin + deadline_ms / 1000
         found: list[Classification] = []
         for at in range(0, len(texts), TOGETHER):

@@ -425,7 +425,7 @@ class LanguageModel(TaskMethods):
     ) -> Stream:
         """Starts an answer to what `encode` makes; continues: it goes on with a text."""
         self._prepare(deadline_ms, schema is not None or sampling.get("grammar") is not None)
-        begin = time.perf_counter()
+        begin = self.engine.clock()
         used = self._adapter(adapter)
         ids = encode()
         sampling = with_schema(sampling, schema)
@@ -433,7 +433,7 @@ class LanguageModel(TaskMethods):
         params = SamplingParams(**sampling)
         deadline = None if deadline_ms is None else begin + float(deadline_ms) / 1000
         text = TextStream(self.tokenizer.detokenizer(continues=continues), params.stop)
-        tokenize_ms = 1000 * (time.perf_counter() - begin)
+        tokenize_ms = 1000 * (self.engine.clock() - begin)
         with self.refusals():
             request = self.engine.submit(ids, params, arrival_s=begin, deadline_s=deadline, adapter=used)
         return Stream(self.engine, request, text, tokenize_ms)

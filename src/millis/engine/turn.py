@@ -1,0 +1,58 @@
+"""Whose turn it is to use the runner: one thread's at a time, in the order in which they came."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Turn(threading.Condition):
+    """The lock of an engine's bookkeeping and, kept without it while a step lasts, the right to use the runner.
+
+    Who changes the bookkeeping so that others need not wait any longer tells them (`notify_all`).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(threading.Lock())
+        self.taken = False  # a thread uses the runner
+        self._line: deque[object] = deque()  # those that want to, who came first at the front
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a thread waits for the runner."""
+        return bool(self._line)
+
+    def take(self, served: Callable[[], bool] = bool) -> bool:
+        """Under the lock: waits for the runner in the order of arrival; False: `served` came true, it is not needed."""
+        if served():
+            return False
+        if self.taken or self.awaited:
+            place = object()
+            self._line.append(place)
+            try:
+                while self.taken or self._line[0] is not place:
+                    self.wait()
+                    if served():
+                        return False
+            finally:
+                self._line.remove(place)
+                self.notify_all()
+        self.taken = True
+        return True
+
+    def give(self) -> None:
+        """Under the lock: the runner is free for the next one."""
+        self.taken = False
+        self.notify_all()
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """The runner and the bookkeeping for this thread alone."""
+        with self:
+            self.take()
+            try:
+                yield
+            finally:
+                self.give()
