@@ -117,8 +117,8 @@ std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& t
   if (held.samplers.size() != batch.lengths.size()) throw std::invalid_argument("batch: one sampler or None for each sequence");
   const Verified v(batch, held.samplers, copy_of(drafted));
   std::vector<Choice> choices(v.rows.size());
-  std::vector<float> margins;
-  for (const size_t s : v.sequence) margins.push_back(held.samplers[s]->margin());
+  std::vector<Choosing> choosing;
+  for (size_t i = 0; i < v.rows.size(); ++i) choosing.push_back(held.samplers[v.sequence[i]]->choosing(i - v.first[v.sequence[i]]));
   {
     const Unlocked unlocked;
     const auto vocab = static_cast<size_t>(runtime.config().vocab);
@@ -128,7 +128,7 @@ std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& t
           const size_t s = v.sequence[i];
           held.samplers[s]->choose(std::span(logits, vocab), v.drafts[s].first(i - v.first[s]), choices[i]);
         },
-        margins);
+        choosing);
   }
   std::vector<std::vector<Sampled>> out(held.samplers.size());
   std::vector<int32_t> chosen;

@@ -327,7 +327,7 @@ void Runtime::finish() {
   }
   for (const Op& op : ops_)
     if (const auto* product = std::get_if<MatMulOp>(&op); product && product->out == logits && config_.screen) {
-      upper_.resize(kPrivateRows * static_cast<size_t>(config_.vocab / kPanelRows + 1));
+      bound_.resize(kPrivateRows * static_cast<size_t>(config_.vocab / kPanelRows + 1));
       lower_.resize(kPrivateRows * static_cast<size_t>(config_.threads));
       for (auto& own : private_) own.screen.resize(kPrivateRows * blocks);
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "format.h"
+#include "race.h"
 
 namespace millis {
 
@@ -161,9 +162,9 @@ struct ScreenBlock {
   float scale, offset, variance;
 };
 
-// Of the largest of a row's 16 logits in a panel: what is likely, and what none lies above.
+// Of a row's 16 logits in a panel: what the largest is likely to be, what none lies above, and the most that one errs by.
 struct Bounds {
-  float likely, upper;
+  float likely, upper, error;
 };
 
 // Memory to be asked for in the midst of products, so that it comes while they compute: spans, one after the other, so many
@@ -191,6 +192,8 @@ struct Kernels {
   void (*planes_panel)(const uint8_t* high, const uint8_t* low, int cols, const ActBlock* x, size_t stride, int rows, float* tile);
   // The same from the first plane of Q8_0Planes alone, six standard deviations to either side. s: [rows][blocks].
   void (*screen)(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const ScreenBlock* s, int rows, float* tile, Bounds* bounds);
+  // Whether one of 16 tokens, `first` and those behind it, may reach `most` in a race, given logits that err by `error` at most.
+  bool (*may_win)(const float* logits, float error, float most, const Choosing& race, int32_t first);
   // The same of activations of one byte, in groups of `group` rows, byte_rows at most: block b of row m is x[b * group + m]. Null: not
   // for this format, or no faster.
   void (*bytes_panel[kFormats])(const uint8_t* panel, int cols, const ByteBlock* x, int group, int rows, float* tile);

@@ -101,7 +101,7 @@ void Runtime::copy_page(int from, int to) {
   if (from != to) std::memcpy(cached(to, 0, 0), cached(from, 0, 0), page_stride_);
 }
 
-void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, size_t last, VisitRow visit,
+void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const Choosing> choosing, size_t last, VisitRow visit,
                        const void* context) {
   const auto lock = turn();
   place(batch);
@@ -110,7 +110,7 @@ void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::s
   std::exception_ptr failure;
   const bool ascend = std::adjacent_find(rows.begin(), rows.end(), std::greater_equal<>()) == rows.end();
   const bool early = tail_ < first_selected_ && ascend && rows.size() < batch.tokens.size() && !adding_.any();
-  const Step step{batch, rows, margins, last, early, 0, 0, visit, context, failing, failure};
+  const Step step{batch, rows, choosing, last, early, 0, 0, visit, context, failing, failure};
   pool_.run([&](int thread) { run_ops(step, thread); });
   if (failure) std::rethrow_exception(failure);
 }

@@ -22,7 +22,7 @@
 namespace millis {
 
 constexpr int kPrivateRows = 8;  // up to here every thread prepares its own copy of a product's input, and logits are screened;
-constexpr int kScreenDrawn = 1;  // of which so many may draw: a draw may fall into many panels, a greedy choice into few
+constexpr int kScreenDrawn = 1;  // of which so many may draw by a margin, for many panels lie within it
 constexpr int kMostHeads = 4096;
 constexpr size_t kMostShared = 256;  // units of queries in a step whose keys may be shared among threads
 
@@ -151,12 +151,11 @@ class Runtime {
   // Throws std::invalid_argument where the batch, or the runtime, cannot be run.
   void check(const Batch& batch) const;
 
-  // Runs a checked batch. `margins`, if given, one for each row: logits that lie further below the largest may be
-  // approximate; infinity: none may. visit(i, logits) is called once for each of `rows`, from any thread; what it throws is thrown
-  // again here, once the step is over.
+  // Runs a checked batch. `choosing`, if given, one for each row: which logits need not be exact. visit(i, logits) is called
+  // once for each of `rows`, from any thread; what it throws is thrown again here, once the step is over.
   template <class Visit>
-  void run(const Batch& batch, std::span<const int32_t> rows, const Visit& visit, std::span<const float> margins = {}) {
-    run_rows(batch, rows, margins, ops_.size(), visit_row<Visit>, &visit);
+  void run(const Batch& batch, std::span<const int32_t> rows, const Visit& visit, std::span<const Choosing> choosing = {}) {
+    run_rows(batch, rows, choosing, ops_.size(), visit_row<Visit>, &visit);
   }
 
   // Copies one page of every layer's keys and values over another. Throws std::invalid_argument where there is no such page.
@@ -208,7 +207,8 @@ class Runtime {
   const Vector* vector(const std::string& name, size_t size) const;
   void place(const Batch& batch);
   void mask_trees(const Batch& batch);
-  void run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const float> margins, size_t last, VisitRow visit, const void* context);
+  void run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const Choosing> choosing, size_t last, VisitRow visit,
+                const void* context);
   void run_ops(Step step, int thread);  // each thread walks on its own copy
   void walk(Step& step, size_t first, size_t last, int thread);
   void check_sources(const Batch& batch) const;
@@ -268,7 +268,7 @@ class Runtime {
   };
   std::vector<Scratch> private_;  // one a thread
   Scratch shared_;
-  std::vector<float> upper_;    // of a screened output matrix: [rows][panels] bounds of a panel's largest logit
+  std::vector<float> bound_;    // of a screened output matrix: [rows][panels] what no logit lies above or, of races, how much no error is above
   std::vector<float> lower_;    // [threads][rows] the largest logit is no less
   std::vector<float> partial_;  // of attention whose keys are shared among threads
   Adding adding_;

@@ -38,24 +38,14 @@ struct Scratch {
 };
 thread_local Scratch scratch;
 
-constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
-
-// Output of the SplitMix64 generator (Steele, Lea and Flood, 2014) in state z.
-uint64_t mix(uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-  return z ^ (z >> 31);
-}
-
 // The race for one token of the output.
 class Race {
  public:
-  Race(uint64_t seed, uint64_t index) : key_(mix(mix(seed + kGolden) + (index + 1) * kGolden)) {}
+  explicit Race(uint64_t key) : key_(key) {}
 
   // Enters a token of weight e^z, z <= 0.
   void enter(int32_t token, double z) {
-    const uint64_t bits = mix(key_ + (static_cast<uint64_t>(token) + 1) * kGolden) >> 12;
-    const double u = (static_cast<double>(bits) + 0.5) * 0x1p-52;
+    const double u = race_uniform(race_bits(key_, token));
     // Most are late by a bound that needs neither log nor exp: -log(u) >= 1 - u and e^-z >= 1 - z + z^2/2 - z^3/6.
     if ((1.0 - u) * (1.0 - z * (1.0 - z * (0.5 - z / 6.0))) >= best_) return;
     const double time = -std::log(u) * std::exp(-z);
@@ -113,11 +103,13 @@ bool Sampler::masked() const {
   return expected_ || !mask_.empty();
 }
 
-float Sampler::margin() const {
+Choosing Sampler::choosing(size_t ahead) const {
   const std::shared_lock lock(turn_);
-  constexpr float kNever = 12.0f;  // nats: e^-12 = 6e-6
-  if (counts_used_ || !params_.bias.empty() || params_.logprobs >= 0 || expected_ || !mask_.empty()) return INFINITY;
-  return kNever * params_.temperature;
+  if (counts_used_ || !params_.bias.empty() || params_.logprobs >= 0 || expected_ || !mask_.empty()) return {};
+  if (free()) return {0.0f, params_.temperature, race_key(params_.seed, drawn_ + ahead)};
+  constexpr float kRare = 12.0f;  // nats: e^-12 = 6e-6
+  const float kept = params_.min_p > 0.0f ? 0.01f - std::log(params_.min_p) : kRare;
+  return {params_.temperature * std::min(kept, kRare)};
 }
 
 void Sampler::commit(std::span<const int32_t> tokens) {
@@ -213,11 +205,13 @@ int32_t Sampler::draw(std::span<const float> logits, int32_t best, uint64_t inde
   const auto exponent = [&](float x) { return (static_cast<double>(x) - most) / heat; };
   // Beyond this the weight is 0 in double precision, or below min_p.
   const double reach = params_.min_p > 0 ? std::log(static_cast<double>(params_.min_p)) : -745.0;
-  Race race(params_.seed, index);
+  Race race(race_key(params_.seed, index));
   race.enter(best, 0.0);  // first, so that the others are soon told that they are late
   if (params_.top_k == 0 && params_.top_p >= 1.0f) {
-    for (size_t i = 0; i < logits.size(); ++i)
+    for (size_t i = 0; i < logits.size(); ++i) {
+      if (logits[i] == kNever) continue;  // most, where the row was screened
       if (const double z = exponent(logits[i]); z >= reach) race.enter(static_cast<int32_t>(i), z);
+    }
     return race.winner();
   }
   auto& candidates = scratch.candidates;

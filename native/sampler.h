@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "race.h"
+
 namespace millis {
 
 struct SamplerParams {
@@ -59,9 +61,9 @@ class Sampler {
   // Counts tokens of the output and moves the random stream behind them.
   void commit(std::span<const int32_t> tokens);
 
-  // How far below the largest logit a token may lie and still be chosen more often than once in 100,000 draws; infinity
-  // where the row is reported or changed before it is used.
-  float margin() const;
+  // What the row behind so many uncommitted tokens is needed for. Whole where it is reported or changed before it is used;
+  // where draws are restricted, up to the margin below which a token is chosen less often than once in 100,000 draws.
+  Choosing choosing(size_t ahead) const;
 
   int vocab() const { return vocab_; }
   int logprobs() const { return params_.logprobs; }
@@ -73,6 +75,7 @@ class Sampler {
   void forbid(std::span<float> logits) const;
   int32_t draw(std::span<const float> logits, int32_t best, uint64_t index) const;
   void count(int32_t token, int32_t uses);
+  bool free() const { return params_.temperature > 0 && params_.top_k == 0 && params_.top_p >= 1.0f && params_.min_p == 0.0f; }
 
   mutable std::shared_mutex turn_;  // choosing reads, counting writes
   mutable std::condition_variable_any arrived_;

@@ -1,6 +1,7 @@
 // The output matrix screened. Its first plane gives every logit up to a known error. Each thread computes the panel that
 // looks best from both planes: the largest logit cannot lie below what that holds. Panels that may reach it, or a margin
-// below it, are computed from both planes, too; the others keep what the first plane says.
+// below it, are computed from both planes, too; the others keep what the first plane says. In a race of tokens it is logits
+// with what their tokens draw that are compared, and what cannot win is out.
 #include <algorithm>
 #include <cmath>
 
@@ -21,15 +22,25 @@ ScreenBlock screen_block(const ActBlock& a, const float* x) {
   return {4096.0f * a.d, 7.5f * a.s - 32768.0f * a.d * static_cast<float>(high), kNibble * squares + kLowByte * a.d * a.d};
 }
 
+// The largest sum of a logit and what its token, one of 16 behind `first`, draws in a race. NaNs are left out.
+float furthest(const float* logits, const Choosing& race, int32_t first) {
+  double most = -INFINITY;
+  for (int i = 0; i < kPanelRows; ++i) {
+    const double drawn = -std::log(-std::log(race_uniform(race_bits(race.key, first + i))));
+    most = std::max(most, logits[i] + race.heat * drawn);
+  }
+  return static_cast<float>(most);
+}
+
 }  // namespace
 
 bool Runtime::screened(const MatMulOp& op, const Step& step) const {
-  if (!config_.screen || upper_.empty() || step.margins.empty() || op.segments.size() != 1) return false;
+  if (!config_.screen || bound_.empty() || step.choosing.empty() || op.segments.size() != 1) return false;
   if (step.count > kPrivateRows || op.activation != Activation::None) return false;
   if (op.segments[0].weight->format_id() != FormatId::Q8_0Planes || op.gate || op.residual || op.segments[0].bias) return false;
-  const auto margins = step.margins.subspan(step.chunk, static_cast<size_t>(step.count));
-  return std::all_of(margins.begin(), margins.end(), [](float m) { return std::isfinite(m); }) &&
-         std::count_if(margins.begin(), margins.end(), [](float m) { return m > 0.0f; }) <= kScreenDrawn;
+  const auto choosing = step.choosing.subspan(step.chunk, static_cast<size_t>(step.count));
+  return std::all_of(choosing.begin(), choosing.end(), [](const Choosing& c) { return std::isfinite(c.margin); }) &&
+         std::count_if(choosing.begin(), choosing.end(), [](const Choosing& c) { return c.margin > 0.0f; }) <= kScreenDrawn;
 }
 
 void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
@@ -46,40 +57,43 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
   }
   const Range mine = share(whole, thread, pool_.threads());
   alignas(64) float tile[kPrivateRows * kPanelRows];
-  const auto upper = [&](int r, int p) -> float& { return upper_[static_cast<size_t>(r) * static_cast<size_t>(panels) + static_cast<size_t>(p)]; };
+  const auto bound = [&](int r, int p) -> float& { return bound_[static_cast<size_t>(r) * static_cast<size_t>(panels) + static_cast<size_t>(p)]; };
   const auto logits = [&](int r, int p) { return op.out->data.data() + static_cast<size_t>(r) * out_width + static_cast<size_t>(p * kPanelRows); };
   const auto acts = [&](int r) { return own.acts.data() + static_cast<size_t>(r) * blocks; };
-  // Computes a full panel from both planes; returns its largest logit.
+  const auto choosing = [&](int r) -> const Choosing& { return step.choosing[step.chunk + static_cast<size_t>(r)]; };
+  // Computes a full panel from both planes; returns its largest logit or, of a race, logit with what its token draws.
   const auto compute = [&](int r, int p) {
     multiply_panel(kernels_, w, p, acts(r), blocks, 1, logits(r, p));
-    return *std::max_element(logits(r, p), logits(r, p) + kPanelRows);
+    return choosing(r).heat > 0.0f ? furthest(logits(r, p), choosing(r), p * kPanelRows) : *std::max_element(logits(r, p), logits(r, p) + kPanelRows);
   };
   Bounds bounds[kPrivateRows];
   float likely[kPrivateRows];
   int best[kPrivateRows];
   std::fill(likely, likely + rows, -INFINITY);
+  std::fill(best, best + rows, -1);
   for (int p = mine.first; p < mine.last; ++p) {
     kernels_.screen(w.panel(p), cols, acts(0), blocks, own.screen.data(), rows, tile, bounds);
     for (int r = 0; r < rows; ++r) {
       std::copy(tile + r * kPanelRows, tile + (r + 1) * kPanelRows, logits(r, p));
-      upper(r, p) = bounds[r].upper;
+      bound(r, p) = choosing(r).heat > 0.0f ? bounds[r].error : bounds[r].upper;
       if (bounds[r].likely > likely[r]) likely[r] = bounds[r].likely, best[r] = p;
     }
   }
-  for (int r = 0; r < rows; ++r) {
-    float& lower = lower_[static_cast<size_t>(thread * kPrivateRows + r)];
-    lower = -INFINITY;
-    if (likely[r] == -INFINITY) continue;
-    lower = compute(r, best[r]);
-    upper(r, best[r]) = -INFINITY;
-  }
+  for (int r = 0; r < rows; ++r) lower_[static_cast<size_t>(thread * kPrivateRows + r)] = best[r] < 0 ? -INFINITY : compute(r, best[r]);
   pool_.barrier(thread);
   for (int r = 0; r < rows; ++r) {
-    const float margin = step.margins[step.chunk + static_cast<size_t>(r)];
+    const Choosing& chosen = choosing(r);
     float most = -INFINITY;
     for (int t = 0; t < pool_.threads(); ++t) most = std::max(most, lower_[static_cast<size_t>(t * kPrivateRows + r)]);
-    for (int p = mine.first; p < mine.last; ++p)
-      if (!(upper(r, p) < most - margin)) most = std::max(most, compute(r, p));  // nor a NaN
+    for (int p = mine.first; p < mine.last; ++p) {
+      if (p == best[r]) continue;
+      if (chosen.heat > 0.0f) {
+        if (kernels_.may_win(logits(r, p), bound(r, p), most, chosen, p * kPanelRows)) most = std::max(most, compute(r, p));
+        else std::fill_n(logits(r, p), kPanelRows, -INFINITY);
+      } else if (!(bound(r, p) < most - chosen.margin)) {  // nor a NaN
+        most = std::max(most, compute(r, p));
+      }
+    }
     if (thread != 0 || whole == panels) continue;
     multiply_panel(kernels_, w, whole, acts(r), blocks, 1, tile);  // the last, which is not full
     std::copy(tile, tile + w.rows() % kPanelRows, logits(r, whole));

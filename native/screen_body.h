@@ -59,7 +59,7 @@ void screen_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, c
   for (int m = 0; m < M; ++m) {
     const F32 off = mul(set1(kDeviations), sqrt(variance[m]));
     store(tile + m * kPanelRows, total[m]);
-    bounds[m] = {max(total[m]), max(add(total[m], off))};
+    bounds[m] = {max(total[m]), max(add(total[m], off)), max(off)};
   }
 }
 
@@ -68,6 +68,21 @@ void screen_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stri
     const auto done = (to - tile) / kPanelRows;
     screen_rows<M>(panel, cols, at, stride, s + done * (cols / kBlock), to, bounds + done);
   });
+}
+
+// A token that lacks c * log(2) draws so much with u >= exp(-2^-c), that is 1 - u <= 2^-c: then the first c bits it drew are ones.
+bool may_win(const float* logits, float error, float most, const Choosing& race, int32_t first) {
+  constexpr float kDigits = 52.0f;
+  const float scale = 1.44269504f / race.heat;
+  uint64_t zeros[kPanelRows];
+  for (int i = 0; i < kPanelRows; ++i) {
+    const float lacks = (most - error - logits[i]) * scale - 0.01f;
+    const int bits = lacks > 0.0f ? static_cast<int>(lacks < kDigits ? lacks : kDigits) : 0;  // nor a NaN
+    zeros[i] = ~race_bits(race.key, first + i) >> (63 - bits) >> 1;
+  }
+  uint64_t least = zeros[0];
+  for (int i = 1; i < kPanelRows; ++i) least = zeros[i] < least ? zeros[i] : least;
+  return least == 0;
 }
 
 }  // namespace

@@ -10,12 +10,12 @@ namespace millis {
 
 struct Runtime::Step {
   const Batch& batch;
-  std::span<const int32_t> rows;   // all selected rows
-  std::span<const float> margins;  // see Runtime::run
-  size_t last;                     // op to stop before
-  bool early = false;              // rows are selected in front of the plan's tail already
-  size_t chunk = 0;                // first of the selected rows under way
-  int count = 0;                   // rows the ops under way run on
+  std::span<const int32_t> rows;       // all selected rows
+  std::span<const Choosing> choosing;  // see Runtime::run
+  size_t last;                         // op to stop before
+  bool early = false;                  // rows are selected in front of the plan's tail already
+  size_t chunk = 0;                    // first of the selected rows under way
+  int count = 0;                       // rows the ops under way run on
   VisitRow visit;
   const void* context;
   std::mutex& lock;

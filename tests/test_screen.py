@@ -88,17 +88,41 @@ def test_greedy_choices_are_those_of_the_whole_matrix(weights: np.ndarray, isa: 
     assert got == chosen(runtime(table, weights, isa=isa, screen=False), 200, together)
 
 
+DRAWS = [{"temperature": 0.4}, {"temperature": 1.0, "top_k": 20}, {"temperature": 1.0, "min_p": 0.1}, {"logprobs": 3}]
+
+
 @pytest.mark.parametrize("together", [1, 2])
-@pytest.mark.parametrize("params", [{"temperature": 0.4}, {"temperature": 1.0, "top_k": 20}, {"logprobs": 3}])
+@pytest.mark.parametrize("params", DRAWS)
 def test_draws_are_those_of_the_whole_matrix(weights: np.ndarray, params: dict[str, Any], together: int) -> None:
     table = RNG.standard_normal((100, WIDTH)).astype(np.float32) * 0.7
     screened, whole = (chosen(runtime(table, weights, screen=s), 100, together, **params) for s in (True, False))
     assert screened == whole
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.7, 3.0, 40.0])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_race_is_won_by_whom_the_whole_matrix_lets_win(weights: np.ndarray, isa: str, temperature: float) -> None:
+    """From peaked distributions to nearly even ones; several rows a step, of which one is greedy."""
+    table = RNG.standard_normal((120, WIDTH)).astype(np.float32) * 0.7
+    table[5] = 0
+    won = []
+    for screen in (True, False):
+        native, out = runtime(table, weights, isa=isa, screen=screen), list[int]()
+        for first in range(0, 120, 6):
+            arrays = Tiny.arrays(*([token] for token in range(first, first + 6)))
+            heats = [temperature, temperature, 0.0, temperature, temperature, temperature]
+            samplers = [_native.Sampler(VOCAB, temperature=heat, seed=first + i) for i, heat in enumerate(heats)]
+            out += [choices[0][0] for choices in native.step(*arrays, samplers, ints([0] * 6))]
+        won.append(out)
+    assert won[0] == won[1]
+    assert len(set(won[0])) > 30
+
+
 def test_an_unusable_row_stays_unusable(weights: np.ndarray) -> None:
     native = runtime(np.full((1, WIDTH), np.nan, np.float32), weights)
-    assert native.step(*Tiny.arrays([0]), [_native.Sampler(VOCAB)], ints([0]))[0][0][0] == _native.UNUSABLE
+    for temperature in (0.0, 1.0):
+        sampler = _native.Sampler(VOCAB, temperature=temperature)
+        assert native.step(*Tiny.arrays([0]), [sampler], ints([0]))[0][0][0] == _native.UNUSABLE
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -1,0 +1,34 @@
+// The race by which a token is drawn (sampler.h), and what a row of logits is needed for.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+namespace millis {
+
+constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
+
+// Output of the SplitMix64 generator (Steele, Lea and Flood, 2014) in state z.
+constexpr uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+  return z ^ (z >> 31);
+}
+
+// Of the race for token `index` of the output.
+constexpr uint64_t race_key(uint64_t seed, uint64_t index) { return mix(mix(seed + kGolden) + (index + 1) * kGolden); }
+
+// What a token draws in it: its first 52 bits are the digits of u.
+constexpr uint64_t race_bits(uint64_t key, int32_t token) { return mix(key + (static_cast<uint64_t>(token) + 1) * kGolden); }
+
+constexpr double race_uniform(uint64_t bits) { return (static_cast<double>(bits >> 12) + 0.5) * 0x1p-52; }  // in (0, 1)
+
+// How a row's token is chosen. heat > 0: it is the one whose logit + heat * -log(-log(u)) is largest; whoever cannot be may
+// have a logit of -infinity. Otherwise, logits that lie further than `margin` below the largest may be approximate.
+struct Choosing {
+  float margin = INFINITY;
+  float heat = 0.0f;
+  uint64_t key = 0;
+};
+
+}  // namespace millis
