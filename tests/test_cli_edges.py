@@ -20,8 +20,8 @@ import pytest
 from millis import cli
 from millis.commands import classify, common, lines, translate
 from millis.config import usable_cores
-from millis.types import DeadlineError, GrammarError, RequestError
-from shell import LIMIT_S, error_line, millis, started
+from millis.types import DeadlineError, GrammarError, RequestError, Timings
+from shell import LIMIT_S, Terminal, error_line, millis, started
 
 COMMAND = [sys.executable, "-m", "millis"]
 
@@ -94,6 +94,19 @@ def test_what_is_said_is_dimmed_where_the_terminal_can(
     monkeypatch.setattr(sys, "stderr", shown)
     common.say("hello")
     assert ("\x1b" in shown.getvalue()) == colours
+
+
+def test_a_long_text_shows_how_far_its_summary_is(smollm2: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("The cat sat on the mat, and it was warm. " * 60)
+    with Terminal("summarize", "-m", smollm2, "--file", tmp_path / "long.txt", "--context", "512") as terminal:
+        terminal.wait_for("summaries .* [1-9][0-9]%")
+        terminal.wait_for("parts, 100 % of them read")
+        assert terminal.exit_code() == 0
+
+
+def test_one_is_no_plural() -> None:
+    timings = Timings(total_ms=5, steps=1, cached_tokens=2)
+    assert lines.status(timings) == "5.0 ms · 1 step · 2 tokens cached"
 
 
 # Lines of standard input
@@ -295,13 +308,13 @@ def test_a_file_that_holds_only_a_dash_is_a_text(
 ) -> None:
     given: list[str] = []
 
-    class Writer:
-        def summarize(self, texts: list[str], **_: Any) -> Any:
-            given.extend(texts)
-            raise RequestError("asked")
+    def asked(_: Any, texts: list[str], **__: Any) -> Any:
+        given.extend(texts)
+        raise RequestError("asked")
 
     (tmp_path / "dash.txt").write_text("-")
-    monkeypatch.setattr(common, "load_writer", lambda *_, **__: Writer())
+    monkeypatch.setattr(common, "load_writer", lambda *_, **__: None)
+    monkeypatch.setattr("millis.tasks.summarize.summarize", asked)
     assert ended(["summarize", "-m", smollm2, "--file", tmp_path / "dash.txt"], capsys)[0] == 1
     assert given == ["-"]
 

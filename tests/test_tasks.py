@@ -20,7 +20,7 @@ from millis.tasks.cascade import Cascade
 from millis.tasks.classify import Classification
 from millis.tasks.language import language
 from millis.tasks.methods import TaskMethods
-from millis.tasks.summarize import Length, cut_parts, sentences, words
+from millis.tasks.summarize import Length, cut_parts, sentences, summarize, words
 from millis.types import Completion, DeadlineError, RequestError, Timings, TokenLogprob
 from shell import millis as shell
 
@@ -186,6 +186,10 @@ def test_long_texts_are_summarized_by_parts() -> None:
     assert out.parts > 1 and out.read == 1.0
     assert all(f"Summary {i}." in lm.asked[-1] for i in range(out.parts))
     assert out.text == f"Summary {out.parts}."
+    told: list[tuple[int, int]] = []
+    again = Scripted(*[f"Summary {i}." for i in range(20)])
+    summarize(again, part * 5, sentences=2, progress=lambda *done: told.append(done))  # type: ignore[arg-type]
+    assert told == [(i, out.parts + 1) for i in range(out.parts + 2)]
     parts = cut_parts(lm, part * 5, 150)  # type: ignore[arg-type]
     assert "".join(parts) == part * 5 and all(len(one.split()) <= 150 for one in parts)
     with pytest.raises(RequestError, match="one of words"):

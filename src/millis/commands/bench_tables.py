@@ -61,7 +61,11 @@ def show_jitter(result: dict[str, Any]) -> None:
     )
     for name in ("p50", "p90", "p99", "p99.9", "max", "mean"):
         print(f"{name:<6}{result[name.replace('.', '_') + '_ms']:>9.3f} ms")
-    print(f"{result['slow_steps']} steps took more than {result['slow_over_ms']:.3f} ms, 1.5 times the median", end="")
+    print(
+        f"{common.count(result['slow_steps'], 'step')} took more than {result['slow_over_ms']:.3f} ms, "
+        "1.5 times the median",
+        end="",
+    )
     causes = [f"{cause.replace('_', ' ')} {count}" for cause, count in result["slow_by_cause"].items()]
     print(": " + ", ".join(causes) if causes else "")
     common_ones = [f"{cause.replace('_', ' ')} {count}" for cause, count in result["all_by_cause"].items()]

@@ -96,7 +96,7 @@ def command(
     if samples is not None:
         assert not isinstance(lm, Cascade)
         made = lm.calibrate(samples, names, **options)
-        common.say(f"temperature {made.temperature:.3f} from {len(samples)} texts")
+        common.say(f"temperature {made.temperature:.3f} from {common.count(len(samples), 'text')}")
         if save is not None:
             common.write_text(save, made.dumps() + "\n")
     options |= {"calibration": made, "multi": multi, "abstain": abstain, "deadline_ms": deadline_ms}

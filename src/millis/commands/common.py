@@ -239,6 +239,11 @@ def status_line(out: Completion, lm: LanguageModel | Seq2Seq) -> str:
     return " · ".join(parts)
 
 
+def count(number: int, what: str) -> str:
+    """1 step, 2 steps."""
+    return f"{number:,} {what}" + "s" * (number != 1)
+
+
 def slack(slack_ms: float) -> str:
     """12 ms before the deadline."""
     return f"{abs(slack_ms):.0f} ms {'before' if slack_ms >= 0 else 'after'} the deadline"
@@ -248,6 +253,24 @@ def say(text: str) -> None:
     """A line for the user that is not the answer: dimmed, on standard error."""
     plain = not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or os.environ.get("NO_COLOR")
     print(text if plain else f"\x1b[2m{text}\x1b[0m", file=sys.stderr, flush=True)
+
+
+def tell(text: str) -> None:
+    """A line that says what will take a while, where somebody watches."""
+    if sys.stderr.isatty():
+        say(text)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, where somebody watches; to be told what is done, and of how many."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def print_table(table: Any) -> None:

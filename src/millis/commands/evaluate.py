@@ -265,11 +265,14 @@ def reliability_plot(found: Evaluation, path: Path, title: str) -> None:
 def _print(found: Evaluation, model: str, file: Path) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{found.task}: {model} on {file.name}, {found.count} examples", title_justify="left")
+    table = Table(
+        title=f"{found.task}: {model} on {file.name}, {common.count(found.count, 'example')}", title_justify="left"
+    )
     for name in (*found.metrics, "p50 ms", "p99 ms"):
         table.add_column(name, justify="right")
     values = [f"{value:.1f}" if name in ("bleu", "chrf") else f"{value:.4f}" for name, value in found.metrics.items()]
     table.add_row(*values, f"{found.p50_ms:.1f}", f"{found.p99_ms:.1f}")
     common.print_table(table)
     if found.refused:
-        common.say(f"{found.refused} examples were refused: their deadline could not be met; they count as wrong")
+        refused = common.count(found.refused, "example")
+        common.say(f"{refused} refused, whose deadline could not be met; counted as wrong")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -54,7 +53,7 @@ def command(
     def fill(file: Path) -> tuple[Change, int, int]:
         with Index.open(file, embedder=named(embedder, index), create=bool(documents)) as opened:
             gone = set(opened.ids()) - {document.id for document in read_in} if prune else set()
-            with _progress() as progress:
+            with common.progress("passages") as progress:
                 removed = list(dict.fromkeys([*(delete or []), *sorted(gone)]))
                 change = opened.add(read_in, delete=removed, progress=progress)
             return change, len(opened), len(opened.ids())
@@ -74,7 +73,7 @@ def command(
     else:
         print(
             f"{index}: {change.added} added, {change.updated} updated, {change.unchanged} unchanged, "
-            f"{change.deleted} deleted; {total} documents, {passages} passages"
+            f"{change.deleted} deleted; {common.count(total, 'document')}, {common.count(passages, 'passage')}"
         )
 
 
@@ -99,15 +98,3 @@ def named(embedder: str | None, index: Path) -> str | None:
     if embedder not in (None, "none") and index.is_file() and embedder_of(index) is None:
         raise RequestError(f"{index} was made with --embedder none; leave --embedder out, or make another index")
     return None if embedder == "none" else embedder or "minilm"
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, where somebody watches."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("passages")
-        yield lambda done, total: progress.update(task, completed=done, total=total)

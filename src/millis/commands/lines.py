@@ -145,7 +145,8 @@ def _unnumbered(error: MillisError) -> MillisError:
 
 def status(timings: Any) -> str:
     """What an answer took, in one line."""
-    parts = [f"{timings.total_ms:.1f} ms", f"{timings.steps} steps", f"{timings.cached_tokens} tokens cached"]
+    parts = [f"{timings.total_ms:.1f} ms", common.count(timings.steps, "step")]
+    parts.append(f"{common.count(timings.cached_tokens, 'token')} cached")
     if timings.slack_ms is not None:
         parts.append(common.slack(timings.slack_ms))
     if getattr(timings, "model", ""):

@@ -47,6 +47,7 @@ def command(
     if not each:
         lines.check_not_empty(given)
     from millis.models.load import is_seq2seq
+    from millis.tasks.summarize import summarize
 
     path = common.resolve(model)
     options: dict[str, Any] = {"words": words, "sentences": sentences, "characters": characters}
@@ -56,15 +57,14 @@ def command(
     else:
         common.refuse(path, beams=beams)
     lm: Any = common.load_writer(model, threads=threads, context=context, precision=precision)
-    lines.answer(
-        given,
-        batch,
-        lambda texts: lm.summarize(texts, deadline_ms=deadline_ms, **options),
-        _record,
-        _show,
-        as_json=json,
-        each=each,
-    )
+
+    def run(texts: list[str]) -> Any:
+        if is_seq2seq(path):
+            return lm.summarize(texts, deadline_ms=deadline_ms, **options)
+        with common.progress("summaries") as progress:
+            return summarize(lm, texts, deadline_ms=deadline_ms, progress=progress, **options)
+
+    lines.answer(given, batch, run, _record, _show, as_json=json, each=each)
 
 
 def _record(one: Summary) -> dict[str, Any]:

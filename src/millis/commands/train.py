@@ -122,6 +122,7 @@ def command(
 
 def prepare_torch(threads: int | None) -> None:
     """PyTorch with the threads that were asked for. ModelError where the extra is not installed."""
+    common.tell("reading models and data")
     from millis.config import usable_cores
     from millis.models.transformers_model import torch_module
 
@@ -159,7 +160,7 @@ def show(report: dict[str, Any], json: bool) -> None:
 
 
 def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
-    trained = f"{report['steps']} steps, {report['epochs']:.2f} epochs, {report['tokens']:,} tokens"
+    trained = f"{common.count(report['steps'], 'step')}, {report['epochs']:.2f} epochs, {report['tokens']:,} tokens"
     lines = [("trained", f"{trained} in {report['seconds']:.1f} s ({report['tokens_s']:,.0f} tokens/s)")]
     if "utilisation" in report:
         share = f"{100 * report['utilisation']:.0f} % of a large matrix product's {report['matmul_gflops']:.0f} GFLOP/s"
@@ -176,6 +177,6 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         if value is not None:
             lines.append((name.replace("_", " "), f"{value:.4g}" + (" ms, in Millis" if "_ms_" in name else "")))
     if report["skipped_rows"]:
-        lines.append(("skipped", f"{report['skipped_rows']} rows: {report['out']}/train/skipped.jsonl"))
+        lines.append(("skipped", f"{common.count(report['skipped_rows'], 'row')}: {report['out']}/train/skipped.jsonl"))
     written = [*report["written"], *(["model.gguf"] if "gguf_bytes" in report else [])]
     return [*lines, ("written", f"{report['out']}: {', '.join(written)}"), ("curve", f"{report['out']}/train/loss.png")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,13 @@ def ask(
     *,
     system: str | None = None,
     deadline_ms: float | None = None,
+    advance: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> list[Completion]:
     """An answer to each prompt: a user's message where the model has a chat template, otherwise text to go on with.
 
-    The deadline is each one's, from when it is asked. DeadlineError: one cannot be in time; then none is answered.
+    The deadline is each one's, from when it is asked; `advance` is called with each answer. DeadlineError: one cannot
+    be in time; then none is answered.
     """
     found: list[Completion] = []
     for at in range(0, len(prompts), TOGETHER):
@@ -34,7 +36,9 @@ def ask(
             for prompt in prompts[at : at + TOGETHER]:
                 stream = _stream(lm, prompt, system, {**options, "deadline_ms": deadline_ms})
                 together.append(streams.enter_context(stream))
-            found += [stream.result() for stream in together]
+            for stream in together:
+                found.append(stream.result())
+                advance()
     return found
 
 

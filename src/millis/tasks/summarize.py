@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -104,8 +104,9 @@ def summarize(
     sentences: int | None = None,
     characters: int | None = None,
     deadline_ms: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary | list[Summary]:
-    """See TaskMethods.summarize."""
+    """See TaskMethods.summarize; `progress` is told summaries written, those of parts too, and summaries in all."""
     given, single = checks.texts(texts)
     deadline_ms = checks.deadline(deadline_ms)
     lengths = {"words": words, "sentences": sentences, "characters": characters}
@@ -121,16 +122,25 @@ def summarize(
     long = [i for i, parts in enumerate(pieces) if len(parts) > 1]
     read = dict.fromkeys(range(len(given)), 1.0)
     full = list(given)
+    done, total = 0, len(given)
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
     for i in long:
         parts = pieces[i]
         while len(parts) > 1:  # of a very long text the summaries are too long again
+            total += len(parts)
+            progress(done, total)
             with within(deadline_ms, begin, REDUCING):
-                full[i], share = _first_round(lm, parts, room, _left_ms(begin, deadline_ms))
+                full[i], share = _first_round(lm, parts, room, _left_ms(begin, deadline_ms), advance)
             read[i] *= share
             parts = cut_parts(lm, full[i], room) if deadline_ms is None else [full[i]]
     prompts = [_prompt(text, length) for text in full]
     with within(deadline_ms, begin):
-        outs = ask(lm, prompts, deadline_ms=_left_ms(begin, deadline_ms), max_tokens=length.tokens)
+        outs = ask(lm, prompts, deadline_ms=_left_ms(begin, deadline_ms), advance=advance, max_tokens=length.tokens)
     found = []
     for i, out in enumerate(outs):
         timings = replace(out.timings, total_ms=1000 * (time.perf_counter() - begin)) if i in long else out.timings
@@ -172,7 +182,9 @@ def _bounded(lm: LanguageModel, text: str, room: int) -> list[str]:
     return found
 
 
-def _first_round(lm: LanguageModel, parts: list[str], room: int, left_ms: float | None) -> tuple[str, float]:
+def _first_round(
+    lm: LanguageModel, parts: list[str], room: int, left_ms: float | None, advance: Callable[[], None]
+) -> tuple[str, float]:
     """The summaries of the parts, one behind the other, and the share of the parts that there was time for."""
     most = len(parts)
     if left_ms is not None:
@@ -186,7 +198,7 @@ def _first_round(lm: LanguageModel, parts: list[str], room: int, left_ms: float 
     length = Length(2, "sentences")
     prompts = [_prompt(part, length) for part in chosen]
     limit = None if left_ms is None else REDUCING * left_ms
-    outs = ask(lm, prompts, deadline_ms=limit, max_tokens=PART_TOKENS)
+    outs = ask(lm, prompts, deadline_ms=limit, advance=advance, max_tokens=PART_TOKENS)
     return "\n".join(out.text.strip() for out in outs), most / len(parts)
 
 
