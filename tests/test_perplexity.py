@@ -102,6 +102,8 @@ def test_the_command_agrees_with_transformers(text_file: Path, model_path: Calla
     expected = _independent(path, text_file.read_text(encoding="utf-8"))
     assert result["reference"]["perplexity"] == pytest.approx(expected, rel=1e-4)
     assert result["millis"]["perplexity"] == pytest.approx(expected, rel=5e-3)
+    for side in ("millis", "reference"):
+        assert 0 < result[side]["p50_ms"] <= result[side]["p99_ms"] < 1000 * result[side]["seconds"]
     assert result["ratio"] == pytest.approx(result["millis"]["perplexity"] / result["reference"]["perplexity"])
 
 

@@ -28,7 +28,7 @@ def perplexity_of(
     precision: config.Precision,
     json: bool,
 ) -> None:
-    """Perplexity of a text: of Millis, and of the float32 reference on the same weights."""
+    """Perplexity of a text: of Millis, and of the float32 reference on the same weights; with milliseconds a window."""
     text = lines.read_text(perplexity)
     lm = common.load(model, threads=threads, precision=precision, context=context)
     cut = _windows(lm, text, window, limit)
@@ -42,7 +42,9 @@ def perplexity_of(
         "tokens": tokens,
     }
     say = (lambda text: None) if json else print
-    say(f"{model} on {perplexity.name}: {len(cut)} windows of {window}, {tokens} tokens")
+    say(
+        f"{model} on {perplexity.name}: {common.count(len(cut), 'window')} of {window}, {common.count(tokens, 'token')}"
+    )
     result["millis"] = _measure("millis", lambda w: lm.engine.score(w[:1], [w[1:]])[0], cut)
     say(_line("millis", result["millis"]))
     if reference:
@@ -76,17 +78,31 @@ def _measure(name: str, log_likelihood: Callable[[list[int]], float], cut: list[
     from rich.console import Console
     from rich.progress import Progress
 
+    from millis.tasks.metrics import percentile
     from millis.tasks.perplexity import perplexity
 
-    begin = time.perf_counter()
+    took_ms: list[float] = []
+
+    def timed(window: list[int]) -> float:
+        begin = time.perf_counter()
+        value = log_likelihood(window)
+        took_ms.append(1000 * (time.perf_counter() - begin))
+        return value
+
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(name, total=len(cut))
-        value = perplexity(log_likelihood, cut, lambda: progress.advance(task))
+        value = perplexity(timed, cut, lambda: progress.advance(task))
     if not math.isfinite(value):
         raise ModelError(f"{name}: the perplexity is not finite; the weights of this model are not usable")
-    return {"perplexity": value, "seconds": time.perf_counter() - begin}
+    return {
+        "perplexity": value,
+        "seconds": sum(took_ms) / 1000,
+        "p50_ms": percentile(took_ms, 0.5),  # of a window
+        "p99_ms": percentile(took_ms, 0.99),
+    }
 
 
 def _line(name: str, result: dict[str, float]) -> str:
-    return f"{name:<24} perplexity {result['perplexity']:.4f}   {result['seconds']:.1f} s"
+    times = f"{result['seconds']:.1f} s, a window {result['p50_ms']:.1f} ms (p50), {result['p99_ms']:.1f} ms (p99)"
+    return f"{name:<24} perplexity {result['perplexity']:.4f}   {times}"
