@@ -92,6 +92,11 @@ def test_a_model_too_short_for_the_lengths_is_an_error(tiny: Path, tmp_path: Pat
     assert "made for 32" in error_line(done)
 
 
+def test_a_model_that_writes_is_no_encoder(tiny: Path, tmp_path: Path) -> None:
+    done = millis("bench", "encoder", "-m", tiny, MILLIS_HOME=str(tmp_path))
+    assert error_line(done) == f"{tiny.name} is no encoder; give one with -m, or use millis bench engine"
+
+
 def test_unknown_peers_are_an_error(tiny: Path, tmp_path: Path) -> None:
     done = millis("bench", "engine", "-m", tiny, *ENGINE, "--peers", "lama", MILLIS_HOME=str(tmp_path))
     assert "'lama'" in error_line(done, 2)

@@ -14,7 +14,7 @@ import numpy as np
 
 import millis
 from millis.bench.process import Worker
-from millis.models.load import read_checkpoint
+from millis.models.load import is_encoder, read_checkpoint
 from millis.types import RequestError
 
 HERE = Path(__file__).parent
@@ -42,6 +42,8 @@ def compare(path: Path, settings: Settings, advance: Callable[[], None] = lambda
 
     Engines take turns, a round each; while one works, the others wait. ModelError, RequestError, WorkerError.
     """
+    if not is_encoder(path):
+        raise RequestError(f"{path.name} is no encoder; give one with -m, or use millis bench engine")
     head = read_checkpoint(path).config.head
     spec = {
         "model": str(path),
