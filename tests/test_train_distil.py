@@ -115,6 +115,24 @@ def test_a_teacher_of_short_texts_is_measured_on_short_ones(tmp_path: Path, caps
     assert json.loads(capsys.readouterr().out)["served"]["teacher_ms_a_token"] > 0
 
 
+@pytest.mark.parametrize(
+    ("student", "code", "why"),
+    [
+        ("layers=x", 2, "say how many of the teacher's layers, as layers=10"),
+        ("llama:many", 2, "'many' is no number of parameters"),
+        ("none", 1, "--student: no model named 'none'"),
+        ("none", 1, "and layers=10 of the teacher's, or llama:15M for a new one"),
+    ],
+)
+def test_a_student_that_is_none_is_told_with_what_there_is(
+    student: str, code: int, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, data = chat_gguf(tmp_path / "t.gguf"), tmp_path / "text.txt"
+    data.write_text(TEXT)
+    assert command("distil", data, "--teacher", teacher, "--student", student, "--out", tmp_path / "out") == code
+    assert why in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_an_encoder_teaches_no_writing(tmp_path: Path) -> None:
     teacher, data = bert_folder(tmp_path / "bert"), tmp_path / "text.txt"
     data.write_text(TEXT)

@@ -68,11 +68,13 @@ def command(
 
     files_of([*data, *(eval_data or [])])
     training.prepare_torch(threads)
+    from millis.train.distil import derived
     from millis.train.gguf_out import add_gguf
     from millis.train.start import settings_of, shares_vocabulary, train
 
     with common.usage():
         limited = training.limits(time_limit, numbers)
+        derived(student)
     alike = shares_vocabulary(named, student, common.resolve)
     if draft_for is not None and not (alike and shares_vocabulary(draft_for, named, common.resolve)):
         raise RequestError(f"a draft model shares the vocabulary of the model it drafts for; {student} does not")
@@ -91,6 +93,7 @@ def command(
     settings = settings_of(task, texts, eval_data or [], given | limited)
     report = train(settings, out, common.resolve, resume=resume, checkpoint_steps=checkpoint_every)
     if gguf is not None:
+        common.tell("measuring teacher and student in Millis")
         source = common.resolve(named if alike else student)
         report["gguf_bytes"] = add_gguf(out, gguf, source)
         report["served"] = _measure(named, out / "model.gguf", texts, draft_for, threads)

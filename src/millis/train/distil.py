@@ -95,9 +95,17 @@ def soft_loss(got: Tensor, wanted: Tensor, top_k: int, temperature: float) -> Te
     return (inside + outside).mean() * temperature**2
 
 
-def derived(spec: str) -> bool:
-    """Whether a student is made from its teacher: layers=N or llama:15M."""
-    return spec.replace("=", ":").partition(":")[0] in ("layers", "llama", "gpt2") and not Path(spec).exists()
+def derived(spec: str) -> tuple[str, int] | None:
+    """("layers", N) or (shape, weights) of a student made from its teacher, layers=N or llama:15M; None of a model.
+
+    RequestError: it begins as these do, and has no such number.
+    """
+    kind, _, value = spec.replace("=", ":").partition(":")
+    if kind not in ("layers", "llama", "gpt2") or Path(spec).exists():
+        return None
+    if kind == "layers" and not value.isdecimal():
+        raise RequestError(f"--student {spec}: say how many of the teacher's layers, as layers=10")
+    return kind, int(value) if kind == "layers" else amount(value)
 
 
 def same_vocabulary(teacher: Base, student: Base) -> bool:
@@ -108,17 +116,17 @@ def same_vocabulary(teacher: Base, student: Base) -> bool:
 def student_of(teacher: Base, spec: str, settings: Settings, open_base: Callable[[str], Base]) -> tuple[Base, Any]:
     """What `spec` names: `layers=N` of the teacher's, evenly spread; `llama:15M`, a new model with the teacher's
     vocabulary; otherwise a model, which must have that vocabulary. RequestError for what is none of these."""
-    kind, _, value = spec.replace("=", ":").partition(":")
-    if kind == "layers" and value.isdigit():
+    kind, number = derived(spec) or (None, 0)
+    if kind == "layers":
         model = teacher.causal()
-        count, wanted = len(layers_of(model)), int(value)
-        if not 1 <= wanted <= count:
-            raise RequestError(f"--student layers={value}: the teacher has {count} layers")
+        count = len(layers_of(model))
+        if not 1 <= number <= count:
+            raise RequestError(f"--student layers={number}: the teacher has {count} layers")
         kinds = getattr(model.config, "layer_types", None) or ["full_attention"] * count
-        keep_layers(model, spread(kinds, wanted))
+        keep_layers(model, spread(kinds, number))
         return teacher, model
-    if kind in ("llama", "gpt2") and value:
-        config = config_of(kind, amount(value), settings.max_tokens, teacher.tokenizer)
+    if kind is not None:
+        config = config_of(kind, number, settings.max_tokens, teacher.tokenizer)
         return teacher, transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     student = open_base(spec)
     if not same_vocabulary(teacher, student):

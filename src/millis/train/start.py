@@ -17,7 +17,7 @@ from millis.train.loop import Options, Outcome
 from millis.train.run import Run, Task
 from millis.train.settings import Settings, fingerprints
 from millis.train.speed import speeds
-from millis.types import RequestError
+from millis.types import ModelError, PullError, RequestError
 
 # What suits each task where nothing else is said.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
@@ -114,9 +114,18 @@ def train(
 
 
 def shares_vocabulary(teacher: str, student: str, resolve: Callable[[str], Path]) -> bool:
-    """Whether a student of this name (see `distil.student_of`) can learn the teacher's view of each token."""
+    """Whether a student of this name (see `distil.student_of`) can learn the teacher's view of each token.
+
+    ModelError: there is no such teacher or student.
+    """
     if distil.derived(student):
         return True
+    try:
+        resolve(student)
+    except PullError:
+        raise
+    except ModelError as error:
+        raise ModelError(f"--student: {error}; and layers=10 of the teacher's, or llama:15M for a new one") from None
     return distil.same_vocabulary(*(Base.open(name, resolve(name)) for name in (teacher, student)))
 
 
