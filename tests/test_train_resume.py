@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from training import bert_folder, command, labelled_csv
 # line of JSON for each child, answers with its number, then with its exit code once it has ended.
 DRIVER = """
 import json, os, signal, sys
+from dataclasses import asdict
 from pathlib import Path
 from millis.train.checkpoints import Checkpoints
 from millis.train.start import settings_of, train
@@ -156,14 +159,57 @@ def test_checkpoints_without_settings_are_nobodys(tmp_path: Path) -> None:
 def test_a_run_that_failed_before_its_first_checkpoint_claims_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     wrong = settings(tmp_path, steps=1, text_column="nowhere")
-    with pytest.raises(RequestError, match="nowhere"):
-        train(wrong, out, Path)
+    (out / "train").mkdir(parents=True)
+    (out / "train" / "settings.json").write_text(json.dumps(asdict(wrong)))  # killed while it read the data
     right = settings(tmp_path, steps=1)
     with pytest.raises(RequestError, match="text_column"):
         train(right, out, Path, resume=True)
     assert train(right, out, Path)["steps"] == 1
     with pytest.raises(RequestError, match="other settings"):
         train(wrong, out, Path)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "why"),
+    [
+        ("", {}, "no usable row"),
+        ("text,label\nsnow,cold\nice,cold\n", {}, "all rows have the label 'cold'"),
+        ("words,label\nsnow,cold\n", {}, "no column text"),
+        ("text,label\n,\n", {}, "no usable"),
+        ("words\nsnow\n", {"shape": "llama"}, "no column text"),
+        ("text\n \n", {"shape": "llama"}, "no usable"),
+    ],
+)
+def test_unusable_data_leaves_nothing_behind(text: str, options: dict[str, Any], why: str, tmp_path: Path) -> None:
+    data = tmp_path / "a.csv"
+    data.write_text(text)
+    given = options or {"model": str(bert_folder(tmp_path / "model"))}
+    with pytest.raises(RequestError, match=why):
+        train(
+            settings_of("lm" if options else "classify", [data], [], given | {"bf16": False}),
+            tmp_path / "new" / "out",
+            Path,
+        )
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_reading_is_told_where_somebody_watches(watched: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: watched, raising=False)
+    monkeypatch.setattr(sys, "stderr", shown)
+    (tmp_path / "a.csv").write_text("")
+    assert command("train", tmp_path / "a.csv", "--task", "lm", "--shape", "llama", "--out", tmp_path / "out") == 1
+    assert ("reading models and data" in shown.getvalue()) == watched
+
+
+def test_unusable_data_leaves_an_earlier_model(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train(settings(tmp_path, steps=1), out, Path)
+    with pytest.raises(RequestError, match="nowhere"):
+        train(settings(tmp_path, steps=1, text_column="nowhere"), out, Path, resume=False)
+    assert (out / "config.json").exists() and not (out / "train" / "settings.json").exists()
+    assert train(settings(tmp_path, steps=1), out, Path, resume=False)["steps"] == 1
 
 
 def test_damaged_checkpoints_are_removed_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +49,7 @@ class Run:
     def __init__(self, out: Path, settings: Settings) -> None:
         self.out, self.folder, self.settings = out, out / "train", settings
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        self._unused = False  # made ready, and nothing trained: unusable data leaves nothing behind
 
     def begin(self, resume: bool | None) -> dict[str, Any] | None:
         """Makes the folder ready. The report of a run that is done already, None where there is something to train.
@@ -89,12 +91,14 @@ class Run:
             return report
         self.folder.mkdir(exist_ok=True)
         write_json(self.folder / "settings.json", asdict(self.settings))
+        self._unused = not self._has_something()
         return None
 
     def train(
         self, task: Task, options: Options, skipped: Skipped, extra: Callable[[Outcome], dict[str, Any]]
     ) -> Report:
         """Trains, evaluates and exports; returns the report, which also lies in report.json."""
+        self._unused = False
         if skipped.count:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in skipped.rows)
             (self.folder / "skipped.jsonl").write_text(lines, encoding="utf-8")
@@ -173,6 +177,7 @@ class Run:
             note_exported(self.out, names)
 
     def __enter__(self) -> Run:
+        self._made = [path for path in (self.out, *self.out.parents) if not path.exists()]
         self.out.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.out / ".lock")
         try:
@@ -182,8 +187,13 @@ class Run:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._unused:
+            self._clear()
         self._lock.release()
         (self.out / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):  # one that holds something stays
+            for path in self._made:
+                path.rmdir()
 
 
 def exported(out: Path) -> set[str]:
