@@ -255,7 +255,14 @@ def test_wrong_use_is_said(tmp_path: Path) -> None:
         shell("data", "clean", "nothing-such", "--out", out)
     )
     assert "no encoding 'klingon'" in error_line(shell("data", "clean", "x", "--out", out, "--encoding", "klingon"), 2)
-    assert "there is no folder" in error_line(shell("data", "clean", __file__, "--out", tmp_path / "no" / "o.jsonl"))
+    for verb in (
+        ("clean", __file__, "--out", tmp_path / "no" / "o.jsonl"),
+        ("clean", __file__, "--out", tmp_path / "o.jsonl", "--report", tmp_path / "no" / "r.html"),
+        ("split", __file__, "--test-out", tmp_path / "no" / "o.jsonl"),
+        ("pack", __file__, "--tokenizer", "smollm2", "--out", tmp_path / "no" / "o.npy"),
+    ):
+        assert f"there is no folder {tmp_path / 'no'} to write" in error_line(shell("data", *verb), 2)
+    assert not (tmp_path / "o.jsonl").exists()
     for verb in ("clean", "split", "pack", "pull", "list"):
         assert "Example: millis data" in shell("data", verb, "--help").stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -71,6 +72,17 @@ def test_a_body_that_fails_leaves_the_old_file_and_nothing_else(here: Path, erro
         file.write(b"half")
         raise error
     assert (here / "file").read_text() == "old" and os.listdir(here) == ["file"]
+
+
+def test_what_cannot_be_written_is_told_by_its_own_name(here: Path) -> None:
+    with pytest.raises(OSError, match="No space") as full, whole(here / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as of a write: without a name
+    with pytest.raises(OSError, match="No such") as missing:
+        write(here / "none" / "file", "x")
+    with pytest.raises(OSError, match="No such") as other, whole(here / "file"):
+        (here / "source").read_bytes()
+    names = [Path(one.value.filename) for one in (full, missing, other)]
+    assert names == [here / "file", here / "none" / "file", here / "source"]
 
 
 def test_a_long_name_is_no_obstacle(here: Path) -> None:

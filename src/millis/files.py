@@ -18,7 +18,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write and read that becomes `path` when the body ends well, and is gone otherwise, Ctrl-C included.
 
     A symbolic link stays one: the file that it points to is replaced. A new file has the mode that the umask leaves, a
-    replaced one keeps its own. RequestError: as `place`. OSError: the file cannot be written.
+    replaced one keeps its own. RequestError: as `place`. OSError, which names `path`: the file cannot be written.
     """
     target = place(path)
     part = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.part")
@@ -30,6 +30,10 @@ def whole(path: Path) -> Iterator[BinaryIO]:
         with suppress(FileNotFoundError):
             part.chmod(stat.S_IMODE(target.stat().st_mode))
         os.replace(part, target)
+    except OSError as error:
+        if error.filename in (None, str(part)):  # a full disk has no name, and the name beside is not the user's
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):
             part.unlink()

@@ -113,6 +113,7 @@ def clean(
             near=near,
             mask=() if mask == "none" else _names(mask),
         )
+    _check_folders(out, *(report or []))
     with _reader(unit, encoding) as reader:
         result = data.clean(inputs, out, settings, against=against or [], reader=reader)
     for path in report or []:
@@ -166,6 +167,7 @@ def split(
         train or stem.with_name(f"{stem.name}.train.jsonl"),
         test_out or stem.with_name(f"{stem.name}.test.jsonl"),
     )
+    _check_folders(train, test_out)
     options: dict[str, Any] = {"share_of_test": test, "seed": seed, "by": by, "stratify": stratify, "near": near}
     with _reader(unit, encoding) as reader:
         result = data.split(inputs, train, test_out, **options, drop_near=drop_near, reader=reader)
@@ -195,6 +197,7 @@ def pack(
     from millis.models.load import read_checkpoint
     from millis.tokenizer import load_tokenizer
 
+    _check_folders(out)
     made = load_tokenizer(read_checkpoint(common.resolve(tokenizer)))
     with _reader(unit, encoding) as reader:
         result = data.pack(
@@ -212,6 +215,13 @@ def pack(
     else:
         print(f"{result['rows']:,} rows of {length} tokens, {result['documents']:,} documents  {out}")
         print(f"left out at the end: {result['left_out_tokens']:,} tokens")
+
+
+def _check_folders(*files: Path) -> None:
+    """What would keep files from being written is said before the work that they are to hold is done."""
+    for path in files:
+        if not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {path.absolute().parent} to write {path.name} to")
 
 
 @contextmanager
