@@ -107,6 +107,15 @@ def test_another_vocabulary_is_refused_or_taught_by_texts(tmp_path: Path, capsys
     assert report["served"]["student_ms_a_token"] > 0 and (tmp_path / "out" / "model.gguf").exists()
 
 
+def test_texts_too_short_to_go_on_from_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, data = chat_gguf(tmp_path / "t.gguf"), tmp_path / "text.txt"
+    data.write_text("short")
+    arguments = ["--teacher", teacher, "--student", "layers=1", "--out", tmp_path / "new" / "out", "--threads", "1"]
+    assert command("distil", data, *arguments, "--write", "8") == 1
+    assert "no text has 32 tokens for the teacher to go on from; give longer ones" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_teacher_of_short_texts_is_measured_on_short_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher, data = chat_gguf(tmp_path / "t.gguf", context=32), tmp_path / "text.txt"
     data.write_text(TEXT)

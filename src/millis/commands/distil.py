@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json as jsonlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,25 +104,24 @@ def _written(teacher: str, data: Sequence[Path], out: Path, tokens: int, threads
     from rich.console import Console
     from rich.progress import track
 
+    from millis.files import whole
     from millis.train.settings import fingerprints
 
     mark = hashlib.sha256(repr((teacher, tokens, sorted(fingerprints(data).items()))).encode()).hexdigest()[:12]
     path = out.with_name(f"{out.name}.written-{mark}.jsonl")
     if path.exists():
         return path
-    part = path.with_suffix(".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     lm = common.load(teacher, threads=threads)
     prompts = _prompts(lm, data, None)
+    if not prompts:
+        raise RequestError(f"no text has {_PROMPT_TOKENS} tokens for the teacher to go on from; give longer ones")
     shown = track(prompts, "the teacher writes", console=Console(stderr=True), transient=True)
-    with open(part, "w", encoding="utf-8") as file:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as file:
         for number, ids in enumerate(shown):
             more = lm.generate(ids, max_tokens=tokens, temperature=1.0, seed=number).tokens
             text = lm.tokenizer.decode([*ids, *more])
-            file.write(jsonlib.dumps({"text": text}, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+            file.write(jsonlib.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
     return path
 
 
