@@ -77,7 +77,13 @@ DECODERS: dict[str, dict[str, Any]] = {
     "Qwen2": {"num_key_value_heads": 2},
     "Qwen3": {"num_key_value_heads": 2, "head_dim": 32},
     "Gemma3Text": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8},
+    "Mistral": {"num_key_value_heads": 2, "sliding_window": 24},
+    "SmolLM3": {"num_key_value_heads": 2, "no_rope_layers": [0] + [1] * 7},
     "GPT2": {},
+}
+BODIES: dict[str, dict[str, Any]] = {  # of which transformers has no classifier
+    "Granite": {"num_key_value_heads": 2, "residual_multiplier": 0.3, "logits_scaling": 8.0},
+    "Ernie4_5": {"num_key_value_heads": 2, "head_dim": 32},
 }
 
 
@@ -86,7 +92,9 @@ def decoder(stem: str, head: bool = True, **changes: Any) -> Any:
     labels = {"id2label": LABELS, "label2id": {label: i for i, label in LABELS.items()}} if head else {}
     special = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
     torch.manual_seed(0)
-    config = getattr(transformers, f"{stem}Config")(**{**SIZES, **DECODERS[stem], **special, **labels, **changes})
+    config = getattr(transformers, f"{stem}Config")(
+        **{**SIZES, **(DECODERS | BODIES)[stem], **special, **labels, **changes}
+    )
     model = getattr(transformers, stem + ("ForSequenceClassification" if head else "Model"))(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

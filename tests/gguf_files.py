@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB, CONTEXT, LAYERS = 64, 4, 2, 16, 96, 50, 32, 2
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "gpt2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2")
 DROP = object()  # as the value of a key or tensor: leave it out
 
 
@@ -35,6 +35,8 @@ def settings(architecture: str) -> dict[str, Any]:
         found |= {".attention.head_count_kv": KV_HEADS, ".rope.freq_base": 5e4}
     if architecture == "gemma3":
         found |= {".attention.key_length": HEAD_DIM, ".attention.sliding_window": 8}
+    if architecture == "granite":
+        found |= {".embedding_scale": 6.0, ".residual_scale": 0.25, ".attention.scale": 0.125, ".logit_scale": 4.0}
     return found
 
 

@@ -16,12 +16,17 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Ernie4_5Config,
     Gemma3TextConfig,
     GenerationConfig,
     GPT2Config,
+    GraniteConfig,
+    GraniteMoeHybridConfig,
     LlamaConfig,
+    MistralConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 from transformers.initialization import no_init_weights
 
@@ -63,12 +68,36 @@ LLAMA3_ROPE = {
 }
 ROPE = {"rope_type": "default", "rope_theta": 5000.0}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 5000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "attention_factor": 1.3,
+    "beta_fast": 8.0,
+}
 LOCAL_ROPE = {"rope_type": "default", "rope_theta": 100.0}
 GEMMA3 = {
     "num_hidden_layers": 7,  # the sixth attends to all
     "sliding_window": 5,
     "query_pre_attn_scalar": 48,
     "rope_parameters": {"full_attention": LINEAR_ROPE, "sliding_attention": LOCAL_ROPE},
+}
+GRANITE = {
+    "num_hidden_layers": 3,
+    "embedding_multiplier": 6.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.1,
+    "logits_scaling": 0.7,
+    "rms_norm_eps": 0.01,
+    "rope_parameters": ROPE,
+}
+HYBRID = {
+    "num_local_experts": 0,
+    "shared_intermediate_size": SIZES["intermediate_size"],
+    "layer_types": ["full_attention"] * 3,
+    "position_embedding_type": "rope",
+    "mamba_n_heads": 4,
 }
 GPT2 = {
     "vocab_size": 96,
@@ -86,6 +115,11 @@ TINY = {  # name → configuration of a tiny model
     "qwen2": lambda: Qwen2Config(**SIZES | {"head_dim": 16}, num_hidden_layers=2, rope_parameters=ROPE),
     "qwen3": lambda: Qwen3Config(**SIZES, num_hidden_layers=2, rope_parameters=ROPE, tie_word_embeddings=True),
     "gemma3": lambda: Gemma3TextConfig(**SIZES, **GEMMA3),
+    "mistral": lambda: MistralConfig(**SIZES, num_hidden_layers=2, sliding_window=None, rope_parameters=YARN_ROPE),
+    "granite": lambda: GraniteConfig(**SIZES | {"head_dim": 16}, **GRANITE, tie_word_embeddings=True),
+    "granitemoehybrid": lambda: GraniteMoeHybridConfig(**SIZES | {"head_dim": 16}, **GRANITE, **HYBRID),
+    "smollm3": lambda: SmolLM3Config(**SIZES, num_hidden_layers=5, rope_parameters=ROPE, pad_token_id=None),
+    "ernie4_5": lambda: Ernie4_5Config(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
     "gpt2": lambda: GPT2Config(**GPT2),
 }
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

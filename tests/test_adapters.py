@@ -21,9 +21,11 @@ from millis.config import EngineConfig
 from millis.engine.native_runner import NativeRunner
 from millis.engine.runner import Batch
 from millis.models.adapter import MOST_RANK, read_adapter
-from millis.models.load import Model, load_model
+from millis.models.load import Model, load_model, read_checkpoint
+from millis.quantize.export import export_gguf
 from millis.types import FormatError, ModelError, SamplingParams
 from reference import next_logits, reference_model, tiny_model
+from test_export import save, tiny_tokenizer
 
 ISAS = _native.supported_isas()
 GPT2 = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
@@ -75,7 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2"])
 def test_logits_are_those_of_merged_weights(name: str, isa: str, made: Callable[[str], Made]) -> None:
     tiny = made(name)
     weights, merged = tiny.adapter("one", rank=5)
@@ -153,6 +155,21 @@ def test_an_adapter_of_a_gguf_model_follows_its_order_of_rows(
     np.testing.assert_allclose(
         runner.logits(batch(tokens, adapters=[adapter]), every=True), want, atol=2e-3 * np.abs(want).max()
     )
+
+
+@pytest.mark.parametrize("name", ["granite", "smollm3", "ernie4_5"])
+def test_adapters_of_exported_models(name: str, tmp_path: Path, made: Callable[[str], Made]) -> None:
+    """GGUF permutes q and k of granite and smollm3, and not those of ernie4_5."""
+    tiny = made(name)
+    _, merged = tiny.adapter("exported", target_modules=["q_proj", "k_proj"])
+    export_gguf(read_checkpoint(save(tiny.folder / "model", tiny_tokenizer())), tmp_path / "m.gguf")
+    model = load_model(tmp_path / "m.gguf")
+    runner = NativeRunner(model, EngineConfig(threads=1, precision="exact"))
+    adapter = runner.adapter(read_adapter(tiny.folder / "exported", model.checkpoint.config))
+    tokens = tokens_of(model, 12)
+    want = next_logits(merged, tokens)
+    got = runner.logits(batch(tokens, adapters=[adapter]), every=True)
+    np.testing.assert_allclose(got, want, atol=3e-4 * np.abs(want).max())
 
 
 def test_adapters_of_llama_cpp(tmp_path: Path, made: Callable[[str], Made]) -> None:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import millis
-from encoders import CONTEXT, DECODERS, LABELS, decoder, hidden, logits, random_ids, save
+from encoders import BODIES, CONTEXT, DECODERS, LABELS, decoder, hidden, logits, random_ids, save
 from millis.config import EngineConfig
 from millis.engine.decoder_reader import DecoderReader
 from millis.models.load import is_encoder, load_model
@@ -58,7 +58,7 @@ def test_labels_are_told_from_the_last_token_as_transformers_does(stem: str, ste
         assert 1e-6 < np.linalg.norm(near - wanted) / np.linalg.norm(wanted) < 0.1
 
 
-@pytest.mark.parametrize("stem", DECODERS)
+@pytest.mark.parametrize("stem", [*DECODERS, *BODIES])
 def test_vectors_of_a_body_alone_are_the_mean_or_what_its_files_say(stem: str, tmp_path: Path) -> None:
     model = decoder(stem, head=False)
     folder, texts = save(model, tmp_path), [random_ids(length) for length in LENGTHS]

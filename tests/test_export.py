@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
-from millis.models.gguf_metadata import gguf_checkpoint
+from millis.models.config import RopeScaling
+from millis.models.gguf_metadata import config_metadata, gguf_checkpoint
 from millis.models.load import build_plan, read_checkpoint
 from millis.models.oracle import Oracle
 from millis.quantize.export import export_gguf
@@ -204,11 +206,6 @@ def test_encoders_are_refused_with_what_is_possible(tmp_path: Path) -> None:
 
 
 def test_windows_and_scalings_that_no_key_says(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from millis.models.config import RopeScaling
-    from millis.models.gguf_metadata import config_metadata
-
     tiny_model("qwen2").save_pretrained(tmp_path)
     checkpoint = read_checkpoint(tmp_path)
     with pytest.raises(FormatError, match="windowed attention of qwen2"):
@@ -216,3 +213,42 @@ def test_windows_and_scalings_that_no_key_says(tmp_path: Path) -> None:
     scaled = replace(checkpoint.config, rope_scaling=RopeScaling(kind="llama3", factor=8.0))
     with pytest.raises(FormatError, match="llama3's rope scaling of a qwen2"):
         gguf_checkpoint(replace(checkpoint, config=scaled))
+    tiny_model("smollm3").save_pretrained(tmp_path / "smollm3")
+    turned = read_checkpoint(tmp_path / "smollm3").config
+    for rotated in ((), (False, True, True, True, True)):
+        with pytest.raises(FormatError, match="smollm3 in a GGUF file cannot say which of its layers are rotated"):
+            config_metadata(replace(turned, rotated=rotated))
+    yarn = RopeScaling(kind="yarn", factor=4.0)
+    with pytest.raises(FormatError, match="yarn of gemma3"):
+        config_metadata(replace(turned, architecture="gemma3", rotated=(), rope_scaling=yarn))
+
+
+def test_keys_are_those_of_the_gguf_package(tmp_path: Path) -> None:
+    """And granite without rotation is so again."""
+    keys = gguf.Keys
+    for name in ("granite", "granitemoehybrid"):
+        tiny_model(name).save_pretrained(tmp_path / name)
+    config = read_checkpoint(tmp_path / "granite").config
+    said = config_metadata(replace(config, rotated=(False,) * 3, rope_scaling=RopeScaling(kind="yarn", factor=4.0)))
+    wanted = {
+        keys.LLM.EMBEDDING_SCALE: 6.0,
+        keys.LLM.RESIDUAL_SCALE: 0.22,
+        keys.LLM.LOGIT_SCALE: 0.7,
+        keys.Attention.SCALE: 0.1,
+        keys.Rope.SCALING_TYPE: gguf.RopeScalingType.YARN.value,
+        keys.Rope.SCALING_FACTOR: 4.0,
+        keys.Rope.SCALING_ORIG_CTX_LEN: 8192,
+        keys.Rope.SCALING_FINETUNED: False,
+        keys.Rope.SCALING_YARN_BETA_FAST: 32.0,
+        keys.Rope.SCALING_YARN_BETA_SLOW: 1.0,
+    }
+    architecture = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.GRANITE]
+    assert {key: said[key.format(arch=architecture)] for key in wanted} == wanted
+    assert said[keys.Rope.SCALING_ATTN_FACTOR.format(arch=architecture)] == pytest.approx(1 / (0.1 * np.log(4) + 1))
+    for arch, name in ((gguf.MODEL_ARCH.SMOLLM3, "smollm3"), (gguf.MODEL_ARCH.ERNIE4_5, "ernie4_5")):
+        assert gguf.MODEL_ARCH_NAMES[arch] == name
+    path = save(tmp_path / "granitemoehybrid", tiny_tokenizer())
+    values = json.loads((path / "config.json").read_text()) | {"position_embedding_type": None}
+    (path / "config.json").write_text(json.dumps(values))
+    export_gguf(read_checkpoint(path), tmp_path / "out.gguf")
+    assert read_checkpoint(tmp_path / "out.gguf").config.rotated == (False,) * 3

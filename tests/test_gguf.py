@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,8 @@ def test_tiny_files(tmp_path: Path, architecture: str) -> None:
     assert (config.architecture, config.name, config.layers) == (architecture, "tiny", LAYERS)
     assert (config.hidden, config.ffn, config.vocab, config.context) == (HIDDEN, FFN, VOCAB, CONTEXT)
     assert config.attention_bias == (architecture in ("qwen2", "gpt2"))
-    assert config.rope_style == ("interleaved" if architecture == "llama" else "half")
+    interleaved = architecture in ("llama", "granite", "smollm3", "ernie4_5")
+    assert config.rope_style == ("interleaved" if interleaved else "half")
     assert expected_shapes(config) == shapes(architecture)
     assert {name: tensor.shape for name, tensor in checkpoint.tensors.items()} == shapes(architecture)
     for name, expected in values.items():
@@ -170,6 +172,36 @@ def test_rope_scaling(tmp_path: Path) -> None:
     assert config_of(tmp_path, "llama", __rope__freq_base=DROP).rope_theta == 10000.0
 
 
+def test_yarn(tmp_path: Path) -> None:
+    """The attention factor of the file comes on top of what YaRN recommends, as in llama.cpp."""
+    yarn = {"__rope__scaling__type": "yarn", "__rope__scaling__factor": 4.0}
+    found = config_of(tmp_path, "qwen2", **yarn, __rope__scaling__yarn_ext_factor=1.0).rope_scaling
+    recommended = 0.1 * math.log(4) + 1
+    plain = RopeScaling(kind="yarn", factor=4.0, original_context=CONTEXT, attention_factor=recommended)
+    assert found == plain
+    more = {"original_context_length": 16, "attn_factor": 0.5, "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0}
+    keys = yarn | {f"__rope__scaling__{key}": value for key, value in more.items()}
+    given = {"original_context": 16, "beta_fast": 16.0, "beta_slow": 2.0, "attention_factor": recommended / 2}
+    assert config_of(tmp_path, "llama", **keys).rope_scaling == replace(plain, **given)
+
+
+def test_scales_of_granite(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "granite")
+    assert (config.embedding_scale, config.residual_scale, config.logit_scale) == (6.0, 0.25, 4.0)
+    assert config.attention_scale == 0.125 and config.rotated == ()
+    absent = config_of(tmp_path, "granite", __embedding_scale=0.0, __residual_scale=DROP, __attention__scale=DROP)
+    assert (absent.embedding_scale, absent.residual_scale, absent.attention_scale) == (1.0, 1.0, None)
+    assert config_of(tmp_path, "granite", __rope__scaling__finetuned=True).rotated == ()
+    assert config_of(tmp_path, "granite", __rope__scaling__finetuned=False).rotated == (False, False)
+    assert config_of(tmp_path, "llama", __rope__scaling__finetuned=False).rotated == ()
+
+
+def test_every_fourth_layer_of_smollm3_is_not_rotated(tmp_path: Path) -> None:
+    layer = {name: shape for name, shape in shapes("smollm3").items() if name.startswith("blk.0.")}
+    names = {name.replace("0", str(index), 1): shape for index in range(5) for name, shape in layer.items()}
+    assert config_of(tmp_path, "smollm3", names, __block_count=5).rotated == (True, True, True, False, True)
+
+
 def test_optional_tensors(tmp_path: Path) -> None:
     assert config_of(tmp_path, "llama", {"rope_freqs.weight": (8,), "output.weight": (VOCAB, HIDDEN)}).vocab == VOCAB
     with pytest.raises(FormatError, match="'rope_freqs.weight' is 7; its configuration asks 8"):
@@ -213,7 +245,7 @@ def test_attention_scale(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"general__architecture": "mamba"}, "'mamba' is not one of llama, qwen2, qwen3, gemma3, gpt2"),
+    ("llama", {"general__architecture": "mamba"}, "'mamba' is not one of llama, qwen2, qwen3, gemma3, granite"),
     ("llama", {"general__architecture": "qwen2"}, "the key qwen2.embedding_length is missing"),
     ("llama", {"general__type": "adapter"}, "the file holds a 'adapter', not a model"),
     ("llama", {"split__count": 3}, "one of 3 parts"),
@@ -247,7 +279,21 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"__rope__freq_base": math.inf}, "rope_theta must be a positive number, not inf"),
     ("llama", {"__rope__freq_base": -1.0}, "rope_theta must be a positive number"),
     ("llama", {"__attention__scale": math.nan}, "attention_scale must be a positive number"),
-    ("llama", {"__rope__scaling__type": "yarn"}, "the rope scaling 'yarn' is not supported"),
+    ("llama", {"__rope__scaling__type": "longrope"}, "the rope scaling 'longrope' is not supported"),
+    ("llama", {"__rope__scaling__attn_factor": 2.0}, "the file sets llama.rope.scaling.attn_factor to 2.0"),
+    ("llama", {"__rope__scaling__type": "yarn", "__rope__scaling__yarn_attn_factor": 2.0}, "yarn_attn_factor to 2.0"),
+    ("llama", {"__rope__scaling__type": "yarn", "__rope__scaling__yarn_ext_factor": 0.5}, "yarn_ext_factor to 0.5"),
+    ("llama", {"__rope__scaling__type": "yarn", "__rope__scaling__yarn_beta_fast": 1.0}, "band is empty: 1.0 to 1.0"),
+    ("llama", {"__rope__scaling__type": "yarn", "__rope__freq_base": 1.0}, "yarn needs a rope_theta above 1"),
+    ("llama", {"__attention__sliding_window": 8}, "the file sets llama.attention.sliding_window to 8"),
+    ("gemma3", {"__rope__scaling__type": "yarn"}, "yarn of gemma3 is not supported"),
+    ("granite", {"__logit_scale": DROP}, "the key granite.logit_scale is missing"),
+    ("granite", {"__logit_scale": 0.0}, "logit_scale must lie in"),
+    ("granite", {"__residual_scale": 1e-30}, "residual_scale must lie in"),
+    ("granite", {"__rope__scaling__finetuned": 0}, "finetuned must be true or false"),
+    ("granite", {"__rope__scaling__finetuned": False, "__block_count": 2**31}, "block_count must lie in"),
+    ("smollm3", {"__block_count": 2**31}, "block_count must lie in"),
+    ("smollm3", {"__logit_scale": 2.0}, "the file sets smollm3.logit_scale to 2.0"),
     ("llama", {"__rope__scaling__factor": math.nan}, "rope scaling's factor must be a positive number"),
     ("llama", {"__rope__scaling__factor": -2.0}, "rope scaling's factor must be a positive number"),
     ("llama", {"__vocab_size": 51}, "vocab_size counts 51 tokens, but token_embd.weight has 50 rows"),

@@ -40,6 +40,18 @@ GPT2 = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+GRANITE = {
+    "embedding_multiplier": 12.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.1,
+    "logits_scaling": 8.0,
+}
+HYBRID = {
+    "num_local_experts": 0,
+    "shared_intermediate_size": 96,
+    "layer_types": ["full_attention"] * 2,
+    "mamba_n_heads": 4,
+}
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -57,6 +69,11 @@ def tiny(kind: str, **changes: Any) -> transformers.PreTrainedModel:
         "qwen2": lambda: transformers.Qwen2Config(**SIZES, **changes),
         "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=32, **changes),
         "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8, **changes),
+        "mistral": lambda: transformers.MistralConfig(**SIZES, **changes),
+        "granite": lambda: transformers.GraniteConfig(**SIZES, **GRANITE, **changes),
+        "granitemoehybrid": lambda: transformers.GraniteMoeHybridConfig(**SIZES, **HYBRID, **changes),
+        "smollm3": lambda: transformers.SmolLM3Config(**SIZES, pad_token_id=0, **changes),
+        "ernie4_5": lambda: transformers.Ernie4_5Config(**SIZES, head_dim=32, **changes),
         "gpt2": lambda: transformers.GPT2Config(**GPT2, **changes),
     }
     model = transformers.AutoModelForCausalLM.from_config(configs[kind]())
@@ -132,7 +149,7 @@ def assert_same(folder: Path, model: transformers.PreTrainedModel, kind: str) ->
     return checkpoint.config
 
 
-KINDS = ["llama", "qwen2", "qwen3", "gemma3", "gpt2"]
+KINDS = ["llama", "qwen2", "qwen3", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -278,14 +295,84 @@ def test_windows_of_qwen2(tmp_path: Path) -> None:
     assert read_folder(saved(tmp_path, "qwen2", **changes)).config.windows == (0, 16)
 
 
+def test_the_window_of_mistral_is_that_of_all_layers(tmp_path: Path) -> None:
+    assert read_folder(saved(tmp_path / "a", "mistral", sliding_window=16)).config.windows == (16, 16)
+    assert read_folder(saved(tmp_path / "b", "mistral", sliding_window=None)).config.windows == ()
+    config = read_folder(saved(tmp_path / "c", "mistral", ("sliding_window",), max_position_embeddings=8192)).config
+    assert config.windows == (4096, 4096) and config.architecture == "llama"  # transformers' default
+    assert (
+        read_folder(saved(tmp_path / "d", "mistral", sliding_window=64)).config.windows == ()
+    )  # as long as the context
+
+
+def test_scales_of_granite(tmp_path: Path) -> None:
+    for kind in ("granite", "granitemoehybrid"):
+        config = read_folder(saved(tmp_path / kind, kind, **GRANITE, position_embedding_type="rope")).config
+        assert (config.embedding_scale, config.residual_scale, config.logit_scale) == (12.0, 0.22, 8.0)
+        assert config.attention_scale == 0.1 and config.ffn == 96 and config.rotated == ()
+    assert read_folder(saved(tmp_path / "nope", "granitemoehybrid")).config.rotated == (False, False)
+
+
+def test_the_two_matrices_of_granitemoehybrid(tmp_path: Path) -> None:
+    model = tiny("granitemoehybrid")
+    model.save_pretrained(tmp_path)
+    found = read_folder(tmp_path).tensors
+    both = model.model.layers[1].shared_mlp.input_linear.weight.detach().numpy()
+    assert np.array_equal(found["blk.1.ffn_gate.weight"].numpy(), both[:96])
+    assert np.array_equal(found["blk.1.ffn_up.weight"].numpy(), both[96:])
+
+
+def test_layers_of_smollm3_that_are_not_rotated(tmp_path: Path) -> None:
+    assert read_folder(saved(tmp_path / "a", "smollm3", no_rope_layers=[0, 1, 1])).config.rotated == (False, True)
+    gone = ("no_rope_layers", "layer_types", "no_rope_layer_interval")
+    assert read_folder(saved(tmp_path / "b", "smollm3", gone)).config.rotated == (True, True)
+    twice = read_folder(saved(tmp_path / "c", "smollm3", gone, no_rope_layer_interval=2)).config
+    assert twice.rotated == (True, False)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "smollm3", "ernie4_5", "granite"])
+def test_defaults_are_those_of_transformers(kind: str) -> None:
+    values = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"} | {"num_attention_heads": 16}
+    config, tied = huggingface_config(values | {"model_type": kind}, kind)
+    theirs = transformers.AutoConfig.for_model(kind, **values)
+    assert config.kv_heads == theirs.num_key_value_heads and config.norm_eps == theirs.rms_norm_eps
+    assert config.head_dim == (getattr(theirs, "head_dim", None) or 64 // 16)
+    assert config.rope_theta == theirs.rope_parameters["rope_theta"] and tied == theirs.tie_word_embeddings
+
+
 REFUSED = [
-    ("llama", {"model_type": "mamba"}, "the model type 'mamba' is not one of llama, qwen2, qwen3, gemma3_text, gpt2"),
+    ("llama", {"model_type": "mamba"}, "the model type 'mamba' is not one of llama, mistral, qwen2"),
     ("llama", {"model_type": ["llama"]}, "model type"),
     ("llama", {"hidden_act": "relu"}, "the activation 'relu'"),
     ("llama", {"mlp_bias": True}, "sets mlp_bias to True"),
     ("llama", {"quantization_config": {"bits": 4}}, "sets quantization_config"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope scaling 'yarn'"),
+    ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope scaling 'longrope'"),
+    ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "sets truncate to False"),
+    ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0.5}}, "band is empty"),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0}},
+        "attention_factor must",
+    ),
+    (
+        "llama",
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "mscale": 1, "mscale_all_dim": -9}},
+        "attention_factor must be a positive number",
+    ),
+    ("mistral", {"sliding_window": 0}, "attend to 0 positions"),
+    ("mistral", {"layer_types": ["full_attention", "sliding_attention"]}, "its layer_types differ"),
+    ("granite", {"residual_multiplier": 0}, "residual_scale must lie in"),
+    ("granite", {"logits_scaling": 1e-9}, "logit_scale must lie in"),
+    ("granite", {"mlp_bias": True}, "sets mlp_bias"),
+    ("granitemoehybrid", {"num_local_experts": 4}, "not one of 4 experts"),
+    ("granitemoehybrid", {"num_local_experts": None}, "num_local_experts is missing"),
+    ("granitemoehybrid", {"layer_types": ["attention", "mamba"]}, r"the layers \['attention', 'mamba'\]"),
+    ("granitemoehybrid", {"shared_intermediate_size": 95}, "must be 190 × 64"),
+    ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers must list 0 or 1 for 2 layers"),
+    ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "every 0th"),
+    ("smollm3", {"use_sliding_window": True, "layer_types": None}, "without layer_types"),
+    ("ernie4_5", {"use_bias": True}, "sets use_bias"),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor is missing"),
     ("llama", {"rope_parameters": {"rope_type": "linear", "factor": -1}}, "factor must be a positive number"),
     ("llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "only a part of each head"),

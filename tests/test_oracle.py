@@ -86,6 +86,46 @@ def test_windowed_llama_matches_transformers(tmp_path: Path) -> None:
     assert np.abs(oracle_logits(windowed, PROMPT) - oracle_logits(checkpoint, PROMPT)).max() > 0.05
 
 
+def test_windowed_mistral_matches_transformers(tmp_path: Path) -> None:
+    model = tiny_model("mistral")
+    model.config.sliding_window = 7
+    model.save_pretrained(tmp_path)
+    checkpoint = read_checkpoint(tmp_path)
+    logits = oracle_logits(checkpoint, PROMPT)
+    np.testing.assert_allclose(logits, next_logits(model, PROMPT), atol=1e-4, rtol=1e-5)
+    everything = replace(checkpoint, config=replace(checkpoint.config, windows=()))
+    assert np.abs(oracle_logits(everything, PROMPT) - logits).max() > 0.05
+
+
+def test_granite_without_rotation_matches_transformers(tmp_path: Path) -> None:
+    model = tiny_model("granitemoehybrid")
+    model.config.position_embedding_type = None
+    model.model.rotary_emb = None
+    model.save_pretrained(tmp_path)
+    logits = oracle_logits(read_checkpoint(tmp_path), PROMPT)
+    np.testing.assert_allclose(logits, next_logits(model, PROMPT), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("granite", {"embedding_scale": 1.0}),
+        ("granite", {"residual_scale": 1.0}),
+        ("granite", {"attention_scale": None}),
+        ("granite", {"logit_scale": 1.0}),
+        ("granite", {"norm_eps": 1e-6}),
+        ("smollm3", {"rotated": ()}),
+        ("ernie4_5", {"rope_style": "half"}),
+        ("mistral", {"rope_scaling": None}),
+    ],
+)
+def test_every_constant_of_the_others_matters(name: str, change: dict[str, Any], tmp_path: Path) -> None:
+    save(name, tmp_path)
+    checkpoint = read_checkpoint(tmp_path)
+    changed = replace(checkpoint, config=replace(checkpoint.config, **change))
+    assert np.abs(oracle_logits(changed, PROMPT) - oracle_logits(checkpoint, PROMPT)).max() > 0.03
+
+
 def test_interleaved_rotation_with_listed_factors_matches_transformers(tmp_path: Path) -> None:
     """What GGUF makes of Llama 3.1: q and k rows interleaved, scaling as divisors of the frequencies."""
     model = save("llama3", tmp_path)

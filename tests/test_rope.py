@@ -11,6 +11,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from millis.models.config import RopeScaling
+from millis.models.huggingface_config import huggingface_config
 from millis.models.rope import rope_table
 from millis.types import FormatError
 
@@ -61,6 +62,24 @@ def test_llama3_scaling_far_out_matches_transformers_frequencies_in_double() -> 
     np.testing.assert_allclose(table[0, 19999], np.cos(angles), atol=2e-2)  # 20000 · 2^-24 relative in a frequency
     slow = frequencies < 1e-2
     np.testing.assert_allclose(table[0, 19999, slow], np.cos(angles[slow]), atol=1e-4)
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"beta_fast": 16.0, "beta_slow": 2.0}, {"attention_factor": 0.7}, {"mscale": 0.7, "mscale_all_dim": 2.0}],
+)
+def test_yarn_matches_transformers(head_dim: int, more: dict[str, float]) -> None:
+    values = {"model_type": "llama", "hidden_size": 4 * head_dim, "num_attention_heads": 4, "num_hidden_layers": 1}
+    values |= {"intermediate_size": 8, "vocab_size": 8, "max_position_embeddings": 131072}
+    config, _ = huggingface_config(values | {"rope_parameters": YARN | more}, "yarn")
+    assert config.rope_scaling is not None and config.rope_scaling.original_context == 32768
+    table = rope_table(300, head_dim, 1e6, config.rope_scaling)
+    np.testing.assert_allclose(table, reference_table(head_dim, 300, YARN | more), atol=5e-5)
+    assert not np.allclose(table, rope_table(300, head_dim, 1e6), atol=0.05)
 
 
 def test_llama3_scaling_keeps_fast_and_divides_slow_frequencies() -> None:

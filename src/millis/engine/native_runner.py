@@ -138,7 +138,8 @@ class NativeRunner:
         self._runtime.copy_page(source, target)
 
     def hidden(self, batch: Batch) -> NDArray[np.float32]:
-        """[T, width] the final, normed hidden states: what the output matrix reads behind every token."""
+        """[T, width] the final, normed hidden states: what the output matrix reads behind every token,
+        and so divided by granite's logit scale."""
         return self._runtime.hidden(batch.tokens, batch.starts, batch.lengths, batch.tables)
 
     def logits(self, batch: Batch, *, every: bool = False) -> NDArray[np.float32]:
@@ -196,10 +197,11 @@ def fill(runtime: Any, plan: Plan, tensors: Any) -> None:
     """Gives a runtime the plan and its weights. ValueError where they do not fit."""
     for name, width in plan.widths.items():
         runtime.add_buffer(name, width)
+    scales = {op.weight: np.float32(op.scale) for op in plan.ops if isinstance(op, Norm)}
     for name in plan.weights():
         tensor: Tensor = tensors[name]
         if len(tensor.shape) == 1:
-            runtime.add_vector(name, tensor.numpy())
+            runtime.add_vector(name, tensor.numpy() * scales.get(name, np.float32(1)))
             forget(tensor.data)  # each touch of a file may map 2 MB of it
         else:
             rows, columns = tensor.shape

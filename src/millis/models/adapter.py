@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis import _native
-from millis.models.config import ModelConfig
+from millis.models.config import PERMUTED, ModelConfig
 from millis.models.gguf import parse_gguf
 from millis.models.huggingface import gguf_name
 from millis.models.mapped import map_file, read_json
@@ -104,7 +104,8 @@ def _from_folder(path: Path, config: ModelConfig) -> tuple[Pair, ...]:
     for pair in pairs:
         if len(pair.a) != rank:
             raise FormatError(f"{pair.weight} has rank {len(pair.a)}; adapter_config.json says r = {rank}")
-    return tuple(_permuted(pair, config, 1) if config.rope_style == "interleaved" else pair for pair in pairs)
+    permuted = config.architecture in PERMUTED and config.rope_style == "interleaved"
+    return tuple(_permuted(pair, config, 1) if permuted else pair for pair in pairs)
 
 
 def _settings(settings: Mapping[str, Any]) -> tuple[int, float, list[str] | None]:
@@ -153,7 +154,7 @@ def _from_gguf(path: Path, config: ModelConfig) -> tuple[Pair, ...]:
             raise FormatError(f"the tensor {name!r} is no lora_a or lora_b of a layer's weight: not supported")
         halves.setdefault(match[1], {})[match[2].upper()] = tensor
     pairs = _pairs(halves, config, lambda rank: alpha / rank)
-    permuted = config.architecture == "llama" and config.rope_style == "half"
+    permuted = config.architecture in PERMUTED and config.rope_style == "half"
     return tuple(_permuted(pair, config, -1) if permuted else pair for pair in pairs)
 
 
@@ -187,7 +188,7 @@ def _text(shape: tuple[int, ...]) -> str:
 
 
 def _permuted(pair: Pair, config: ModelConfig, way: int) -> Pair:
-    """The rows of B as GGUF orders those of llama's q and k (way 1), or as transformers does (−1).
+    """The rows of B as GGUF orders those of q and k (way 1), or as transformers does (−1).
 
     Within a head, GGUF's row 2i + j is row i + j · head_dim / 2 (llama.cpp, convert_hf_to_gguf).
     """

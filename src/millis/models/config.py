@@ -5,19 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Architecture = Literal["llama", "qwen2", "qwen3", "gemma3", "gpt2", "bert", "t5", "marian"]
+Architecture = Literal[
+    "llama", "qwen2", "qwen3", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2", "bert", "t5", "marian"
+]  # fmt: skip
 Pooling = Literal["mean", "first", "last"]  # of a text's hidden states; the first is bert's, the last a decoder's
+# Architectures whose q and k rows GGUF stores in the order that rotates neighbours, transformers in that of halves.
+PERMUTED: tuple[Architecture, ...] = ("llama", "granite", "smollm3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
     """How rotary frequencies are stretched beyond the trained context."""
 
-    kind: Literal["linear", "llama3"]
+    kind: Literal["linear", "llama3", "yarn"]
     factor: float
     low_freq_factor: float = 1.0  # llama3 only
     high_freq_factor: float = 4.0  # llama3 only
-    original_context: int = 8192  # llama3 only
+    original_context: int = 8192  # llama3 and yarn
+    beta_fast: float = 32.0  # yarn only
+    beta_slow: float = 1.0  # yarn only
+    attention_factor: float = 1.0  # yarn only: by which cosines and sines are multiplied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +62,19 @@ class ModelConfig:
     context: int  # tokens the model was made for
     norm_eps: float
     rope_theta: float = 10000.0
-    # "interleaved" rotates (2i, 2i+1), "half" rotates (i, i + head_dim/2). GGUF stores llama's q and k permuted
-    # for the former; Hugging Face folders and every other architecture use the latter.
+    # "interleaved" rotates (2i, 2i+1), "half" rotates (i, i + head_dim/2). GGUF stores q and k of PERMUTED
+    # architectures for the former, which ernie4_5 always uses; all else uses the latter.
     rope_style: Literal["half", "interleaved"] = "half"
     rope_scaling: RopeScaling | None = None
     rope_local_theta: float = 10000.0  # base of windowed layers (gemma3)
+    rotated: tuple[bool, ...] = ()  # per layer: whether q and k are rotated at all; () means in all layers
     windows: tuple[int, ...] = ()  # per layer: positions attended, 0 for all; () means all layers attend to all
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
     activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
     attention_bias: bool = False
+    embedding_scale: float = 1.0  # (granite, marian)
+    residual_scale: float = 1.0  # of what a layer adds to its input (granite)
+    logit_scale: float = 1.0  # by which logits are divided (granite)
     # Models that read and write nothing: encoders, and decoders trained for embeddings or labels.
     reads: bool = False
     token_types: int = 0  # rows of the table of token types (bert)
@@ -75,4 +86,3 @@ class ModelConfig:
     gated: bool = False  # the feed-forward networks (t5)
     buckets: int = 32  # of distances between tokens, each with a bias of its own (t5)
     farthest: int = 128  # distances from here on share a bucket (t5)
-    embedding_scale: float = 1.0  # (marian)

@@ -9,8 +9,9 @@ import numpy as np
 
 from millis.models.config import Architecture, ModelConfig, RopeScaling
 from millis.models.gguf_values import StringArray
+from millis.models.rope import yarn_attention_factor
 from millis.models.tensor import Tensor
-from millis.models.tensors_expected import check_config, check_tensors
+from millis.models.tensors_expected import MOST_LAYERS, check_config, check_tensors
 from millis.types import FormatError
 
 # Settings that change nothing here: descriptive, or of use only to a scaling type that is refused below.
@@ -22,7 +23,10 @@ _NEUTRAL: dict[str, Any] = {
     "expert_count": 0,
     "expert_used_count": 0,
     "final_logit_softcapping": 0,
+    "rope.scaling.yarn_ext_factor": 1,
+    "rope.scaling.yarn_log_multiplier": 0,
 }
+SMOLLM3_PERIOD = 4  # every fourth layer is not rotated; the file does not say so
 _GEMMA3_27B_LAYERS = 62  # the one Gemma 3 that scales scores by hidden / heads; the file does not say so
 
 
@@ -168,8 +172,17 @@ def _rotary(settings: _Settings) -> dict[str, Any]:
 def _rope_scaling(settings: _Settings) -> RopeScaling | None:
     kind = settings.get("rope.scaling.type")
     factor = settings.real("rope.scaling.factor", settings.real("rope.scale_linear", 1.0))
+    if kind == "yarn":
+        return RopeScaling(
+            kind="yarn",
+            factor=factor,
+            original_context=settings.whole("rope.scaling.original_context_length", settings.whole("context_length")),
+            beta_fast=settings.real("rope.scaling.yarn_beta_fast", 32.0),
+            beta_slow=settings.real("rope.scaling.yarn_beta_slow", 1.0),
+            attention_factor=yarn_attention_factor(factor) * settings.real("rope.scaling.attn_factor", 1.0),
+        )
     if kind not in (None, "none", "linear"):
-        raise FormatError(f"the rope scaling {_short(kind)} is not supported; none and linear are")
+        raise FormatError(f"the rope scaling {_short(kind)} is not supported; none, linear and yarn are")
     return RopeScaling(kind="linear", factor=factor) if kind != "none" and factor not in (0.0, 1.0) else None
 
 
@@ -177,8 +190,36 @@ def _llama(settings: _Settings) -> dict[str, Any]:
     return _rotary(settings) | {"rope_style": "interleaved"}
 
 
+def _granite(settings: _Settings) -> dict[str, Any]:
+    """llama.cpp rotates unless `rope.scaling.finetuned` is false, which means something else of other models."""
+    rotates = settings.get("rope.scaling.finetuned")
+    if not isinstance(rotates, bool | None):
+        raise FormatError(f"granite.rope.scaling.finetuned must be true or false, not {_short(rotates)}")
+    return _llama(settings) | {
+        "embedding_scale": settings.real("embedding_scale", 0.0) or 1.0,
+        "residual_scale": settings.real("residual_scale", 0.0) or 1.0,
+        "logit_scale": settings.real("logit_scale"),
+        "rotated": (False,) * _layers(settings) if rotates is False else (),
+    }
+
+
+def _smollm3(settings: _Settings) -> dict[str, Any]:
+    rotated = (index % SMOLLM3_PERIOD != SMOLLM3_PERIOD - 1 for index in range(_layers(settings)))
+    return _llama(settings) | {"rotated": tuple(rotated)}
+
+
+def _layers(settings: _Settings) -> int:
+    layers = settings.whole("block_count")
+    if not 1 <= layers <= MOST_LAYERS:
+        raise FormatError(f"block_count must lie in [1, {MOST_LAYERS}], not {layers}")
+    return layers
+
+
 def _gemma3(settings: _Settings) -> dict[str, Any]:
-    fields = _rotary(settings) | {
+    fields = _rotary(settings)
+    if fields["rope_scaling"] is not None and fields["rope_scaling"].kind != "linear":
+        raise FormatError("yarn of gemma3 is not supported: what becomes of its windowed layers is not said")
+    fields |= {
         "windows": _gemma3_windows(settings),
         "rope_local_theta": settings.real("rope.freq_base_swa", 10000.0),
         "activation": "gelu_tanh",
@@ -191,12 +232,12 @@ def _gemma3(settings: _Settings) -> dict[str, Any]:
 
 def _gemma3_windows(settings: _Settings) -> tuple[int, ...]:
     """Every sixth layer attends to all, unless the file lists or counts otherwise (Gemma 3 report, 2025)."""
-    layers, window = settings.whole("block_count"), settings.whole("attention.sliding_window")
+    layers, window = _layers(settings), settings.whole("attention.sliding_window")
     pattern = settings.raw("attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray) and pattern.dtype == np.bool_ and len(pattern) == layers:
         return tuple(window if windowed else 0 for windowed in pattern.tolist())
     period = settings.whole("attention.sliding_window_pattern", 6)
-    if not (1 <= period <= 1024 and 1 <= layers <= 1024):
+    if not 1 <= period <= MOST_LAYERS:
         raise FormatError(f"{layers} layers with every {period}th attending to all make no sense")
     return tuple(0 if index % period == period - 1 else window for index in range(layers))
 
@@ -210,5 +251,8 @@ _SPECIFIC: dict[str, tuple[Architecture, Callable[[_Settings], dict[str, Any]]]]
     "qwen2": ("qwen2", _rotary),
     "qwen3": ("qwen3", _rotary),
     "gemma3": ("gemma3", _gemma3),
+    "granite": ("granite", _granite),
+    "smollm3": ("smollm3", _smollm3),
+    "ernie4_5": ("ernie4_5", _llama),
     "gpt2": ("gpt2", _gpt2),
 }

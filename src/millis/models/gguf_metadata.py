@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from millis.models.checkpoint import Checkpoint
-from millis.models.config import ModelConfig
-from millis.models.rope import frequencies
+from millis.models.config import PERMUTED, ModelConfig, RopeScaling
+from millis.models.gguf_config import SMOLLM3_PERIOD
+from millis.models.rope import frequencies, yarn_attention_factor
 from millis.models.tensor import Tensor
 from millis.types import FormatError
 
@@ -31,6 +32,7 @@ def config_metadata(config: ModelConfig) -> dict[str, Any]:
         "attention.head_count_kv": config.kv_heads,
         "vocab_size": config.vocab,
     }
+    _check_rotated(config)
     keys |= _gpt2(config) if config.architecture == "gpt2" else _rotary(config)
     general = {"general.architecture": prefix, "general.type": "model", "general.name": config.name or prefix}
     return general | {f"{prefix}.{key}": value for key, value in keys.items()}
@@ -50,13 +52,46 @@ def _rotary(config: ModelConfig) -> dict[str, Any]:
     }
     if config.attention_scale is not None and not np.isclose(config.attention_scale, config.head_dim**-0.5):
         keys["attention.scale"] = config.attention_scale
-    if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
-        keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": config.rope_scaling.factor}
+    if config.rope_scaling is not None and config.rope_scaling.kind in ("linear", "yarn"):
+        keys |= {"rope.scaling.type": config.rope_scaling.kind, "rope.scaling.factor": config.rope_scaling.factor}
+    if config.rope_scaling is not None and config.rope_scaling.kind == "yarn":
+        keys |= _yarn(config.architecture, config.rope_scaling)
     if config.architecture == "gemma3":
         keys |= _gemma3(config)
     elif any(config.windows):
         raise FormatError(f"windowed attention of {config.architecture} cannot be said in a GGUF file")
-    return keys
+    return keys | _granite(config) if config.architecture == "granite" else keys
+
+
+def _yarn(architecture: str, scaling: RopeScaling) -> dict[str, Any]:
+    """The attention factor is said beside what YaRN recommends, by which readers multiply it."""
+    if architecture == "gemma3":
+        raise FormatError("yarn of gemma3 cannot be said in a GGUF file: readers would scale windowed layers, too")
+    return {
+        "rope.scaling.original_context_length": scaling.original_context,
+        "rope.scaling.attn_factor": scaling.attention_factor / yarn_attention_factor(scaling.factor),
+        "rope.scaling.yarn_beta_fast": scaling.beta_fast,
+        "rope.scaling.yarn_beta_slow": scaling.beta_slow,
+    }
+
+
+def _granite(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "embedding_scale": config.embedding_scale,
+        "residual_scale": config.residual_scale,
+        "logit_scale": config.logit_scale,
+        "rope.scaling.finetuned": not config.rotated or any(config.rotated),  # llama.cpp's word for "rotated"
+    }
+
+
+def _check_rotated(config: ModelConfig) -> None:
+    """FormatError where the layers that are rotated are not those that readers of the file take for granted."""
+    rotated = config.rotated or (True,) * config.layers
+    usual = (True,) * config.layers
+    if config.architecture == "smollm3":
+        usual = tuple(index % SMOLLM3_PERIOD != SMOLLM3_PERIOD - 1 for index in range(config.layers))
+    if rotated != usual and (config.architecture != "granite" or any(rotated)):
+        raise FormatError(f"{config.architecture} in a GGUF file cannot say which of its layers are rotated")
 
 
 def _gemma3(config: ModelConfig) -> dict[str, Any]:
@@ -71,12 +106,13 @@ def _gemma3(config: ModelConfig) -> dict[str, Any]:
 def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """The same model with tensors and rotation as a GGUF file has them; one from a GGUF file is returned as is.
 
-    Llama's q and k rows are put in the order that rotates neighbours; Llama 3.1's scaling becomes a tensor.
+    Rows of q and k are put in the order that rotates neighbours, where GGUF has them so; Llama 3.1's scaling becomes a
+    tensor.
     """
-    config = checkpoint.config
-    if checkpoint.metadata or config.architecture != "llama":
-        if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
-            raise FormatError(f"llama3's rope scaling of a {config.architecture} model cannot be said in a GGUF file")
+    config, scaling = checkpoint.config, checkpoint.config.rope_scaling
+    if scaling is not None and scaling.kind == "llama3" and config.architecture != "llama":
+        raise FormatError(f"llama3's rope scaling of a {config.architecture} model cannot be said in a GGUF file")
+    if checkpoint.metadata or config.architecture not in PERMUTED:
         return checkpoint
     tensors = dict(checkpoint.tensors)
     if config.rope_style == "half":
@@ -84,7 +120,6 @@ def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
             part = name.split(".")[2] if name.startswith("blk.") else ""
             if part in ("attn_q", "attn_k"):
                 tensors[name] = _interleaved(tensor, config.heads if part == "attn_q" else config.kv_heads)
-    scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "llama3":
         tensors["rope_freqs.weight"] = _rope_factors(config)
         scaling = None

@@ -10,16 +10,23 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from millis.models.config import Architecture, ModelConfig, RopeScaling
-from millis.models.tensors_expected import check_config
+from millis.models.rope import yarn_attention_factor
+from millis.models.tensors_expected import MOST_LAYERS, check_config
 from millis.types import FormatError
 
 _TYPES: dict[str, Architecture] = {
     "llama": "llama",
+    "mistral": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "gemma3_text": "gemma3",
+    "granite": "granite",
+    "granitemoehybrid": "granite",
+    "smollm3": "smollm3",
+    "ernie4_5": "ernie4_5",
     "gpt2": "gpt2",
 }
+_TIED = ("gemma3_text", "smollm3", "ernie4_5", "gpt2")  # whose embedding is the output matrix unless the file says no
 # Values that leave the computation as Millis runs it; null always does.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
@@ -30,7 +37,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "quantization_config": (),
     "scale_attn_by_inverse_layer_idx": (False,),
     "scale_attn_weights": (True,),
+    "use_bias": (False,),
     "use_bidirectional_attention": (False,),
+}
+# transformers' defaults of configurations whose published files may leave them out.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "smollm3": {"num_key_value_heads": 4, "rope_theta": 2e6},
+    "ernie4_5": {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 5e5},
+    "granitemoehybrid": {"num_local_experts": 8, "shared_intermediate_size": 1024},
 }
 # transformers' defaults of Gemma3TextConfig, which the published multimodal files rely on.
 _GEMMA3 = {
@@ -100,12 +115,11 @@ def huggingface_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfi
     if not isinstance(kind, str) or kind not in _TYPES:
         known = ", ".join((*_TYPES, "gemma3", "bert", "roberta", "xlm-roberta", "distilbert", "t5", "mt5", "marian"))
         raise FormatError(f"config.json: the model type {kind!r:.40} is not one of {known}")
-    architecture = _TYPES[kind]
     refuse_settings(settings, _NEUTRAL)
-    fields = _SPECIFIC[architecture](settings)
-    config = ModelConfig(architecture=architecture, name=name, **fields)
+    fields = _SPECIFIC[kind](Settings(_DEFAULTS.get(kind, {}) | dict(settings._values)))
+    config = ModelConfig(architecture=_TYPES[kind], name=name, **fields)
     check_config(config)
-    tied = settings.truth("tie_word_embeddings", architecture in ("gemma3", "gpt2"))
+    tied = settings.truth("tie_word_embeddings", kind in _TIED)
     return config, tied
 
 
@@ -170,7 +184,28 @@ def _scaling(scaling: Settings, settings: Settings) -> RopeScaling | None:
             high_freq_factor=scaling.real("high_freq_factor"),
             original_context=scaling.whole("original_max_position_embeddings"),
         )
-    raise FormatError(f"config.json: the rope scaling {kind!r:.40} is not one of default, linear, llama3")
+    if kind == "yarn":
+        return _yarn(scaling, settings)
+    raise FormatError(f"config.json: the rope scaling {kind!r:.40} is not one of default, linear, llama3, yarn")
+
+
+def _yarn(scaling: Settings, settings: Settings) -> RopeScaling:
+    refuse_settings(scaling, {"truncate": (True,)})
+    context, key = settings.whole("max_position_embeddings"), "original_max_position_embeddings"
+    original = settings.whole(key, scaling.whole(key, context))
+    factor = scaling.real("factor", context / max(original, 1))
+    attention = yarn_attention_factor(factor)
+    if scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        above, below = (yarn_attention_factor(factor, scaling.real(key)) for key in ("mscale", "mscale_all_dim"))
+        attention = above / below if below > 0 else -1.0  # which no model has
+    return RopeScaling(
+        kind="yarn",
+        factor=factor,
+        original_context=original,
+        beta_fast=scaling.real("beta_fast", 32.0) or 32.0,
+        beta_slow=scaling.real("beta_slow", 1.0) or 1.0,
+        attention_factor=scaling.real("attention_factor", attention),
+    )
 
 
 def _windows(settings: Settings, layers: int) -> tuple[int, ...]:
@@ -197,6 +232,61 @@ def _qwen(settings: Settings) -> dict[str, Any]:
 
 def _qwen2(settings: Settings) -> dict[str, Any]:
     return _qwen(settings) | {"attention_bias": True}
+
+
+def _mistral(settings: Settings) -> dict[str, Any]:
+    """All layers attend to a window, or all to everything."""
+    fields = _common(settings)
+    layers = fields["layers"]
+    window = None if settings.get("sliding_window") is None else settings.whole("sliding_window")
+    if not 1 <= layers <= MOST_LAYERS or (window is not None and window < 1):
+        raise FormatError(f"config.json: {layers} layers that attend to {window} positions make no sense")
+    said = settings.get("layer_types")
+    if said is not None and said != ["sliding_attention" if window else "full_attention"] * layers:
+        raise FormatError("config.json: all of mistral's layers attend to a window or none; its layer_types differ")
+    return fields | {"windows": (window,) * layers if window and window < fields["context"] else ()}
+
+
+def _smollm3(settings: Settings) -> dict[str, Any]:
+    """One layer in four is not rotated, unless the file lists or counts otherwise."""
+    fields = _qwen(settings)
+    layers, period = fields["layers"], settings.whole("no_rope_layer_interval", 4)
+    rotated = settings.get("no_rope_layers")  # 1: rotated
+    if rotated is None:
+        if not (1 <= period <= MOST_LAYERS and 1 <= layers <= MOST_LAYERS):
+            raise FormatError(f"config.json: {layers} layers with every {period}th not rotated make no sense")
+        rotated = [int((index + 1) % period != 0) for index in range(layers)]
+    if not isinstance(rotated, list) or len(rotated) < layers or any(value not in (0, 1) for value in rotated):
+        raise FormatError(f"config.json: no_rope_layers must list 0 or 1 for {layers} layers, not {rotated!r:.60}")
+    return fields | {"rotated": tuple(map(bool, rotated[:layers]))}
+
+
+def _ernie4_5(settings: Settings) -> dict[str, Any]:
+    return _common(settings) | {"rope_style": "interleaved"}
+
+
+def _granite(settings: Settings) -> dict[str, Any]:
+    return _common(settings) | {
+        "embedding_scale": settings.real("embedding_multiplier", 1.0),
+        "residual_scale": settings.real("residual_multiplier", 1.0),
+        "attention_scale": settings.real("attention_multiplier", 1.0),
+        "logit_scale": settings.real("logits_scaling", 1.0),
+    }
+
+
+def _granite_hybrid(settings: Settings) -> dict[str, Any]:
+    """Those without experts whose layers are all attention: granite, with other names."""
+    layers, experts = settings.whole("num_hidden_layers"), settings.whole("num_local_experts")
+    kinds = settings.get("layer_types") or settings.get("layers_block_type")
+    plain = isinstance(kinds, list) and all(kind in ("attention", "full_attention") for kind in kinds)
+    if experts or not plain or len(kinds) != layers:
+        raise FormatError(
+            f"config.json: of granitemoehybrid Millis runs models of attention layers without experts, not one of "
+            f"{experts} experts and the layers {kinds!r:.60}"
+        )
+    given = dict(settings._values) | {"intermediate_size": settings.get("shared_intermediate_size")}
+    fields = _granite(Settings(given))
+    return fields if settings.get("position_embedding_type") == "rope" else fields | {"rotated": (False,) * layers}
 
 
 def _gemma3(settings: Settings) -> dict[str, Any]:
@@ -231,7 +321,7 @@ def _gemma3_windows(settings: Settings, layers: int) -> tuple[int, ...]:
         return _windows(settings, layers)
     period = settings.whole("sliding_window_pattern", settings.whole("_sliding_window_pattern", 6))
     window = settings.whole("sliding_window", 4096)
-    if not (1 <= period <= 1024 and 1 <= layers <= 1024):
+    if not (1 <= period <= MOST_LAYERS and 1 <= layers <= MOST_LAYERS):
         raise FormatError(f"config.json: {layers} layers with every {period}th attending to all make no sense")
     return tuple(0 if index % period == period - 1 else window for index in range(layers))
 
@@ -260,10 +350,15 @@ def _gpt2(settings: Settings) -> dict[str, Any]:
     }
 
 
-_SPECIFIC: dict[Architecture, Callable[[Settings], dict[str, Any]]] = {
+_SPECIFIC: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "llama": _common,
+    "mistral": _mistral,
     "qwen2": _qwen2,
     "qwen3": _qwen,
-    "gemma3": _gemma3,
+    "gemma3_text": _gemma3,
+    "granite": _granite,
+    "granitemoehybrid": _granite_hybrid,
+    "smollm3": _smollm3,
+    "ernie4_5": _ernie4_5,
     "gpt2": _gpt2,
 }

@@ -1,8 +1,12 @@
 """Llama and its near relatives: pre-norm layers of rotary attention and a gated feed-forward network.
 
-One plan serves llama (Touvron et al., 2023), qwen2 (biases on q, k and v) and qwen3 (a norm on every q and k head).
+One plan serves llama (Touvron et al., 2023) and mistral, qwen2 (biases on q, k and v), qwen3 (a norm on every q and k
+head), ernie4_5, smollm3 (layers that are not rotated) and granite (which scales what a layer adds, and more).
 Buffers: x the residual stream, h its norm, qkv, a the attention's output, f the inside of the feed-forward network,
 s the selected rows, n their norm, logits.
+
+What a layer adds is multiplied by granite's residual scale r. x holds the stream divided by r instead, so that layers
+add to it as they are; a norm of it is the same with eps / r².
 """
 
 from __future__ import annotations
@@ -24,21 +28,21 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> P
     table = rope_table(
         context, config.head_dim, config.rope_theta, config.rope_scaling, None if factors is None else factors.numpy()
     )
-    ops: list[Op] = [Embed(out="x", weight="token_embd.weight")]
+    ops: list[Op] = [Embed(out="x", weight="token_embd.weight", scale=config.embedding_scale / config.residual_scale)]
     for layer in range(config.layers):
         blk = f"blk.{layer}"
         ops += [
-            Norm(out="h", x="x", weight=f"{blk}.attn_norm.weight", eps=config.norm_eps),
-            *attention(config, layer, rope="rope"),
+            Norm(out="h", x="x", weight=f"{blk}.attn_norm.weight", eps=_stream_eps(config)),
+            *attention(config, layer, rope="rope" if not config.rotated or config.rotated[layer] else None),
             MatMul(out="x", x="a", weights=(f"{blk}.attn_output.weight",), residual="x"),
-            Norm(out="h", x="x", weight=f"{blk}.ffn_norm.weight", eps=config.norm_eps),
+            Norm(out="h", x="x", weight=f"{blk}.ffn_norm.weight", eps=_stream_eps(config)),
             gated(config, layer),
             MatMul(out="x", x="f", weights=(f"{blk}.ffn_down.weight",), residual="x"),
         ]
     return finish(config, tensors, context, ops, {"rope": table})
 
 
-def attention(config: ModelConfig, layer: int, rope: str) -> tuple[MatMul, Attention]:
+def attention(config: ModelConfig, layer: int, rope: str | None) -> tuple[MatMul, Attention]:
     """h → qkv → a: projections, with biases where the model has them, then attention, with its head norms."""
     names = [f"blk.{layer}.attn_{part}" for part in "qkv"]
     normed = config.architecture in ("qwen3", "gemma3")
@@ -68,6 +72,11 @@ def attention(config: ModelConfig, layer: int, rope: str) -> tuple[MatMul, Atten
     )
 
 
+def _stream_eps(config: ModelConfig) -> float:
+    """Of a norm of x."""
+    return config.norm_eps / config.residual_scale**2
+
+
 def gated(config: ModelConfig, layer: int) -> GatedMatMul:
     """h → f."""
     gate, up = f"blk.{layer}.ffn_gate.weight", f"blk.{layer}.ffn_up.weight"
@@ -84,9 +93,10 @@ def finish(
     """`ops`, then x → logits of the selected rows. The embedding serves as output matrix where no other is held."""
     output = "output.weight" if "output.weight" in tensors else "token_embd.weight"
     heads = config.heads * config.head_dim
+    scale = 1.0 if config.reads else 1 / config.logit_scale  # of what reads, no logits are made
     ends = (
         Select(out="s", x="x"),
-        Norm(out="n", x="s", weight="output_norm.weight", eps=config.norm_eps),
+        Norm(out="n", x="s", weight="output_norm.weight", eps=_stream_eps(config), scale=scale),
         MatMul(out="logits", x="n", weights=(output,)),
     )
     return Plan(

@@ -121,7 +121,7 @@ class Oracle:
         x = buffers[op.x]
         if op.kind == "layer":
             x = x - x.mean(axis=-1, keepdims=True)
-        out = _rms(x, op.eps) * self._weight(op.weight)
+        out = _rms(x, op.eps) * (self._weight(op.weight) * np.float32(op.scale))
         if op.bias is not None:
             out = out + self._weight(op.bias)
         return out if op.residual is None else out + buffers[op.residual]

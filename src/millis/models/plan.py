@@ -30,15 +30,16 @@ class Embed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norm:
-    """out = norm(x) · weight (+ bias) (+ residual); `out` may be `residual`, not `x`.
+    """out = norm(x) · weight · scale (+ bias) (+ residual); `out` may be `residual`, not `x`.
 
     rms: x / sqrt(mean(x²) + eps) (Zhang and Sennrich, 2019). layer: (x − mean) / sqrt(var + eps) (Ba et al., 2016).
     """
 
     out: str
     x: str
-    weight: str  # [width]
+    weight: str  # [width], of this norm alone where there is a scale
     eps: float
+    scale: float = 1.0
     kind: Literal["rms", "layer"] = "rms"
     bias: str | None = None
     residual: str | None = None

@@ -10,9 +10,10 @@ from millis.models.seq2seq_shapes import Shapes, affine, expected, optional
 from millis.models.tensor import Tensor
 from millis.types import FormatError
 
+MOST_LAYERS = 1 << 10
 # Far above any model that this engine could run; they keep a hostile file from asking for endless work.
 _LIMITS = {
-    "layers": 1 << 10,
+    "layers": MOST_LAYERS,
     "hidden": 1 << 17,
     "heads": 1 << 10,
     "kv_heads": 1 << 10,
@@ -23,6 +24,7 @@ _LIMITS = {
 }
 MOST_LABELS = 1 << 16
 _MOST_BUCKETS = 1 << 12
+_MOST_SCALE = 1e6
 
 
 def check_config(config: ModelConfig) -> None:
@@ -47,10 +49,15 @@ def check_config(config: ModelConfig) -> None:
         raise FormatError(f"{len(config.windows)} attention windows for {config.layers} layers")
     if not all(0 <= window <= _LIMITS["context"] for window in config.windows):
         raise FormatError(f"an attention window is out of range: {min(config.windows)} to {max(config.windows)}")
+    if config.rotated and len(config.rotated) != config.layers:
+        raise FormatError(f"{len(config.rotated)} layers are said to be rotated or not, of {config.layers}")
     for name in ("norm_eps", "rope_theta", "rope_local_theta", "attention_scale"):
         _check_positive(name, getattr(config, name))
+    for name in ("embedding_scale", "residual_scale", "logit_scale"):
+        if not 1 / _MOST_SCALE <= getattr(config, name) <= _MOST_SCALE:
+            raise FormatError(f"{name} must lie in [1e-6, 1e6], not {getattr(config, name)}")
     if config.rope_scaling:
-        _check_scaling(config.rope_scaling)
+        _check_scaling(config.rope_scaling, config.rope_theta)
 
 
 def _check_encoder(config: ModelConfig, encoder: Stack) -> None:
@@ -63,11 +70,18 @@ def _check_encoder(config: ModelConfig, encoder: Stack) -> None:
         raise FormatError(f"the farthest distance of {config.buckets} buckets cannot be {config.farthest}")
 
 
-def _check_scaling(scaling: RopeScaling) -> None:
-    for name in ("factor", "low_freq_factor", "high_freq_factor", "original_context"):
+def _check_scaling(scaling: RopeScaling, theta: float) -> None:
+    for name in (
+        "factor", "low_freq_factor", "high_freq_factor", "original_context", "beta_fast", "beta_slow",
+        "attention_factor",
+    ):  # fmt: skip
         _check_positive(f"rope scaling's {name}", getattr(scaling, name))
     if scaling.low_freq_factor >= scaling.high_freq_factor:
         raise FormatError(f"rope scaling's band is empty: {scaling.low_freq_factor} to {scaling.high_freq_factor}")
+    if scaling.beta_slow >= scaling.beta_fast:
+        raise FormatError(f"rope scaling's band is empty: {scaling.beta_slow} to {scaling.beta_fast} turns")
+    if scaling.kind == "yarn" and theta <= 1:
+        raise FormatError(f"yarn needs a rope_theta above 1, not {theta}")
 
 
 def _check_positive(name: str, value: float | None) -> None:
@@ -128,7 +142,7 @@ def _kv_width(config: ModelConfig) -> int:
 
 
 def _llama_layer(config: ModelConfig) -> Shapes:
-    """The layer of llama, and of qwen2, qwen3 and gemma3, which add to it."""
+    """The layer of llama and its kin, and of qwen2, qwen3 and gemma3, which add to it."""
     hidden, ffn = config.hidden, config.ffn
     q_width, kv_width = config.heads * config.head_dim, _kv_width(config)
     shapes: Shapes = {

@@ -79,7 +79,7 @@ class Gradients(Oracle):
     def _norm_back(self, op: Norm, x: Floats, g: Floats) -> Floats:
         if op.kind == "layer":
             x = x - x.mean(axis=-1, keepdims=True)
-        g = _rms_back(x, g * self._weight(op.weight), op.eps)
+        g = _rms_back(x, g * (self._weight(op.weight) * np.float32(op.scale)), op.eps)
         return g - g.mean(axis=-1, keepdims=True) if op.kind == "layer" else g
 
     def _matmul_back(self, op: MatMul, before: Mapping[str, Floats], g: Floats) -> Floats:
