@@ -14,6 +14,7 @@ import torch
 
 from millis.bench.reference import log_likelihood, reference_model, torch_module
 from millis.models.load import read_checkpoint
+from millis.models.tensor import Tensor
 from millis.types import ModelError
 from reference import folder_model, next_logits, tiny_model
 from reference import reference_model as independent
@@ -31,7 +32,12 @@ def test_logits_of_the_real_models(name: str, model_path: Callable[[str], Path])
     np.testing.assert_allclose(got, want, atol=5e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma3"])
+TINY_ONES = [
+    "llama", "mistral", "qwen2", "qwen3", "gemma3", "granite", "granitemoehybrid", "smollm3", "ernie4_5",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TINY_ONES)
 def test_logits_of_tiny_checkpoints(name: str, tmp_path: Path) -> None:
     tiny_model(name).save_pretrained(tmp_path)
     want = next_logits(folder_model(tmp_path), [1, 2, 3, 4])
@@ -43,6 +49,19 @@ def test_logits_of_tiny_checkpoints(name: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         got = reference_model(checkpoint, 1)(torch.tensor([[1, 2, 3, 4]])).logits[0].numpy()
     np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "window"), [("mistral", 3), ("qwen2", 3)])
+def test_windows_are_kept(name: str, window: int, tmp_path: Path) -> None:
+    theirs = tiny_model(name)
+    theirs.config.sliding_window = window
+    if name == "qwen2":
+        theirs.config.update({"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]})
+    theirs.save_pretrained(tmp_path)
+    ids = list(range(1, 12))
+    with torch.inference_mode():
+        got = reference_model(read_checkpoint(tmp_path), 1)(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(got, next_logits(folder_model(tmp_path), ids), atol=1e-4)
 
 
 def test_log_likelihood_is_the_sum_of_log_softmax(tmp_path: Path) -> None:
@@ -65,6 +84,12 @@ def test_what_has_no_reference_says_so(tmp_path: Path) -> None:
     without = {name: t for name, t in checkpoint.tensors.items() if name != "blk.0.ffn_up.weight"}
     with pytest.raises(ModelError, match=r"layers\.0\.mlp\.up_proj"):
         reference_model(replace(checkpoint, tensors=without), 1)
+    factors = {"rope_freqs.weight": Tensor.from_numpy("rope_freqs.weight", np.ones(16, np.float32))}
+    with pytest.raises(ModelError, match=r"no float32 reference for a llama with rope_freqs\.weight"):
+        reference_model(replace(checkpoint, tensors={**checkpoint.tensors, **factors}), 1)
+    own = replace(checkpoint.config, attention_scale=0.5)
+    with pytest.raises(ModelError, match="no float32 reference"):
+        reference_model(replace(checkpoint, config=own), 1)
 
 
 def test_a_missing_torch_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from millis.train.base import Base
 from millis.train.classify import scores
 from millis.train.start import settings_of, train
 from millis.train.texts import padded
-from millis.types import RequestError
+from millis.types import ModelError, RequestError
 from shell import error_line, millis
 from training import WORDS, bert_folder, chat_gguf, jsonl, labelled_csv, loaded, sentences
 
@@ -177,6 +177,12 @@ def test_a_decoders_head_looks_behind_the_last_token_of_padded_texts(tmp_path: P
         together = model(input_ids=ids, attention_mask=mask).logits
         alone = torch.cat([model(torch.tensor([text])).logits for text in texts])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_decoder_of_which_there_is_no_classifier(tmp_path: Path) -> None:
+    base = Base.open("m", chat_gguf(tmp_path / "m.gguf", "granite"))
+    with pytest.raises(ModelError, match="m: transformers has no classifier of the type granite; give another model"):
+        base.classifier(["a", "b"])
 
 
 def test_bad_rows_are_skipped_and_reported(tmp_path: Path) -> None:

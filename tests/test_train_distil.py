@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, SmolLM3Config
 
 import millis
 from millis.models.gguf import read_gguf
 from millis.models.transformers_model import transformers_model
-from millis.train.distil import soft_loss, spread
+from millis.train.base import keep_layers
+from millis.train.distil import layer_kinds, soft_loss, spread
 from millis.train.gguf_out import write_gguf
 from millis.train.start import settings_of, train
 from millis.types import RequestError
@@ -66,6 +67,15 @@ def test_layers_keep_their_kinds_of_attention() -> None:
         assert [gemma[n] for n in chosen] == gemma[:wanted] and len(set(chosen)) == wanted
     assert spread(gemma, 6) == [0, 3, 7, 10, 14, 17]
     assert spread(["full"] * 12, 5) == [0, 3, 6, 8, 11]
+
+
+def test_layers_of_smollm3_stay_rotated_or_not() -> None:
+    config = SmolLM3Config(num_hidden_layers=8, no_rope_layers=[1, 1, 1, 0] * 2)
+    assert spread(layer_kinds(config, 8), 4) == [0, 2, 5, 7]
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 8, "pad_token_id": None}
+    model = AutoModelForCausalLM.from_config(SmolLM3Config(**config.to_dict() | sizes))
+    keep_layers(model, [1, 3, 4])
+    assert model.config.no_rope_layers == [1, 0, 1] == [layer.self_attn.use_rope for layer in model.model.layers]
 
 
 def test_a_student_of_gemmas_layers(tmp_path: Path) -> None:

@@ -69,8 +69,9 @@ def test_only_what_the_assistant_says_is_learned(tmp_path: Path) -> None:
         chat_tokens(tokenizer, TALK[:1])
 
 
-def test_the_loss_is_transformers_own(tmp_path: Path) -> None:
-    path = chat_gguf(tmp_path / "m.gguf", "qwen2")
+@pytest.mark.parametrize("architecture", ["qwen2", "granite"])
+def test_the_loss_is_transformers_own(architecture: str, tmp_path: Path) -> None:
+    path = chat_gguf(tmp_path / "m.gguf", architecture)
     data = jsonl(tmp_path / "talk.jsonl", [{"messages": TALK}, {"messages": TALK[:2]}])
     job = prepare(
         Base.open("m", path), settings_of("chat", [data], [], {"model": "m", "bf16": False}), Skipped(), [data], []

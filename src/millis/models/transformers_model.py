@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis.models.checkpoint import Checkpoint
-from millis.models.config import ModelConfig
+from millis.models.config import PERMUTED, ModelConfig
 from millis.models.huggingface import gguf_name
 from millis.types import ModelError
 
@@ -63,29 +63,21 @@ def transformers_model(checkpoint: Checkpoint, attention: str = "eager") -> Any:
 def _config(config: ModelConfig, tied: bool, attention: str) -> Any:
     import transformers
 
-    classes = {
-        "llama": transformers.LlamaConfig,
+    classes: dict[str, Any] = {
+        "llama": transformers.MistralConfig if any(config.windows) else transformers.LlamaConfig,
         "qwen2": transformers.Qwen2Config,
         "qwen3": transformers.Qwen3Config,
         "gemma3": transformers.Gemma3TextConfig,
+        "granite": transformers.GraniteConfig,
+        "smollm3": transformers.SmolLM3Config,
+        "ernie4_5": transformers.Ernie4_5Config,
     }
-    if config.architecture not in classes or config.rope_scaling is not None:
-        raise ModelError(f"no float32 reference for architecture {config.architecture} of this form")
-    extra: dict[str, Any] = {}
-    if config.architecture == "gemma3":
-        full, local = config.rope_theta, config.rope_local_theta
-        extra = {
-            "sliding_window": max(config.windows),
-            "layer_types": ["sliding_attention" if window else "full_attention" for window in config.windows],
-            "query_pre_attn_scalar": config.head_dim if config.attention_scale is None else config.attention_scale**-2,
-            "rope_parameters": {
-                "full_attention": {"rope_type": "default", "rope_theta": full},
-                "sliding_attention": {"rope_type": "default", "rope_theta": local},
-            },
-        }
-    else:
-        extra = {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
-    return classes[config.architecture](
+    kind, scaling = config.architecture, config.rope_scaling
+    scaled = scaling is not None and (scaling.kind != "yarn" or kind == "gemma3")
+    own_scale = config.attention_scale is not None and kind not in ("gemma3", "granite")
+    if kind not in classes or scaled or own_scale or (kind != "smollm3" and config.rotated):
+        raise ModelError(f"no float32 reference for architecture {kind} of this form")
+    return classes[kind](
         hidden_size=config.hidden,
         intermediate_size=config.ffn,
         num_hidden_layers=config.layers,
@@ -97,22 +89,80 @@ def _config(config: ModelConfig, tied: bool, attention: str) -> Any:
         rms_norm_eps=config.norm_eps,
         tie_word_embeddings=tied,
         attn_implementation=attention,
-        **extra,
+        **_attended(config),
+        **_SPECIFIC.get(kind, _rotary)(config),
     )
+
+
+def _attended(config: ModelConfig) -> dict[str, Any]:
+    """What layers attend to. Mistral's configuration knows one window, for all of them."""
+    if not any(config.windows):
+        return {"layer_types": ["full_attention"] * config.layers} if config.architecture == "gemma3" else {}
+    window: dict[str, Any] = {"sliding_window": max(config.windows)}
+    if config.architecture == "llama":
+        return window
+    kinds = ["sliding_attention" if size else "full_attention" for size in config.windows]
+    used = {} if config.architecture == "gemma3" else {"use_sliding_window": True}
+    return window | used | {"layer_types": kinds}
+
+
+def _rotary(config: ModelConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if (scaling := config.rope_scaling) is not None:
+        found |= {
+            "rope_type": scaling.kind,
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_context,
+            "beta_fast": scaling.beta_fast,
+            "beta_slow": scaling.beta_slow,
+            "attention_factor": scaling.attention_factor,
+        }
+    return {"rope_parameters": found}
+
+
+def _gemma3(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "query_pre_attn_scalar": config.head_dim if config.attention_scale is None else config.attention_scale**-2,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": config.rope_theta},
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_local_theta},
+        },
+    }
+
+
+def _granite(config: ModelConfig) -> dict[str, Any]:
+    return _rotary(config) | {
+        "embedding_multiplier": config.embedding_scale,
+        "residual_multiplier": config.residual_scale,
+        "attention_multiplier": config.head_dim**-0.5 if config.attention_scale is None else config.attention_scale,
+        "logits_scaling": config.logit_scale,
+    }
+
+
+def _smollm3(config: ModelConfig) -> dict[str, Any]:
+    rotated = list(map(int, config.rotated or (True,) * config.layers))
+    return _rotary(config) | {"no_rope_layers": rotated, "pad_token_id": None}
+
+
+_SPECIFIC = {"gemma3": _gemma3, "granite": _granite, "smollm3": _smollm3}
 
 
 def _weights(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Floats]]:
     """What the checkpoint holds of the model's parameters, under their names and as transformers stores them."""
-    config = checkpoint.config
+    config, left = checkpoint.config, set(checkpoint.tensors)
     for theirs, _ in model.named_parameters():
         name = gguf_name(theirs, config.architecture)
         if name is None or name not in checkpoint.tensors:
             continue  # an output that is tied; what is truly missing is seen after the tying
+        left.discard(name)
         values = np.array(checkpoint.tensors[name].numpy())
-        if config.rope_style == "interleaved" and (part := re.fullmatch(r"blk\.\d+\.attn_(q|k)\.\w+", name)):
+        permuted = config.architecture in PERMUTED and config.rope_style == "interleaved"
+        if permuted and (part := re.fullmatch(r"blk\.\d+\.attn_(q|k)\.\w+", name)):
             heads = config.heads if part[1] == "q" else config.kv_heads
             pairs = values.reshape(heads, config.head_dim // 2, 2, -1)
             values = pairs.swapaxes(1, 2).reshape(values.shape)
         if config.architecture == "gemma3" and name.endswith("norm.weight"):
             values = values - 1  # transformers adds the one itself
         yield theirs, values
+    if left:
+        raise ModelError(f"{checkpoint.path}: no float32 reference for a {config.architecture} with {min(left)}")

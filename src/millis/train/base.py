@@ -80,8 +80,14 @@ class Base:
         else:
             body = self.encoder()
             body.config.num_labels = len(labels)
-            with torch.device("meta"):
-                model = transformers.AutoModelForSequenceClassification.from_config(body.config)
+            try:
+                with torch.device("meta"):
+                    model = transformers.AutoModelForSequenceClassification.from_config(body.config)
+            except ValueError:
+                kind = body.config.model_type
+                raise ModelError(
+                    f"{self.name}: transformers has no classifier of the type {kind}; give another model"
+                ) from None
             setattr(model, model.base_model_prefix, body)
             model.score = nn.Linear(body.config.hidden_size, len(labels), bias=False)
             nn.init.normal_(model.score.weight, std=body.config.initializer_range)
@@ -156,15 +162,16 @@ def keep_layers(model: Any, kept: Any) -> None:
     if not kept or max(kept) >= len(stack):
         raise RequestError(f"--layers must lie in [1, {len(stack)}] for this model, not {len(kept)}")
     layers = [stack[i] for i in kept]
-    kinds = getattr(model.config, "layer_types", None)
+    lists = {key: getattr(model.config, key, None) for key in ("layer_types", "no_rope_layers")}  # by layer
     del stack[:]
     stack.extend(layers)
     for number, layer in enumerate(stack):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = number
-    if kinds is not None:
-        model.config.layer_types = [kinds[i] for i in kept]
+    for key, values in lists.items():
+        if values is not None:
+            setattr(model.config, key, [values[i] for i in kept])
     model.config.num_hidden_layers = len(layers)
 
 

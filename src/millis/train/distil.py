@@ -122,8 +122,7 @@ def student_of(teacher: Base, spec: str, settings: Settings, open_base: Callable
         count = len(layers_of(model))
         if not 1 <= number <= count:
             raise RequestError(f"--student layers={number}: the teacher has {count} layers")
-        kinds = getattr(model.config, "layer_types", None) or ["full_attention"] * count
-        keep_layers(model, spread(kinds, number))
+        keep_layers(model, spread(layer_kinds(model.config, count), number))
         return teacher, model
     if kind is not None:
         config = config_of(kind, number, settings.max_tokens, teacher.tokenizer)
@@ -134,10 +133,18 @@ def student_of(teacher: Base, spec: str, settings: Settings, open_base: Callable
     return student, student.causal()
 
 
+def layer_kinds(config: Any, count: int) -> list[str]:
+    """Of each layer's attention: to all or to a window, rotated or not."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * count
+    rotated = getattr(config, "no_rope_layers", None) or [1] * count  # smollm3's
+    return [f"{kind} {turns}" for kind, turns in zip(kinds, rotated, strict=False)]
+
+
 def spread(kinds: Sequence[str], wanted: int) -> list[int]:
     """`wanted` of the layers, evenly spread, each of the kind of its new place. `kinds`: of attention, by layer.
 
-    So gemma3's sixth layer still attends to all and the five before it to a window, as a GGUF file takes for granted.
+    So gemma3's sixth layer still attends to all and the five before it to a window, and smollm3's fourth is not
+    rotated, as a GGUF file takes for granted.
     """
     chosen: list[int] = []
     for i in range(wanted):

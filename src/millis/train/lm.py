@@ -124,10 +124,10 @@ class LanguageModelling:
         return ids, targets
 
     def _states(self, model: Any, ids: Tensor) -> Tensor:
-        """[samples, longest, hidden]: what the output matrix is multiplied with."""
+        """[samples, longest, hidden]: what the output matrix is multiplied with. Granite divides the logits."""
         body = getattr(model, model.base_model_prefix)
         states: Tensor = body(ids, use_cache=False).last_hidden_state
-        return states
+        return states / getattr(model.config, "logits_scaling", 1.0)
 
     def _logits(self, model: Any, ids: Tensor, learned: Tensor) -> Tensor:
         """[counted, vocab]"""
