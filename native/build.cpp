@@ -329,6 +329,7 @@ void Runtime::finish() {
     if (const auto* product = std::get_if<MatMulOp>(&op); product && product->out == logits && config_.screen) {
       bound_.resize(kPrivateRows * static_cast<size_t>(config_.vocab / kPanelRows + 1));
       lower_.resize(kPrivateRows * static_cast<size_t>(config_.threads));
+      for (auto& mask : allowed_) mask.reserve(static_cast<size_t>(config_.vocab) / 32 + 1);
       for (auto& own : private_) own.screen.resize(kPrivateRows * blocks);
     }
   partial_.resize(kMostShared * static_cast<size_t>(config_.threads) * kTileQueries * static_cast<size_t>(config_.head_dim + 2));

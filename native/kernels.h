@@ -192,8 +192,9 @@ struct Kernels {
   void (*planes_panel)(const uint8_t* high, const uint8_t* low, int cols, const ActBlock* x, size_t stride, int rows, float* tile);
   // The same from the first plane of Q8_0Planes alone, six standard deviations to either side. s: [rows][blocks].
   void (*screen)(const uint8_t* panel, int cols, const ActBlock* x, size_t stride, const ScreenBlock* s, int rows, float* tile, Bounds* bounds);
-  // Whether one of 16 tokens, `first` and those behind it, may reach `most` in a race, given logits that err by `error` at most.
-  bool (*may_win)(const float* logits, float error, float most, const Choosing& race, int32_t first);
+  // Whether one of 16 tokens, `first` and those behind it, that has a bit in `among` may reach `most` in a race, given logits
+  // that err by `error` at most.
+  bool (*may_win)(const float* logits, float error, float most, const Choosing& race, int32_t first, uint32_t among);
   // The same of activations of one byte, in groups of `group` rows, byte_rows at most: block b of row m is x[b * group + m]. Null: not
   // for this format, or no faster.
   void (*bytes_panel[kFormats])(const uint8_t* panel, int cols, const ByteBlock* x, int group, int rows, float* tile);

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 namespace millis {
 
@@ -23,12 +24,25 @@ constexpr uint64_t race_bits(uint64_t key, int32_t token) { return mix(key + (st
 
 constexpr double race_uniform(uint64_t bits) { return (static_cast<double>(bits >> 12) + 0.5) * 0x1p-52; }  // in (0, 1)
 
+// Which tokens may be chosen.
+class Allowed {
+ public:
+  // mask: bit t % 32 of word t / 32 is token t's; an empty one allows all, and is also the answer where the true one comes
+  // too late. Waits for a mask that is still being computed.
+  virtual void allowed(std::vector<uint32_t>& mask) const = 0;
+
+ protected:
+  ~Allowed() = default;
+};
+
 // How a row's token is chosen. heat > 0: it is the one whose logit + heat * -log(-log(u)) is largest; whoever cannot be may
 // have a logit of -infinity. Otherwise, logits that lie further than `margin` below the largest may be approximate.
+// Of those that `among` does not allow, logits may be anything.
 struct Choosing {
   float margin = INFINITY;
   float heat = 0.0f;
   uint64_t key = 0;
+  const Allowed* among = nullptr;  // null: all
 };
 
 }  // namespace millis

@@ -268,9 +268,10 @@ class Runtime {
   };
   std::vector<Scratch> private_;  // one a thread
   Scratch shared_;
-  std::vector<float> bound_;    // of a screened output matrix: [rows][panels] what no logit lies above or, of races, how much no error is above
-  std::vector<float> lower_;    // [threads][rows] the largest logit is no less
-  std::vector<float> partial_;  // of attention whose keys are shared among threads
+  std::vector<float> bound_;  // of a screened output matrix: [rows][panels] what no logit lies above or, of races, how much no error is above
+  std::vector<uint32_t> allowed_[kPrivateRows];  // of its rows: a bit for each token that may be chosen
+  std::vector<float> lower_;                     // [threads][rows] the largest logit is no less
+  std::vector<float> partial_;                   // of attention whose keys are shared among threads
   Adding adding_;
   Pool pool_;
 };

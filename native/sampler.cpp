@@ -105,11 +105,22 @@ bool Sampler::masked() const {
 
 Choosing Sampler::choosing(size_t ahead) const {
   const std::shared_lock lock(turn_);
-  if (counts_used_ || !params_.bias.empty() || params_.logprobs >= 0 || expected_ || !mask_.empty()) return {};
-  if (free()) return {0.0f, params_.temperature, race_key(params_.seed, drawn_ + ahead)};
+  if (counts_used_ || !params_.bias.empty() || params_.logprobs >= 0) return {};
+  const Allowed* among = expected_ || !mask_.empty() ? this : nullptr;
+  if (free()) return {0.0f, params_.temperature, race_key(params_.seed, drawn_ + ahead), among};
   constexpr float kRare = 12.0f;  // nats: e^-12 = 6e-6
   const float kept = params_.min_p > 0.0f ? 0.01f - std::log(params_.min_p) : kRare;
-  return {params_.temperature * std::min(kept, kRare)};
+  return {params_.temperature * std::min(kept, kRare), 0.0f, 0, among};
+}
+
+bool Sampler::wait(std::shared_lock<std::shared_mutex>& lock) const {
+  return arrived_.wait_for(lock, kMaskPatience, [this] { return !expected_; });
+}
+
+void Sampler::allowed(std::vector<uint32_t>& mask) const {
+  std::shared_lock lock(turn_);
+  mask.clear();
+  if (wait(lock)) mask.assign(mask_.begin(), mask_.end());
 }
 
 void Sampler::commit(std::span<const int32_t> tokens) {
@@ -177,7 +188,7 @@ void Sampler::report(std::span<const float> logits, Choice& out) const {
 void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const {
   std::shared_lock lock(turn_);
   out = Choice{};
-  if (!arrived_.wait_for(lock, kMaskPatience, [this] { return !expected_; })) {
+  if (!wait(lock)) {
     out.token = kMaskLate;
     return;
   }

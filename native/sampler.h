@@ -38,7 +38,7 @@ struct Choice {
 };
 
 // Any thread may call any of it.
-class Sampler {
+class Sampler final : public Allowed {
  public:
   Sampler(int vocab, SamplerParams params);  // throws std::invalid_argument on a parameter out of range
 
@@ -64,12 +64,14 @@ class Sampler {
   // What the row behind so many uncommitted tokens is needed for. Whole where it is reported or changed before it is used;
   // where draws are restricted, up to the margin below which a token is chosen less often than once in 100,000 draws.
   Choosing choosing(size_t ahead) const;
+  void allowed(std::vector<uint32_t>& mask) const override;
 
   int vocab() const { return vocab_; }
   int logprobs() const { return params_.logprobs; }
   bool masked() const;
 
  private:
+  bool wait(std::shared_lock<std::shared_mutex>& lock) const;  // for the mask; false: it is late
   void report(std::span<const float> logits, Choice& out) const;
   void penalize(std::span<float> logits, std::span<const int32_t> ahead) const;
   void forbid(std::span<float> logits) const;

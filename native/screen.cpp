@@ -22,14 +22,31 @@ ScreenBlock screen_block(const ActBlock& a, const float* x) {
   return {4096.0f * a.d, 7.5f * a.s - 32768.0f * a.d * static_cast<float>(high), kNibble * squares + kLowByte * a.d * a.d};
 }
 
-// The largest sum of a logit and what its token, one of 16 behind `first`, draws in a race. NaNs are left out.
-float furthest(const float* logits, const Choosing& race, int32_t first) {
+constexpr uint32_t kAll = (1 << kPanelRows) - 1;
+
+// A bit for each of a panel's 16 tokens that a mask allows.
+uint32_t allowed_of(const std::vector<uint32_t>& mask, int panel) {
+  static_assert(kPanelRows == 16);
+  return mask.empty() ? kAll : mask[static_cast<size_t>(panel) / 2] >> (panel % 2 * kPanelRows) & kAll;
+}
+
+// The largest of 16 logits, of the tokens behind `first` that have a bit in `among`; in a race with what its token draws. NaNs
+// are left out.
+float furthest(const float* logits, const Choosing& choosing, int32_t first, uint32_t among) {
   double most = -INFINITY;
   for (int i = 0; i < kPanelRows; ++i) {
-    const double drawn = -std::log(-std::log(race_uniform(race_bits(race.key, first + i))));
-    most = std::max(most, logits[i] + race.heat * drawn);
+    if (!(among >> i & 1)) continue;
+    const double drawn = choosing.heat > 0.0f ? -std::log(-std::log(race_uniform(race_bits(choosing.key, first + i)))) : 0.0;
+    most = std::max(most, logits[i] + choosing.heat * drawn);
   }
   return static_cast<float>(most);
+}
+
+// Whether one of 16 logits that has a bit in `among` may reach `least`.
+bool may_reach(const float* logits, float error, float least, uint32_t among) {
+  uint32_t below = 0;
+  for (int i = 0; i < kPanelRows; ++i) below |= static_cast<uint32_t>(logits[i] + error < least) << i;  // no NaN is
+  return (among & ~below) != 0;
 }
 
 }  // namespace
@@ -61,10 +78,18 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
   const auto logits = [&](int r, int p) { return op.out->data.data() + static_cast<size_t>(r) * out_width + static_cast<size_t>(p * kPanelRows); };
   const auto acts = [&](int r) { return own.acts.data() + static_cast<size_t>(r) * blocks; };
   const auto choosing = [&](int r) -> const Choosing& { return step.choosing[step.chunk + static_cast<size_t>(r)]; };
-  // Computes a full panel from both planes; returns its largest logit or, of a race, logit with what its token draws.
+  if (thread == 0)  // one asks for all, so that a mask which is late is so for all
+    for (int r = 0; r < rows; ++r) {
+      allowed_[r].clear();
+      if (choosing(r).among) choosing(r).among->allowed(allowed_[r]);
+    }
+  pool_.barrier(thread);
+  const auto& masks = allowed_;
+  const auto by_token = [&](int r) { return choosing(r).heat > 0.0f || !masks[r].empty(); };  // which ones may be chosen
+  // Computes a full panel from both planes; returns the furthest of those that may be chosen.
   const auto compute = [&](int r, int p) {
     multiply_panel(kernels_, w, p, acts(r), blocks, 1, logits(r, p));
-    return choosing(r).heat > 0.0f ? furthest(logits(r, p), choosing(r), p * kPanelRows) : *std::max_element(logits(r, p), logits(r, p) + kPanelRows);
+    return furthest(logits(r, p), choosing(r), p * kPanelRows, allowed_of(masks[r], p));
   };
   Bounds bounds[kPrivateRows];
   float likely[kPrivateRows];
@@ -72,27 +97,33 @@ void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) {
   std::fill(likely, likely + rows, -INFINITY);
   std::fill(best, best + rows, -1);
   for (int p = mine.first; p < mine.last; ++p) {
+    uint32_t any = 0;
+    for (int r = 0; r < rows; ++r) any |= allowed_of(masks[r], p);
+    if (any == 0) continue;
     kernels_.screen(w.panel(p), cols, acts(0), blocks, own.screen.data(), rows, tile, bounds);
     for (int r = 0; r < rows; ++r) {
+      const uint32_t among = allowed_of(masks[r], p);
       std::copy(tile + r * kPanelRows, tile + (r + 1) * kPanelRows, logits(r, p));
-      bound(r, p) = choosing(r).heat > 0.0f ? bounds[r].error : bounds[r].upper;
-      if (bounds[r].likely > likely[r]) likely[r] = bounds[r].likely, best[r] = p;
+      bound(r, p) = by_token(r) ? bounds[r].error : bounds[r].upper;
+      const float hope = among == kAll ? bounds[r].likely : furthest(logits(r, p), {}, 0, among);
+      if (hope > likely[r]) likely[r] = hope, best[r] = p;
     }
   }
   for (int r = 0; r < rows; ++r) lower_[static_cast<size_t>(thread * kPrivateRows + r)] = best[r] < 0 ? -INFINITY : compute(r, best[r]);
   pool_.barrier(thread);
   for (int r = 0; r < rows; ++r) {
-    const Choosing& chosen = choosing(r);
+    const Choosing& how = choosing(r);
     float most = -INFINITY;
     for (int t = 0; t < pool_.threads(); ++t) most = std::max(most, lower_[static_cast<size_t>(t * kPrivateRows + r)]);
     for (int p = mine.first; p < mine.last; ++p) {
-      if (p == best[r]) continue;
-      if (chosen.heat > 0.0f) {
-        if (kernels_.may_win(logits(r, p), bound(r, p), most, chosen, p * kPanelRows)) most = std::max(most, compute(r, p));
-        else std::fill_n(logits(r, p), kPanelRows, -INFINITY);
-      } else if (!(bound(r, p) < most - chosen.margin)) {  // nor a NaN
-        most = std::max(most, compute(r, p));
-      }
+      const uint32_t among = allowed_of(masks[r], p);
+      if (p == best[r] || among == 0) continue;
+      const float limit = bound(r, p), least = most - how.margin;
+      const bool open = how.heat > 0.0f ? kernels_.may_win(logits(r, p), limit, most, how, p * kPanelRows, among)
+                        : by_token(r)   ? may_reach(logits(r, p), limit, least, among)
+                                        : !(limit < least);  // nor a NaN
+      if (open) most = std::max(most, compute(r, p));
+      else if (how.heat > 0.0f) std::fill_n(logits(r, p), kPanelRows, -INFINITY);
     }
     if (thread != 0 || whole == panels) continue;
     multiply_panel(kernels_, w, whole, acts(r), blocks, 1, tile);  // the last, which is not full

@@ -71,14 +71,15 @@ void screen_panel(const uint8_t* panel, int cols, const ActBlock* x, size_t stri
 }
 
 // A token that lacks c * log(2) draws so much with u >= exp(-2^-c), that is 1 - u <= 2^-c: then the first c bits it drew are ones.
-bool may_win(const float* logits, float error, float most, const Choosing& race, int32_t first) {
+bool may_win(const float* logits, float error, float most, const Choosing& race, int32_t first, uint32_t among) {
   constexpr float kDigits = 52.0f;
   const float scale = 1.44269504f / race.heat;
   uint64_t zeros[kPanelRows];
   for (int i = 0; i < kPanelRows; ++i) {
     const float lacks = (most - error - logits[i]) * scale - 0.01f;
     const int bits = lacks > 0.0f ? static_cast<int>(lacks < kDigits ? lacks : kDigits) : 0;  // nor a NaN
-    zeros[i] = ~race_bits(race.key, first + i) >> (63 - bits) >> 1;
+    const uint64_t barred = static_cast<uint64_t>(among >> i & 1) - 1;                        // all ones, or 0
+    zeros[i] = ~race_bits(race.key, first + i) >> (63 - bits) >> 1 | barred;
   }
   uint64_t least = zeros[0];
   for (int i = 1; i < kPanelRows; ++i) least = zeros[i] < least ? zeros[i] : least;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,40 @@ def test_a_race_is_won_by_whom_the_whole_matrix_lets_win(weights: np.ndarray, is
         won.append(out)
     assert won[0] == won[1]
     assert len(set(won[0])) > 30
+
+
+def masks() -> list[np.ndarray]:
+    """Of tokens that may be chosen: one, few, some, nearly all, and only such as the last panel has."""
+    allowed = [RNG.random(VOCAB) < share for share in (0.0003, 0.01, 0.5, 0.999)]
+    allowed += [np.arange(VOCAB) == 16000, np.arange(VOCAB) >= VOCAB - 4, np.arange(VOCAB) % 16 == 3]
+    bits = [np.packbits(np.pad(one, (0, -VOCAB % 32)), bitorder="little").view(np.uint32) for one in allowed]
+    return [np.ascontiguousarray(one) for one in bits]
+
+
+@pytest.mark.parametrize("params", [{}, {"temperature": 0.3}, {"temperature": 2.0}, {"temperature": 1.0, "top_k": 5}])
+@pytest.mark.parametrize("isa", ISAS)
+def test_choices_behind_a_mask_are_those_of_the_whole_matrix(
+    weights: np.ndarray, isa: str, params: dict[str, Any]
+) -> None:
+    """A mask that is there already, and one that comes while the model computes; beside a row without."""
+    table = RNG.standard_normal((21, WIDTH)).astype(np.float32)
+    given = masks()
+    found = []
+    for screen in (True, False):
+        native, out = runtime(table, weights, isa=isa, screen=screen), list[int]()
+        for token in range(20):
+            mask, seed = given[token % len(given)], {"seed": token}
+            samplers = [_native.Sampler(VOCAB, **{"temperature": 0.0, **seed, **params}), _native.Sampler(VOCAB)]
+            if token % 2:
+                samplers[0].set_mask(mask)
+            else:
+                samplers[0].expect_mask()
+                threading.Timer(0.005, samplers[0].set_mask, [mask]).start()
+            arrays = Tiny.arrays([token], [token + 1])
+            out += [choices[0][0] for choices in native.step(*arrays, samplers, ints([0, 0]))]
+            assert mask[out[-2] // 32] >> out[-2] % 32 & 1
+        found.append(out)
+    assert found[0] == found[1]
 
 
 def test_an_unusable_row_stays_unusable(weights: np.ndarray) -> None:
