@@ -20,9 +20,10 @@ MAX_LEVELS = 128  # bytes between two places where something may end
 PROBED = 40  # levels of the first look, one state wide
 WIDTH = 8  # states kept a level
 HALF = 5  # bytes that may lack of a character or an escape, behind which a string can end as if it were begun
+NARROWED = 32  # hints that are tried for what may follow them
+FEW = 64  # bytes; where more may follow, the text is free
 FREE = 512  # where more tokens than this may follow, it is free text: fillers do
 FILLERS = b" .a0A-:/@_"
-Hints = Sequence[Sequence[int]]  # texts that a string, or an answer that is no JSON, may need before it can end
 FIRST = b'0123456789ntf"[{'  # what is tried first, where it may stand
 _OPEN = {ord("{"): ord("}"), ord("["): ord("]")}
 
@@ -56,7 +57,15 @@ class Place:
         """The bytes that would end something here, best first."""
         if self.in_string:
             return b"" if self.escaped else b'"'
-        return self.closers[-1:] + b","
+        return self.closers[-1:] + b"," if self.closers else b""
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """Token ids of texts that are worth trying, best first."""
+
+    strings: Sequence[Sequence[int]] = ()  # what a string in JSON may need before it can end
+    answers: Sequence[Sequence[int]] = ()  # what the answer itself may need
 
 
 class NoFuelError(Exception):
@@ -80,8 +89,13 @@ class Fuel:
 class _State:
     native: Any
     tokens: list[int]
-    place: Place
+    place: Place | None  # of an answer that is JSON
     fuel: Fuel
+
+    @property
+    def in_string(self) -> bool:
+        """Whether characters of a string may stand here."""
+        return self.place is not None and self.place.in_string and not self.place.escaped
 
     def valid(self, tokens: list[int]) -> int:
         """How many of these tokens may follow."""
@@ -92,6 +106,9 @@ class _State:
     def fits(self, tokens: list[int]) -> bool:
         """Whether all of these may follow."""
         return self.valid(tokens) == len(tokens)
+
+
+NO_HINTS = Hints()
 
 
 class Closer:
@@ -107,6 +124,7 @@ class Closer:
                 self._single.setdefault(text[0], token)
         order = [*FIRST, *(byte for byte in range(256) if byte not in FIRST)]
         self._order = [self._single[byte] for byte in order if byte in self._single]
+        self._bytes = np.array(list(self._single.values()), np.uint32)
         self._fillers = [self._single[byte] for byte in FILLERS if byte in self._single]
 
     def spelling(self, token: int) -> bytes:
@@ -118,48 +136,83 @@ class Closer:
         ids = [self._single.get(byte, -1) for byte in text]
         return [] if -1 in ids else ids
 
-    def close(self, native: Any, text: bytes | None, hints: Hints = (), fuel: Fuel | None = None) -> list[int] | None:
+    def close(
+        self, native: Any, text: bytes | None, hints: Hints = NO_HINTS, fuel: Fuel | None = None
+    ) -> list[int] | None:
         """Tokens that end the answer from `native`'s place on; None where none were found. `native` is used up.
 
-        text: the answer so far where it is JSON. hints: what may be worth trying inside a string, or in an answer that
-        is no JSON. fuel: what the search may cost, FUEL where nothing is said; several may share one.
+        text: the answer so far where it is JSON, or holds some. fuel: what the search may cost, FUEL where nothing is
+        said; several may share one.
         """
-        state = _State(native, [], Place().after(text or b""), fuel or Fuel())
+        place = None if text is None else Place().after(text)
         try:
-            return self._close(state, text is not None, hints)
+            return self._close(_State(native, [], place, fuel or Fuel()), hints)
         except NoFuelError:
             return None
 
-    def _close(self, state: _State, is_json: bool, hints: Hints) -> list[int] | None:
+    def _close(self, state: _State, hints: Hints) -> list[int] | None:
         native = state.native
         while not native.is_accepting():
             if len(state.tokens) > MAX_TOKENS or native.is_error():
                 return None
-            forced = native.compute_ff_tokens()
-            step = forced or self._ending(state, is_json) or self._hinted(state, is_json, hints) or self._filled(state)
-            for levels, width in ((PROBED, 1), (MAX_LEVELS, WIDTH)):
-                step = step or self._search(state, is_json, hints, levels, width)
+            step = native.compute_ff_tokens() or self._last(state, hints) or self._ending(state)
+            step = step or self._hinted(state, hints) or self._filled(state) or self._narrowed(state, hints)
+            for levels, width in ((PROBED if state.place else 0, 1), (MAX_LEVELS, WIDTH)):
+                step = step or self._search(state, hints, levels, width)
             if not step or not self._advance(state, step):
                 return None
         return state.tokens
 
     def _advance(self, state: _State, tokens: Sequence[int]) -> bool:
         state.tokens += tokens
-        state.place = state.place.after(b"".join(map(self.spelling, tokens)))
+        if state.place:
+            state.place = state.place.after(b"".join(map(self.spelling, tokens)))
         return bool(state.native.consume_tokens(list(tokens)))
 
-    def _ending(self, state: _State, is_json: bool) -> list[int]:
+    def _last(self, state: _State, hints: Hints) -> list[int]:
+        """The first hint behind which the answer may end."""
+        return next((list(hint) for hint in hints.answers if state.fits([*hint]) and self._whole(state, hint)), [])
+
+    def _whole(self, state: _State, tokens: Sequence[int]) -> bool:
+        """Whether the answer may end behind these."""
+        state.fuel.burn(STATE_FUEL)
+        native = state.native.deep_copy()
+        return bool(native.consume_tokens(list(tokens)) and native.is_accepting())
+
+    def _narrowed(self, state: _State, hints: Hints) -> list[int]:
+        """The first hint behind which fewer bytes may follow, or as few; in free text, one whose first byte ends it."""
+        before, as_few = self._open(state), list[int]()
+        for hint in [hint for hint in hints.answers if state.fits([*hint])][:NARROWED]:
+            state.fuel.burn(STATE_FUEL)
+            following = _State(state.native.deep_copy(), [], None, state.fuel)
+            self._advance(following, hint if before <= FEW else hint[:1])
+            if (after := self._open(following)) < before:
+                return list(hint)
+            if after == before <= FEW:
+                as_few = as_few or list(hint)
+        return as_few
+
+    def _ending(self, state: _State) -> list[int]:
         """The token that ends something here, if one may stand here."""
-        for byte in state.place.ends if is_json else b"":
+        for byte in state.place.ends if state.place else b"":
             token = self._single.get(byte)
             if token is not None and state.fits([token]):
                 return [token]
         return []
 
+    def _hinted(self, state: _State, hints: Hints) -> list[int]:
+        """The first hint behind which a string may end."""
+        quote = self._single.get(ord('"'))
+        if quote is not None and state.in_string:
+            for hint in hints.strings:
+                if state.fits([*hint, quote]):
+                    return [*hint, quote]
+        return []
+
     def _filled(self, state: _State) -> list[int]:
         """The shortest run of one filler behind which a string may end."""
         quote = self._single.get(ord('"'))
-        if quote is None or not state.place.in_string or state.place.escaped:
+        if quote is None or not state.in_string:
             return []
 
         def run(filler: int, count: int) -> list[int]:
@@ -179,42 +232,32 @@ class Closer:
                 return run(filler, high)
         return []
 
-    def _hinted(self, state: _State, is_json: bool, hints: Hints) -> list[int]:
-        """The first hint behind which a string, or an answer that is no JSON, may end."""
-        quote = self._single.get(ord('"'))
-        if not is_json:
-            return next((list(hint) for hint in hints if state.fits([*hint]) and self._whole(state, hint)), [])
-        if quote is not None and state.place.in_string and not state.place.escaped:
-            for hint in hints:
-                if state.fits([*hint, quote]):
-                    return [*hint, quote]
-        return []
+    def _hinted_answer(self, state: _State, hints: Hints) -> list[int]:
+        """The first hint behind which the answer may end."""
+        return next((list(hint) for hint in hints.answers if state.fits([*hint]) and self._whole(state, hint)), [])
 
-    def _whole(self, state: _State, tokens: Sequence[int]) -> bool:
-        """Whether the answer may end behind these."""
-        state.fuel.burn(STATE_FUEL)
-        native = state.native.deep_copy()
-        return bool(native.consume_tokens(list(tokens)) and native.is_accepting())
-
-    def _search(self, start: _State, is_json: bool, hints: Hints, levels: int, width: int) -> list[int]:
+    def _search(self, start: _State, hints: Hints, levels: int, width: int) -> list[int]:
         """The tokens up to the next place where something may end; none where it was not found."""
         level = [_State(start.native, [], start.place, start.fuel)]
+        leaders = list(dict.fromkeys(hint[0] for hint in hints.answers))
         for depth in range(levels):
             seen: dict[bytes, _State] = {}
             for state in level:
-                for token in self._candidates(state.native)[: 1 if width == 1 else None]:
+                for token in self._candidates(state.native, leaders)[: 1 if width == 1 else None]:
                     start.fuel.burn(STATE_FUEL)
                     following = _State(state.native.deep_copy(), list(state.tokens), state.place, start.fuel)
                     if not self._advance(following, [token]) or not self._run(following):
                         continue
-                    if following.native.is_accepting() or self._ending(following, is_json):
+                    if following.native.is_accepting() or self._ending(following):
                         return following.tokens
-                    entered = following.place.strings != start.place.strings
-                    if depth < HALF or entered:
-                        if self._hinted(following, is_json, hints) or self._filled(following):
+                    if depth < HALF or _strings(following) != _strings(start):
+                        if self._hinted(following, hints) or self._filled(following):
                             return following.tokens
                     seen.setdefault(following.native.compute_bitmask(), following)
-            level = sorted(seen.values(), key=lambda state: len(state.place.closers))[:width]
+            level = sorted(seen.values(), key=self._open)[:width]
+            for state in level:
+                if self._last(state, hints):
+                    return state.tokens
         return []
 
     def _run(self, state: _State) -> bool:
@@ -222,10 +265,21 @@ class Closer:
         forced = state.native.compute_ff_tokens()
         return not forced or self._advance(state, forced)
 
-    def _candidates(self, native: Any) -> list[int]:
+    def _open(self, state: _State) -> int:
+        """How much is open in JSON; elsewhere how many bytes may follow, which are fewer behind an end."""
+        if state.place:
+            return len(state.place.closers)
+        mask = np.frombuffer(state.native.compute_bitmask(), np.uint8)
+        return int((mask[self._bytes >> 3] >> (self._bytes & 7) & 1).sum())
+
+    def _candidates(self, native: Any, leaders: Sequence[int]) -> list[int]:
         """Single bytes that may follow, in the order in which they are worth trying."""
         bits = np.unpackbits(np.frombuffer(native.compute_bitmask(), np.uint8), bitorder="little")
         allowed = [token for token in self._order if bits[token]]
         if int(bits.sum()) > FREE:
-            return [token for token in self._fillers if bits[token]] or allowed[:WIDTH]
+            return [token for token in (*leaders, *self._fillers) if bits[token]] or allowed[:WIDTH]
         return allowed
+
+
+def _strings(state: _State) -> int:
+    return state.place.strings if state.place else 0

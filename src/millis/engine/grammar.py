@@ -10,12 +10,14 @@ import json
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from millis.engine.closing import Closer, Fuel
+from millis.engine.closing import Closer, Fuel, Hints
+from millis.engine.lark import continuations
 from millis.engine.pattern import endings, short_match
 from millis.engine.schema import (
     JSON_STYLE,
@@ -65,7 +67,7 @@ class Matcher:
     length takes a few at each of its characters: where they are used up, a matcher goes on with a lexer of its own.
     """
 
-    def __init__(self, compiler: GrammarCompiler, grammar: Grammar, native: Any, hints: list[list[int]]) -> None:
+    def __init__(self, compiler: GrammarCompiler, grammar: Grammar, native: Any, hints: Hints) -> None:
         self._compiler, self._grammar = compiler, grammar
         self._compiled, self._native = native, native.deep_copy()
         self._hints, self._is_json = hints, _is_json(grammar)
@@ -135,6 +137,8 @@ class Matcher:
                 return [], None
             native = self._native.deep_copy()
             text = b"".join(map(closer.spelling, self._tokens)) if self._is_json else None
+        if text is not None and self._grammar.kind == "lark":
+            text = text[begin.start() :] if (begin := _JSON_BEGINS.search(text)) else text
         return closer.close(native, text, self._hints), native
 
     def _renew(self, error: GrammarError) -> None:
@@ -175,7 +179,7 @@ class GrammarCompiler:
         self._vocabulary = vocabulary
         self._tokenizer: Any = None
         self._closer: Closer | None = None
-        self._cache: OrderedDict[Grammar, tuple[Any, list[list[int]]]] = OrderedDict()
+        self._cache: OrderedDict[Grammar, tuple[Any, Hints]] = OrderedDict()
         self._turn = threading.Lock()
         self.compiled = 0  # grammars so far, those that were refused, too
 
@@ -218,15 +222,15 @@ class GrammarCompiler:
         self.prepare()
         return Matcher(self, grammar, *self.find(grammar))
 
-    def find(self, grammar: Grammar) -> tuple[Any, list[list[int]]]:
+    def find(self, grammar: Grammar) -> tuple[Any, Hints]:
         """The compiled grammar, to be copied, and what it may need before it can end; see `_hints`."""
         with self._turn:
             found = self._cache.get(grammar)
         if found is None:
             self.compiled += 1
             found = self._native(grammar), self._hints(grammar)
-            if _is_json(grammar):
-                self._check_ends(*found)
+            if grammar.kind == "lark" or _is_json(grammar):
+                self._check_ends(grammar, *found)
         with self._turn:
             self._cache[grammar] = found
             self._cache.move_to_end(grammar)
@@ -254,27 +258,44 @@ class GrammarCompiler:
             raise GrammarError("the grammar allows no answer at all")
         return native
 
-    def _check_ends(self, native: Any, hints: list[list[int]]) -> None:
-        """GrammarError for JSON that could not be closed where time runs out, as that of an endless schema."""
-        fuel = Fuel()
-        if self.closer.close(native.deep_copy(), b"", hints, fuel) is not None:
+    def _check_ends(self, grammar: Grammar, native: Any, hints: Hints) -> None:
+        """GrammarError for what could not be closed where time runs out, as an endless schema."""
+        fuel, start = Fuel(), native.deep_copy()
+        if self.closer.close(start, b"" if _is_json(grammar) else None, hints, fuel) is not None:
             return
+        if start.is_error():
+            raise _failure(start)
+        if grammar.kind == "lark":
+            raise GrammarError(
+                "no short answer of this grammar was found; is there one that ends? "
+                "A pattern takes all that it matches: end it by the attribute lazy or suffix"
+            )
         if fuel.left < 0:
             raise GrammarError("the schema takes too long to compile; give it simpler patterns, or shorter strings")
         raise GrammarError("no short answer of this schema was found; is there one that ends?")
 
-    def _hints(self, grammar: Grammar) -> list[list[int]]:
-        """What an answer or a string in it may need before it can end: endings of texts that its patterns match."""
-        patterns = []
-        if grammar.kind == "regex":
-            patterns = [grammar.source]
-        elif grammar.kind == "json_schema":
-            patterns = patterns_of(json.loads(grammar.source))[:HINTS]
-        texts = [list(endings(short_match(pattern), MOST_ENDINGS)) for pattern in patterns]
-        if grammar.kind == "json_schema":
-            texts = [[json.dumps(text, ensure_ascii=False)[1:-1] for text in some] for some in texts]
-        spelled = (self.closer.spelled(text.encode(errors="ignore")) for some in texts for text in some)
-        return [hint for hint in spelled if hint]
+    def _hints(self, grammar: Grammar) -> Hints:
+        """What an answer or a string in it may need before it can end."""
+        match grammar.kind:
+            case "regex":
+                return Hints(answers=self._spelled(endings(short_match(grammar.source), MOST_ENDINGS)))
+            case "json_schema":
+                patterns = patterns_of(json.loads(grammar.source))[:HINTS]
+                texts = [text for one in patterns for text in endings(short_match(one), MOST_ENDINGS)]
+                return Hints(strings=self._spelled(json.dumps(text, ensure_ascii=False)[1:-1] for text in texts))
+            case "lark":
+                return Hints(answers=self._spelled(continuations(grammar.source, self._json_text, MOST_ENDINGS)))
+            case _:
+                return Hints()
+
+    def _spelled(self, texts: Iterable[str]) -> list[list[int]]:
+        return [ids for text in texts if (ids := self.closer.spelled(text.encode(errors="ignore")))]
+
+    def _json_text(self, schema: str) -> str:
+        """A short answer of a schema."""
+        grammar = Grammar("json_schema", schema)
+        tokens = self.closer.close(self._native(grammar), b"", self._hints(grammar)) or ()
+        return b"".join(map(self.closer.spelling, tokens)).decode(errors="ignore")
 
 
 class _Words:
@@ -350,4 +371,5 @@ def _reason(error: object) -> str:
 
 # A pattern of one line stands between the two; a longer one is left out.
 _PATTERN_ERROR = re.compile(r"regex parse error:\n(?: {4}(?P<pattern>.*)\n[ ^]*\n)?(?:.*\n)*?error: (?P<reason>.*)")
+_JSON_BEGINS = re.compile(rb"[{\[]")  # in a text that is none before
 _LIMIT_MET = re.compile("too many|fuel|too large|limit")
