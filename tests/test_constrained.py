@@ -218,7 +218,7 @@ def test_a_deadline_closes_the_answer_wherever_it_is(steps: int) -> None:
 
 def test_a_grammar_that_meets_a_limit_ends_its_request_alone() -> None:
     e = engine()
-    many = Grammar("lark", "start: \"~\" | /[a-z]{2}/ (" + " | ".join(f'"w{i}"' for i in range(6_000)) + ")")
+    many = Grammar("lark", 'start: "~" | /[a-z]{2}/ (' + " | ".join(f'"w{i}"' for i in range(6_000)) + ")")
     broken = e.submit([5], SamplingParams(grammar=many, max_tokens=50))
     well = e.submit([5], SamplingParams(grammar=grammar(SCHEMA), max_tokens=100))
     run(e, broken, well)

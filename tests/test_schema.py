@@ -46,7 +46,10 @@ def test_a_schema_comes_back_as_it_was() -> None:
         ({"anyOf": [{}, {"if": {}}]}, r"schema.anyOf\[1\].if"),
         ({"items": {"maxItem": 3}}, "schema.items.maxItem"),
         ({"x-guidance": {"lenient": True}}, "x-guidance"), ({"items": {"x-guidance": {}}}, "x-guidance"),
-        ({"propertyNames": {"minLength": 3}}, "schema.propertyNames"), ({"propertyNames": False}, "propertyNames"),
+        ({"propertyNames": {"minLength": -3}}, "schema.propertyNames"), ({"propertyNames": {"format": "ipv4"}}, "N"),
+        ({"propertyNames": {"maxLength": 3, "pattern": "a"}}, "N"), ({"propertyNames": {"maxLength": "3"}}, "Names"),
+        ({"items": {"items": [{"type": "null"}]}}, "schema.items.items is a list.*prefixItems"),
+        ({"propertyNames": False}, "propertyNames"),
         ({"propertyNames": {"enum": [1]}}, "propertyNames"), ({"propertyNames": {"$ref": "#/$defs/n"}}, "Names"),
         ({"propertyNames": {"enum": ["a"]}, "properties": {"b": {}}}, "propertyNames"),
         ({"properties": []}, "properties must be an object"),
@@ -90,6 +93,23 @@ def test_a_pattern_of_names_becomes_one_of_properties() -> None:
     schema = {"propertyNames": {"pattern": "^[a-z]+$"}, "additionalProperties": {"type": "integer"}}
     patterns = {"^[a-z]+$": {"type": "integer"}}
     assert check_schema(json.dumps(schema)) == {"patternProperties": patterns, "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("names", "good", "bad"),
+    [
+        ({"maxLength": 3}, ["", "a\nb", "東京都"], ["abcd"]),
+        ({"type": "string", "minLength": 2, "maxLength": 3}, ["ab"], ["a", "abcd"]),
+        ({"minLength": 2}, ["abcdef"], ["a"]),
+        ({"format": "date"}, ["2024-02-29"], ["2023-02-29", "x"]),
+        ({"format": "uuid"}, ["123e4567-e89b-12d3-a456-426614174000"], ["123e4567", "x"]),
+    ],
+)
+def test_lengths_and_formats_of_names_become_patterns(names: Any, good: list[str], bad: list[str]) -> None:
+    found = check_schema(json.dumps({"propertyNames": names, "additionalProperties": {"type": "null"}}))
+    ((pattern, value),) = found["patternProperties"].items()
+    assert value == {"type": "null"} and found["additionalProperties"] is False and "propertyNames" not in found
+    assert all(re.search(pattern, name) for name in good) and not any(re.search(pattern, name) for name in bad)
 
 
 def kind(name: str, **more: Any) -> dict[str, Any]:
