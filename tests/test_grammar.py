@@ -426,6 +426,22 @@ def test_a_long_string_of_bounded_length_outlives_its_lexer(
         validate(answers.text([*tokens, *(each.closing() or [])]), schema)
 
 
+@pytest.mark.parametrize("states", [50_000, 10_000])
+def test_a_long_answer_of_a_pattern_outlives_its_lexer(
+    states: int, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module.LIMITS, "max_lexer_states", states)
+    matcher = GrammarCompiler(answers.tokenizer).compile(Grammar("regex", ".{10,4000}"))
+    first = matcher._compiled
+    story = ("A fox of 27 years jumped over – well, nearly – the dog; 'twas late. 前方三百米。 " * 60)[:3_999]
+    for token in answers.tokenizer.encode(story, add_special=False):
+        assert matcher.mask()[token // 32] >> token % 32 & 1
+        matcher.accept(token)
+    assert matcher.accepting and (matcher._compiled is first) == (states == 50_000)
+    answers.accept(matcher, "!")
+    assert matcher.stopped
+
+
 def test_a_closing_goes_on_where_another_answer_used_the_states_up(
     answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from millis.types import GrammarError
 MAX_BYTES = 131_072  # of any grammar's source
 MAX_DEPTH = 64  # of nested objects and lists in a schema's text
 MAX_PATTERN = 2_048  # characters of a regular expression
-MAX_EXPANDED = 2_000  # characters of a regular expression once its repetitions are written out
+MAX_EXPANDED = 5_000  # characters of a regular expression once its repetitions are written out
 MAX_PROPERTIES = 1_000  # of all objects of a schema together
 MAX_VALUES = 2_000  # of all enums of a schema together, or of a choice
 MAX_COUNT = 1_000_000  # of characters, items or properties that a schema may name
