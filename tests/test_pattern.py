@@ -20,7 +20,8 @@ from millis.engine.pattern import endings, short_match
         (r"(?i)abc(?:dd|e){2}", "abcee"),
         (r"(?P<year>[1-9]\d{3})-\x41\u0042\x{43}", "1000-ABC"),
         (r"[^a-z]{2}[\u4e00-\u9fff]+", "00一"),
-        (r"\p{Lu}a{2,}?|toolong", "aaa"),
+        (r"\p{Lu}a{2,}?|toolong", "Aaa"),
+        (r"\p{Han}+[\p{Lu}\pN]\P{L}", "一0 "),
         (r"a?b*?c+?", "c"),
         ("one|", ""),
     ],
@@ -50,6 +51,11 @@ def test_a_short_match_matches(pattern: str) -> None:
 @given(text=st.text(r"(){}[]|\?*+^$-,ax0pPu", max_size=30))
 def test_no_text_is_too_malformed(text: str) -> None:
     assert isinstance(short_match(text), str)
+
+
+def test_the_longest_branches_may_be_asked_for() -> None:
+    assert short_match("(?:^|,)a|b{1,2}", longest=True) == ",a"
+    assert short_match("^a|b$", longest=True) == "b"
 
 
 def test_endings_come_shortest_first_and_the_whole_at_last() -> None:

@@ -278,10 +278,10 @@ class GrammarCompiler:
         """What an answer or a string in it may need before it can end."""
         match grammar.kind:
             case "regex":
-                return Hints(answers=self._spelled(endings(short_match(grammar.source), MOST_ENDINGS)))
+                return Hints(answers=self._spelled(_endings(grammar.source)))
             case "json_schema":
                 patterns = patterns_of(json.loads(grammar.source))[:HINTS]
-                texts = [text for one in patterns for text in endings(short_match(one), MOST_ENDINGS)]
+                texts = [text for one in patterns for text in _endings(one)]
                 return Hints(strings=self._spelled(json.dumps(text, ensure_ascii=False)[1:-1] for text in texts))
             case "lark":
                 return Hints(answers=self._spelled(continuations(grammar.source, self._json_text, MOST_ENDINGS)))
@@ -322,6 +322,12 @@ def _library() -> Any:
     except ImportError:
         raise GrammarError("answers of a given form need llguidance; pip install 'millis[serve]'") from None
     return llguidance
+
+
+def _endings(pattern: str) -> list[str]:
+    """What a text may lack of a pattern's short matches, each once."""
+    matches = (short_match(pattern), short_match(pattern, longest=True))
+    return list(dict.fromkeys(text for match in matches for text in endings(match, MOST_ENDINGS)))
 
 
 def _is_json(grammar: Grammar) -> bool:

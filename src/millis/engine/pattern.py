@@ -14,11 +14,16 @@ _TOKENS = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 
+_PROPERTY = re.compile(r"\\(?:p(?:\{([^}]*)\}|(.))|P(?:\{[^}]*\}|.))")
+_MEMBER_OF = {"Han": "一", "Lu": "A", "N": "0", "Nd": "0"}  # of properties that Python's patterns do not know
 _SET_OPERATION = re.compile(r"(?<!\\)\[|--|&&|~~|\|\|")  # of classes, which Python's do not know
 
 
-def short_match(pattern: str) -> str:
-    """A text that the pattern matches, of its shorter branches and with no more repetitions than it asks for."""
+def short_match(pattern: str, longest: bool = False) -> str:
+    """A text that the pattern matches, with no more repetitions than it asks for.
+
+    It is of the shortest branches; or of the longest, which may stand where others may not: (^|,)a behind a beginning.
+    """
     groups: list[list[str]] = [[""]]  # of each group that is open, its branches; the last of them grows
     atom = ""  # what a repetition would repeat
     for found in _TOKENS.finditer(pattern):
@@ -35,9 +40,13 @@ def short_match(pattern: str) -> str:
             groups.append([""])
             atom = ""
         else:
-            atom = min(groups.pop(), key=len) if token == ")" and len(groups) > 1 else _one(token)
+            atom = _branch(groups.pop(), longest) if token == ")" and len(groups) > 1 else _one(token)
             groups[-1][-1] += atom
-    return min(groups[0], key=len)
+    return _branch(groups[0], longest)
+
+
+def _branch(branches: list[str], longest: bool) -> str:
+    return max(reversed(branches), key=len) if longest else min(branches, key=len)
 
 
 def endings(text: str, most: int) -> Iterator[str]:
@@ -62,7 +71,9 @@ def _one(token: str) -> str:
         return "" if token[1].isalnum() else token[1]
     if _SET_OPERATION.search(token, 1):
         return ""
-    known = re.sub(r"\\[pP](?:\{[^}]*\}|.)", r"\\w", token)
+    known = _PROPERTY.sub(
+        lambda found: _MEMBER_OF.get(found[1] or found[2], r"\W" if found[0][1] == "P" else r"\w"), token
+    )
     try:
         return next((one for one in _MEMBERS + token if re.fullmatch(known, one)), "")
     except re.error:
