@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import combinations
 from typing import Any
-from urllib.parse import quote, unquote
 
 from millis.types import GrammarError
 
@@ -51,7 +50,6 @@ _HOUR = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
 _TIME = f"{_HOUR}:[0-5][0-9](?:\\.[0-9]{{1,6}})?(?:Z|[+-]{_HOUR})"
 _FORMAT_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 _UUID = "^[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
-_OF_URIS = "%!#$&'()*+,/:;=?@~._-"  # stand in a URI as they are
 _ONE = frozenset(("items", "additionalProperties"))  # keywords that hold a schema
 _MANY = frozenset(("anyOf", "oneOf", "allOf", "prefixItems"))  # a list of schemas
 _NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # schemas by name
@@ -168,7 +166,7 @@ def _simplify(part: dict[str, Any], root: dict[str, Any]) -> None:
     elif name in _FORMAT_PATTERNS:
         part.setdefault("pattern", _FORMAT_PATTERNS[name])
     if isinstance(ref := part.get("$ref"), str):
-        part["$ref"] = quote(ref, safe=_OF_URIS)
+        part["$ref"] = _NOT_OF_URIS.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), ref)
     branches = part.get("oneOf")
     if isinstance(branches, list) and len(branches) <= MAX_BRANCHES and "anyOf" not in part:
         if all(_disjoint(one, other, root) for one, other in combinations(branches, 2)):
@@ -240,11 +238,20 @@ def _shared(one: dict[str, Any], other: dict[str, Any], key: str, kind: type[lis
 def _referred(schema: Any, root: dict[str, Any]) -> Any:
     """What a $ref that stands alone refers to in the schema's own definitions; else the schema itself."""
     if isinstance(schema, dict) and not schema.keys() - ANNOTATIONS - {"$ref"} and isinstance(schema.get("$ref"), str):
-        _, _, path = unquote(schema["$ref"]).partition("#/")
+        _, _, path = _decoded(schema["$ref"]).partition("#/")
         where, _, name = path.partition("/")
         named = root.get(where) if where in ("$defs", "definitions") and schema["$ref"].startswith("#") else None
         return named.get(name.replace("~1", "/").replace("~0", "~")) if isinstance(named, dict) else None
     return schema
+
+
+def _decoded(uri: str) -> str:
+    return re.sub(rb"%([0-9A-Fa-f]{2})", lambda found: bytes([int(found[1], 16)]), uri.encode()).decode(
+        errors="replace"
+    )
+
+
+_NOT_OF_URIS = re.compile(r"[^A-Za-z0-9%!#$&'()*+,/:;=?@~._-]")
 
 
 def _types(schema: dict[str, Any]) -> set[str]:
