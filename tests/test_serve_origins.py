@@ -98,6 +98,7 @@ def test_what_a_browser_says_of_the_site_counts() -> None:
         {"cors_origin": APP},
         {"allowed_host": ["http://llm.example"]},
         {"allowed_host": ["llm.example:8000"]},
+        {"allowed_host": ["cafe:80"]},
         {"allowed_host": [""]},
         {"allowed_host": ["*"]},
     ],

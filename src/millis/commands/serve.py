@@ -34,9 +34,11 @@ def command(**flags: Any) -> None:
     common.warn_of_threads(settings.engine.get("threads"))
     try:
         from millis.server.origins import is_loopback
-        from millis.server.run import serve
+        from millis.server.run import check, serve
     except ModuleNotFoundError as error:
         raise ModelError(f"millis serve needs {error.name}; install it with: pip install 'millis[serve]'") from None
+    with common.usage():
+        check(settings)
     if settings.server.api_key_file is None and not is_loopback(settings.server.host):
         common.say("millis: warning: whoever reaches this machine may use the model; --api-key-file asks for keys")
     path = common.resolve(settings.model)

@@ -114,7 +114,7 @@ def _page(text: str) -> Origin:
 
 
 def _allowed(text: str) -> str:
-    name = f"[{text}]" if ":" in text and not text.startswith("[") else text
+    name = f"[{text}]" if text.count(":") > 1 and not text.startswith("[") else text
     found = _HOST.fullmatch(name.lower())
     if found is None or found[2] is not None:
         raise RequestError(f"allowed_host must be a name such as llm.example, without a port, not {text!r:.100}")

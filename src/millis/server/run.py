@@ -27,6 +27,7 @@ from millis.server.client import EngineClient
 from millis.server.library import Library
 from millis.server.messages import Pin
 from millis.server.metrics import Metrics
+from millis.server.origins import Origins
 from millis.server.protocol import protocol_for
 from millis.server.served import Model
 from millis.server.service import Service
@@ -34,6 +35,7 @@ from millis.server.settings import SHARED, Settings
 from millis.tasks.answer import common_ids
 from millis.tasks.encoder import OPTIONS
 from millis.tasks.index import embedder_of
+from millis.tasks.model import check_isa
 from millis.tokenizer import Tokenizer
 from millis.types import RequestError
 
@@ -41,6 +43,13 @@ log = logging.getLogger("millis.server")
 URGENT = -10  # nice value of the event loop's thread, whose work is short
 LAST_WORDS_S = 1.0  # for answers that are cut off at the end of the drain
 SWITCH_S = 0.001  # a thread that renders a long prompt gives way to the event loop so often
+
+
+def check(settings: Settings) -> None:
+    """RequestError for what settings say wrongly, whatever the model is: an ISA, names of hosts, pages or adapters."""
+    check_isa(EngineConfig(**settings.engine).isa)
+    Origins.of(settings.server)
+    _adapters(settings.server.adapter or [])
 
 
 def serve(
