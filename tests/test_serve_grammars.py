@@ -198,6 +198,14 @@ def test_a_pattern_that_is_given_up_on_the_way_is_the_clients_error(server: Serv
     assert server.metric("num_requests_in_flight") == 0 == server.metric("num_requests_running")
 
 
+def tool(parameters: dict[str, Any]) -> dict[str, Any]:
+    """A tool whose calls keep to its parameters."""
+    return {"type": "function", "function": {"name": f"f{len(parameters)}", "parameters": parameters, "strict": True}}
+
+
+NUMBER = tool({"type": "object", "properties": {"n": {"type": "integer"}}})
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "reason"),
     [
@@ -209,9 +217,12 @@ def test_a_pattern_that_is_given_up_on_the_way_is_the_clients_error(server: Serv
                 "tools": [{"type": "function", "function": {"name": "f", "parameters": {"uniqueItems": True}}}],
                 "tool_choice": "required",
             },
-            "tools",
-            "uniqueItems",
+            "tools[0].function.parameters",
+            "tools[0].function.parameters: schema.uniqueItems",
         ),
+        ({"tools": [NUMBER, tool({"$ref": "#/x"})]}, "tools[1].function.parameters", "Pointer '/x' does not exist"),
+        ({"tools": [NUMBER], **form({"type": "string", "pattern": "("})}, "response_format", "unclosed group"),
+        ({"structured_outputs": {"grammar": 'start: answer\nanswer: %json {"type": "x"}'}}, "structured_outputs", "x"),
     ],
 )
 def test_errors_of_grammars_name_the_field_and_the_reason(

@@ -56,6 +56,8 @@ class RequestError(MillisError, ValueError):
 class GrammarError(RequestError):
     """A schema, pattern or grammar that is malformed or beyond the limits on size, depth or compile time."""
 
+    rule: str | None = None  # of a Lark grammar, whose schema is at fault
+
 
 class DeadlineError(MillisError):
     """A deadline that cannot be met; the request was refused before any work was spent on it."""

@@ -352,9 +352,16 @@ def _source(grammar: Grammar, native: Any) -> str:
         case "choice":
             return str(native.grammar_from_regex(any_of(check_choice(grammar.source))))
         case "lark":
-            return str(native.grammar_from_lark(check_lark(grammar.source)))
+            return str(native.grammar_from_lark(check_lark(grammar.source, lambda schema: _check(schema, native))))
         case _:
             raise GrammarError(f"there is no grammar of kind {grammar.kind!r:.40}")
+
+
+def _check(schema: dict[str, Any], native: Any) -> None:
+    """GrammarError where a schema is malformed. What it costs is not looked at: that takes longer."""
+    source = native.grammar_from_json_schema(json.dumps(schema), overrides=JSON_STYLE)
+    if reason := native.validate_grammar(source):
+        raise GrammarError(f"the grammar cannot be used: {_reason(reason)}")
 
 
 def _failure(native: Any) -> GrammarError:

@@ -9,7 +9,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import combinations
@@ -299,9 +299,9 @@ def check_pattern(pattern: str, where: str) -> None:
     _limit(where, expanded(pattern), MAX_EXPANDED, "characters with its repetitions written out")
 
 
-def check_lark(source: str) -> str:
+def check_lark(source: str, check: Callable[[dict[str, Any]], None] | None = None) -> str:
     """The Lark grammar with every schema in it as check_schema has it. GrammarError where it is too large, or asks for
-    what the engine would not do."""
+    what the engine would not do, or where `check` raises it for a schema; it names that one's rule."""
     check_size(source, "grammar")
     whole, rules, at = "", "", 0  # `rules`: without texts, patterns, comments and schemas
     while found := _LARK.search(source, at):
@@ -311,12 +311,21 @@ def check_lark(source: str) -> str:
         if found["pattern"]:
             check_pattern(found["pattern"], "a pattern of the grammar")
         if found["json"]:
-            schema, at = _schema_at(source, at)
+            try:
+                schema, at = _schema_at(source, at)
+                if check is not None:
+                    check(schema)
+            except GrammarError as error:
+                error.rule = ([None] + _RULE.findall(rules))[-1]
+                raise
             whole += f"%json {json.dumps({**schema, 'x-guidance': JSON_STYLE})}"
         else:
             whole += found[0]
     _check_rules(rules + source[at:])
     return whole + source[at:]
+
+
+_RULE = re.compile(r"^\s*([A-Za-z_]\w*)[^:\n]*:", re.MULTILINE)
 
 
 def _schema_at(source: str, at: int) -> tuple[dict[str, Any], int]:

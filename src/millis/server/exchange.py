@@ -137,12 +137,12 @@ class Answer:
         if isinstance(reply, Failed):
             self._count_failure(reply.code)
             if reply.code == "invalid_grammar":
-                raise invalid(reply.message, self._form, reply.code)
+                raise _invalid_form(reply.message, self.job)
             log.error("request %s failed in the engine", self.request_id)
             raise internal()
         if isinstance(reply, Lost):
             self._count_failure(reply.code)
-        return checked_reply(reply, self._form)
+        return checked_reply(reply, self.job)
 
     async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str]) -> None:
         """Sends the whole answer."""
@@ -164,11 +164,6 @@ class Answer:
     def error_event(self, error: ApiError) -> bytes:
         """What ends a stream that fails."""
         return b""
-
-    @property
-    def _form(self) -> str | None:
-        """The field that says of which form the answer is to be."""
-        return None if self.job is None else self.job.form
 
     def _told(self) -> Told:
         return Told(
@@ -226,27 +221,32 @@ async def read_body(receive: Receive, limit: int) -> bytes:
             return b"".join(parts)
 
 
-def checked_reply(reply: Any, form: str | None = None) -> Any:
-    """A reply of the engine that is an answer. ApiError: a refusal, or work that was lost.
-
-    form: the field at fault where a grammar is.
-    """
+def checked_reply(reply: Any, job: Job | None = None) -> Any:
+    """A reply of the engine that is an answer. ApiError: a refusal, or work that was lost."""
     if isinstance(reply, Refused):
-        raise _refusal(reply, form)
+        raise _refusal(reply, job)
     if isinstance(reply, Lost):
         raise _lost(reply)
     return reply
 
 
-def _refusal(reply: Refused, form: str | None) -> ApiError:
+def _refusal(reply: Refused, job: Job | None) -> ApiError:
     wait_s, predicted = reply.retry_after_s or 0.0, reply.predicted_ms or 0.0
     if reply.kind == "deadline_unmeetable":
         return from_error(DeadlineError(reply.message, predicted_ms=predicted, retry_after_s=wait_s))
     if reply.kind == "overloaded":
         return from_error(OverloadError(reply.message, retry_after_s=wait_s))
     if reply.kind == "invalid_grammar":
-        return invalid(reply.message, form, reply.kind)
+        return _invalid_form(reply.message, job, reply.rule)
     return invalid(reply.message, None)
+
+
+def _invalid_form(message: str, job: Job | None, rule: str | None = None) -> ApiError:
+    """A form of the answer that cannot be used, and the field that its grammar, or this rule of it, is from."""
+    field = None if job is None or rule is None else job.rules.get(rule)
+    if field is not None:
+        return invalid(f"{field}: {message}", field, "invalid_grammar")
+    return invalid(message, None if job is None else job.form, "invalid_grammar")
 
 
 def _lost(reply: Lost) -> ApiError:

@@ -185,6 +185,7 @@ class Refused:
     message: str
     predicted_ms: float | None = None
     retry_after_s: float | None = None
+    rule: str | None = None  # of the grammar, that is at fault
 
 
 @dataclass(frozen=True, slots=True)

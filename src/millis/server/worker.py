@@ -343,7 +343,7 @@ class Worker:
         except OverloadError as error:
             self._refuse(Refused(job.id, "overloaded", str(error), None, error.retry_after_s))
         except GrammarError as error:
-            self._refuse(Refused(job.id, "invalid_grammar", str(error)))
+            self._refuse(Refused(job.id, "invalid_grammar", str(error), rule=error.rule))
         except MillisError as error:
             self._refuse(Refused(job.id, "invalid_request", str(error)))
 

@@ -12,7 +12,7 @@ from millis.server.api.conversation import bounded
 from millis.server.api.errors import invalid
 from millis.server.api.fields import Deadline, Stop, form_field, json_grammar, schedule, stop_texts
 from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
-from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool
+from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool, rule_fields
 from millis.types import Grammar, SamplingParams
 
 
@@ -165,6 +165,7 @@ def parse_messages(body: Body, limits: Limits) -> Job:
             grammar=grammar,
         ),
         form=form_field(grammar, answer, "output_config.format"),
+        rules={} if grammar is answer else rule_fields(tools, "input_schema", "output_config.format"),
         stream=request.stream or False,
         tools=tools,
         tool_choice=choice,

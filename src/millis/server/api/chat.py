@@ -31,6 +31,7 @@ from millis.server.api.tools import (
     check_tools,
     openai_tool,
     parameters,
+    rule_fields,
 )
 from millis.server.api.writer import DONE, Choice, Writer, call_id, sse, timings_json, usage
 from millis.types import Grammar, TokenLogprob
@@ -143,6 +144,7 @@ def parse_chat(body: Body, limits: Limits) -> Job:
             logprobs=_logprobs(request),
         ),
         form=form_field(grammar, answer, "response_format", request),
+        rules={} if grammar is answer else rule_fields(tools, "function.parameters", "response_format"),
         open_ended=max_tokens is None,
         n=choices(request.n, limits),
         stream=request.stream or False,

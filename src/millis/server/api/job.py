@@ -93,6 +93,7 @@ class Job:
     prompts: tuple[Prompt, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
     form: str | None = None  # the field of the body that the answer's grammar comes from
+    rules: Mapping[str, str] = field(default_factory=dict)  # of that grammar, whose schemas come from other fields
     open_ended: bool = False  # no max_tokens was given: as many as the context holds
     n: int = 1
     stream: bool = False

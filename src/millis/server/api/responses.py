@@ -13,7 +13,7 @@ from millis.server.api.conversation import bounded, called
 from millis.server.api.errors import invalid, unsupported
 from millis.server.api.fields import COMMON_REFUSED, Metadata, Sampling, form_field, json_grammar, sampling, schedule
 from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
-from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool, parameters
+from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool, parameters, rule_fields
 from millis.types import Grammar
 
 _STATELESS = "nothing is stored here; send the whole conversation as input"
@@ -186,6 +186,7 @@ def parse_response(body: Body, limits: Limits) -> Job:
             logprobs=(request.top_logprobs or 0) if request.include else None,
         ),
         form=form_field(grammar, answer, "text.format", request),
+        rules={} if grammar is answer else rule_fields(tools, "parameters", "text.format"),
         open_ended=request.max_output_tokens is None,
         stream=request.stream or False,
         tools=tools,

@@ -104,11 +104,11 @@ def call_grammar(tools: Sequence[Tool], choice: ToolChoice, answer: Grammar | No
         return answer
     if choice.mode == "auto" and answer is None and not any(tool.strict for tool in tools):
         return None
-    allowed = [tool for tool in tools if choice.name in (None, tool.name)]
+    allowed = [(i, tool) for i, tool in enumerate(tools) if choice.name in (None, tool.name)]
     more = MAX_CALLS - 1 if choice.parallel and choice.name is None else 0
     further = f' ("\\n{OPEN}" call){{0,{more}}}' if more else ""
-    lines = [f'calls: "{OPEN}" call{further}', "call: " + " | ".join(f"tool_{i}" for i in range(len(allowed)))]
-    for i, tool in enumerate(allowed):
+    lines = [f'calls: "{OPEN}" call{further}', "call: " + " | ".join(f"tool_{i}" for i, _ in allowed)]
+    for i, tool in allowed:
         begin = json.dumps(f'\n{{"name": "{tool.name}", "arguments": ')
         lines.append(f"tool_{i}: {begin} arguments_{i} {json.dumps('}' + chr(10) + CLOSE)}")
         lines.append(f"arguments_{i}: %json {compact({**tool.parameters, 'type': 'object', 'x-guidance': _SPACING})}")
@@ -121,6 +121,14 @@ def call_grammar(tools: Sequence[Tool], choice: ToolChoice, answer: Grammar | No
         lines.insert(0, "start: answer | calls")
         lines.append(f"answer: %json {answer.source or compact({'type': 'object'})}")
     return Grammar("lark", "\n".join(lines) + "\n")
+
+
+def rule_fields(tools: Sequence[Tool], parameters: str, answer: str) -> dict[str, str]:
+    """The fields of the body that the schemas in the rules of `call_grammar` are from.
+
+    parameters: the field of a tool's schema; answer: that of the form of an answer that is no call.
+    """
+    return {"answer": answer} | {f"arguments_{i}": f"tools[{i}].{parameters}" for i in range(len(tools))}
 
 
 def describe_tools(
