@@ -81,6 +81,28 @@ def test_an_instruction_needs_no_chat_template(smollm: Tokenizer, gemma: Tokeniz
 def test_a_base_model_cannot_chat(gemma: Tokenizer) -> None:
     found = error(lambda: prompt_ids(job("chat"), gemma))
     assert (found.status, found.code, found.param) == (400, "chat_template_error", "messages")
+    assert error(lambda: prompt_ids(job("responses"), gemma)).param == "input"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "field"), [("completions", "prompt"), ("embeddings", "input"), ("responses", "input"), ("score", None)]
+)
+def test_a_text_without_a_token_is_named_as_its_endpoint_names_it(endpoint: Endpoint, field: str | None) -> None:
+    class Mute:
+        around: tuple[list[int], list[int]] = ([], [])
+        has_chat_template, chat_variables = True, frozenset(("tools",))
+
+        def encode(self, text: str, **options: Any) -> list[int]:
+            return []
+
+        encode_chat = encode
+
+    found = error(lambda: prompt_ids(job(endpoint), Mute()))  # type: ignore[arg-type]
+    assert found.param == field and found.message.startswith("text 0 is empty")
+
+
+def test_no_tokens_are_an_empty_text(smollm: Tokenizer) -> None:
+    assert prompt_ids(job("detokenize", tokens=[]), smollm) == [[]]
 
 
 def test_ids_beyond_the_vocabulary_are_refused() -> None:

@@ -98,8 +98,8 @@ def deadline_exceeded() -> ApiError:
     return ApiError(503, message, type="server_error", code="deadline_exceeded", headers={"x-should-retry": "false"})
 
 
-def from_error(error: MillisError) -> ApiError:
-    """Any error that Millis raises on purpose, as an answer."""
+def from_error(error: MillisError, prompt: str | None = None) -> ApiError:
+    """Any error that Millis raises on purpose, as an answer. prompt: the field that a template was rendered for."""
     if isinstance(error, ApiError):
         return error
     text = " ".join(str(error).split())
@@ -120,7 +120,7 @@ def from_error(error: MillisError) -> ApiError:
     if isinstance(error, RequestError):
         return invalid(text, None)
     if isinstance(error, TemplateError):
-        return invalid(text, "messages", "chat_template_error")
+        return invalid(text, prompt, "chat_template_error")
     if isinstance(error, ModelError):
         return ApiError(404, text, param="model", code="model_not_found")
     return internal()

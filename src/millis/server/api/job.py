@@ -25,7 +25,17 @@ Endpoint = Literal[
     "detokenize",
 ]
 Kind = Literal["generate", "embed", "score", "tokenize", "detokenize"]
-PROMPT_FIELDS: Mapping[Endpoint, str] = {"chat": "messages", "messages": "messages", "responses": "input"}
+PROMPT_FIELDS: Mapping[Endpoint, str] = {  # that hold all prompts
+    "chat": "messages",
+    "completions": "prompt",
+    "responses": "input",
+    "messages": "messages",
+    "count_tokens": "messages",
+    "embeddings": "input",
+    "classify": "input",
+    "answer": "question",
+    "tokenize": "messages",
+}
 MAX_DEADLINE_MS = 86_400_000.0  # a day
 
 
@@ -131,14 +141,14 @@ class ChatTokenizer(Protocol):
 
 def prompt_ids(job: Job, tokenizer: ChatTokenizer) -> list[list[int]]:
     """The token ids of each prompt. ApiError: a template that refuses the messages, an empty prompt."""
-    found = []
+    found, param = [], PROMPT_FIELDS.get(job.endpoint)
     for i, prompt in enumerate(job.prompts):
         try:
             ids = _ids(prompt, job, tokenizer)
         except MillisError as error:
-            raise from_error(error) from None
-        if not ids and job.kind != "tokenize":
-            raise invalid(f"prompt {i} is empty: it gives the model no token to begin with", "prompt")
+            raise from_error(error, param) from None
+        if not ids and job.kind not in ("tokenize", "detokenize"):
+            raise invalid(f"text {i} is empty: it gives the model no token to begin with", param)
         found.append(ids)
     return found
 
@@ -185,7 +195,7 @@ def choice_params(job: Job, choice: int, prompt_tokens: int, context: int) -> Sa
     if room < 1 or (not job.open_ended and params.max_tokens > room):
         asked = "" if job.open_ended else f" and max_tokens is {params.max_tokens}"
         message = f"the model's context is {context} tokens; the prompt has {prompt_tokens}{asked}: shorten one of them"
-        raise invalid(message, PROMPT_FIELDS.get(job.endpoint, "prompt"), "context_length_exceeded")
+        raise invalid(message, PROMPT_FIELDS[job.endpoint], "context_length_exceeded")
     if job.open_ended:
         params = replace(params, max_tokens=room)
     if choice and params.seed is not None:
