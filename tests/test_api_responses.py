@@ -111,6 +111,32 @@ def test_the_clients_own_accumulator_joins_a_stream_to_the_same_response(text: s
     assert [deltas.get(i, "") for i in range(len(texts))] == texts
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_has_the_log_probabilities_of_its_own_tokens(stream: bool) -> None:
+    text = f"See:\n{CALL}\n{CALL} Done."
+    made = writer(job("responses", stream=stream, tools=[TOOL], include=["message.output_text.logprobs"]), HEAD)
+    data = made.begin()
+    for byte in text.encode():
+        data += made.feed(0, chr(byte), [TokenLogprob(byte, -0.5)])
+    data += made.finish(0, "stop", timings()) + made.end()
+    output = made.body()["output"]
+    assert [item["type"] for item in output] == ["message", "function_call", "function_call", "message"]
+    for i in (0, 3):
+        part = output[i]["content"][0]
+        assert "".join(one["token"] for one in part["logprobs"]).strip() == part["text"].strip() != ""
+        told = [event for event in events(data) if event.get("output_index") == i and "logprobs" in event]
+        joined = [one for event in told if event["type"].endswith(".delta") for one in event["logprobs"]]
+        assert not stream or joined == told[-1]["logprobs"] == part["logprobs"]
+
+
+def test_an_answer_that_is_a_call_has_no_text() -> None:
+    made = writer(job("responses", tools=[TOOL], include=["message.output_text.logprobs"]), HEAD)
+    for byte in CALL.encode():
+        made.feed(0, chr(byte), [TokenLogprob(byte, -0.5)])
+    made.finish(0, "stop", timings())
+    assert [item["type"] for item in made.body()["output"]] == ["function_call"]
+
+
 @pytest.mark.parametrize(("reason", "why"), [("length", "max_output_tokens"), ("deadline", "deadline")])
 def test_a_response_that_was_cut_is_incomplete(reason: FinishReason, why: str) -> None:
     data = run(writer(job("responses", stream=True), HEAD), "Hi", reason)

@@ -25,6 +25,16 @@ class ResponseWriter(Writer):
     def error(self, error: ApiError) -> bytes:
         return self._event("error", code=error.code, message=error.message, param=error.param)
 
+    def _take(self, choice: Choice, pieces: Sequence[Piece], logprobs: Sequence[TokenLogprob]) -> bytes:
+        """What was held back counts to the piece that it turns out to be; of a call no log-probability is told."""
+        choice.held += logprobs
+        if choice.parser is not None and not pieces:
+            return b""
+        at = len(choice.pieces) - (_in_text(choice) and not (pieces and isinstance(pieces[0], Call)))
+        share, choice.held = choice.held, []
+        choice.shares.setdefault(at, []).extend(share)
+        return super()._take(choice, pieces, share)
+
     def _begin(self) -> bytes:
         response = self._response("in_progress", [])
         return self._event("response.created", response=response) + self._event(
@@ -63,7 +73,7 @@ class ResponseWriter(Writer):
         if not _in_text(choice):
             return b""
         at = len(choice.pieces) - 1
-        text, logprobs = choice.pieces[at], self._logprobs(choice.logprobs)
+        text, logprobs = choice.pieces[at], self._logprobs(choice.shares.get(at, ()))
         item = self._item(choice, at, text, status)
         return (
             self._event("response.output_text.done", **self._part_of(at), text=text, logprobs=logprobs)
@@ -98,7 +108,7 @@ class ResponseWriter(Writer):
             "type": "message",
             "status": status,
             "role": "assistant",
-            "content": [_text_part(piece, self._logprobs(choice.logprobs))],
+            "content": [_text_part(piece, self._logprobs(choice.shares.get(at, ())))],
         }
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:

@@ -48,9 +48,17 @@ class Choice:
     calls: list[Call] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)  # text between calls joined
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    shares: dict[int, list[TokenLogprob]] = field(default_factory=dict)  # of each piece, for /v1/responses
+    held: list[TokenLogprob] = field(default_factory=list)  # of tokens of which it is not known yet
     finish_reason: str | None = None
     stop: str | None = None  # the stop text that ended it
     timings: Timings = field(default_factory=Timings)
+
+    def clear(self) -> None:
+        """Forgets what was written."""
+        self.text = ""
+        for parts in (self.calls, self.pieces, self.logprobs, self.shares, self.held):
+            parts.clear()
 
     def add(self, piece: Piece) -> None:
         if isinstance(piece, Call):
@@ -98,7 +106,7 @@ class Writer:
         if late and self.job.on_deadline == "error":
             raise deadline_exceeded()
         if late and self.job.on_deadline == "fallback" and not (self.job.stream and choice.pieces):
-            choice.text, choice.calls, choice.pieces, choice.logprobs = "", [], [], []
+            choice.clear()
             pieces = [self.job.fallback]
         sent = self._take(choice, pieces, ())
         choice.finish_reason = "tool_calls" if choice.calls and reason == "stop" else reason
