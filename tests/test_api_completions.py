@@ -82,7 +82,7 @@ def test_a_stream_is_pieces_of_completions() -> None:
         ({"guided_regex": "a"}, "unsupported_parameter", "guided_regex"),
         ({"prompt": ""}, "invalid_value", "prompt"),
         ({"prompt": []}, "invalid_value", "prompt"),
-        ({"prompt": [[1], []]}, "invalid_value", "prompt"),
+        ({"prompt": [[1], []]}, "invalid_value", "prompt[1]"),
         ({"prompt": [1, "a"]}, "invalid_type", "prompt[1]"),
         ({"prompt": [-1]}, "invalid_value", "prompt[0]"),
         ({"prompt": None}, "invalid_type", "prompt"),

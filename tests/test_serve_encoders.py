@@ -137,6 +137,7 @@ def test_long_texts_are_cut_where_that_is_said(server: Server, folders: dict[str
     assert found["data"][0]["probs"] == pytest.approx(wanted.tolist(), abs=2e-5)
     status, refused = server.json("/v1/embeddings", {"model": "body", "input": long})
     assert status == 400 and refused["error"]["code"] == "context_length_exceeded"
+    assert refused["error"]["param"] == "input"
     assert "102 tokens; body reads 64" in refused["error"]["message"]
     body = {"model": "body", "input": long, "truncate_prompt_tokens": -1}
     assert server.json("/v1/embeddings", body)[1]["usage"]["prompt_tokens"] == CONTEXT

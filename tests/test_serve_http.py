@@ -129,6 +129,22 @@ def test_what_a_client_may_get_wrong_is_named(server: Server) -> None:
     assert server.ask(CHAT, chat(), {"sec-fetch-site": "cross-site"})[0] == 403
 
 
+def test_the_field_at_fault_is_told(server: Server) -> None:
+    long = "word " * 9000
+    cases: list[tuple[str, dict[str, Any], str, str]] = [
+        (CHAT, chat(logit_bias={"999999": 1}), "logit_bias", "invalid_value"),
+        ("/v1/completions", {"prompt": [[1], [999999]]}, "prompt[1]", "invalid_value"),
+        ("/v1/completions", {"prompt": ["a", ""]}, "prompt[1]", "invalid_value"),
+        ("/v1/embeddings", {"input": [[1], [999999]]}, "input[1]", "invalid_value"),
+        ("/v1/embeddings", {"input": ["a", long]}, "input", "context_length_exceeded"),
+        ("/v1/classify", {"input": ["a", long], "labels": ["b", "c"]}, "input", "context_length_exceeded"),
+        ("/v1/rerank", {"query": "a", "documents": ["b", "", "c"]}, "documents[1]", "invalid_value"),
+    ]
+    for path, body, param, code in cases:
+        status, answer = server.json(path, {"model": "m", **body})
+        assert (status, answer["error"]["param"], answer["error"]["code"]) == (400, param, code), answer
+
+
 def test_a_name_or_a_page_that_is_not_this_servers_is_refused(server: Server) -> None:
     rebound = {"host": "evil.example", "origin": "http://evil.example"}
     foreign = {"origin": "http://evil.example"}

@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 from millis.server.answering import Answering
 from millis.server.api.classify import labels_body
 from millis.server.api.embeddings import embedding_body
-from millis.server.api.errors import ApiError, invalid, unsupported
-from millis.server.api.job import Endpoint, Job, check_ids
+from millis.server.api.errors import invalid, unsupported
+from millis.server.api.job import PROMPT_FIELDS, Endpoint, Job, check_ids
 from millis.server.api.similarity import rerank_body, score_body
 from millis.server.api.tokenize import detokenize_body, tokenize_body
 from millis.server.exchange import Answer
@@ -87,17 +87,17 @@ class Batch(Answer):
         return job
 
     def cut(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer, room: int) -> list[list[int]]:
-        """What an encoder reads of each text. ApiError: one is longer than it reads, and may not be cut."""
+        """What a model reads of each text. ApiError: one is longer than it reads, and may not be cut."""
         if job.truncate is not None and job.truncate > 0:
             room = min(room, job.truncate)
         suffix = tokenizer.around[1]
         found = []
         for i, text in enumerate(ids):
             if len(text) > room and (job.truncate is None or room <= len(suffix)):
-                message = f"text {i} has {len(text)} tokens; {self.served.name} reads {room}: shorten it, or send "
-                raise ApiError(
-                    400, f"{message}truncate_prompt_tokens: -1 to have its end cut off", code="context_length_exceeded"
-                )
+                message = f"text {i} has {len(text)} tokens; {self.served.name} reads {room}: shorten it"
+                if self.served.reads:
+                    message += ", or send truncate_prompt_tokens: -1 to have its end cut off"
+                raise invalid(message, PROMPT_FIELDS.get(job.endpoint), "context_length_exceeded")
             found.append(shortened(text, room, suffix))
         return found
 
@@ -105,8 +105,8 @@ class Batch(Answer):
         """A row for each prompt: its vector or what the head makes of it."""
         info = self.served.client.info
         assert info is not None
-        for prompt in ids:
-            check_ids(prompt, info.vocab, "input")
+        for i, prompt in enumerate(ids):
+            check_ids(prompt, info.vocab, f"input[{i}]" if len(ids) > 1 else "input")
         work = Embed(prompts=tuple(map(tuple, ids)), head=head, **self.common(job))
         self.served.client.submit(work, self.mailbox)
         reply = await self.next()
@@ -138,6 +138,8 @@ class Classification(Batch):
         if self.served.reads:
             await self._by_head(job, ids, tokenizer)
             return
+        info = self.served.client.info
+        assert info is not None
         question: Question = job.extra["question"]
         if question.multi:
             size = len(question.labels) * sum(map(len, job.extra["texts"]))
@@ -146,7 +148,11 @@ class Classification(Batch):
             answers = question.answers(tokenizer)
             asked = [(prompt, answers) for prompt in ids]
         order = []
-        for prompt, continuations in asked:
+        for i, (prompt, continuations) in enumerate(asked):
+            length = len(prompt) + max(map(len, continuations))
+            if length > info.context:
+                message = f"text {i} and its labels have {length} tokens; the context holds {info.context}: shorten it"
+                raise invalid(message, "input", "context_length_exceeded")
             work = Score(
                 prompt=tuple(prompt),
                 continuations=tuple(map(tuple, continuations)),
@@ -193,8 +199,7 @@ class Embedding(Batch):
         assert info is not None
         if self.adapter is not None:
             raise unsupported("model", "adapters write and classify; vectors come from the model itself")
-        if self.served.reads:
-            ids = self.cut(job, ids, tokenizer, info.context)
+        ids = self.cut(job, ids, tokenizer, info.context)
         vectors, timings = await self.read(job, ids)
         await self.finish(VECTOR_BODIES[job.endpoint](job, self.head(tokenizer), vectors, timings), timings)
 

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from millis.server.api import endpoints
 from millis.server.api.errors import ApiError, from_error, internal, invalid
-from millis.server.api.job import Endpoint, Job, prompt_ids, with_deadline
+from millis.server.api.job import PROMPT_FIELDS, Endpoint, Job, prompt_ids, with_deadline
 from millis.server.api.writer import Head
 from millis.server.client import Lost, Mailbox
 from millis.server.messages import Failed, Refused
@@ -197,7 +197,7 @@ class Answer:
         longest = max(map(len, ids), default=0)
         if limit is not None and longest > limit:
             message = f"the prompt has {longest} tokens; at most {limit} are taken: shorten it"
-            raise ApiError(400, message, code="context_length_exceeded")
+            raise invalid(message, PROMPT_FIELDS.get(self._endpoint), "context_length_exceeded")
 
 
 class ClientGone(Exception):

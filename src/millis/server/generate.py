@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millis.server.api import endpoints
-from millis.server.api.errors import ApiError, deadline_exceeded, from_error
+from millis.server.api.errors import ApiError, deadline_exceeded, from_error, invalid
 from millis.server.api.job import Job, check_ids, choice_params
 from millis.server.api.writer import Writer
 from millis.server.exchange import Answer
@@ -101,9 +101,12 @@ class Generation(Answer):
         client, job = self.served.client, self._job
         info = client.info
         assert info is not None
+        unknown = next((token for token in job.params.logit_bias if token >= info.vocab), None)
+        if unknown is not None:
+            raise invalid(f"logit_bias names token {unknown}; the model has {info.vocab} tokens", "logit_bias")
         work = []
         for p, ids in enumerate(prompts):
-            check_ids(ids, info.vocab)
+            check_ids(ids, info.vocab, f"prompt[{p}]" if len(prompts) > 1 else "prompt")
             prompt = tuple(ids)
             for c in range(job.n):
                 params = choice_params(job, c, len(ids), info.context)

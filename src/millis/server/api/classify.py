@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from millis.server.api.body import Body, Wire, read
-from millis.server.api.conversation import check_length
+from millis.server.api.conversation import check_filled, check_length
 from millis.server.api.embeddings import batch_usage
 from millis.server.api.errors import invalid
 from millis.server.api.fields import Texts, schedule
@@ -92,8 +92,7 @@ def _question(request: ClassifyRequest, labels: Sequence[str]) -> Question:
 
 def check_batch(texts: Sequence[str], limits: Limits, param: str) -> None:
     """ApiError where a list of texts is empty, holds an empty one, or is too long."""
-    if not texts or "" in texts:
-        raise invalid(f"{param} is empty", param)
+    check_filled(texts, param)
     if len(texts) > limits.inputs:
         raise invalid(f"{param} has {len(texts)} entries; {limits.inputs} can be used", param)
     check_length(sum(map(len, texts)), limits, param)

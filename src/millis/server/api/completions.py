@@ -9,7 +9,7 @@ from pydantic import Field
 
 from millis.server.api.body import Body, No, read
 from millis.server.api.chat import ResponseFormat, answer_grammar, choices, include_usage
-from millis.server.api.conversation import check_length
+from millis.server.api.conversation import check_filled, check_length
 from millis.server.api.errors import invalid
 from millis.server.api.fields import COMMON_REFUSED, Sampling, StreamOptions, form_field, sampling, schedule
 from millis.server.api.job import Job, Limits, Prompt
@@ -80,8 +80,7 @@ def parse_completion(body: Body, limits: Limits) -> Job:
 def inputs(given: TextOrTokens, limits: Limits, param: str, most: int) -> tuple[Prompt, ...]:
     """The prompts of a field that takes a text, texts, token ids, or lists of these."""
     several: list[Any] = [given] if isinstance(given, str) or _is_tokens(given) else list(given)
-    if not several or any(len(one) == 0 for one in several):
-        raise invalid(f"{param} is empty", param)
+    check_filled(several, param)
     if len(several) > most:
         raise invalid(f"{param} has {len(several)} entries; {most} can be used", param)
     check_length(sum(map(len, several)), limits, param)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -84,6 +84,16 @@ def bounded(messages: Sequence[dict[str, Any]], limits: Limits, param: str = "me
         raise invalid(f"{param} has {len(messages)} entries; {limits.messages} can be used", param)
     check_length(sum(_length(message) for message in messages), limits, param)
     return tuple(messages)
+
+
+def check_filled(texts: Sequence[Sized], param: str) -> None:
+    """ApiError where there are no texts, or one is empty."""
+    if not texts:
+        raise invalid(f"{param} is empty", param)
+    for i, text in enumerate(texts):
+        if len(text) == 0:
+            where = f"{param}[{i}]" if len(texts) > 1 else param
+            raise invalid(f"{where} is empty", where)
 
 
 def check_length(characters: int, limits: Limits, param: str) -> None:
