@@ -159,6 +159,7 @@ def test_an_error_in_a_stream_is_an_event_of_anthropics_shape() -> None:
         ({"messages": [USER, {"role": "assistant", "content": "I"}]}, "invalid_value", "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "invalid_value",
          "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": []}, USER]}, "invalid_value", "messages[0].content"),
         ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "invalid_value", "tools[0].type"),
         ({"temperature": 1.5}, "invalid_value", "temperature"),
         ({"stop_sequences": [str(i) for i in range(65)]}, "invalid_value", "stop_sequences"),

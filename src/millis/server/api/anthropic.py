@@ -215,7 +215,9 @@ def _messages(request: CountRequest, limits: Limits) -> tuple[dict[str, Any], ..
     messages: list[dict[str, Any]] = []
     if request.system:
         messages.append({"role": "system", "content": _text(request.system)})
-    for turn in request.messages:
+    for i, turn in enumerate(request.messages):
+        if turn.role == "user" and turn.content == []:
+            raise invalid(f"messages[{i}].content is empty; give at least one block", f"messages[{i}].content")
         if isinstance(turn.content, str):
             messages.append({"role": turn.role, "content": turn.content})
         elif isinstance(turn, AssistantTurn):
