@@ -101,6 +101,15 @@ def test_a_request_without_an_answer_is_counted_once(reply: Any, counted: str | 
     assert found == ([] if counted is None else [f"millis:requests_{counted} 1.0"])
 
 
+def test_one_request_too_many_of_a_key_may_come_again_in_a_second() -> None:
+    model = Model("m", Path("m.gguf"), EngineClient("m.gguf", {}), Metrics("m"))
+    service = Service(ServerConfig(key_concurrency=1), [model])
+    with service.turn("a"), pytest.raises(ApiError) as caught, service.turn("a"):
+        pass
+    assert (caught.value.status, caught.value.headers["Retry-After"]) == (429, "1")
+    service.close()
+
+
 def test_a_mailbox_wakes_whoever_waits_and_keeps_the_order() -> None:
     async def run() -> list[object]:
         box = Mailbox()

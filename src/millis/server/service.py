@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from millis import __version__
 from millis.config import ServerConfig
-from millis.server.api.errors import ApiError, from_error, model_not_found
+from millis.server.api.errors import ApiError, from_error, model_not_found, retry
 from millis.server.api.job import Job, Limits
 from millis.server.auth import Key, Keys, Quotas
 from millis.server.library import Library
@@ -98,7 +98,7 @@ class Service:
         wait_s = self.quotas.enter(tenant, time.monotonic())
         if wait_s is not None:
             message = "this key asks too often or too much at once; slow down"
-            raise ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=_after(wait_s))
+            raise ApiError(429, message, type="rate_limit_error", code="rate_limit_exceeded", headers=retry(wait_s))
         self.active += 1
         try:
             yield
@@ -203,7 +203,3 @@ def predicted_ms(stats: Stats, now_s: float, arrival_s: float, body_bytes: int) 
 
 
 AGAIN = {"Retry-After": "1", "x-should-retry": "false"}
-
-
-def _after(seconds: float) -> dict[str, str]:
-    return {"Retry-After": str(max(1, round(seconds + 0.5))), "x-should-retry": "false"}

@@ -111,10 +111,10 @@ def from_error(error: MillisError, prompt: str | None = None) -> ApiError:
             code="deadline_unmeetable",
             param="deadline_ms",
             predicted_ms=round(error.predicted_ms, 3),
-            headers=_retry(error.retry_after_s),
+            headers=retry(error.retry_after_s),
         )
     if isinstance(error, OverloadError):
-        return ApiError(503, text, type="server_error", code="overloaded", headers=_retry(error.retry_after_s))
+        return ApiError(503, text, type="server_error", code="overloaded", headers=retry(error.retry_after_s))
     if isinstance(error, GrammarError):
         return invalid(text, None, "invalid_grammar")
     if isinstance(error, RequestError):
@@ -133,6 +133,6 @@ def internal() -> ApiError:
     return ApiError(500, message, type="server_error", code="internal_error", headers=headers)
 
 
-def _retry(seconds: float) -> dict[str, str]:
+def retry(seconds: float) -> dict[str, str]:
     """Clients of OpenAI retry 5xx twice by themselves, which triples the load: they are asked not to."""
     return {"Retry-After": str(max(1, math.ceil(seconds))), "x-should-retry": "false"}
