@@ -284,6 +284,25 @@ def test_a_schema_that_is_no_json_is_known_before_a_model_is_loaded(
     assert (code, out) == (1, "") and error.startswith(f"millis: {schema} is not JSON: ")
 
 
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--api-key-file", "none"), "cannot read the keys in none: No such file or directory"),
+        (("--pin", "none"), "cannot read the text to pin in none: No such file or directory"),
+        (("--tls-cert", "none", "--tls-key", "none"), "cannot use none with none: No such file or directory"),
+        (("--tls-cert", __file__, "--tls-key", __file__), f"cannot use {__file__} with {__file__}: "),
+        (("--adapter-dir", "none"), "there is no folder none of adapters"),
+        (("--index", "none"), "there is no index none"),
+    ],
+)
+def test_files_of_a_server_are_read_before_its_model_is_fetched(
+    flags: tuple[str, ...], told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(common, "resolve", lambda *_, **__: pytest.fail("a model was fetched"))
+    code, out, error = ended(["serve", *flags], capsys)
+    assert (code, out) == (1, "") and error.startswith(f"millis: {told}") and error.count("\n") == 1
+
+
 def test_more_threads_than_cores_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
     cores = usable_cores()
     assert common.warn_of_threads(cores) == cores and capsys.readouterr().err == ""

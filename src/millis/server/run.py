@@ -18,7 +18,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from millis.config import EngineConfig
+from millis.config import EngineConfig, ServerConfig
 from millis.engine.adapters import named
 from millis.models.load import is_encoder
 from millis.server.app import create_app
@@ -52,14 +52,31 @@ def check(settings: Settings) -> None:
     _adapters(settings.server.adapter or [])
 
 
+def check_files(config: ServerConfig) -> None:
+    """RequestError for files that settings name and that cannot be used, and for a folder that there is not."""
+    if config.api_key_file is not None:
+        Keys.read(Path(config.api_key_file))
+    if config.pin is not None:
+        _pin_text(Path(config.pin))
+    if config.adapter_dir is not None and not Path(config.adapter_dir).is_dir():
+        raise RequestError(f"there is no folder {config.adapter_dir} of adapters; make it, or leave out --adapter-dir")
+    if config.tls_cert is not None and config.tls_key is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(config.tls_cert, config.tls_key)
+        except OSError as error:  # ssl.SSLError is one
+            reason = error.strerror or error
+            text = f"cannot use {config.tls_cert} with {config.tls_key}: {reason}; give PEM files"
+            raise RequestError(text) from None
+
+
 def serve(
     path: Path, encoders: Mapping[str, Path], settings: Settings, announce: Callable[[dict[str, Any]], None]
 ) -> None:
     """Serves the model at `path`, and encoders by their names, until SIGTERM or SIGINT. `announce` is told once where,
     when requests are answered.
 
-    Raises ModelError (one cannot be loaded), RequestError (keys, TLS files, pins, settings that an encoder does not
-    have), OSError (the address), and in the end KeyboardInterrupt where it was SIGINT.
+    Raises ModelError (one cannot be loaded), RequestError (settings that an encoder does not have), OSError (the
+    address), and in the end KeyboardInterrupt where it was SIGINT.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("millis").setLevel(logging.INFO)
@@ -158,25 +175,21 @@ class _Server(uvicorn.Server):
 
 def _uvicorn_config(service: Service) -> uvicorn.Config:
     config = service.config
-    try:
-        found = uvicorn.Config(
-            create_app(service),
-            http=protocol_for(config),
-            ws="none",
-            loop="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=max(1, round(config.keep_alive_s)),
-            timeout_graceful_shutdown=round(config.drain_s + LAST_WORDS_S),
-            ssl_certfile=config.tls_cert,
-            ssl_keyfile=config.tls_key,
-        )
-        found.load()
-    except (OSError, ssl.SSLError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"cannot use {config.tls_cert} with {config.tls_key}: {reason}; give PEM files") from None
+    found = uvicorn.Config(
+        create_app(service),
+        http=protocol_for(config),
+        ws="none",
+        loop="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=max(1, round(config.keep_alive_s)),
+        timeout_graceful_shutdown=round(config.drain_s + LAST_WORDS_S),
+        ssl_certfile=config.tls_cert,
+        ssl_keyfile=config.tls_key,
+    )
+    found.load()
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # its lines may quote what clients sent
     return found
 
