@@ -232,10 +232,6 @@ class Closer:
                 return run(filler, high)
         return []
 
-    def _hinted_answer(self, state: _State, hints: Hints) -> list[int]:
-        """The first hint behind which the answer may end."""
-        return next((list(hint) for hint in hints.answers if state.fits([*hint]) and self._whole(state, hint)), [])
-
     def _search(self, start: _State, hints: Hints, levels: int, width: int) -> list[int]:
         """The tokens up to the next place where something may end; none where it was not found."""
         level = [_State(start.native, [], start.place, start.fuel)]
