@@ -109,6 +109,8 @@ GPT2 = {
     "eos_token_id": 0,
 }
 
+SMOLLM3 = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}  # its own are beyond a tiny vocabulary
+
 TINY = {  # name → configuration of a tiny model
     "llama": lambda: LlamaConfig(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
     "llama3": lambda: LlamaConfig(**SIZES, num_hidden_layers=3, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=True),
@@ -118,7 +120,7 @@ TINY = {  # name → configuration of a tiny model
     "mistral": lambda: MistralConfig(**SIZES, num_hidden_layers=2, sliding_window=None, rope_parameters=YARN_ROPE),
     "granite": lambda: GraniteConfig(**SIZES | {"head_dim": 16}, **GRANITE, tie_word_embeddings=True),
     "granitemoehybrid": lambda: GraniteMoeHybridConfig(**SIZES | {"head_dim": 16}, **GRANITE, **HYBRID),
-    "smollm3": lambda: SmolLM3Config(**SIZES, num_hidden_layers=5, rope_parameters=ROPE, pad_token_id=None),
+    "smollm3": lambda: SmolLM3Config(**SIZES, **SMOLLM3, num_hidden_layers=5, rope_parameters=ROPE),
     "ernie4_5": lambda: Ernie4_5Config(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
     "gpt2": lambda: GPT2Config(**GPT2),
 }

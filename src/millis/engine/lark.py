@@ -81,6 +81,8 @@ def _parsed(source: str, json_text: Callable[[str], str]) -> _Rules:
                 schema, at = json.JSONDecoder().raw_decode(source, at)
             except ValueError:
                 continue
+            if isinstance(schema, dict):
+                schema.pop("x-guidance", None)  # how it is spaced
             rules.texts[token := f"%json {found.start()}"] = json_text(json.dumps(schema))
             sequence.append((token, 1))
         elif token in ("(", "["):
