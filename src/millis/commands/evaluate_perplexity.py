@@ -75,9 +75,6 @@ def _reference(lm: LanguageModel, cut: list[list[int]]) -> dict[str, float]:
 
 
 def _measure(name: str, log_likelihood: Callable[[list[int]], float], cut: list[list[int]]) -> dict[str, float]:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from millis.tasks.metrics import percentile
     from millis.tasks.perplexity import perplexity
 
@@ -89,10 +86,8 @@ def _measure(name: str, log_likelihood: Callable[[list[int]], float], cut: list[
         took_ms.append(1000 * (time.perf_counter() - begin))
         return value
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(name, total=len(cut))
-        value = perplexity(timed, cut, lambda: progress.advance(task))
+    with common.progress(name) as progress:
+        value = perplexity(timed, cut, lambda: progress(len(took_ms), len(cut)))
     if not math.isfinite(value):
         raise ModelError(f"{name}: the perplexity is not finite; the weights of this model are not usable")
     return {

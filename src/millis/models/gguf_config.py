@@ -26,7 +26,7 @@ _NEUTRAL: dict[str, Any] = {
     "rope.scaling.yarn_ext_factor": 1,
     "rope.scaling.yarn_log_multiplier": 0,
 }
-SMOLLM3_PERIOD = 4  # every fourth layer is not rotated; the file does not say so
+_SMOLLM3_PERIOD = 4
 _GEMMA3_27B_LAYERS = 62  # the one Gemma 3 that scales scores by hidden / heads; the file does not say so
 
 
@@ -203,9 +203,13 @@ def _granite(settings: _Settings) -> dict[str, Any]:
     }
 
 
+def smollm3_rotated(layers: int) -> tuple[bool, ...]:
+    """Which layers of a smollm3 are rotated: all but every fourth. The file does not say so."""
+    return tuple(index % _SMOLLM3_PERIOD != _SMOLLM3_PERIOD - 1 for index in range(layers))
+
+
 def _smollm3(settings: _Settings) -> dict[str, Any]:
-    rotated = (index % SMOLLM3_PERIOD != SMOLLM3_PERIOD - 1 for index in range(_layers(settings)))
-    return _llama(settings) | {"rotated": tuple(rotated)}
+    return _llama(settings) | {"rotated": smollm3_rotated(_layers(settings))}
 
 
 def _layers(settings: _Settings) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import PERMUTED, ModelConfig, RopeScaling
-from millis.models.gguf_config import SMOLLM3_PERIOD
+from millis.models.gguf_config import smollm3_rotated
 from millis.models.rope import frequencies, yarn_attention_factor
 from millis.models.tensor import Tensor
 from millis.types import FormatError
@@ -86,10 +86,9 @@ def _granite(config: ModelConfig) -> dict[str, Any]:
 
 def _check_rotated(config: ModelConfig) -> None:
     """FormatError where the layers that are rotated are not those that readers of the file take for granted."""
-    rotated = config.rotated or (True,) * config.layers
-    usual = (True,) * config.layers
-    if config.architecture == "smollm3":
-        usual = tuple(index % SMOLLM3_PERIOD != SMOLLM3_PERIOD - 1 for index in range(config.layers))
+    every = (True,) * config.layers
+    rotated = config.rotated or every
+    usual = smollm3_rotated(config.layers) if config.architecture == "smollm3" else every
     if rotated != usual and (config.architecture != "granite" or any(rotated)):
         raise FormatError(f"{config.architecture} in a GGUF file cannot say which of its layers are rotated")
 
