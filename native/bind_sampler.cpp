@@ -27,7 +27,7 @@ void bind_sampler(nb::module_& m) {
           "__init__",
           [](Sampler* self, int vocab, float temperature, int top_k, float top_p, float min_p, float repetition, float presence, float frequency,
              std::vector<std::pair<int32_t, float>> bias, uint64_t seed, int logprobs) {
-            new (self) Sampler(vocab, {temperature, top_k, top_p, min_p, repetition, presence, frequency, std::move(bias), seed, logprobs});
+            new (self) Sampler(vocab, {temperature, {top_k, top_p, min_p}, repetition, presence, frequency, std::move(bias), seed, logprobs});
           },
           "vocab"_a, nb::kw_only(), "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f, "repetition"_a = 1.0f,
           "presence"_a = 0.0f, "frequency"_a = 0.0f, "bias"_a = std::vector<std::pair<int32_t, float>>{}, "seed"_a = 0, "logprobs"_a = -1)
@@ -44,7 +44,7 @@ void bind_sampler(nb::module_& m) {
           "mask"_a.noconvert().none(),
           "[ceil(vocab / 32)] Only tokens whose bit, t % 32 of word t // 32, is set are chosen from now on; None frees all.\n\n"
           "Reported log-probabilities stay the model's own. ValueError: a mask of another size, or one without any token.")
-      .def("expect_mask", &Sampler::expect_mask, "A mask is being computed: the next choice waits for set_mask, half a minute at most.")
+      .def("expect_mask", &Sampler::expect_mask, "A mask is being computed: the next choice waits for set_mask, two seconds at most.")
       .def(
           "commit", [](Sampler& self, const Array<int32_t>& tokens) { self.commit(copy_of(tokens)); }, "tokens"_a.noconvert(),
           "Counts tokens of the output that were not chosen here, and moves the random stream behind them.")

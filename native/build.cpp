@@ -328,7 +328,7 @@ void Runtime::finish() {
   for (const Op& op : ops_)
     if (const auto* product = std::get_if<MatMulOp>(&op); product && product->out == logits && config_.screen) {
       bound_.resize(kPrivateRows * static_cast<size_t>(config_.vocab / kPanelRows + 1));
-      lower_.resize(kPrivateRows * static_cast<size_t>(config_.threads));
+      fronts_.resize(2 * kPrivateRows * static_cast<size_t>(config_.threads));
       for (auto& mask : allowed_) mask.reserve(static_cast<size_t>(config_.vocab) / 32 + 1);
       for (auto& own : private_) own.screen.resize(kPrivateRows * blocks);
     }

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "candidates.h"
+
 namespace millis {
 
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15;
@@ -35,14 +37,16 @@ class Allowed {
   ~Allowed() = default;
 };
 
-// How a row's token is chosen. heat > 0: it is the one whose logit + heat * -log(-log(u)) is largest; whoever cannot be may
-// have a logit of -infinity. Otherwise, logits that lie further than `margin` below the largest may be approximate.
-// Of those that `among` does not allow, logits may be anything.
+// How a row's token is chosen. heat > 0: it is the one whose logit + heat * -log(-log(u)) is largest among those that the
+// filters keep; who cannot be it may have a logit of -infinity. Logits further than `margin` below the largest may be
+// approximate where there is no race, or where its winner does not follow from fewer: a token so far below is chosen less often
+// than once in 100,000 draws. Of those that `among` does not allow, logits may be anything.
 struct Choosing {
   float margin = INFINITY;
   float heat = 0.0f;
   uint64_t key = 0;
   const Allowed* among = nullptr;  // null: all
+  Filters filters = {};            // of a race
 };
 
 }  // namespace millis

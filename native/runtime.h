@@ -21,8 +21,8 @@
 
 namespace millis {
 
-constexpr int kPrivateRows = 8;  // up to here every thread prepares its own copy of a product's input, and logits are screened;
-constexpr int kScreenDrawn = 1;  // of which so many may draw by a margin, for many panels lie within it
+constexpr int kPrivateRows = 8;   // up to here every thread prepares its own copy of a product's input, and logits are screened;
+constexpr int kScreenRanked = 2;  // of which so many may draw among their top_k: a whole matrix is soon quicker than reading all that may be
 constexpr int kMostHeads = 4096;
 constexpr size_t kMostShared = 256;  // units of queries in a step whose keys may be shared among threads
 
@@ -224,6 +224,7 @@ class Runtime {
   bool takes_bytes(const MatMulOp& op) const;
   bool screened(const MatMulOp& op, const Step& step) const;
   void execute_screened(const MatMulOp& op, Step& step, int thread);
+  class Screening;
   bool wide(const MatMulOp& op, int rows) const;
   bool packed(const MatMulOp& op, int rows) const;
   void execute_wide(const MatMulOp& op, Step& step, int thread);
@@ -259,18 +260,31 @@ class Runtime {
   std::vector<int32_t> begins_;                         // [S] row of each sequence's first token
   std::map<int, std::vector<uint32_t>> masks_;          // by window: [T][mask_words_] which slots a token of a tree sees
   size_t mask_words_ = 0;
+  // Of the tokens seen so far: the one that is chosen by now, and the largest logit.
+  struct Front {
+    double place = -INFINITY;  // its logit, in a race with what it draws
+    float logit = -INFINITY;
+    int32_t token = -1;
+    float largest = logit;
+    void take(const Front& other) {
+      largest = std::max(largest, other.largest);
+      if (other.place > place) place = other.place, logit = other.logit, token = other.token;
+    }
+  };
   struct Scratch {
     AlignedVector<float> rows, attention, tile;
     std::vector<ActBlock> acts;
     std::vector<ByteBlock> bytes;
     std::vector<ScreenBlock> screen;
+    Candidates candidates;
     AlignedVector<uint32_t> wide;  // shared: a product's input; private: panels under way
   };
   std::vector<Scratch> private_;  // one a thread
   Scratch shared_;
   std::vector<float> bound_;  // of a screened output matrix: [rows][panels] what no logit lies above or, of races, how much no error is above
   std::vector<uint32_t> allowed_[kPrivateRows];  // of its rows: a bit for each token that may be chosen
-  std::vector<float> lower_;                     // [threads][rows] the largest logit is no less
+  std::vector<Front> fronts_;                    // [2][threads][rows] after one panel, and after all that may hold the choice
+  float least_[kPrivateRows];                    // of a race that filters narrow: logits below need not be known
   std::vector<float> partial_;                   // of attention whose keys are shared among threads
   Adding adding_;
   Pool pool_;

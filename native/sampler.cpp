@@ -18,11 +18,6 @@ void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 
-// Most likely first; equal logits in order of their ids, so that a result never depends on the sort.
-constexpr auto kBetter = [](const std::pair<float, int32_t>& a, const std::pair<float, int32_t>& b) {
-  return a.first > b.first || (a.first == b.first && a.second < b.second);
-};
-
 int32_t argmax(std::span<const float> logits) {
   int32_t best = -1;
   float most = kNever;
@@ -34,7 +29,7 @@ int32_t argmax(std::span<const float> logits) {
 // What choosing a row needs besides the sampler; one a thread, so that rows are chosen side by side.
 struct Scratch {
   std::vector<std::pair<int32_t, float>> raw;  // logits as they were before a bias or a penalty
-  std::vector<std::pair<float, int32_t>> candidates;
+  Candidates candidates;
 };
 thread_local Scratch scratch;
 
@@ -63,7 +58,8 @@ class Race {
 
 Sampler::Sampler(int vocab, SamplerParams params) : vocab_(vocab), params_(std::move(params)) {
   require(vocab >= 1, "sampler: empty vocabulary");
-  require(params_.temperature >= 0 && params_.top_k >= 0 && params_.top_p > 0 && params_.min_p >= 0 && params_.min_p <= 1,
+  const Filters& f = params_.filters;
+  require(params_.temperature >= 0 && f.top_k >= 0 && f.top_p > 0 && f.min_p >= 0 && f.min_p <= 1,
           "sampler: temperature, top_k, top_p or min_p out of range");
   require(params_.repetition > 0 && std::isfinite(params_.presence) && std::isfinite(params_.frequency), "sampler: penalty out of range");
   for (const auto& [token, bias] : params_.bias) require(token >= 0 && token < vocab && !std::isnan(bias), "sampler: bias out of range");
@@ -107,10 +103,12 @@ Choosing Sampler::choosing(size_t ahead) const {
   const std::shared_lock lock(turn_);
   if (counts_used_ || !params_.bias.empty() || params_.logprobs >= 0) return {};
   const Allowed* among = expected_ || !mask_.empty() ? this : nullptr;
-  if (free()) return {0.0f, params_.temperature, race_key(params_.seed, drawn_ + ahead), among};
+  const Filters& filters = params_.filters;
+  if (params_.temperature == 0.0f || filters.top_k == 1) return {0.0f, 0.0f, 0, among, {}};
   constexpr float kRare = 12.0f;  // nats: e^-12 = 6e-6
-  const float kept = params_.min_p > 0.0f ? 0.01f - std::log(params_.min_p) : kRare;
-  return {params_.temperature * std::min(kept, kRare), 0.0f, 0, among};
+  const float reach = filters.min_p > 0.0f ? 0.01f - std::log(filters.min_p) : kRare, margin = params_.temperature * std::min(reach, kRare);
+  if (filters.top_k == 0 && filters.top_p >= 1.0f && filters.min_p > 0.0f) return {margin, 0.0f, 0, among, {}};
+  return {margin, params_.temperature, race_key(params_.seed, drawn_ + ahead), among, filters};
 }
 
 bool Sampler::wait(std::shared_lock<std::shared_mutex>& lock) const {
@@ -176,13 +174,13 @@ void Sampler::report(std::span<const float> logits, Choice& out) const {
   double sum = 0;
   for (const float x : logits) sum += x > kNever ? std::exp(static_cast<double>(x) - most) : 0.0;
   out.logprob = static_cast<float>(most + std::log(sum));  // the log-sum-exp for now
-  auto& candidates = scratch.candidates;
-  candidates.clear();
-  for (size_t i = 0; i < logits.size(); ++i)
-    if (logits[i] > kNever) candidates.emplace_back(logits[i], static_cast<int32_t>(i));
-  const auto count = std::min(static_cast<size_t>(params_.logprobs), candidates.size());
-  std::partial_sort(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(count), candidates.end(), kBetter);
-  for (size_t i = 0; i < count; ++i) out.top.emplace_back(candidates[i].second, candidates[i].first - out.logprob);
+  if (params_.logprobs == 0) return;
+  Candidates& candidates = scratch.candidates;
+  candidates.begin({.top_k = params_.logprobs}, 1.0f);
+  for (size_t i = 0; i < logits.size(); ++i) candidates.offer(logits[i], static_cast<int32_t>(i));
+  const auto kept = candidates.keep();
+  std::sort(kept.begin(), kept.end(), kBetter);
+  for (const auto& [logit, token] : kept) out.top.emplace_back(token, logit - out.logprob);
 }
 
 void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const {
@@ -213,35 +211,21 @@ void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, Ch
 
 int32_t Sampler::draw(std::span<const float> logits, int32_t best, uint64_t index) const {
   const double most = logits[static_cast<size_t>(best)], heat = params_.temperature;
-  const auto exponent = [&](float x) { return (static_cast<double>(x) - most) / heat; };
-  // Beyond this the weight is 0 in double precision, or below min_p.
-  const double reach = params_.min_p > 0 ? std::log(static_cast<double>(params_.min_p)) : -745.0;
   Race race(race_key(params_.seed, index));
+  const auto enter = [&](float logit, int32_t token) {
+    const double z = (static_cast<double>(logit) - most) / heat;
+    if (z >= -745.0) race.enter(token, z);  // beyond, the weight is 0 in double precision
+  };
   race.enter(best, 0.0);  // first, so that the others are soon told that they are late
-  if (params_.top_k == 0 && params_.top_p >= 1.0f) {
-    for (size_t i = 0; i < logits.size(); ++i) {
-      if (logits[i] == kNever) continue;  // most, where the row was screened
-      if (const double z = exponent(logits[i]); z >= reach) race.enter(static_cast<int32_t>(i), z);
-    }
+  if (params_.filters.none()) {
+    for (size_t i = 0; i < logits.size(); ++i)
+      if (logits[i] != kNever) enter(logits[i], static_cast<int32_t>(i));  // most are, where the row was screened
     return race.winner();
   }
-  auto& candidates = scratch.candidates;
-  candidates.clear();
-  for (size_t i = 0; i < logits.size(); ++i)
-    if (exponent(logits[i]) >= reach) candidates.emplace_back(logits[i], static_cast<int32_t>(i));
-  if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates.size()) {
-    std::nth_element(candidates.begin(), candidates.begin() + params_.top_k, candidates.end(), kBetter);
-    candidates.resize(static_cast<size_t>(params_.top_k));
-  }
-  if (params_.top_p < 1.0f) {
-    std::sort(candidates.begin(), candidates.end(), kBetter);
-    double total = 0, sum = 0;
-    for (const auto& c : candidates) total += std::exp(exponent(c.first));
-    size_t keep = 0;
-    while (keep < candidates.size() && sum < params_.top_p * total) sum += std::exp(exponent(candidates[keep++].first));
-    candidates.resize(keep);
-  }
-  for (const auto& c : candidates) race.enter(c.second, exponent(c.first));
+  Candidates& candidates = scratch.candidates;
+  candidates.begin(params_.filters, params_.temperature);
+  for (size_t i = 0; i < logits.size(); ++i) candidates.offer(logits[i], static_cast<int32_t>(i));
+  for (const auto& [logit, token] : candidates.keep()) enter(logit, token);
   return race.winner();
 }
 

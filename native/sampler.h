@@ -20,8 +20,7 @@ namespace millis {
 
 struct SamplerParams {
   float temperature = 0.0f;  // 0: greedy
-  int top_k = 0;             // 0: off
-  float top_p = 1.0f, min_p = 0.0f;
+  Filters filters;
   float repetition = 1.0f, presence = 0.0f, frequency = 0.0f;
   std::vector<std::pair<int32_t, float>> bias;
   uint64_t seed = 0;
@@ -61,8 +60,7 @@ class Sampler final : public Allowed {
   // Counts tokens of the output and moves the random stream behind them.
   void commit(std::span<const int32_t> tokens);
 
-  // What the row behind so many uncommitted tokens is needed for. Whole where it is reported or changed before it is used;
-  // where draws are restricted, up to the margin below which a token is chosen less often than once in 100,000 draws.
+  // What the row behind so many uncommitted tokens is needed for. Whole where it is reported or changed before it is used.
   Choosing choosing(size_t ahead) const;
   void allowed(std::vector<uint32_t>& mask) const override;
 
@@ -77,7 +75,6 @@ class Sampler final : public Allowed {
   void forbid(std::span<float> logits) const;
   int32_t draw(std::span<const float> logits, int32_t best, uint64_t index) const;
   void count(int32_t token, int32_t uses);
-  bool free() const { return params_.temperature > 0 && params_.top_k == 0 && params_.top_p >= 1.0f && params_.min_p == 0.0f; }
 
   mutable std::shared_mutex turn_;  // choosing reads, counting writes
   mutable std::condition_variable_any arrived_;

@@ -89,15 +89,49 @@ def test_greedy_choices_are_those_of_the_whole_matrix(weights: np.ndarray, isa: 
     assert got == chosen(runtime(table, weights, isa=isa, screen=False), 200, together)
 
 
-DRAWS = [{"temperature": 0.4}, {"temperature": 1.0, "top_k": 20}, {"temperature": 1.0, "min_p": 0.1}, {"logprobs": 3}]
+DRAWS: list[dict[str, Any]] = [
+    {"temperature": 0.4},
+    {"temperature": 1.0, "top_k": 20},
+    {"temperature": 1.0, "top_k": 1},
+    {"temperature": 1.0, "top_p": 0.9},
+    {"temperature": 2.0, "top_p": 0.5},
+    {"temperature": 40.0, "top_p": 0.7},  # of many that are nearly alike
+    {"temperature": 1.0, "min_p": 0.1},
+    {"temperature": 0.9, "top_k": 64, "top_p": 0.95},
+    {"temperature": 3.0, "top_k": 3000, "top_p": 0.3, "min_p": 0.01},
+    {"temperature": 1.0, "top_k": VOCAB},
+    {"logprobs": 3},
+    {"temperature": 0.8, "repetition": 1.3},
+]
 
 
-@pytest.mark.parametrize("together", [1, 2])
+@pytest.mark.parametrize("together", [1, 2, 5])
 @pytest.mark.parametrize("params", DRAWS)
-def test_draws_are_those_of_the_whole_matrix(weights: np.ndarray, params: dict[str, Any], together: int) -> None:
-    table = RNG.standard_normal((100, WIDTH)).astype(np.float32) * 0.7
-    screened, whole = (chosen(runtime(table, weights, screen=s), 100, together, **params) for s in (True, False))
+@pytest.mark.parametrize("isa", ISAS)
+def test_draws_are_those_of_the_whole_matrix(
+    weights: np.ndarray, isa: str, params: dict[str, Any], together: int
+) -> None:
+    table = RNG.standard_normal((60, WIDTH)).astype(np.float32) * 0.7
+    table[::9] *= 2
+    table[4] = 0
+    screened, whole = (
+        chosen(runtime(table, weights, isa=isa, screen=s), 60, together, **params) for s in (True, False)
+    )
     assert screened == whole
+
+
+def test_rows_that_draw_in_other_ways_share_a_step(weights: np.ndarray) -> None:
+    table = RNG.standard_normal((120, WIDTH)).astype(np.float32) * 0.7
+    ways: list[dict[str, Any]] = [{}, *(way for way in DRAWS if "logprobs" not in way and "repetition" not in way)]
+    found = []
+    for screen in (True, False):
+        native, out = runtime(table, weights, screen=screen), list[int]()
+        for first in range(0, 120, 4):
+            tokens = range(first, first + 4)
+            samplers = [_native.Sampler(VOCAB, seed=t, **{"temperature": 0.0, **ways[t % len(ways)]}) for t in tokens]
+            out += [one[0][0] for one in native.step(*Tiny.arrays(*([t] for t in tokens)), samplers, ints([0] * 4))]
+        found.append(out)
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.7, 3.0, 40.0])
@@ -122,12 +156,22 @@ def test_a_race_is_won_by_whom_the_whole_matrix_lets_win(weights: np.ndarray, is
 def masks() -> list[np.ndarray]:
     """Of tokens that may be chosen: one, few, some, nearly all, and only such as the last panel has."""
     allowed = [RNG.random(VOCAB) < share for share in (0.0003, 0.01, 0.5, 0.999)]
+    allowed[0][77] = True  # chance may leave none
     allowed += [np.arange(VOCAB) == 16000, np.arange(VOCAB) >= VOCAB - 4, np.arange(VOCAB) % 16 == 3]
     bits = [np.packbits(np.pad(one, (0, -VOCAB % 32)), bitorder="little").view(np.uint32) for one in allowed]
     return [np.ascontiguousarray(one) for one in bits]
 
 
-@pytest.mark.parametrize("params", [{}, {"temperature": 0.3}, {"temperature": 2.0}, {"temperature": 1.0, "top_k": 5}])
+BEHIND_A_MASK = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 2.0},
+    {"temperature": 1.0, "top_k": 5},
+    {"temperature": 1.0, "top_p": 0.8},
+]
+
+
+@pytest.mark.parametrize("params", BEHIND_A_MASK)
 @pytest.mark.parametrize("isa", ISAS)
 def test_choices_behind_a_mask_are_those_of_the_whole_matrix(
     weights: np.ndarray, isa: str, params: dict[str, Any]

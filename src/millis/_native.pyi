@@ -46,7 +46,7 @@ class Sampler:
 
     def expect_mask(self) -> None:
         """
-        A mask is being computed: the next choice waits for set_mask, half a minute at most.
+        A mask is being computed: the next choice waits for set_mask, two seconds at most.
         """
 
     def commit(
