@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 
@@ -225,26 +226,60 @@ Floats texts(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t
   return owned(std::move(out), {rows.size(), width});
 }
 
+// Targets of a batch's tokens, -1 where nothing is asked of one, and the rows of those that have one.
+struct Targets {
+  std::vector<int32_t> of, rows;
+
+  Targets(const Runtime& runtime, const Batch& batch, const Array<int32_t>& given) : of(copy_of(given)) {
+    if (of.size() != batch.tokens.size()) throw std::invalid_argument("batch: one target for each token");
+    for (size_t i = 0; i < of.size(); ++i) {
+      if (of[i] < -1 || of[i] >= runtime.config().vocab) throw std::invalid_argument("batch: target out of the vocabulary");
+      if (of[i] >= 0) rows.push_back(static_cast<int32_t>(i));
+    }
+  }
+};
+
 // [tokens]: the log-probability of each token's target, 0 where that is -1.
 Floats score(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
              const Array2<int32_t>& tables, const Array<int32_t>& given, const Adapters& adapters) {
   const Batch batch = batch_of(runtime, tokens, starts, lengths, tables, adapters);
-  const std::vector<int32_t> targets = copy_of(given);
-  if (targets.size() != batch.tokens.size()) throw std::invalid_argument("batch: one target for each token");
-  std::vector<int32_t> rows;
-  for (size_t i = 0; i < targets.size(); ++i) {
-    if (targets[i] < -1 || targets[i] >= runtime.config().vocab) throw std::invalid_argument("batch: target out of the vocabulary");
-    if (targets[i] >= 0) rows.push_back(static_cast<int32_t>(i));
-  }
-  std::vector<float> out(targets.size(), 0.0f);
+  const Targets targets(runtime, batch, given);
+  std::vector<float> out(targets.of.size(), 0.0f);
   {
     const Unlocked unlocked;
-    runtime.run(batch, rows, [&](size_t i, float* row) {
-      const auto at = static_cast<size_t>(rows[i]);
-      out[at] = row[targets[at]] - runtime.kernels().log_sum_exp(row, runtime.config().vocab);
+    runtime.run(batch, targets.rows, [&](size_t i, float* row) {
+      const auto at = static_cast<size_t>(targets.rows[i]);
+      out[at] = row[targets.of[at]] - runtime.kernels().log_sum_exp(row, runtime.config().vocab);
     });
   }
   return owned(std::move(out));
+}
+
+using Ranked = std::tuple<Floats, NewArray<int32_t>, NewArray<int32_t>, Floats>;
+
+// As score, then [tokens]: one more than how many are likelier than the target, 0 where that is -1; then [tokens, count] the
+// likeliest tokens, best first, and their log-probabilities; -1 and -inf where there are fewer.
+Ranked score_best(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts, const Array<int32_t>& lengths,
+                  const Array2<int32_t>& tables, const Array<int32_t>& given, int count, const Adapters& adapters) {
+  const Batch batch = batch_of(runtime, tokens, starts, lengths, tables, adapters);
+  const Targets targets(runtime, batch, given);
+  if (count < 0 || count > runtime.config().vocab) throw std::invalid_argument("batch: count in [0, the vocabulary]");
+  const size_t size = targets.of.size(), wide = static_cast<size_t>(count), vocab = static_cast<size_t>(runtime.config().vocab);
+  std::vector<float> out(size, 0.0f), values(size * wide, -std::numeric_limits<float>::infinity());
+  std::vector<int32_t> ranks(size, 0), best(size * wide, -1);
+  {
+    const Unlocked unlocked;
+    runtime.run(batch, targets.rows, [&](size_t i, float* row) {
+      thread_local std::vector<Candidate> found;
+      const auto at = static_cast<size_t>(targets.rows[i]);
+      const float sum = runtime.kernels().log_sum_exp(row, runtime.config().vocab), logit = row[targets.of[at]];
+      out[at] = logit - sum;
+      ranks[at] = 1 + static_cast<int32_t>(std::count_if(row, row + vocab, [logit](float x) { return x > logit; }));
+      largest(std::span(row, vocab), wide, found);
+      for (size_t n = 0; n < found.size(); ++n) best[at * wide + n] = found[n].second, values[at * wide + n] = found[n].first - sum;
+    });
+  }
+  return {owned(std::move(out)), owned(std::move(ranks)), owned(std::move(best), {size, wide}), owned(std::move(values), {size, wide})};
 }
 
 // [edges]: the log-probability of targets[i] behind token rows[i] of the batch, whose sequences are trees: parents[t] is the
@@ -425,6 +460,8 @@ NB_MODULE(_native, m) {
            "[texts, width]: an encoder's embedding of each text, or the logits of its head.")
       .def("score", &score, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "targets"_a.noconvert(),
            "adapters"_a = nb::none())
+      .def("score_best", &score_best, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(),
+           "targets"_a.noconvert(), "count"_a, "adapters"_a = nb::none())
       .def("score_tree", &score_tree, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(),
            "parents"_a.noconvert(), "rows"_a.noconvert(), "targets"_a.noconvert(), "adapters"_a = nb::none())
       .def(

@@ -29,6 +29,7 @@ int32_t argmax(std::span<const float> logits) {
 // What choosing a row needs besides the sampler; one a thread, so that rows are chosen side by side.
 struct Scratch {
   std::vector<std::pair<int32_t, float>> raw;  // logits as they were before a bias or a penalty
+  std::vector<Candidate> best;
   Candidates candidates;
 };
 thread_local Scratch scratch;
@@ -55,6 +56,18 @@ class Race {
 };
 
 }  // namespace
+
+void largest(std::span<const float> logits, size_t n, std::vector<Candidate>& out) {
+  out.clear();
+  float least = kNever;  // what is no larger finds no place
+  for (size_t i = 0; n > 0 && i < logits.size(); ++i) {
+    if (!(logits[i] > least)) continue;
+    if (out.size() == n) out.pop_back();
+    const auto at = std::upper_bound(out.begin(), out.end(), logits[i], [](float x, const auto& kept) { return x > kept.first; });
+    out.emplace(at, logits[i], static_cast<int32_t>(i));
+    if (out.size() == n) least = out.back().first;
+  }
+}
 
 Sampler::Sampler(int vocab, SamplerParams params) : vocab_(vocab), params_(std::move(params)) {
   require(vocab >= 1, "sampler: empty vocabulary");
@@ -174,13 +187,8 @@ void Sampler::report(std::span<const float> logits, Choice& out) const {
   double sum = 0;
   for (const float x : logits) sum += x > kNever ? std::exp(static_cast<double>(x) - most) : 0.0;
   out.logprob = static_cast<float>(most + std::log(sum));  // the log-sum-exp for now
-  if (params_.logprobs == 0) return;
-  Candidates& candidates = scratch.candidates;
-  candidates.begin({.top_k = params_.logprobs}, 1.0f);
-  for (size_t i = 0; i < logits.size(); ++i) candidates.offer(logits[i], static_cast<int32_t>(i));
-  const auto kept = candidates.keep();
-  std::sort(kept.begin(), kept.end(), kBetter);
-  for (const auto& [logit, token] : kept) out.top.emplace_back(token, logit - out.logprob);
+  largest(logits, static_cast<size_t>(params_.logprobs), scratch.best);
+  for (const auto& [logit, token] : scratch.best) out.top.emplace_back(token, logit - out.logprob);
 }
 
 void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const {

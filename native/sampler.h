@@ -36,6 +36,9 @@ struct Choice {
   std::vector<std::pair<int32_t, float>> top;
 };
 
+// The n largest logits with their tokens, best first, equal ones in order of their ids; -inf and what is no number are none.
+void largest(std::span<const float> logits, size_t n, std::vector<Candidate>& out);
+
 // Any thread may call any of it.
 class Sampler final : public Allowed {
  public:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from millis.engine.runner import Batch, Sampled
+from millis.engine.runner import Batch, Ranked, Sampled
 from millis.types import SamplingParams
 
 VOCAB = 97
@@ -88,6 +88,15 @@ class FakeRunner:
         start = int(batch.starts[0])
         said = [next_token(sequence[: start + i + 1]) for i in range(len(targets))]
         return np.array([0 if t < 0 else -abs(int(t) - s) for t, s in zip(targets, said, strict=True)], np.float32)
+
+    def score_best(self, batch: Batch, targets: np.ndarray, count: int) -> Ranked:
+        """As `score`; what the fake model says is the likeliest, all others are equally unlikely."""
+        values = self.score(batch, targets)
+        (sequence,) = self._sequences(batch)
+        start = int(batch.starts[0])
+        said = [next_token(sequence[: start + i + 1]) for i in range(len(targets))]
+        best = np.array([[(one + n) % VOCAB for n in range(count)] for one in said], np.int32)
+        return Ranked(values, 1 + (values < 0), best, -np.ones(best.shape, np.float32).cumsum(1) + 1)
 
     def score_tree(self, batch: Batch, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """As `score`, of trees: a token's text is what the cache holds before its sequence and its ancestors."""

@@ -11,6 +11,7 @@ import pytest
 from fake import FakeRunner, continuation, next_token
 from millis.engine.engine import Engine
 from millis.engine.request import Request
+from millis.engine.runner import Ranked
 from millis.types import DeadlineError, GrammarError, ModelError, RequestError, SamplingParams
 
 
@@ -263,6 +264,33 @@ def test_score_sums_the_continuations_tokens_only() -> None:
     assert e.score(prompt, [good, off, good[:1]]) == [0, -1, 0]
     assert e.score([4], [[next_token([4])]]) == [0]
     assert e.scheduler.allocator.free == e.runner.pages
+
+
+def test_a_text_is_ranked_in_pieces_and_cached_for_what_goes_on_from_it() -> None:
+    e = Engine(FakeRunner(max_tokens=4), frozenset(), prefix_cache=True)
+    text = [3, 1, 4, *continuation([3, 1, 4], 6), 9, 9]
+    asked = e.submit_score(text[:1], [text[1:]], best=2)
+    e.wait(asked)
+    assert asked.score is not None and len(asked.score.ranked) == 3
+    found = Ranked.join(asked.score.ranked).told(text[1:])
+    assert [one.top[0][0] for one in found] == [next_token(text[:i]) for i in range(1, len(text))]
+    assert [one.logprob for one in found[2:8]] == [0] * 6
+    after = e.submit(text, SamplingParams(max_tokens=3, ignore_eos=True))
+    assert [event.token for event in e.events(after)] == continuation(text, 3)
+    assert after.timings.cached_tokens >= len(text) - 4
+    e.scheduler.check_integrity()
+
+
+def test_a_ranked_text_that_lost_its_pages_is_ranked_anew() -> None:
+    e = engine(pages=8, max_tokens=4)
+    text = [5, *continuation([5], 20)]
+    asked = e.submit_score(text[:1], [text[1:]], best=1, priority="batch")
+    e.step()
+    assert asked.score is not None and asked.score.done == 4
+    e.scheduler.preempt(asked)
+    e.wait(asked)
+    assert Ranked.join(asked.score.ranked).best[:, 0].tolist() == text[1:]
+    assert asked.score.values == [0] and e.scheduler.allocator.free == e.runner.pages
 
 
 def test_score_beside_running_requests_takes_pages_and_gives_them_back() -> None:

@@ -159,6 +159,29 @@ def test_score_is_the_log_softmax_of_the_targets(tiny: Callable[[str], Model]) -
     np.testing.assert_allclose(runner.score(batch(tokens), targets), want, atol=2e-4)
 
 
+def test_the_likeliest_tokens_of_every_place_and_the_ranks_of_the_targets(tiny: Callable[[str], Model]) -> None:
+    model = tiny("qwen2")
+    runner = NativeRunner(model, EngineConfig(precision="exact", threads=3, max_batch_tokens=64))
+    tokens = tokens_of(model, 40)
+    targets = ints([*tokens[1:], -1])
+    logits = runner.logits(batch(tokens), every=True)
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    for count in (0, 1, 5, 10**6):
+        found = runner.score_best(batch(tokens), targets, count)
+        np.testing.assert_array_equal(found.logprobs, runner.score(batch(tokens), targets))
+        np.testing.assert_array_equal(found.best[:-1], order[:-1, :count])
+        assert found.best.shape == found.best_logprobs.shape == (40, min(count, model.plan.vocab))
+        assert (found.best[-1] == -1).all() and np.isneginf(found.best_logprobs[-1]).all()  # nothing was asked
+        for i, target in enumerate(targets[:-1]):
+            assert found.ranks[i] == order[i].tolist().index(target) + 1
+            if found.ranks[i] <= count:  # the same number to the last bit, by which clients tell a greedy choice
+                assert found.best_logprobs[i, found.ranks[i] - 1] == found.logprobs[i]
+    with pytest.raises(ValueError, match="count"):
+        runner.score_best(batch(tokens), targets, -1)
+    with pytest.raises(ValueError, match="one target for each token"):
+        runner.score_best(batch(tokens), targets[1:], 1)
+
+
 BAD = {
     "unknown token": batch([10**6]),
     "negative token": batch([-1]),

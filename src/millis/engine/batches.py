@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis.engine.adapters import natives
-from millis.engine.runner import Batch
+from millis.engine.runner import Batch, Ranked, Runner
 from millis.engine.scheduler import Chunk
 
 
@@ -43,14 +43,15 @@ def tree_batch(chunks: Sequence[Chunk]) -> tuple[Batch, NDArray[np.int32], NDArr
     return batch, ints(rows), ints(targets)
 
 
-def part_batch(chunk: Chunk) -> tuple[Batch, NDArray[np.int32]]:
-    """A part of the continuation that is scored now, which no tree holds: the batch, and the target of every row."""
+def score_part(runner: Runner, chunk: Chunk) -> NDArray[np.float32] | Ranked:
+    """Runs a part of the continuation that is scored now, which no tree holds; what is found of each of its tokens."""
     request, score = chunk.request, chunk.request.score
     assert score is not None
     targets = score.continuations[len(score.values)]
     inputs = [request.tokens[-1], *targets[:-1]]
     part = slice(score.done, score.done + chunk.length)
-    return _batch(inputs[part], [chunk], [chunk.length]), ints(targets[part])
+    batch, asked = _batch(inputs[part], [chunk], [chunk.length]), ints(targets[part])
+    return runner.score(batch, asked) if score.best is None else runner.score_best(batch, asked, score.best)
 
 
 def _batch(tokens: Sequence[int], chunks: Sequence[Chunk], lengths: Sequence[int]) -> Batch:

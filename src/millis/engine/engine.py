@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis.engine.adapters import Adapter
-from millis.engine.batches import batch_of, part_batch, tree_batch
+from millis.engine.batches import batch_of, score_part, tree_batch
 from millis.engine.calibrate import calibrate
 from millis.engine.constraint import Constraint, Matcher
 from millis.engine.gate import Gate
@@ -188,6 +188,7 @@ class Engine:
         tenant: str = "",
         cache: bool = False,
         adapter: Adapter | None = None,
+        best: int | None = None,
     ) -> Request:
         """Queues the scoring of continuations; `request.score.values` grows with them, in their order. See `submit`.
 
@@ -196,6 +197,7 @@ class Engine:
         With a deadline that leaves no time for them whole, `request.score.depth` tokens of each are counted.
 
         cache: keep the prompt for those that begin alike, even where the engine was made without a prefix cache.
+        best: so many likely tokens are told of each place of the only continuation, in `request.score.ranked`.
         """
         tokens = self._checked(prompt)
         checked = tuple(tuple(self._checked(continuation)) for continuation in continuations)
@@ -209,7 +211,11 @@ class Engine:
                 f"{longest} tokens do not fit the KV cache of {self.runner.pages} pages; raise cache_tokens"
             )
         slots = self.runner.pages * self.runner.page_tokens - len(tokens)
-        score = Score(checked, list(parts(checked, min(self.runner.max_tokens - 1, slots))))
+        if best is None:
+            score = Score(checked, list(parts(checked, min(self.runner.max_tokens - 1, slots))))
+        else:
+            assert len(checked) == 1
+            score = Score(checked, [(1, None)], best=best)
         nodes = max((len(tree.tokens) for _, tree in score.parts if tree is not None), default=0)
         request = Request(
             prompt_tokens=len(tokens),
@@ -415,7 +421,7 @@ class Engine:
         if chunks[0].tree is not None:
             values, sampled = self.runner.score_tree(*tree_batch(chunks)), Sampled([], [])
         elif chunks[0].scores:
-            values, sampled = self.runner.score(*part_batch(chunks[0])), Sampled([], [])
+            found, sampled = score_part(self.runner, chunks[0]), Sampled([], [])
         else:
             sampled = self.runner.step(batch_of(chunks), [c.request.sampler if c.last else None for c in chunks])
         now = self.clock()
@@ -429,7 +435,7 @@ class Engine:
                 for chunk, some in zip(chunks, edges_of(chunks, values), strict=True):
                     self._outcomes.take_tree(chunk, some, now)
             elif chunks[0].scores:
-                self._outcomes.take_scores(chunks[0], values, now)
+                self._outcomes.take_scores(chunks[0], found, now)
             else:
                 self._outcomes.emit(chunks, sampled, now)
         return True

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from millis import _native
 from millis.config import EngineConfig, available_memory_bytes
 from millis.engine.kvcache import pool_tokens
-from millis.engine.runner import Batch, Sampled
+from millis.engine.runner import Batch, Ranked, Sampled
 from millis.models.adapter import AdapterWeights
 from millis.models.load import Model
 from millis.models.mapped import forget
@@ -127,6 +127,14 @@ class NativeRunner:
     def score(self, batch: Batch, targets: NDArray[np.int32]) -> NDArray[np.float32]:
         targets = np.asarray(targets, np.int32)
         return self._runtime.score(batch.tokens, batch.starts, batch.lengths, batch.tables, targets, batch.adapters)
+
+    def score_best(self, batch: Batch, targets: NDArray[np.int32], count: int) -> Ranked:
+        targets, count = np.asarray(targets, np.int32), min(count, self.vocab)
+        return Ranked(
+            *self._runtime.score_best(
+                batch.tokens, batch.starts, batch.lengths, batch.tables, targets, count, batch.adapters
+            )
+        )
 
     def score_tree(self, batch: Batch, rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float32]:
         assert batch.parents is not None

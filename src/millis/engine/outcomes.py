@@ -11,7 +11,7 @@ from millis import _native
 from millis.engine.landing import EPSILON_MS, Stage, stage
 from millis.engine.load import Counters
 from millis.engine.request import Event, Request
-from millis.engine.runner import Runner, Sampled
+from millis.engine.runner import Ranked, Runner, Sampled
 from millis.engine.scheduler import Chunk, Scheduler
 from millis.engine.scoring import path_sums
 from millis.engine.speculate import Speculator
@@ -112,7 +112,7 @@ class Outcomes:
                 self.finish(request, "cancelled")
                 return
         if ends:
-            self.finish(request, "stop")
+            self.finish(request, "stop", logprob=logprob)
             return
         self._append(request, token, logprob, whole=not forced)
         self.follow(request, forced)
@@ -144,21 +144,27 @@ class Outcomes:
         else:
             request.inbox.append(Event(token, logprob))
 
-    def take_scores(self, chunk: Chunk, values: NDArray[np.float32], now: float) -> None:
+    def take_scores(self, chunk: Chunk, found: NDArray[np.float32] | Ranked, now: float) -> None:
         """Takes in the log-probabilities (nats) of a part of the continuation that is scored now."""
         request, score = chunk.request, chunk.request.score
         assert score is not None
+        values = found.logprobs if isinstance(found, Ranked) else found
         if np.isnan(values).any():
             return self._fail(request)
         request.first_token_s = now if request.first_token_s is None else request.first_token_s
         request.last_token_s = now
         score.part += float(values.sum(dtype=np.float64))
         score.done += chunk.length
-        if score.done == len(score.continuations[len(score.values)]):
+        if isinstance(found, Ranked):
+            score.ranked.append(found)
+        continuation = score.continuations[len(score.values)]
+        if score.done == len(continuation):
             score.values.append(score.part)
             score.part, score.done = 0.0, 0
             del score.parts[0]
         if len(score.values) == len(score.continuations):
+            if score.best is not None:  # a whole text, which may be gone on with
+                self._scheduler.keep(request, [*request.tokens, *continuation[:-1]])
             self.finish(request, "stop")
 
     def take_tree(self, chunk: Chunk, values: NDArray[np.float32], now: float) -> None:

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from millis.engine.adapters import Adapter
     from millis.engine.constraint import Constraint
     from millis.engine.prefix import Salt
+    from millis.engine.runner import Ranked
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A new token, or the end. The last event of a request has a finish_reason; it may carry a token, too."""
+    """A new token, or the end. The last event of a request has a finish_reason; it may carry a token, too.
+
+    A log-probability without a token is that of the one which ended the answer, and is none of it.
+    """
 
     token: int | None
     logprob: TokenLogprob | None = None
@@ -35,6 +39,8 @@ class Score:
     part: float = 0.0  # of the next one where it is scored in pieces: what is summed up
     done: int = 0  # and how many of its tokens that are
     depth: int | None = None  # only so many tokens of each continuation count, for want of time
+    best: int | None = None  # so many likely tokens are told of each place of the only continuation; None: nothing is
+    ranked: list[Ranked] = field(default_factory=list)  # and what was found, a piece a step
 
 
 @dataclass(slots=True, eq=False)

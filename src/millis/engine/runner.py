@@ -40,6 +40,32 @@ class Sampled:
     logprobs: list[list[TokenLogprob | None]]  # None unless its sampler asked
 
 
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """What a model holds of T tokens in their places, and of the n likeliest in each place."""
+
+    logprobs: NDArray[np.float32]  # [T] nats
+    ranks: NDArray[np.int32]  # [T] one more than how many tokens are likelier
+    best: NDArray[np.int32]  # [T, n] ids, best first; −1 where there are fewer
+    best_logprobs: NDArray[np.float32]  # [T, n] nats
+
+    @classmethod
+    def join(cls, pieces: Sequence[Ranked]) -> Ranked:
+        """One after the other; there is one at least."""
+        columns = zip(*((one.logprobs, one.ranks, one.best, one.best_logprobs) for one in pieces), strict=True)
+        return cls(*map(np.concatenate, columns))
+
+    def told(self, tokens: Sequence[int]) -> list[TokenLogprob]:
+        """The same of each of the T tokens, which are these."""
+        columns = tokens, self.logprobs.tolist(), self.best.tolist(), self.best_logprobs.tolist()
+        return [
+            TokenLogprob(
+                token, logprob, tuple((one, value) for one, value in zip(best, values, strict=True) if one >= 0)
+            )
+            for token, logprob, best, values in zip(*columns, strict=True)
+        ]
+
+
 class Runner(Protocol):
     """Runs batches. The engine owns pages and positions; the runner only obeys them."""
 
@@ -71,6 +97,10 @@ class Runner(Protocol):
 
     def score(self, batch: Batch, targets: NDArray[np.int32]) -> NDArray[np.float32]:
         """[T] log-probability (nats) of targets[t] as the token after tokens[t]; 0 where the target is −1."""
+        ...
+
+    def score_best(self, batch: Batch, targets: NDArray[np.int32], count: int) -> Ranked:
+        """As `score`, with the `count` likeliest tokens of every place; nothing is told where the target is −1."""
         ...
 
     def score_tree(self, batch: Batch, rows: NDArray[np.int32], targets: NDArray[np.int32]) -> NDArray[np.float32]:

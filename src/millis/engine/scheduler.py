@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from millis.engine.kvcache import PageAllocator
@@ -207,6 +207,7 @@ class Scheduler:
         request.drafts = []
         if request.score is not None:
             request.score.part, request.score.done = 0.0, 0
+            request.score.ranked.clear()
         self.waiting.appendleft(request)
 
     def decoding(self) -> list[Request]:
@@ -236,6 +237,11 @@ class Scheduler:
         if self.prefix is not None and request.caches:
             full = min(request.computed, len(request.tokens)) // self._page_tokens * self._page_tokens
             self.prefix.insert(request.salt, request.tokens[:full], request.pages)
+
+    def keep(self, request: Request, tokens: Sequence[int]) -> None:
+        """Caches `tokens`, which the pages of a request that is about to end hold, for those that begin so."""
+        if self.prefix is not None and request.caches:
+            self.prefix.insert(request.salt, tokens, request.pages)
 
     def _release(self, request: Request) -> None:
         """Gives a request's pages back, or to the cache: [0, computed) are its own tokens, as far as it has so many."""

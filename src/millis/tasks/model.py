@@ -28,6 +28,7 @@ from millis.engine.native_runner import NativeRunner
 from millis.engine.packed import packed_weights
 from millis.engine.requantize import requantize
 from millis.engine.request import Request
+from millis.engine.runner import Ranked
 from millis.engine.speculate import Speculator
 from millis.engine.timely import TimelyReader
 from millis.models.adapter import read_adapter
@@ -297,6 +298,16 @@ class LanguageModel(TaskMethods):
         if [] in ids:
             raise RequestError(f"continuation {ids.index([])} is empty; give at least one token")
         return self.engine.score(self._ids(prompt), ids, adapter=self._adapter(adapter))
+
+    def token_logprobs(self, text: Prompt, best: int = 0, *, adapter: str | None = None) -> list[TokenLogprob]:
+        """Of each token of `text` behind the first, its log-probability (nats) and the `best` likeliest there."""
+        ids, best = self._ids(text), whole("best", best, 0, 64)
+        if len(ids) < 2:
+            return []
+        request = self.engine.submit_score(ids[:1], [ids[1:]], adapter=self._adapter(adapter), best=best)
+        self.engine.wait(request)
+        assert request.score is not None
+        return Ranked.join(request.score.ranked).told(ids[1:])
 
     def load_adapter(self, path: str | Path, name: str | None = None) -> str:
         """Makes a LoRA adapter known, for requests to name; returns its name, by default the last part of its path.
