@@ -19,6 +19,7 @@ from gguf_files import DROP, HIDDEN, write_tiny
 from millis.bench.adapters import random_adapter
 from millis.models.adapter import AdapterWeights
 from millis.models.load import read_checkpoint
+from millis.tasks.model import LanguageModel
 from serving import Server
 from shell import error_line, millis
 from tokenizer_tiny import bpe
@@ -122,6 +123,20 @@ def test_a_request_names_its_adapter(server: Server) -> None:
     assert status == 200 and body["data"] != plain["data"]
     status, body = server.json("/v1/embeddings", {"model": "m:one", "input": "x"})
     assert status == 400 and body["error"]["param"] == "model"
+
+
+def test_prompts_are_read_with_their_adapter(server: Server, path: Path, folder: Path) -> None:
+    """And what is cached of one is none of the model's."""
+    lm = LanguageModel(path, precision="exact", threads=1, context=512)
+    lm.load_adapter(folder / "one", "one")
+    for _ in range(2):
+        for model, adapter in (("m", None), ("m:one", "one")):
+            body = {"model": model, "prompt": PROMPT, "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+            status, answer = server.json("/v1/completions", body)
+            assert status == 200
+            found = answer["choices"][0]["logprobs"]["token_logprobs"]
+            want = [one.logprob for one in lm.token_logprobs(PROMPT, adapter=adapter)]
+            assert found[1:8] == pytest.approx(want, abs=1e-4)
 
 
 def test_loaded_and_unloaded_while_others_answer(server: Server) -> None:

@@ -375,6 +375,6 @@ def _content(work: Work) -> bytes:
         digest.update(array("q", work.prompt).tobytes())
         digest.update(pickle.dumps((work.params, work.adapter)))
     else:
-        for name in ("prompt", "prompts", "head", "continuations", "adapter", "name", "path"):
+        for name in ("prompt", "prompts", "head", "continuations", "best", "adapter", "name", "path"):
             digest.update(pickle.dumps(getattr(work, name, None)))
     return digest.digest()

@@ -9,15 +9,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from millis.server.api import endpoints
+from millis.server.api.completions import CompletionWriter
+from millis.server.api.echo import Echo, echo_of
 from millis.server.api.errors import ApiError, deadline_exceeded, from_error, invalid
-from millis.server.api.job import Job, check_ids, choice_params
+from millis.server.api.job import PROMPT_FIELDS, Job, check_ids, choice_params
 from millis.server.api.writer import Writer
 from millis.server.exchange import Answer
-from millis.server.messages import Submit, Tokens
+from millis.server.messages import Score, Scores, Submit, Tokens
 from millis.server.service import DELIVERY_S, predicted_ms
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError, FinishReason, Timings, TokenLogprob
+
+TOLD_BYTES = 64  # of an answer, at least, that tells of a prompt's token
 
 
 class Late:
@@ -29,9 +33,20 @@ class _Choice:
     index: int
     text: TextStream
     prompt_tokens: int
+    work: Submit | None  # None: it is its prompt alone
+    read: Timings | None = None  # of the prompt, which was read for it before anything was written
     used: int = 0  # tokens of its text
     last_s: float = 0.0  # when its latest tokens came
     done: bool = False
+
+
+@dataclass(slots=True)
+class _Prompt:
+    """A prompt, how it is shown, and the choices that are written behind it."""
+
+    tokens: tuple[int, ...]
+    echo: Echo | None
+    choices: list[_Choice]
 
 
 class Generation(Answer):
@@ -44,12 +59,16 @@ class Generation(Answer):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._choices: dict[int, _Choice] = {}  # by the engine's number
+        self._reading: dict[int, _Prompt] = {}  # likewise, prompts of which something is to be told first
+        self._left = 0  # choices that have not ended
 
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         await self.generate(job, ids, tokenizer)
         assert self._writer is not None
         if not job.stream:
-            await self.send_json(200, self._writer.body(), {"server-timing": _server_timing(self.ended)})
+            told = 0 if job.best is None else TOLD_BYTES * sum(map(len, ids))
+            body = await self.service.run(told, self._writer.body)
+            await self.send_json(200, body, {"server-timing": _server_timing(self.ended)})
         self.count(job)
 
     def writer_for(self, job: Job, tokenizer: Tokenizer) -> Writer:
@@ -61,32 +80,40 @@ class Generation(Answer):
         self._job = job
         self._writer = self.writer_for(job, tokenizer)
         self._opening = self._writer.begin(sum(map(len, ids)))  # goes out with the first token, or not at all
-        for work in self._work(ids, tokenizer):
-            self.served.client.submit(work, self.mailbox)
+        for prompt in await self._prompts(ids, tokenizer):
+            if job.best is not None and len(prompt.tokens) > 1:
+                self._read(prompt)
+            else:
+                self._opening += await self._follow(prompt, None)
+        if job.stream and not self._left:
+            await self._write(b"", 0)
         self._watch_deadline()
-        left = len(self._choices)
-        while left:
+        while self._left:
             reply = await self.mailbox.get()
             sent = []
             while reply is not None:
-                if not isinstance(reply, Late):
-                    data, ended = self._take(self.checked(reply))
-                    sent.append(data)
-                    left -= ended
-                elif job.params.grammar is not None:
+                if isinstance(reply, Late) and job.params.grammar is not None and not self._reading:
                     self._refuse_unbegun(job)
-                else:
+                elif isinstance(reply, Late):
                     sent.append(self._land())
-                    left = 0
-                    break
-                reply = self.mailbox.get_now()
+                elif isinstance(self.checked(reply), Scores):
+                    data = await self._follow(self._reading.pop(reply.id), reply)
+                    if self.started:
+                        sent.append(data)
+                    else:
+                        self._opening += data
+                else:
+                    sent.append(self._take(reply))
+                reply = self.mailbox.get_now() if self._left else None
             if job.stream:
-                await self._write(b"".join(sent), left)
+                await self._write(b"".join(sent), self._left)
 
     def close(self) -> None:
         super().close()
         if self._timer is not None:
             self._timer.cancel()
+        for number in self._reading:
+            self.served.client.cancel(number)
         for number, choice in self._choices.items():
             if not choice.done:
                 self.served.client.cancel(number)
@@ -97,36 +124,71 @@ class Generation(Answer):
     def error_event(self, error: ApiError) -> bytes:
         return b"" if self._writer is None else self._writer.error(error)
 
-    def _work(self, prompts: list[list[int]], tokenizer: Tokenizer) -> list[Submit]:
+    async def _prompts(self, prompts: list[list[int]], tokenizer: Tokenizer) -> list[_Prompt]:
+        """The prompts with their choices, each of which has its number from here on."""
         client, job = self.served.client, self._job
         info = client.info
         assert info is not None
         unknown = next((token for token in job.params.logit_bias if token >= info.vocab), None)
         if unknown is not None:
             raise invalid(f"logit_bias names token {unknown}; the model has {info.vocab} tokens", "logit_bias")
-        work = []
+        told, most = job.n * sum(map(len, prompts)), self.service.limits.told_tokens
+        if job.best is not None and told > most:
+            message = f"log-probabilities of {most} tokens of prompts can be told at once, not of {told}: send less"
+            raise invalid(message, PROMPT_FIELDS[job.endpoint])
+        found = []
         for p, ids in enumerate(prompts):
             check_ids(ids, info.vocab, f"prompt[{p}]" if len(prompts) > 1 else "prompt")
-            prompt = tuple(ids)
+            echo = None
+            if job.echo or job.best is not None:
+                echo = await self.service.run(TOLD_BYTES * len(ids), echo_of, job.prompts[p], ids, tokenizer)
+            prompt = _Prompt(tuple(ids), echo, [])
             for c in range(job.n):
                 params = choice_params(job, c, len(ids), info.context)
-                number = client.number()
-                work.append(
-                    Submit(
-                        id=number,
-                        prompt=prompt,
-                        params=params,
-                        arrival_s=self.arrival_s,
-                        deadline_s=self.service.deadline_s(self.served, job, self.arrival_s),
-                        priority=job.priority,
-                        tenant=self.tenant,
-                        on_deadline=job.on_deadline,
-                        adapter=self.adapter,
-                    )
-                )
+                work = Submit(params=params, on_deadline=job.on_deadline, **self._common(prompt))
                 text = TextStream(tokenizer.detokenizer(continues=job.endpoint == "completions"), params.stop)
-                self._choices[number] = _Choice(p * job.n + c, text, len(ids))
-        return work
+                choice = _Choice(p * job.n + c, text, len(ids), work if job.writes else None)
+                self._choices[work.id] = choice
+                prompt.choices.append(choice)
+            found.append(prompt)
+        self._left = len(self._choices)
+        return found
+
+    def _common(self, prompt: _Prompt) -> dict[str, Any]:
+        """The fields that all messages of a prompt share."""
+        return {
+            "id": self.served.client.number(),
+            "prompt": prompt.tokens,
+            "arrival_s": self.arrival_s,
+            "deadline_s": self.service.deadline_s(self.served, self._job, self.arrival_s),
+            "priority": self._job.priority,
+            "tenant": self.tenant,
+            "adapter": self.adapter,
+        }
+
+    def _read(self, prompt: _Prompt) -> None:
+        """Asks what the model holds of each of a prompt's tokens."""
+        common = self._common(prompt) | {"prompt": prompt.tokens[:1]}
+        work = Score(continuations=(prompt.tokens[1:],), best=self._job.best, **common)
+        self._reading[work.id] = prompt
+        self.served.client.submit(work, self.mailbox)
+
+    async def _follow(self, prompt: _Prompt, found: Scores | None) -> bytes:
+        """Writes what is known of a prompt, and has the engine go on behind it; what it computed of it is cached."""
+        writer, sent = self._writer, b""
+        if found is not None:
+            prompt.choices[0].read = found.timings
+        for choice in prompt.choices:
+            if prompt.echo is not None:
+                assert isinstance(writer, CompletionWriter)
+                told = 0 if found is None else TOLD_BYTES * len(prompt.tokens)
+                ranked = None if found is None else found.ranked
+                sent += await self.service.run(told, writer.echo, choice.index, prompt.echo, ranked)
+            if choice.work is not None:
+                self.served.client.submit(choice.work, self.mailbox)
+            else:
+                sent += self._finish(choice, "length", Timings(prompt_tokens=choice.prompt_tokens))
+        return sent
 
     def _watch_deadline(self) -> None:
         """Where the engine is held up, what there is goes out in time."""
@@ -148,8 +210,8 @@ class Generation(Answer):
             data += self._writer.end()
         await self.write(data, more=bool(left) or not self.ends)
 
-    def _take(self, reply: Any) -> tuple[bytes, bool]:
-        """What a message of the engine adds to the answer, and whether it was the last of its choice."""
+    def _take(self, reply: Any) -> bytes:
+        """What a message of the engine adds to the answer."""
         assert isinstance(reply, Tokens) and self._writer is not None
         choice = self._choices[reply.id]
         text, before = choice.text, choice.used
@@ -162,18 +224,25 @@ class Generation(Answer):
             pieces.append(text.push(token))
             choice.used += 1
         logprobs: Sequence[TokenLogprob] = (reply.logprobs or ())[: choice.used - before]
+        if self._job.echo and reply.end is not None and not text.stopped:  # who reads the last place finds it there
+            logprobs = [*logprobs, reply.end]
         if reply.finish_reason is None:
             if text.stopped:
                 self.served.client.stop(reply.id)
-            return (self._writer.feed(choice.index, "".join(pieces), logprobs) if pieces else b""), False
+            return self._writer.feed(choice.index, "".join(pieces), logprobs) if pieces else b""
         pieces.append(text.finish())
         sent = self._writer.feed(choice.index, "".join(pieces), logprobs)
         reason = "stop" if text.stopped else reply.finish_reason
-        return sent + self._finish(choice, reason, reply.timings or Timings()), True
+        return sent + self._finish(choice, reason, reply.timings or Timings())
 
     def _finish(self, choice: _Choice, reason: FinishReason, timings: Timings) -> bytes:
         assert self._writer is not None
         choice.done = True
+        self._left -= 1
+        if (read := choice.read) is not None:  # all of the prompt was computed then
+            timings.queue_ms, timings.cached_tokens = read.queue_ms, read.cached_tokens
+            timings.prefill_ms += read.prefill_ms + read.decode_ms
+            timings.steps += read.steps
         timings.tokenize_ms = self.tokenize_ms
         timings.completion_tokens = choice.used
         timings.total_ms = 1000 * (time.monotonic() - self.arrival_s)

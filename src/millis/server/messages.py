@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from millis.engine.runner import Ranked
 from millis.models.config import Head
 from millis.types import FinishReason, OnDeadline, Priority, SamplingParams, Timings, TokenLogprob
 
@@ -58,6 +59,7 @@ class Score:
     priority: Priority = "standard"
     tenant: str = ""
     adapter: str | None = None
+    best: int | None = None  # so many likely tokens are told of each place of the only continuation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,23 +149,31 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """New tokens of one request; its last message has finish_reason and timings."""
+    """New tokens of one request; its last message has finish_reason and timings.
+
+    end: of the token that ended the answer, and is none of it, where log-probabilities were asked for.
+    """
 
     id: int
     tokens: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     timings: Timings | None = None
+    end: TokenLogprob | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The answer to Score, one value a continuation. complete: there was time for all of each."""
+    """The answer to Score, one value a continuation. complete: there was time for all of each.
+
+    ranked: of each token of the only continuation, where `best` asked for it.
+    """
 
     id: int
     values: tuple[float, ...]
     timings: Timings
     complete: bool
+    ranked: Ranked | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Any
 from millis.engine.adapters import Adapter
 from millis.engine.predict import Work
 from millis.engine.request import Request
+from millis.engine.runner import Ranked
 from millis.server.messages import (
     Batch,
     Cancel,
@@ -152,13 +153,15 @@ class Worker:
         with self._changed:
             live = list(self._table.items())
         for number, request in live:
-            tokens, logprobs, reason = [], [], None
+            tokens, logprobs, reason, end = [], [], None, None
             while request.inbox:
                 event = request.inbox.popleft()
                 if event.token is not None:
                     tokens.append(event.token)
                     if event.logprob is not None:
                         logprobs.append(event.logprob)
+                else:
+                    end = event.logprob
                 reason = event.finish_reason
             if reason is not None:
                 with self._changed:
@@ -174,7 +177,7 @@ class Worker:
                     items.append(_scores(number, request))
             elif tokens or reason is not None:
                 timings = request.timings if reason is not None else None
-                items.append(Tokens(number, tuple(tokens), tuple(logprobs) or None, reason, timings))
+                items.append(Tokens(number, tuple(tokens), tuple(logprobs) or None, reason, timings, end))
         if items:
             self.send(Batch(items))
 
@@ -331,6 +334,7 @@ class Worker:
             priority=job.priority,
             tenant=job.tenant,
             adapter=self._adapter(job.adapter),
+            best=job.best,
         )
 
     def _admit(self, job: Submit | Score) -> None:
@@ -353,15 +357,16 @@ class Worker:
 
 def _scores(number: int, request: Request) -> Scores | Refused:
     """What is known of the continuations when scoring has ended; one that no time was left for counts as impossible."""
-    assert request.score is not None
-    values = request.score.values
+    score = request.score
+    assert score is not None
+    values = score.values
     if not values:
-        return Refused(
-            number, "deadline_unmeetable", "no time was left to score a label", request.timings.total_ms, 1.0
-        )
-    missing = len(request.score.continuations) - len(values)
+        what = "score a label" if score.best is None else "read the prompt"
+        return Refused(number, "deadline_unmeetable", f"no time was left to {what}", request.timings.total_ms, 1.0)
+    missing = len(score.continuations) - len(values)
     complete = request.finish_reason == "stop"
-    return Scores(number, (*values, *[-math.inf] * missing), request.timings, complete)
+    ranked = None if score.best is None else Ranked.join(score.ranked)
+    return Scores(number, (*values, *[-math.inf] * missing), request.timings, complete, ranked)
 
 
 def load(start: Start, line: Line) -> Worker:

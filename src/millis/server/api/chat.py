@@ -76,7 +76,7 @@ class ChatRequest(Sampling):
         "reasoning_effort": _NO_REASONING,
         "verbosity": "say in the messages how long the answer should be",
         "web_search_options": "nothing is searched",
-        "echo": "it belongs to /v1/completions, where it is not supported either",
+        "echo": "it belongs to /v1/completions",
         "chat_template": "the template is the model's",
         "chat_template_kwargs": "the template's variables are the messages and tools",
         "add_generation_prompt": "an answer is always begun",

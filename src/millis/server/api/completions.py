@@ -7,10 +7,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from millis.server.api.body import Body, No, read
+from millis.engine.runner import Ranked
+from millis.server.api.body import Body, read
 from millis.server.api.chat import ResponseFormat, answer_grammar, choices, include_usage
 from millis.server.api.conversation import check_filled, check_length
-from millis.server.api.errors import invalid
+from millis.server.api.echo import Echo, echo_logprobs, prompt_logprobs
+from millis.server.api.errors import invalid, unsupported
 from millis.server.api.fields import COMMON_REFUSED, Sampling, StreamOptions, form_field, sampling, schedule
 from millis.server.api.job import Job, Limits, Prompt
 from millis.server.api.logprobs import Offsets, completion_logprobs
@@ -19,6 +21,7 @@ from millis.server.api.writer import DONE, Choice, Head, Writer, sse, timings_js
 from millis.types import TokenLogprob
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+MOST_LOGPROBS = 5  # OpenAI's
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Tokens = Annotated[list[Token], Field(fail_fast=True)]
 TextOrTokens = (
@@ -30,25 +33,25 @@ class CompletionRequest(Sampling):
     """The body of POST /v1/completions."""
 
     refused: ClassVar[Mapping[str, str]] = {
-        **COMMON_REFUSED,
-        "echo": "the answer does not repeat its prompt; put the two together yourself",
+        **{name: why for name, why in COMMON_REFUSED.items() if name != "prompt_logprobs"},
         "suffix": "text is continued, not inserted",
     }
 
     model: str
     prompt: TextOrTokens
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, description="0: nothing, with echo only")] | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    echo: bool | None = Field(None, description="whether the answer begins with its prompt; `logprobs` tell of both")
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
     parse_special: bool | None = Field(
         None, description="whether a text may spell control tokens such as <|im_start|>; it may unless this is false"
     )
     user: str | None = None
     # What follows is refused with any other value.
-    echo: No | None = None
     suffix: Literal[""] | None = None
 
 
@@ -56,6 +59,13 @@ def parse_completion(body: Body, limits: Limits) -> Job:
     """ApiError 400 names the field at fault."""
     request = read(CompletionRequest, body)
     grammar = answer_grammar(request.response_format, limits)
+    writes, echo = request.max_tokens != 0, request.echo or False
+    if not (writes or echo):
+        raise invalid(
+            "max_tokens is 0, which asks for the prompt alone: send echo, too, or ask for a token", "max_tokens"
+        )
+    if request.prompt_logprobs is not None and request.stream:
+        raise unsupported("prompt_logprobs", "a stream does not tell them; send echo and logprobs, or do not stream")
     return Job(
         endpoint="completions",
         kind="generate",
@@ -64,7 +74,7 @@ def parse_completion(body: Body, limits: Limits) -> Job:
         params=sampling(
             request,
             limits,
-            max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else request.max_tokens,
+            max_tokens=DEFAULT_MAX_TOKENS if request.max_tokens is None else max(1, request.max_tokens),
             grammar=grammar,
             logprobs=request.logprobs,
         ),
@@ -72,6 +82,9 @@ def parse_completion(body: Body, limits: Limits) -> Job:
         n=choices(request.n, limits),
         stream=request.stream or False,
         include_usage=include_usage(request.stream, request.stream_options),
+        echo=echo,
+        writes=writes,
+        prompt_logprobs=request.prompt_logprobs,
         parse_special=request.parse_special is not False,
         **schedule(request),
     )
@@ -98,6 +111,22 @@ class CompletionWriter(Writer):
         super().__init__(job, head)
         wanted = job.params.logprobs is not None
         self._offsets = [Offsets(head.detokenizer()) for _ in self.choices] if wanted else None
+        self._prompts: dict[int, list[dict[str, Any] | None]] = {}  # prompt_logprobs of each choice
+
+    def echo(self, index: int, echo: Echo, ranked: Ranked | None) -> bytes:
+        """The prompt of a choice, before anything else of it. ranked: of its tokens behind the first, if asked for."""
+        job, choice, token_bytes = self.job, self.choices[index], self.head.token_bytes
+        if job.prompt_logprobs is not None:
+            self._prompts[index] = prompt_logprobs(echo, ranked, job.prompt_logprobs, token_bytes)
+        if not job.echo:
+            return b""
+        choice.add(echo.text)
+        if self._offsets is not None and job.params.logprobs is not None:
+            choice.echo = echo_logprobs(echo, ranked, job.params.logprobs, token_bytes)
+            self._offsets[index] = Offsets(self.head.detokenizer(), len(echo.text))
+        if not job.stream:
+            return b""
+        return self._chunk({"text": echo.text, "index": index, "logprobs": choice.echo, "finish_reason": None})
 
     def _delta(self, choice: Choice, piece: Piece, logprobs: Sequence[TokenLogprob]) -> bytes:
         assert isinstance(piece, str)
@@ -113,8 +142,16 @@ class CompletionWriter(Writer):
         return sse(self._head([], usage(self.counts())) | {"timings": self.timings()}) + DONE
 
     def body(self) -> dict[str, Any]:
-        whole = [self._choice(one, one.text, one.logprobs, one.finish_reason) for one in self.choices]
+        whole = [self._whole(one) for one in self.choices]
         return self._head(whole, usage(self.counts())) | {"timings": self.timings()}
+
+    def _whole(self, choice: Choice) -> dict[str, Any]:
+        found = self._choice(choice, choice.text, choice.logprobs, choice.finish_reason)
+        if choice.echo is not None:
+            found["logprobs"] = {name: values + found["logprobs"][name] for name, values in choice.echo.items()}
+        if choice.index in self._prompts:
+            found["prompt_logprobs"] = self._prompts[choice.index]
+        return found
 
     def _choice(
         self, choice: Choice, text: str, logprobs: Sequence[TokenLogprob], reason: str | None

@@ -32,7 +32,7 @@ COMMON_REFUSED: Mapping[str, str] = {
     "stop_token_ids": "use stop, with texts",
     "include_stop_str_in_output": "an answer ends before its stop text",
     "skip_special_tokens": "special tokens are never shown",
-    "prompt_logprobs": "use /v1/classify to score continuations",
+    "prompt_logprobs": "/v1/completions tells them",
 }
 
 # A request that takes longer than a day is a mistake.

@@ -54,6 +54,7 @@ class Limits:
     tools: int = 128
     schema_chars: int = 1 << 16  # of each JSON schema, pattern or grammar
     labels: int = 256  # of a classification
+    told_tokens: int = 1 << 16  # of prompts whose log-probabilities are told, in all choices together
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +117,19 @@ class Job:
     tool_choice: ToolChoice = ToolChoice()
     continuations: tuple[str, ...] = ()  # kind "score": the labels
     truncate: int | None = None  # tokens that an encoder reads of a text; -1: as many as it can; None: it must fit
+    echo: bool = False  # the answer begins with its prompt
+    writes: bool = True  # false: and ends with it
+    prompt_logprobs: int | None = None  # so many likely tokens are told of each place of a prompt, beside the choice
     add_special: bool = True
     parse_special: bool = False  # whether a text may spell control tokens; messages never do
     add_generation_prompt: bool = True
     extra: Mapping[str, Any] = field(default_factory=dict)  # what only the endpoint's own writer reads
+
+    @property
+    def best(self) -> int | None:
+        """How many likely tokens are to be found of each place of a prompt; None: nothing is told of prompts."""
+        asked = [self.params.logprobs if self.echo else None, self.prompt_logprobs]
+        return max((one for one in asked if one is not None), default=None)
 
 
 class ChatTokenizer(Protocol):
@@ -192,6 +202,11 @@ def choice_params(job: Job, choice: int, prompt_tokens: int, context: int) -> Sa
     """
     params = job.params
     room = context - prompt_tokens
+    if not job.writes:
+        if room < 0:
+            message = f"the model's context is {context} tokens; the prompt has {prompt_tokens}: shorten it"
+            raise invalid(message, PROMPT_FIELDS[job.endpoint], "context_length_exceeded")
+        return params
     if room < 1 or (not job.open_ended and params.max_tokens > room):
         asked = "" if job.open_ended else f" and max_tokens is {params.max_tokens}"
         message = f"the model's context is {context} tokens; the prompt has {prompt_tokens}{asked}: shorten one of them"

@@ -32,10 +32,13 @@ def response_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes)
 
 
 class Offsets:
-    """Where the tokens of an answer begin in its text, in characters; one within a character, where that begins."""
+    """Where the tokens of an answer begin in its text, in characters; one within a character, where that begins.
 
-    def __init__(self, detokenizer: Detokenizer) -> None:
-        self._detokenizer, self._at = detokenizer, 0
+    start: characters that stand before the first.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, start: int = 0) -> None:
+        self._detokenizer, self._at = detokenizer, start
 
     def next(self, token: int) -> int:
         """Of the answer's next token."""
@@ -46,17 +49,33 @@ class Offsets:
 
 def completion_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes, offsets: Offsets) -> dict[str, Any]:
     """`logprobs` of a completion's choice, or of its next tokens."""
+    found = columns([one.token for one in logprobs], logprobs, token_bytes)
+    return found | {"text_offset": [offsets.next(one.token) for one in logprobs]}
+
+
+def columns(
+    tokens: Sequence[int], logprobs: Sequence[TokenLogprob | None], token_bytes: TokenBytes, most: int | None = None
+) -> dict[str, list[Any]]:
+    """What a completion says of tokens, null where nothing is known; at most so many likely ones in place of each.
+
+    The token itself stands beside them, as OpenAI has it. Of those that are written alike the likeliest is told.
+    """
+    tops: list[dict[str, float] | None] = []
+    for one in logprobs:
+        top: dict[str, float] = {}
+        for token, value in () if one is None else (*one.top[:most], (one.token, one.logprob)):
+            top.setdefault(_text(token, token_bytes), finite(value))
+        tops.append(None if one is None else top)
     return {
-        "tokens": [_text(one.token, token_bytes) for one in logprobs],
-        "token_logprobs": [_finite(one.logprob) for one in logprobs],
-        "top_logprobs": [{_text(token, token_bytes): _finite(value) for token, value in one.top} for one in logprobs],
-        "text_offset": [offsets.next(one.token) for one in logprobs],
+        "tokens": [_text(token, token_bytes) for token in tokens],
+        "token_logprobs": [None if one is None else finite(one.logprob) for one in logprobs],
+        "top_logprobs": tops,
     }
 
 
 def _entry(token: int, logprob: float, token_bytes: TokenBytes) -> dict[str, Any]:
     raw = token_bytes(token)
-    return {"token": raw.decode(errors="replace"), "logprob": _finite(logprob), "bytes": list(raw)}
+    return {"token": raw.decode(errors="replace"), "logprob": finite(logprob), "bytes": list(raw)}
 
 
 def _text(token: int, token_bytes: TokenBytes) -> str:
@@ -68,5 +87,6 @@ def _text(token: int, token_bytes: TokenBytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def _finite(value: float) -> float:
+def finite(value: float) -> float:
+    """A log-probability as JSON can say it."""
     return value if math.isfinite(value) else _LEAST

@@ -48,6 +48,7 @@ class Choice:
     calls: list[Call] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)  # text between calls joined
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    echo: dict[str, list[Any]] | None = None  # log-probabilities of the prompt that the text begins with
     shares: dict[int, list[TokenLogprob]] = field(default_factory=dict)  # of each piece, for /v1/responses
     held: list[TokenLogprob] = field(default_factory=list)  # of tokens of which it is not known yet
     finish_reason: str | None = None
@@ -56,7 +57,7 @@ class Choice:
 
     def clear(self) -> None:
         """Forgets what was written."""
-        self.text = ""
+        self.text, self.echo = "", None
         for parts in (self.calls, self.pieces, self.logprobs, self.shares, self.held):
             parts.clear()
 
