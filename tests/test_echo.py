@@ -225,10 +225,10 @@ def test_prompts_fill_the_context_and_no_more(server: Server, path: Path) -> Non
 
 
 def test_what_is_too_much_or_too_late_is_refused(server: Server) -> None:
-    many = {"model": "m", "echo": True, "logprobs": 1, "max_tokens": 0, "prompt": [[1] * 500] * 66, "n": 2}
+    many = {"model": "m", "echo": True, "logprobs": 1, "max_tokens": 0, "prompt": [[1] * 500] * 33, "n": 2}
     status, answer = server.json(PATH, many)
     assert (status, answer["error"]["param"]) == (400, "prompt")
-    assert "65536 tokens" in answer["error"]["message"]
+    assert "32768 tokens" in answer["error"]["message"]
     late = {"model": "m", "echo": True, "logprobs": 1, "prompt": [1] * 500}
     for tokens in (0, 1):
         status, answer = server.json(PATH, {**late, "max_tokens": tokens, "deadline_ms": 0.5})

@@ -54,7 +54,7 @@ class Limits:
     tools: int = 128
     schema_chars: int = 1 << 16  # of each JSON schema, pattern or grammar
     labels: int = 256  # of a classification
-    told_tokens: int = 1 << 16  # of prompts whose log-probabilities are told, in all choices together
+    told_tokens: int = 1 << 15  # of prompts whose log-probabilities are told, in all choices together
 
 
 @dataclass(frozen=True, slots=True)
