@@ -232,7 +232,7 @@ def test_what_is_too_much_or_too_late_is_refused(server: Server) -> None:
     late = {"model": "m", "echo": True, "logprobs": 1, "prompt": [1] * 500}
     for tokens in (0, 1):
         status, answer = server.json(PATH, {**late, "max_tokens": tokens, "deadline_ms": 0.5})
-        assert (status, answer["error"]["code"]) == (503, "deadline_unmeetable")
+        assert status == 503 and answer["error"]["code"] in ("deadline_unmeetable", "deadline_exceeded")
         status, answer = server.json(PATH, {**late, "max_tokens": tokens, "deadline_ms": 60_000})
         assert status == 200 and answer["timings"]["slack_ms"] > 0
 
