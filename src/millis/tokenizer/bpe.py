@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from millis.tokenizer.pre import ALIASES, FORMS, Form, form_of
 from millis.tokenizer.special import Matcher
 from millis.tokenizer.vocabulary import PREFIX, Kind, Vocabulary
 from millis.types import FormatError
@@ -12,14 +13,6 @@ from millis.types import FormatError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
     from tokenizers.pre_tokenizers import PreTokenizer
-
-# The regular expressions that the models' authors published; they differ only in the digits.
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
-    r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-SPLITS = {"qwen2": _WORDS.format(digits=r"\p{N}"), "llama-bpe": _WORDS.format(digits=r"\p{N}{1,3}")}
-PRE_TOKENIZERS = ("gpt-2", "gpt2", "default", "smollm", *SPLITS)
 
 
 class BpeEncoder:
@@ -49,8 +42,10 @@ def backend(vocabulary: Vocabulary, *, control: bool = False) -> Backend:
     from tokenizers.models import BPE
     from tokenizers.normalizers import NFC
 
-    if vocabulary.pre not in PRE_TOKENIZERS:
-        raise FormatError(f"{PREFIX}pre is {vocabulary.pre!r:.60}; Millis reads {', '.join(PRE_TOKENIZERS)}")
+    form = form_of(vocabulary.pre)
+    if form is None:
+        names = ", ".join(sorted([*FORMS, *ALIASES]))
+        raise FormatError(f"{PREFIX}pre is {vocabulary.pre!r:.60}; Millis reads {names}")
     if vocabulary.add_space_prefix:
         raise FormatError(f"{PREFIX}add_space_prefix is set, which byte-level BPE has no meaning for")
     if not vocabulary.merges:
@@ -59,12 +54,12 @@ def backend(vocabulary: Vocabulary, *, control: bool = False) -> Backend:
     known = vocabulary.of_kind(*kinds, Kind.CONTROL) if control else vocabulary.of_kind(*kinds)
     pairs: list[Any] = [tuple(merge.split(" ", 1)) for merge in vocabulary.merges]
     try:
-        made = Backend(BPE(known, pairs, ignore_merges=vocabulary.pre == "llama-bpe"))
+        made = Backend(BPE(known, pairs, ignore_merges=form.ignore_merges))
     except Exception:  # the library looks up all three tokens of a merge, and names none of them usefully
         _refuse_merge(vocabulary.merges, known)
         raise
-    made.pre_tokenizer = _pre_tokenizer(vocabulary.pre)
-    if vocabulary.pre == "qwen2":
+    made.pre_tokenizer = _pre_tokenizer(form)
+    if form.nfc:
         made.normalizer = NFC()
     return made
 
@@ -77,13 +72,11 @@ def _refuse_merge(merges: Sequence[str], known: Mapping[str, int]) -> None:
             raise FormatError(f"{PREFIX}merges holds {merge!r:.60}, which is not a pair of tokens that make a token")
 
 
-def _pre_tokenizer(pre: str) -> PreTokenizer:
+def _pre_tokenizer(form: Form) -> PreTokenizer:
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Split
     from tokenizers.pre_tokenizers import Sequence as Steps
 
-    if pre in SPLITS:
-        split = Split(Regex(SPLITS[pre]), behavior="isolated")
-        return Steps([split, ByteLevel(add_prefix_space=False, use_regex=False)])
-    words = ByteLevel(add_prefix_space=False, use_regex=True)
-    return Steps([Digits(individual_digits=True), words]) if pre == "smollm" else words
+    steps: list[PreTokenizer] = [Split(Regex(pattern), behavior="isolated") for pattern in form.splits]
+    steps += [Digits(individual_digits=True)] if form.digits else []
+    return Steps([*steps, ByteLevel(add_prefix_space=False, use_regex=not form.splits)])

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from millis.tokenizer.bpe import SPLITS
 from millis.tokenizer.detokenize import BYTES
 from millis.tokenizer.folder import Folder, read_folder
+from millis.tokenizer.pre import FORMS, Form
 from millis.tokenizer.spm import SPACE
 from millis.tokenizer.spm_merges import scores_of
 from millis.tokenizer.vocabulary import END_NAMES, PREFIX, Kind
@@ -155,21 +155,23 @@ def _special(folder: Folder, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pre(content: Mapping[str, Any]) -> str:
     """GGUF's name of how texts are split before merging."""
-    steps = [_bare(step) for step in _steps(content, *_STEPS[1])]
-    name = next((name for name, wanted in _PRE.items() if steps == wanted), None)
-    normalizer = (content.get("normalizer") or {}).get("type")
-    if name is None or normalizer not in (None, "NFC") or (normalizer == "NFC") != (name == "qwen2"):
+    normalizer, pre_tokenizer = (_steps(content, *names) for names in _STEPS)
+    steps = [_bare(step) for step in pre_tokenizer]
+    nfc = [step["type"] for step in normalizer] == ["NFC"]
+    alike = [name for name, form in FORMS.items() if form.nfc == nfc and _published(form) == steps]
+    if not alike or normalizer and not nfc:
         raise FormatError(f"tokenizer.json: GGUF has no name for its pre-tokenizer and normalizer; {_REMEDY}")
-    if not _plain_bpe(content["model"], name) or any(map(_has_edges, content.get("added_tokens") or ())):
-        raise FormatError(f"tokenizer.json: its BPE works otherwise than a GGUF file's {name}; {_REMEDY}")
+    whole = bool(content["model"].get("ignore_merges"))
+    name = next((name for name in alike if FORMS[name].ignore_merges == whole), None)
+    if name is None or not _plain_bpe(content["model"]) or any(map(_has_edges, content.get("added_tokens") or ())):
+        raise FormatError(f"tokenizer.json: its BPE works otherwise than a GGUF file's {name or alike[0]}; {_REMEDY}")
     return name
 
 
-def _plain_bpe(model: Mapping[str, Any], pre: str) -> bool:
+def _plain_bpe(model: Mapping[str, Any]) -> bool:
     """Whether merging depends on the merges alone; where every byte is known, a token for the unknown has no part."""
     known = not model.get("unk_token") or all(character in model["vocab"] for character in BYTES)
-    odd = any(model.get(key) for key in _ODD)
-    return known and not odd and bool(model.get("ignore_merges")) == (pre == "llama-bpe")
+    return known and not any(model.get(key) for key in _ODD)
 
 
 def _has_edges(added: Mapping[str, Any]) -> bool:
@@ -177,20 +179,22 @@ def _has_edges(added: Mapping[str, Any]) -> bool:
 
 
 def _bare(step: Mapping[str, Any]) -> dict[str, Any]:
-    """A step without what has no bearing on the ids."""
-    return {key: value for key, value in step.items() if key != "trim_offsets"}
+    """A step without what has no bearing on the ids: a pattern may keep its matches, where they are the whole text."""
+    bare = {key: value for key, value in step.items() if key != "trim_offsets"}
+    kept = bare.get("behavior") == "Removed" and bare.get("invert") is True
+    return bare | _ISOLATED if kept and bare.get("pattern", {}).get("Regex") in _WHOLE else bare
 
 
-def _byte_level(use_regex: bool) -> dict[str, Any]:
-    return {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}
-
-
-def _split(name: str) -> list[dict[str, Any]]:
-    split = {"type": "Split", "pattern": {"Regex": SPLITS[name]}, "behavior": "Isolated", "invert": False}
-    return [split, _byte_level(False)]
+def _published(form: Form) -> list[dict[str, Any]]:
+    """The steps of a form as tokenizer.json has them."""
+    splits = [{"type": "Split", "pattern": {"Regex": pattern}, **_ISOLATED} for pattern in form.splits]
+    digits = [{"type": "Digits", "individual_digits": True}] if form.digits else []
+    return [*splits, *digits, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": not form.splits}]
 
 
 _STEPS = (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"))
+_ISOLATED = {"behavior": "Isolated", "invert": False}
+_WHOLE = {form.splits[0] for form in FORMS.values() if len(form.splits) == 1 and not form.digits}  # every text matches
 _ODD = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
 _ESCAPE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _NO_SPLIT = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
@@ -202,8 +206,3 @@ _SPACES: list[tuple[bool, tuple[list[Any], list[Any]]]] = [
     (False, ([_ESCAPE], [_NO_SPLIT])),
     (False, ([], [_ESCAPE_LATER])),
 ]
-_PRE: Mapping[str, list[dict[str, Any]]] = {
-    "gpt-2": [_byte_level(True)],
-    "smollm": [{"type": "Digits", "individual_digits": True}, _byte_level(True)],
-    **{name: _split(name) for name in SPLITS},
-}

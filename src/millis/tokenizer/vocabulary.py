@@ -14,6 +14,7 @@ from enum import IntEnum
 from itertools import compress, count
 from typing import Any
 
+from millis.tokenizer.pre import form_of
 from millis.types import FormatError
 
 MAX_ENTRIES = 4_000_000  # of any list; the largest published vocabularies have 262,144 tokens
@@ -76,8 +77,10 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> Vocabulary:
     kinds = _kinds(metadata, len(tokens), {*spoken, bos} - {None})
     named = {name for name in END_NAMES if name in tokens}
     ends = spoken | {i for name in named if kinds[i := tokens.index(name)] == Kind.CONTROL}
-    # SentencePiece models and Llama 3 begin with BOS unless the file says otherwise, as in the llama.cpp format notes.
-    add_bos = _flag(metadata, "add_bos_token", bos is not None and (model == "llama" or pre == "llama-bpe"))
+    # SentencePiece models, Llama 3 and some more begin with BOS unless the file says otherwise, as llama.cpp has it.
+    form = form_of(pre)
+    begins = model == "llama" or form is not None and form.add_bos
+    add_bos = _flag(metadata, "add_bos_token", bos is not None and begins)
     add_eos = _flag(metadata, "add_eos_token", False)
     for name, wanted, token in (("bos", add_bos, bos), ("eos", add_eos, eos)):
         if wanted and token is None:
