@@ -39,9 +39,6 @@ def engine(
     json: common.Json = False,
 ) -> None:
     """Milliseconds to the first and the next token, one request at a time, beside the machine's limit."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from millis import hub
     from millis.bench.compare import Settings, compare
     from millis.bench.peers import LOADS, chosen
@@ -63,15 +60,10 @@ def engine(
         kept=hub.home() / "bench",
     )
     path = common.resolve(model)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        lengths = {*settings.prompts, *settings.depths}
-        task = progress.add_task("", total=(1 + len(settings.peers)) * (rounds + 1) * len(lengths))
+    lengths = {*settings.prompts, *settings.depths}
+    with common.progress("", (1 + len(settings.peers)) * (rounds + 1) * len(lengths)) as progress:
         result = {"model": Path(model).name} | compare(
-            path,
-            settings,
-            tell=lambda text: progress.update(task, description=text),
-            advance=lambda: progress.advance(task),
+            path, settings, tell=lambda text: progress(description=text), advance=lambda: progress(advance=1)
         )
     if json:
         common.print_json(result)
@@ -122,20 +114,12 @@ def jitter(
     json: common.Json = False,
 ) -> None:
     """How even decoding is: p50, p99, p99.9 and maximum of single steps, and what the slow ones coincide with."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from millis.bench.jitter import decode_steps, report
 
     pictures = pictures_of(plot)
     lm = common.load(model, threads=threads, context=depth, speculation="off")  # a step, a token
-    console = Console(stderr=True)
-    # A thread that draws by itself would be measured, too.
-    with Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal) as progress:
-        task = progress.add_task("measuring", total=steps)
-        found = decode_steps(
-            lm, steps=steps, depth=depth, tell=lambda done: progress.update(task, completed=done, refresh=True)
-        )
+    with common.progress("measuring", steps, auto_refresh=False) as progress:
+        found = decode_steps(lm, steps=steps, depth=depth, tell=progress)
     result = {
         "model": model,
         "threads": lm.config.threads,
@@ -168,21 +152,15 @@ def speculation(
     """Tokens a second with guesses and without, in turn, and whether the greedy answers are the same."""
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from millis.bench.speculation import PROMPTS, measure, summary
 
     names = [kind.strip() for kind in kinds.split(",")]
     if unknown := sorted(set(names) - set(PROMPTS)):
         raise typer.BadParameter(f"--kinds knows {', '.join(PROMPTS)}, not {', '.join(map(repr, unknown))}")
     lm = common.load(model, threads=threads, context=2048, draft=draft, precision=precision)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        total = 2 * rounds * sum(len(PROMPTS[kind][:prompts]) for kind in names)
-        task = progress.add_task("measuring", total=total)
+    with common.progress("measuring", 2 * rounds * sum(len(PROMPTS[kind][:prompts]) for kind in names)) as progress:
         rows = measure(
-            lm, names, new_tokens=new_tokens, rounds=rounds, limit=prompts, advance=lambda: progress.advance(task)
+            lm, names, new_tokens=new_tokens, rounds=rounds, limit=prompts, advance=lambda: progress(advance=1)
         )
     found = summary(rows)
     if json:
@@ -235,9 +213,6 @@ def encoder(
     """Milliseconds from a text to its label or vector, tokenizing included, one at a time."""
     from itertools import cycle, islice
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from millis.bench.encoder import PEERS, QUESTION, Settings, compare
     from millis.config import EngineConfig
 
@@ -255,10 +230,8 @@ def encoder(
         installed=installed.absolute(),
     )
     path = common.resolve(model)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("measuring", total=(1 + len(names)) * (rounds + 1))
-        result = {"model": model} | compare(path, settings, advance=lambda: progress.advance(task))
+    with common.progress("measuring", (1 + len(names)) * (rounds + 1)) as progress:
+        result = {"model": model} | compare(path, settings, advance=lambda: progress(advance=1))
     if json:
         common.print_json(result)
     else:
@@ -277,17 +250,12 @@ def adapters(
     """What a decode step costs with LoRA adapters, beside one without, and whether mixed answers are those alone."""
     from dataclasses import asdict
 
-    from rich.console import Console
-    from rich.progress import Progress
-
     from millis.bench.adapters import measure
 
     options = {"max_sequences": count, "max_adapters": count, "cache_tokens": count * 512, "speculation": "off"}
     lm = common.load(model, threads=threads, context=max(512, steps + 128), **options)
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("measuring", total=2 * count + 24)
-        found = measure(lm, count=count, rank=rank, steps=steps, advance=lambda: progress.advance(task))
+    with common.progress("measuring", 2 * count + 24) as progress:
+        found = measure(lm, count=count, rank=rank, steps=steps, advance=lambda: progress(advance=1))
     found = {"model": model, "threads": lm.config.threads, "isa": lm.runner.isa, **found}
     if json:
         common.print_json({**found, "rows": [asdict(row) for row in found["rows"]]})

@@ -262,15 +262,23 @@ def tell(text: str) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, where somebody watches; to be told what is done, and of how many."""
+def progress(what: str, total: int | None = None, *, auto_refresh: bool = True) -> Iterator[Callable[..., None]]:
+    """A bar on standard error, where somebody watches; to be told what is done and of how many, or advance=1.
+
+    auto_refresh: whether a thread draws it; else, where one would be measured, too, it is drawn when it is told.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    unseen = not console.is_terminal
+    with Progress(console=console, transient=True, auto_refresh=auto_refresh, disable=unseen) as bar:
+        task = bar.add_task(what, total=total)
+
+        def update(completed: int | None = None, total: int | None = None, **more: Any) -> None:
+            bar.update(task, completed=completed, total=total, refresh=not auto_refresh, **more)
+
+        yield update
 
 
 def print_table(table: Any) -> None:

@@ -101,9 +101,6 @@ def command(
 
 def _written(teacher: str, data: Sequence[Path], out: Path, tokens: int, threads: int | None) -> Path:
     """Texts that begin as those of `data` do and go on as the teacher would: a file beside OUT, made once."""
-    from rich.console import Console
-    from rich.progress import track
-
     from millis.files import whole
     from millis.train.settings import fingerprints
 
@@ -115,13 +112,13 @@ def _written(teacher: str, data: Sequence[Path], out: Path, tokens: int, threads
     prompts = _prompts(lm, data, None)
     if not prompts:
         raise RequestError(f"no text has {_PROMPT_TOKENS} tokens for the teacher to go on from; give longer ones")
-    shown = track(prompts, "the teacher writes", console=Console(stderr=True), transient=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as file:
-        for number, ids in enumerate(shown):
+    with whole(path) as file, common.progress("the teacher writes", len(prompts)) as progress:
+        for number, ids in enumerate(prompts):
             more = lm.generate(ids, max_tokens=tokens, temperature=1.0, seed=number).tokens
             text = lm.tokenizer.decode([*ids, *more])
             file.write(jsonlib.dumps({"text": text}, ensure_ascii=False).encode() + b"\n")
+            progress(advance=1)
     return path
 
 

@@ -157,21 +157,16 @@ def _evaluate(
     deadline_ms: float | None,
     load: Callable[[], Any],
 ) -> Evaluation:
-    from rich.console import Console
-    from rich.progress import Progress
-
     from millis.tasks import evaluation
     from millis.tasks.dataset import read_rows, spread
 
     everything = _labelled(file, given) if task == "classify" else read_rows(file, evaluation.COLUMNS[task])
     some = spread(everything, limit)
     lm = load()
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(task, total=len(some))
+    with common.progress(task, len(some)) as progress:
 
         def advance() -> None:
-            progress.advance(bar)
+            progress(advance=1)
 
         if task == "classify":
             return evaluation.evaluate_classify(_classifier(lm, everything, given, deadline_ms), some, advance)

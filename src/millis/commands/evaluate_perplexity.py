@@ -86,8 +86,8 @@ def _measure(name: str, log_likelihood: Callable[[list[int]], float], cut: list[
         took_ms.append(1000 * (time.perf_counter() - begin))
         return value
 
-    with common.progress(name) as progress:
-        value = perplexity(timed, cut, lambda: progress(len(took_ms), len(cut)))
+    with common.progress(name, len(cut)) as progress:
+        value = perplexity(timed, cut, lambda: progress(advance=1))
     if not math.isfinite(value):
         raise ModelError(f"{name}: the perplexity is not finite; the weights of this model are not usable")
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +14,7 @@ from millis.config import EngineConfig
 from millis.files import place
 
 if TYPE_CHECKING:
-    from millis.quantize.run import Report, Say, Target
+    from millis.quantize.run import Report, Target
 
 EXAMPLE = "millis quantize smollm2 small.gguf --max-ppl-loss 1% --calibration text.txt"
 TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
@@ -62,8 +61,10 @@ def command(
         if not folder.is_dir():
             raise typer.BadParameter(f"there is no folder {folder} to write to")
     count = EngineConfig().threads if threads is None else threads
-    with common.terminated_as_interrupted(), _progress() as say:
-        job = Quantizer(common.resolve(source), count, say)
+    with common.terminated_as_interrupted(), common.progress("reading") as progress:
+        job = Quantizer(
+            common.resolve(source), count, lambda stage, done, total: progress(done, total, description=stage)
+        )
         if text is not None:
             job.calibrate(lines.read_text(text), learn, windows, importance)
         report = job.write(out, target)
@@ -98,18 +99,6 @@ def _share(text: str) -> float:
     if not 0 < value <= 10:
         raise typer.BadParameter(f"--max-ppl-loss must be a share above 0, as 1% or 0.01, not {text!r}")
     return value
-
-
-@contextmanager
-def _progress() -> Iterator[Say]:
-    """A bar for the stage under way, on standard error, where someone watches."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading")
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
 
 
 def _print(report: Report) -> None:
