@@ -51,6 +51,7 @@ def test_a_schema_comes_back_as_it_was() -> None:
         ({"items": {"items": [{"type": "null"}]}}, "schema.items.items is a list.*prefixItems"),
         ({"propertyNames": False}, "propertyNames"),
         ({"propertyNames": {"enum": [1]}}, "propertyNames"), ({"propertyNames": {"$ref": "#/$defs/n"}}, "Names"),
+        ({"propertyNames": {"$ref": "#/$defs/n", "maxLength": 3}, "$defs": {"n": {"enum": ["abcd"]}}}, "Names"),
         ({"propertyNames": {"enum": ["a"]}, "properties": {"b": {}}}, "propertyNames"),
         ({"properties": []}, "properties must be an object"),
         ({"anyOf": {}}, "anyOf must be a list"),
@@ -80,9 +81,10 @@ def test_what_says_nothing_of_values_is_taken() -> None:
 
 
 def test_names_that_are_listed_become_a_pattern() -> None:
-    for names in ({"enum": ["a", "b.c"]}, {"$ref": "#/$defs/n"}):
+    for names in ({"enum": ["a", "b.c"]}, {"$ref": "#/$defs/n"}, {"$ref": "#/$defs/n%20a"}):
         schema = {"propertyNames": names, "additionalProperties": {"type": "integer"}}
-        schema["$defs"] = defs = {"n": {"type": "string", "title": "N", "enum": ["a", "b.c"]}}
+        listed = {"type": "string", "title": "N", "enum": ["a", "b.c"]}
+        schema["$defs"] = defs = {"n": listed, "n a": listed}
         assert check_schema(json.dumps(schema)) == {
             "patternProperties": {r"^(a|b\.c)$": {"type": "integer"}}, "additionalProperties": False, "$defs": defs,
         }  # fmt: skip

@@ -173,10 +173,7 @@ def _simplify(part: dict[str, Any], root: dict[str, Any]) -> None:
             part["anyOf"] = part.pop("oneOf")
     if part.get("uniqueItems") is False:
         del part["uniqueItems"]
-    names = part.get("propertyNames")
-    if isinstance(names, dict) and isinstance(ref := names.get("$ref"), str):
-        defined = root.get("$defs")
-        names = defined.get(ref.removeprefix("#/$defs/")) if isinstance(defined, dict) else None
+    names = _referred(part.get("propertyNames"), root)
     if not isinstance(names, dict) or names.get("type", "string") != "string":
         return
     said = list(names.keys() - ANNOTATIONS - {"type"})
