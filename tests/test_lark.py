@@ -56,6 +56,10 @@ def each(request: pytest.FixtureRequest, model_path: Callable[[str], Path]) -> A
         (EITHER, "Yes: ", "a\n(sure)"),
         (EITHER, "No: never", "\nSorry."),
         ('start: "a" b "c"\n%import common.INT -> b', "a1", "c"),
+        ('start: /[a-z]+/ "end"', "abc", "end"),
+        ('start: /[a-z]+/ "end" "ing"i? "."', "abce", "nd."),
+        ('start: /[^{]*/ "CALL {}"', "Well, CALL ", "{}"),
+        ('start: ("- " /[^\\n]+/ ", " /[^\\n]+/ "\\n")+ "." // /a/ "b"', "- x, y\n- z", ", a\n."),
     ],
 )
 def test_what_is_begun_is_closed(source: str, begun: str, closing: str, each: Answers) -> None:

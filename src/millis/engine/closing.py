@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 MAX_TOKENS = 4_096  # of a closing
+LONG = 128  # tokens; a longer text is tried by runs
+RUN = 16  # tokens, behind which a mask gives the lexer new steps
 MOST_FILLED = 4_096  # of one filler in a row
 FUEL = 3_000_000  # tokens that a search may try in all, about a quarter of a second
 STATE_FUEL = 1_000  # what looking at one more state counts as
@@ -77,6 +79,7 @@ class Fuel:
     """What searches may still cost. Counted and not timed: a busy machine finds what an idle one finds."""
 
     left: int = FUEL
+    met_limit: bool = False  # of the lexer, which ended the search
 
     def burn(self, amount: int) -> None:
         """NoFuelError: there is not so much left."""
@@ -105,7 +108,20 @@ class _State:
 
     def fits(self, tokens: list[int]) -> bool:
         """Whether all of these may follow."""
-        return self.valid(tokens) == len(tokens)
+        if len(tokens) <= LONG:
+            return self.valid(tokens) == len(tokens)
+        copy = _State(self.native.deep_copy(), [], None, self.fuel)
+        runs = (tokens[at : at + RUN] for at in range(0, len(tokens), RUN))
+        return all(copy.native.try_consume_tokens(run) == len(run) and copy.mask() for run in runs)
+
+    def mask(self) -> bytes:
+        """The tokens that may follow. NoFuelError: the lexer has met a limit."""
+        self.fuel.burn(STATE_FUEL)
+        mask: bytes = self.native.compute_bitmask()
+        if self.native.is_error():
+            self.fuel.met_limit = True
+            raise NoFuelError
+        return mask
 
 
 NO_HINTS = Hints()
@@ -228,7 +244,7 @@ class Closer:
                 low = high // 2
                 while high - low > 1:
                     middle = (low + high) // 2
-                    low, high = (low, middle) if state.fits(run(filler, middle)) else (middle, high)
+                    low, high = (low, middle) if state.valid(run(filler, middle)) > middle else (middle, high)
                 return run(filler, high)
         return []
 
@@ -249,7 +265,7 @@ class Closer:
                     if depth < HALF or _strings(following) != _strings(start):
                         if self._hinted(following, hints) or self._filled(following):
                             return following.tokens
-                    seen.setdefault(following.native.compute_bitmask(), following)
+                    seen.setdefault(following.mask(), following)
             level = sorted(seen.values(), key=self._open)[:width]
             for state in level:
                 if self._last(state, hints):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from millis.engine.closing import Closer, Fuel, Hints
+from millis.engine.closing import RUN, Closer, Fuel, Hints
 from millis.engine.lark import continuations
 from millis.engine.pattern import endings, short_match
 from millis.engine.schema import (
@@ -27,6 +27,7 @@ from millis.engine.schema import (
     check_pattern,
     check_schema,
     check_size,
+    expanded,
     patterns_of,
 )
 from millis.types import Grammar, GrammarError
@@ -35,10 +36,13 @@ CACHED = 32  # compiled grammars
 HINTS = 16  # patterns of a schema of which a short match is kept
 MOST_ENDINGS = 100  # of such a text, that are tried where an answer or a string may not end
 RENEWAL = 256  # tokens at least between two renewals of an answer's lexer
+WIDE = 256  # characters of a pattern with its repetitions written out, beyond which it is tried
+MOST_WALKED = 512  # tokens of a text that it matches, along which it is
+STEPS = 100_000  # of the lexer for a token, about 10 ms
 LIMITS = {
     "max_items_in_row": 2_000,
     "initial_lexer_fuel": 500_000,
-    "step_lexer_fuel": 100_000,
+    "step_lexer_fuel": STEPS,
     "step_max_items": 50_000,
     "max_lexer_states": 50_000,  # up to 2 kB each
     "max_grammar_size": 200_000,
@@ -229,6 +233,7 @@ class GrammarCompiler:
         if found is None:
             self.compiled += 1
             found = self._native(grammar), self._hints(grammar)
+            self._check_patterns(grammar)
             if grammar.kind == "lark" or _is_json(grammar):
                 self._check_ends(grammar, *found)
         with self._turn:
@@ -258,17 +263,34 @@ class GrammarCompiler:
             raise GrammarError("the grammar allows no answer at all")
         return native
 
+    def _check_patterns(self, grammar: Grammar) -> None:
+        """GrammarError: a pattern meets a limit in the middle of its short match, and so would an answer."""
+        for pattern in [one for one in _patterns(grammar) if expanded(one) > WIDE][:HINTS]:
+            alone, text = grammar, short_match(pattern)
+            if grammar.kind == "json_schema":
+                alone = Grammar("json_schema", json.dumps({"type": "string", "pattern": pattern}))
+                text = json.dumps(text, ensure_ascii=False)[:-1]
+            native = self._native(alone)
+            tokens = self.closer.spelled(text.encode(errors="ignore"))[:MOST_WALKED]
+            for at in range(0, len(tokens), RUN):
+                native.try_consume_tokens(tokens[at : at + RUN])
+                native.compute_bitmask()
+            if native.is_error():
+                raise _too_wide(pattern)
+
     def _check_ends(self, grammar: Grammar, native: Any, hints: Hints) -> None:
         """GrammarError for what could not be closed where time runs out, as an endless schema."""
         fuel, start = Fuel(), native.deep_copy()
         if self.closer.close(start, b"" if _is_json(grammar) else None, hints, fuel) is not None:
             return
+        if fuel.met_limit and (patterns := _patterns(grammar)):
+            raise _too_wide(max(patterns, key=expanded))
         if start.is_error():
             raise _failure(start)
         if grammar.kind == "lark":
             raise GrammarError(
                 "no short answer of this grammar was found; is there one that ends? "
-                "A pattern takes all that it matches: end it by the attribute lazy or suffix"
+                "A pattern takes all that it matches: write what ends it right behind it, or end it by lazy or suffix"
             )
         if fuel.left < 0:
             raise GrammarError("the schema takes too long to compile; give it simpler patterns, or shorter strings")
@@ -280,8 +302,7 @@ class GrammarCompiler:
             case "regex":
                 return Hints(answers=self._spelled(_endings(grammar.source)))
             case "json_schema":
-                patterns = patterns_of(json.loads(grammar.source))[:HINTS]
-                texts = [text for one in patterns for text in _endings(one)]
+                texts = [text for one in _patterns(grammar)[:HINTS] for text in _endings(one)]
                 return Hints(strings=self._spelled(json.dumps(text, ensure_ascii=False)[1:-1] for text in texts))
             case "lark":
                 return Hints(answers=self._spelled(continuations(grammar.source, self._json_text, MOST_ENDINGS)))
@@ -330,6 +351,13 @@ def _endings(pattern: str) -> list[str]:
     return list(dict.fromkeys(text for match in matches for text in endings(match, MOST_ENDINGS)))
 
 
+def _patterns(grammar: Grammar) -> list[str]:
+    """A pattern, or those of a schema's strings."""
+    if grammar.kind == "json_schema":
+        return patterns_of(json.loads(grammar.source))
+    return [grammar.source] if grammar.kind == "regex" else []
+
+
 def _is_json(grammar: Grammar) -> bool:
     """Whether answers are JSON, or hold some."""
     return grammar.kind in ("json_schema", "json_object") or (grammar.kind == "lark" and "%json" in grammar.source)
@@ -366,6 +394,13 @@ def _check(schema: dict[str, Any], native: Any) -> None:
 
 def _failure(native: Any) -> GrammarError:
     return GrammarError(f"the grammar cannot be used: {_reason(native.get_error() or native.stop_reason())}")
+
+
+def _too_wide(pattern: str) -> GrammarError:
+    return GrammarError(
+        f"the grammar cannot be used: {pattern:.80} may go on in too many ways at once, over {STEPS:,} steps for a "
+        "token; anchor it by ^ and $, repeat less, or let what repeats not hold what ends it: [^,]+, for .+,"
+    )
 
 
 def _reason(error: object) -> str:

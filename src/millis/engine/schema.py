@@ -298,15 +298,24 @@ def check_pattern(pattern: str, where: str) -> None:
 
 def check_lark(source: str, check: Callable[[dict[str, Any]], None] | None = None) -> str:
     """The Lark grammar with every schema in it as check_schema has it. GrammarError where it is too large, or asks for
-    what the engine would not do, or where `check` raises it for a schema; it names that one's rule."""
+    what the engine would not do, or where `check` raises it for a schema; it names that one's rule.
+
+    A pattern becomes one terminal with the texts and patterns behind it: by itself it would take what it can of them.
+    """
     check_size(source, "grammar")
     whole, rules, at = "", "", 0  # `rules`: without texts, patterns, comments and schemas
+    joined, name = list[str](), "JOINED"
+    while name in source:
+        name += "_"
     while found := _LARK.search(source, at):
         rules += source[at : found.start()] + '""'
         whole += source[at : found.start()]
         at = found.end()
-        if found["pattern"]:
-            check_pattern(found["pattern"], "a pattern of the grammar")
+        behind = _BEHIND.match(source, at) if found["pattern"] and "%ignore" not in source else None
+        at = behind.end() if behind else at
+        for part in _LARK.finditer(source, found.start(), at):
+            if part["pattern"]:
+                check_pattern(part["pattern"], "a pattern of the grammar")
         if found["json"]:
             try:
                 schema, at = _schema_at(source, at)
@@ -316,10 +325,13 @@ def check_lark(source: str, check: Callable[[dict[str, Any]], None] | None = Non
                 error.rule = ([None] + _RULE.findall(rules))[-1]
                 raise
             whole += f"%json {json.dumps({**schema, 'x-guidance': JSON_STYLE})}"
+        elif behind:
+            whole += f"{name}{len(joined)}"
+            joined.append(f"\n{name}{len(joined)}: {found[0]}{behind[0]}")
         else:
             whole += found[0]
     _check_rules(rules + source[at:])
-    return whole + source[at:]
+    return whole + source[at:] + "".join(joined)
 
 
 _RULE = re.compile(r"^\s*([A-Za-z_]\w*)[^:\n]*:", re.MULTILINE)
@@ -353,6 +365,8 @@ def _check_rules(rules: str) -> None:
         _limit("a repetition of the grammar", most, MAX_EXPANDED, "times")
 
 
+# The flags of a pattern, and what stands behind it: no operator belongs to any of that, as ? would.
+_BEHIND = re.compile(r"""[a-z]*+(?:\s*+(?:"(?:[^"\\\n]|\\.)*+"|/(?:[^/\\\n]|\\.)++/)[a-z]*+(?!\s*(?:[?*+~{]|\.\.)))+""")
 # Schemas, texts, patterns and comments of a Lark grammar. Each takes what is unfinished, too: nothing is tried twice.
 _LARK = re.compile(r"""(?P<json>%json\s*)|"(?:[^"\\\n]|\\.)*"?|(?://|\#)[^\n]*|/(?P<pattern>(?:[^/\\\n]|\\.)+)/?""")
 
