@@ -194,6 +194,18 @@ def test_a_deadline_already_past_is_refused_and_computes_nothing() -> None:
     assert e.runner.batches == [] and not e.has_work
 
 
+def test_a_refusal_names_the_deadline_that_was_asked_for() -> None:
+    """A server keeps some milliseconds of it for itself; they are a part of what the answer would take."""
+    took_ms = []
+    for asked_ms in (None, 5.0):
+        with pytest.raises(DeadlineError, match=f"the deadline of {asked_ms or 2:.0f} ms cannot be met") as refused:
+            engine(clock=Clock()).submit(
+                [1] * 20, SamplingParams(), arrival_s=-0.003, deadline_s=-0.001, asked_ms=asked_ms
+            )
+        took_ms.append(refused.value.predicted_ms)
+    assert took_ms[1] - took_ms[0] == pytest.approx(3)
+
+
 def test_a_busy_moment_is_not_believed_for_ever() -> None:
     """Steps take ten times as long for a while; deadlines that were kept before are kept again soon after."""
     clock = Clock()

@@ -65,8 +65,11 @@ def test_a_text_is_not_taken_along_where_that_makes_the_first_late() -> None:
 
 def test_what_cannot_be_in_time_is_refused_with_what_it_would_take() -> None:
     queue = made()
-    with pytest.raises(DeadlineError, match="the answer would take") as found:
+    late = "the deadline of {} ms cannot be met: the answer would take {}"
+    with pytest.raises(DeadlineError, match=late.format("11.0", "16")) as found:
         queue.add(reading(1, [64, 64], due_s=1.010, arrival_s=0.999), 1.0)  # 2 · 7.4 ms, and 1 ms since it came
+    with pytest.raises(DeadlineError, match=late.format("14.0", "19")):
+        queue.add(reading(1, [64, 64], due_s=1.010, arrival_s=0.999, asked_ms=14.0), 1.0)
     assert 15.8 <= found.value.predicted_ms <= 16.5 and found.value.retry_after_s > 0 and len(queue) == 0
     queue.add(reading(2, [64, 64], due_s=1.017), 1.0)
     with pytest.raises(DeadlineError, match="requests before it would be late"):

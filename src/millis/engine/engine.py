@@ -121,6 +121,7 @@ class Engine:
         *,
         arrival_s: float | None = None,
         deadline_s: float | None = None,
+        asked_ms: float | None = None,
         priority: Priority = "standard",
         tenant: str = "",
         on_deadline: OnDeadline = "partial",
@@ -128,6 +129,7 @@ class Engine:
         adapter: Adapter | None = None,
     ) -> Request:
         """Queues a prompt. Times are on the engine's clock; `minimum_tokens` are those of the shortest useful answer.
+        asked_ms: the deadline that a refusal names, where the caller keeps some of it for what is behind the engine.
 
         RequestError: it is empty, holds an unknown token, or does not fit the context. GrammarError: its grammar is
         malformed, not supported, or beyond a limit. DeadlineError: not even the shortest useful answer would be done by
@@ -148,6 +150,7 @@ class Engine:
             limit=limit,
             arrival_s=self.clock() if arrival_s is None else arrival_s,
             deadline_s=deadline_s,
+            asked_ms=asked_ms,
             priority=priority,
             tenant=tenant,
             on_deadline=on_deadline,
@@ -184,6 +187,7 @@ class Engine:
         *,
         arrival_s: float | None = None,
         deadline_s: float | None = None,
+        asked_ms: float | None = None,
         priority: Priority = "standard",
         tenant: str = "",
         cache: bool = False,
@@ -225,6 +229,7 @@ class Engine:
             limit=max(longest, len(tokens) + nodes),
             arrival_s=self.clock() if arrival_s is None else arrival_s,
             deadline_s=deadline_s,
+            asked_ms=asked_ms,
             priority=priority,
             tenant=tenant,
             adapter=adapter,

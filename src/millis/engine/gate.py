@@ -102,12 +102,14 @@ class Gate:
         if left_ms > 0 and not self._scheduler.has_work:
             self.doubted = True
             self._scheduler.promises.caution.doubt()
-        ms = 1000 * (now - request.arrival_s) + self._delivery_ms + max(verdict.ms, left_ms + verdict.short_ms)
+        asked_ms = wanted_ms if request.asked_ms is None else request.asked_ms
+        behind_ms = self._delivery_ms + asked_ms - wanted_ms  # the engine
+        ms = 1000 * (now - request.arrival_s) + behind_ms + max(verdict.ms, left_ms + verdict.short_ms)
         why = f"the shortest useful answer would take {ms:.0f} ms"
         if not verdict.short_ms:
             why = "others have not had their share" if greedy else "the KV cache is promised to others"
         raise DeadlineError(
-            f"the deadline of {wanted_ms:.0f} ms cannot be met: {why}; allow more time, or ask for less",
+            f"the deadline of {asked_ms:.0f} ms cannot be met: {why}; allow more time, or ask for less",
             predicted_ms=ms,
             retry_after_s=NEVER_S if never else max(0.01, verdict.short_ms / 1000),
         )

@@ -34,6 +34,7 @@ class Reading:
     texts: Sequence[Sequence[int]]
     arrival_s: float
     due_s: float = math.inf
+    asked_ms: float | None = None  # the deadline from arrival, as a refusal names it; None: until due_s
     priority: Priority = "standard"
     head: bool = False  # the head's logits are wanted, not a vector
     longest: int = 1 << 30  # tokens of a text that the network reads
@@ -179,10 +180,11 @@ class Readings:
             self._caution.doubt()
             waited_ms, left_ms = 1000 * (now_s - new.arrival_s), 1000 * (new.due_s - new.arrival_s)
             late = mine_ms + waited_ms > left_ms - self._hand_ms(left_ms)
-            predicted_ms = mine_ms + waited_ms + self._hand_ms(left_ms)
+            asked_ms = left_ms if new.asked_ms is None else new.asked_ms
+            predicted_ms = mine_ms + waited_ms + self._hand_ms(left_ms) + asked_ms - left_ms
             who = "the answer would take" if late else "requests before it would be late; it would take"
             raise DeadlineError(
-                f"{who} {predicted_ms:.1f} ms; {left_ms:.1f} ms are left",
+                f"the deadline of {asked_ms:.1f} ms cannot be met: {who} {predicted_ms:.1f} ms; allow more time",
                 predicted_ms=predicted_ms,
                 retry_after_s=short_ms / 1000,
             )

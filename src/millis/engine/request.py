@@ -54,6 +54,7 @@ class Request:
     limit: int  # tokens may not grow beyond this
     arrival_s: float
     deadline_s: float | None = None  # absolute, on the engine's clock
+    asked_ms: float | None = None  # from arrival, as a refusal names it; None: the same
     priority: Priority = "standard"
     tenant: str = ""  # who asks: shares are fair among tenants, cached prefixes each one's own
     on_deadline: OnDeadline = "partial"  # carried for whoever delivers the answer

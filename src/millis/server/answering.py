@@ -102,6 +102,7 @@ class Answering(Generation):
             prompts=(tuple(ids),),
             arrival_s=self.arrival_s,
             deadline_s=self.service.deadline_s(embedder, job, self.arrival_s),
+            asked_ms=job.deadline_ms,
             priority=job.priority,
             tenant=self.tenant,
         )

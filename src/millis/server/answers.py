@@ -53,6 +53,7 @@ class Batch(Answer):
             "id": number,
             "arrival_s": self.arrival_s,
             "deadline_s": deadline_s,
+            "asked_ms": job.deadline_ms,
             "priority": job.priority,
             "tenant": self.tenant,
         }

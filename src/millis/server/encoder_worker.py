@@ -96,6 +96,7 @@ class Worker:
             texts=job.prompts,
             arrival_s=job.arrival_s,
             due_s=math.inf if job.deadline_s is None else job.deadline_s,
+            asked_ms=job.asked_ms,
             priority=job.priority,
             head=job.head,
             longest=self._runner.context,

@@ -161,6 +161,7 @@ class Generation(Answer):
             "prompt": prompt.tokens,
             "arrival_s": self.arrival_s,
             "deadline_s": self.service.deadline_s(self.served, self._job, self.arrival_s),
+            "asked_ms": self._job.deadline_ms,
             "priority": self._job.priority,
             "tenant": self.tenant,
             "adapter": self.adapter,

@@ -40,6 +40,7 @@ class Submit:
     params: SamplingParams
     arrival_s: float
     deadline_s: float | None = None
+    asked_ms: float | None = None  # the client's deadline, from arrival, of which delivery takes some
     priority: Priority = "standard"
     tenant: str = ""
     on_deadline: OnDeadline = "partial"
@@ -56,6 +57,7 @@ class Score:
     continuations: tuple[tuple[int, ...], ...]
     arrival_s: float
     deadline_s: float | None = None
+    asked_ms: float | None = None  # the client's deadline, from arrival, of which delivery takes some
     priority: Priority = "standard"
     tenant: str = ""
     adapter: str | None = None
@@ -70,6 +72,7 @@ class Embed:
     prompts: tuple[tuple[int, ...], ...]
     arrival_s: float
     deadline_s: float | None = None
+    asked_ms: float | None = None  # the client's deadline, from arrival, of which delivery takes some
     priority: Priority = "standard"
     tenant: str = ""
     head: bool = False

@@ -133,7 +133,9 @@ class Service:
             predicted -= stats.step_ms
         if predicted > job.deadline_ms:
             wait_s = max(0.0, predicted - job.deadline_ms) / 1000
-            message = f"the answer would take {predicted:.0f} ms; {job.deadline_ms:.0f} ms are left"
+            message = (
+                f"the deadline of {job.deadline_ms:.0f} ms cannot be met: the answer would take {predicted:.0f} ms"
+            )
             raise from_error(DeadlineError(message, predicted_ms=predicted, retry_after_s=wait_s))
 
     async def run(self, size: int, function: Callable[..., _Result], *arguments: object) -> _Result:
