@@ -199,6 +199,7 @@ def test_deadlines_and_figures(server: Server) -> None:
     text = "parcel " * 40
     late = server.json("/v1/embeddings", {"model": "body", "input": [text] * 500, "deadline_ms": 3})
     assert late[0] == 503 and late[1]["error"]["code"] == "deadline_unmeetable"
+    assert late[1]["error"]["message"].startswith("the deadline of 3")
     assert late[1]["error"]["predicted_ms"] > 3
     header = {"X-Deadline-Ms": "0.01"}
     assert server.json("/v1/classify", {"model": "intents", "input": "help"}, header)[0] == 503
