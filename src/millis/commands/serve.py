@@ -34,12 +34,12 @@ def command(**flags: Any) -> None:
     common.warn_of_threads(settings.engine.get("threads"))
     try:
         from millis.server.origins import is_loopback
-        from millis.server.run import check, check_files, serve
+        from millis.server.run import check, read_files, serve
     except ModuleNotFoundError as error:
         raise ModelError(f"millis serve needs {error.name}; install it with: pip install 'millis[serve]'") from None
     with common.usage():
         check(settings)
-    check_files(settings.server)
+    files = read_files(settings.server)
     if settings.server.api_key_file is None and not is_loopback(settings.server.host):
         common.say("millis: warning: whoever reaches this machine may use the model; --api-key-file asks for keys")
     if settings.server.index is not None:
@@ -52,7 +52,8 @@ def command(**flags: Any) -> None:
     if (draft := settings.engine.get("draft")) is not None:
         settings.engine["draft"] = str(common.resolve(draft))
     encoders = {name: common.resolve(model) for name, model in named.items()}
-    serve(path, encoders, settings, lambda facts: common.print_json(facts) if as_json else common.say(_line(facts)))
+    announce = common.print_json if as_json else lambda facts: common.say(_line(facts))
+    serve(path, encoders, settings, files, announce)
 
 
 def encoders_of(given: list[str]) -> dict[str, str]:

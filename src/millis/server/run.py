@@ -43,6 +43,8 @@ log = logging.getLogger("millis.server")
 URGENT = -10  # nice value of the event loop's thread, whose work is short
 LAST_WORDS_S = 1.0  # for answers that are cut off at the end of the drain
 SWITCH_S = 0.001  # a thread that renders a long prompt gives way to the event loop so often
+Files = tuple[Keys | None, str | None]  # the keys, and a text to pin
+Announce = Callable[[dict[str, Any]], None]
 
 
 def check(settings: Settings) -> None:
@@ -52,12 +54,10 @@ def check(settings: Settings) -> None:
     _adapters(settings.server.adapter or [])
 
 
-def check_files(config: ServerConfig) -> None:
-    """RequestError for files that settings name and that cannot be used, and for a folder that there is not."""
-    if config.api_key_file is not None:
-        Keys.read(Path(config.api_key_file))
-    if config.pin is not None:
-        _pin_text(Path(config.pin))
+def read_files(config: ServerConfig) -> Files:
+    """The keys and the text to pin. RequestError for files that cannot be used, and for a folder that there is not."""
+    keys = None if config.api_key_file is None else Keys.read(Path(config.api_key_file))
+    pin = None if config.pin is None else _pin_text(Path(config.pin))
     if config.adapter_dir is not None and not Path(config.adapter_dir).is_dir():
         raise RequestError(f"there is no folder {config.adapter_dir} of adapters; make it, or leave out --adapter-dir")
     if config.tls_cert is not None and config.tls_key is not None:
@@ -67,13 +67,12 @@ def check_files(config: ServerConfig) -> None:
             reason = error.strerror or error
             text = f"cannot use {config.tls_cert} with {config.tls_key}: {reason}; give PEM files"
             raise RequestError(text) from None
+    return keys, pin
 
 
-def serve(
-    path: Path, encoders: Mapping[str, Path], settings: Settings, announce: Callable[[dict[str, Any]], None]
-) -> None:
+def serve(path: Path, encoders: Mapping[str, Path], settings: Settings, files: Files, announce: Announce) -> None:
     """Serves the model at `path`, and encoders by their names, until SIGTERM or SIGINT. `announce` is told once where,
-    when requests are answered.
+    when requests are answered. files: see `read_files`.
 
     Raises ModelError (one cannot be loaded), RequestError (settings that an encoder does not have), OSError (the
     address), and in the end KeyboardInterrupt where it was SIGINT.
@@ -83,17 +82,16 @@ def serve(
     sys.setswitchinterval(SWITCH_S)
     with contextlib.suppress(OSError, AttributeError):  # as far as the system allows: answers go out before steps go on
         os.setpriority(os.PRIO_PROCESS, 0, URGENT)
-    if uvloop.run(_serve(path, encoders, settings, announce)) == signal.SIGINT:
+    if uvloop.run(_serve(path, encoders, settings, files, announce)) == signal.SIGINT:
         raise KeyboardInterrupt
 
 
 async def _serve(
-    path: Path, encoders: Mapping[str, Path], settings: Settings, announce: Callable[[dict[str, Any]], None]
+    path: Path, encoders: Mapping[str, Path], settings: Settings, files: Files, announce: Announce
 ) -> int | None:
     """The first signal that ended it, if one did."""
     config, loop = settings.server, asyncio.get_running_loop()
-    keys = None if config.api_key_file is None else Keys.read(Path(config.api_key_file))
-    pin = None if config.pin is None else _pin_text(Path(config.pin))
+    keys, pin = files
     models = served_models(path, encoders, settings)
     main = models[0]
     service = Service(config, models, keys)
