@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "hub": set(),
     "samples": set(),
     "data": {"files", "hub", "samples"},
-    "engine": {"_native", "config", "models"},
+    "engine": {"_native", "config", "files", "models"},
     "documents": set(),
     "tasks": {"_native", "config", "files", "models", "engine", "tokenizer", "hub", "documents", "samples"},
     "quantize": {"_native", "config", "files", "models", "engine", "tasks", "tokenizer"},

@@ -21,7 +21,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
     replaced one keeps its own. RequestError: as `place`. OSError, which names `path`: the file cannot be written.
     """
     target = place(path)
-    part = target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.part")
+    part = target.with_name(f".{target.name[-50:]}.{secrets.token_hex(4)}.part")
     try:
         with open(part, "x+b") as file:
             yield file

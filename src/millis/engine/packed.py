@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 
 from millis import _native
 from millis.config import EngineConfig
+from millis.files import whole
 from millis.models.fingerprint import fingerprint
 from millis.models.load import Model
 from millis.models.mapped import forget
@@ -80,21 +80,14 @@ def _write(model: Model, threads: int, file: Path, key: bytes, matrices: list[Te
     with FileLock(file.with_suffix(".lock"), timeout=_LOCK_S):
         if (found := _open(file, key, matrices)) is not None:  # another process wrote it while we waited
             return found
-        for left in file.parent.glob(f"{glob.escape(file.stem)}.*{PART}"):  # by a writer that was killed
+        for left in file.parent.glob(f".{glob.escape(file.name[-50:])}.*{PART}"):  # by a writer that was killed
             left.unlink(missing_ok=True)
         source = os.fsencode(os.path.realpath(model.checkpoint.path))
-        part = file.with_name(f"{file.stem}.{os.getpid()}-{secrets.token_hex(4)}{PART}")  # of this writer alone
-        try:
-            with open(part, "xb") as out:
-                for chunk in _chunks(_contents(source, threads, key, matrices)):
-                    out.write(chunk)
-                out.flush()
-                os.fsync(out.fileno())
+        with whole(file) as out:
+            for chunk in _chunks(_contents(source, threads, key, matrices)):
+                out.write(chunk)
             if fingerprint(model.checkpoint.path) != key:
-                return None
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
+                raise ValueError("the model's files are of another state by now")
         prune(file.parent)
     return _open(file, key, matrices)
 
