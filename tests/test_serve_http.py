@@ -170,8 +170,10 @@ def test_a_path_asked_another_way_says_which_ways_there_are(server: Server) -> N
     for path, method, allowed in cases:
         status, headers, data = server.ask(path, method=method)
         assert (status, headers["allow"]) == (405, allowed)
-        assert json.loads(data)["error"]["code"] == "method_not_allowed"
-    assert json.loads(server.ask("/v1/nothing")[2])["error"]["code"] == "not_found"
+        error = json.loads(data)["error"]
+        assert error["code"] == "method_not_allowed" and f"takes {headers['allow']}, not" in error["message"]
+    error = json.loads(server.ask("/v1/nothing")[2])["error"]
+    assert error["code"] == "not_found" and "'/v1/nothing'" in error["message"]
     assert json.loads(server.ask("/v1/messages")[2])["type"] == "error"
 
 

@@ -150,9 +150,11 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status, headers = error.status_code, dict(error.headers or {})
-    code, message = HTTP_ERRORS.get(status, ("http_error", str(error.detail)))
+    allowed = ", ".join(sorted(_methods(request)))
     if status == 405:
-        headers["Allow"] = ", ".join(sorted(_methods(request)))
+        headers["Allow"] = allowed
+    code, template = HTTP_ERRORS.get(status, ("http_error", "{detail}"))
+    message = template.format(path=request.url.path, method=request.method, allowed=allowed, detail=error.detail)
     return JSONResponse(ApiError(status, message, code=code).body_for(request.url.path), status, headers)
 
 
@@ -201,8 +203,8 @@ def _describe(app: FastAPI, service: Service) -> dict[str, Any]:
 
 
 HTTP_ERRORS = {
-    404: ("not_found", "there is no such path; GET /docs lists them"),
-    405: ("method_not_allowed", "this path is not asked that way; see /docs"),
+    404: ("not_found", "there is no path {path!r:.100}; GET /docs lists them"),
+    405: ("method_not_allowed", "{path!r:.100} takes {allowed}, not {method:.20}; see /docs"),
 }
 JSON = "application/json"
 KINDS = {"/metrics": ("text/plain",), "/docs": ("text/html",)}
