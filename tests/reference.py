@@ -7,7 +7,7 @@ about the file format, the renaming, the plan and the arithmetic.
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,12 @@ def reference_model(path: Path) -> Any:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+@lru_cache(maxsize=3)
+def real_reference(path: Path) -> Any:
+    """The same of a catalogue's model, made once for all tests: their packages take up to 15 seconds for it."""
+    return reference_model(path)
 
 
 def tiny_model(name: str, seed: int = 0) -> Any:

@@ -12,7 +12,7 @@ import torch
 import millis
 from agreement import all_logits, compare, divergence, expect, token_prompts
 from millis.config import usable_cores
-from reference import TINY, folder_model, greedy, next_logits, reference_model, tiny_model
+from reference import TINY, folder_model, greedy, next_logits, real_reference, tiny_model
 
 RNG = np.random.default_rng(11)
 
@@ -23,7 +23,7 @@ def test_real_models(name: str, model_path: Callable[[str], Path]) -> None:
     lms = {p: millis.load(path, precision=p, max_batch_tokens=1024, context=1024) for p in ("fast", "int8", "exact")}
     torch.set_num_threads(usable_cores())
     prompts = [ids[:160] for ids in token_prompts(lms["fast"], 3)]
-    wanted = expect(reference_model(path), prompts, 24 if name == "smollm2" else 12, kl_tokens=64)
+    wanted = expect(real_reference(path), prompts, 24 if name == "smollm2" else 12, kl_tokens=64)
     torch.set_num_threads(1)
     for precision, margin, kl in (("fast", 0.2, 0.001), ("int8", 0.5, 0.005), ("exact", 0.01, 1e-6)):
         report = compare(lms[precision], wanted)

@@ -17,7 +17,7 @@ from millis.models.oracle import Oracle
 from millis.models.plan import Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
 from millis.models.tensor import Tensor
 from millis.types import RequestError
-from reference import LLAMA3_ROPE, TINY, greedy, next_logits, reference_model, tiny_model
+from reference import LLAMA3_ROPE, TINY, greedy, next_logits, real_reference, tiny_model
 
 PROMPT = np.random.default_rng(1).integers(0, 96, 40).tolist()
 
@@ -160,7 +160,7 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_real_models_match_transformers(name: str, model_path: Any) -> None:
     path = model_path(name)
-    reference = reference_model(path)
+    reference = real_reference(path)
     ids = REAL[name] + greedy(reference, REAL[name], 20 - len(REAL[name]))[0]
     expected = next_logits(reference, ids)
     model = load_model(path)

@@ -17,7 +17,7 @@ from millis.models.gguf import read_gguf
 from millis.tasks.perplexity import perplexity, spread, windows
 from millis.tokenizer import load_tokenizer
 from millis.types import RequestError
-from reference import next_logits, reference_model
+from reference import next_logits, real_reference
 from shell import error_line, millis
 
 
@@ -112,9 +112,9 @@ def _independent(path: Path, text: str) -> float:
     ids = load_tokenizer(read_gguf(path)).encode(text)
     every = [ids[at : at + 128] for at in range(0, len(ids), 128)]
     chosen = [every[i * len(every) // 3] for i in range(3)]
-    losses = []
+    reference, losses = real_reference(path), []
     for window in chosen:
-        logits = torch.from_numpy(next_logits(reference_model(path), window)[:-1])
+        logits = torch.from_numpy(next_logits(reference, window)[:-1])
         losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(window[1:]), reduction="none").double())
     return float(torch.cat(losses).mean().exp())
 

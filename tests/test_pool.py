@@ -47,11 +47,11 @@ def test_who_computes_which_panel_is_chance_and_changes_nothing(
     model = load_model(model_path("smollm2"))
     tokens = np.random.default_rng(2).integers(100, 40000, 300).astype(np.int32)
     runners = [NativeRunner(model, EngineConfig(threads=t, precision=precision, cache_tokens=512)) for t in (1, 2, 5)]
-    for length in (9, 40, 300):
+    for length in (9, 40, 150):
         run = Batch(tokens[:length], ints([0]), ints([length]), ints([range(10)]))
         want = runners[0].logits(run)
         for runner in runners[1:]:
-            for _ in range(3):
+            for _ in range(2):
                 np.testing.assert_array_equal(runner.logits(run), want)
 
 
