@@ -11,6 +11,7 @@
 #include <tuple>
 
 #include "arrays.h"
+#include "cpu.h"
 #include "sampler.h"
 #include "unlocked.h"
 
@@ -55,7 +56,7 @@ void bind_sampler(nb::module_& m) {
             Choice choice;
             {
               const Unlocked unlocked;  // another thread may have to set the mask
-              self.choose(copy, {}, choice);
+              self.choose(copy, {}, select_kernels("auto").log_sum_exp, choice);
             }
             if (choice.token >= 0) self.commit(std::span(&choice.token, 1));
             return std::tuple(choice.token, choice.logprob, std::move(choice.top));

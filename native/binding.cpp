@@ -91,6 +91,9 @@ struct Verified {
   std::vector<size_t> sequence;                  // of each row
   std::vector<std::span<const int32_t>> drafts;  // of each sequence
 
+  // What row i stands behind.
+  std::span<const int32_t> ahead(size_t i) const { return drafts[sequence[i]].first(i - first[sequence[i]]); }
+
   Verified(const Batch& batch, const std::vector<Sampler*>& samplers, const std::vector<int32_t>& drafted) : first{0} {
     if (drafted.size() != batch.lengths.size()) throw std::invalid_argument("batch: one number of drafts for each sequence");
     int32_t end = 0;
@@ -119,15 +122,14 @@ std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& t
   const Verified v(batch, held.samplers, copy_of(drafted));
   std::vector<Choice> choices(v.rows.size());
   std::vector<Choosing> choosing;
-  for (size_t i = 0; i < v.rows.size(); ++i) choosing.push_back(held.samplers[v.sequence[i]]->choosing(i - v.first[v.sequence[i]]));
+  for (size_t i = 0; i < v.rows.size(); ++i) choosing.push_back(held.samplers[v.sequence[i]]->choosing(v.ahead(i)));
   {
     const Unlocked unlocked;
     const auto vocab = static_cast<size_t>(runtime.config().vocab);
     runtime.run(
         batch, v.rows,
         [&](size_t i, float* logits) {
-          const size_t s = v.sequence[i];
-          held.samplers[s]->choose(std::span(logits, vocab), v.drafts[s].first(i - v.first[s]), choices[i]);
+          held.samplers[v.sequence[i]]->choose(std::span(logits, vocab), v.ahead(i), runtime.kernels().log_sum_exp, choices[i]);
         },
         choosing);
   }
@@ -169,7 +171,7 @@ std::vector<std::pair<int32_t, float>> propose(Runtime& runtime, const Array<int
     const auto vocab = static_cast<size_t>(runtime.config().vocab);
     runtime.run(batch, rows, [&](size_t i, float* logits) {
       const float all = runtime.kernels().log_sum_exp(logits, runtime.config().vocab);
-      held.samplers[i]->choose(std::span(logits, vocab), ahead[i], choices[i]);
+      held.samplers[i]->choose(std::span(logits, vocab), ahead[i], runtime.kernels().log_sum_exp, choices[i]);
       probability[i] = std::exp(choices[i].logit - all);
     });
   }

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "candidates.h"
@@ -26,27 +27,41 @@ constexpr uint64_t race_bits(uint64_t key, int32_t token) { return mix(key + (st
 
 constexpr double race_uniform(uint64_t bits) { return (static_cast<double>(bits >> 12) + 0.5) * 0x1p-52; }  // in (0, 1)
 
-// Which tokens may be chosen.
-class Allowed {
+// What a token's logit becomes before the choice: with a bias, then with the penalties for having been used.
+struct Change {
+  int32_t token;
+  float bias = 0.0f, repetition = 1.0f, less = 0.0f;
+  float of(float x) const {
+    x += bias;
+    return (x > 0 ? x / repetition : x * repetition) - less;
+  }
+};
+
+// What is to be asked of each row that is chosen from.
+class Rules {
  public:
   // mask: bit t % 32 of word t / 32 is token t's; an empty one allows all, and is also the answer where the true one comes
   // too late. Waits for a mask that is still being computed.
   virtual void allowed(std::vector<uint32_t>& mask) const = 0;
 
+  // Of the row that stands behind `ahead`, which are not committed; tokens ascend.
+  virtual void changes(std::span<const int32_t> ahead, std::vector<Change>& out) const = 0;
+
  protected:
-  ~Allowed() = default;
+  ~Rules() = default;
 };
 
 // How a row's token is chosen. heat > 0: it is the one whose logit + heat * -log(-log(u)) is largest among those that the
 // filters keep; who cannot be it may have a logit of -infinity. Logits further than `margin` below the largest may be
 // approximate where there is no race, or where its winner does not follow from fewer: a token so far below is chosen less often
-// than once in 100,000 draws. Of those that `among` does not allow, logits may be anything.
+// than once in 100,000 draws. Logits that the rules change are exact; of those that they do not allow, they may be anything.
 struct Choosing {
   float margin = INFINITY;
   float heat = 0.0f;
   uint64_t key = 0;
-  const Allowed* among = nullptr;  // null: all
-  Filters filters = {};            // of a race
+  Filters filters = {};                 // of a race
+  const Rules* rules = nullptr;         // null: all may be chosen, as they are
+  std::span<const int32_t> ahead = {};  // for the rules
 };
 
 }  // namespace millis

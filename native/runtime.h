@@ -283,6 +283,7 @@ class Runtime {
   Scratch shared_;
   std::vector<float> bound_;  // of a screened output matrix: [rows][panels] what no logit lies above or, of races, how much no error is above
   std::vector<uint32_t> allowed_[kPrivateRows];  // of its rows: a bit for each token that may be chosen
+  std::vector<Change> changes_[kPrivateRows];    // and those whose logits are changed before the choice
   std::vector<Front> fronts_;                    // [2][threads][rows] after one panel, and after all that may hold the choice
   float least_[kPrivateRows];                    // of a race that filters narrow: logits below need not be known
   std::vector<float> partial_;                   // of attention whose keys are shared among threads

@@ -28,7 +28,8 @@ int32_t argmax(std::span<const float> logits) {
 
 // What choosing a row needs besides the sampler; one a thread, so that rows are chosen side by side.
 struct Scratch {
-  std::vector<std::pair<int32_t, float>> raw;  // logits as they were before a bias or a penalty
+  std::vector<Change> changes;
+  std::vector<std::pair<int32_t, float>> raw;  // logits as they were before their changes
   std::vector<Candidate> best;
   Candidates candidates;
 };
@@ -112,16 +113,18 @@ bool Sampler::masked() const {
   return expected_ || !mask_.empty();
 }
 
-Choosing Sampler::choosing(size_t ahead) const {
+Choosing Sampler::choosing(std::span<const int32_t> ahead) const {
+  constexpr size_t kFew = 64;  // a changed logit is known exactly: what shares a panel with it is read
   const std::shared_lock lock(turn_);
-  if (counts_used_ || !params_.bias.empty() || params_.logprobs >= 0) return {};
-  const Allowed* among = expected_ || !mask_.empty() ? this : nullptr;
+  const size_t changed = distinct_.size() + params_.bias.size() + (counts_used_ ? ahead.size() : 0);
+  if (params_.logprobs >= 0 || changed > static_cast<size_t>(vocab_) / kFew) return {};
+  const Rules* rules = expected_ || !mask_.empty() || changed > 0 ? this : nullptr;
   const Filters& filters = params_.filters;
-  if (params_.temperature == 0.0f || filters.top_k == 1) return {0.0f, 0.0f, 0, among, {}};
+  if (params_.temperature == 0.0f || filters.top_k == 1) return {.margin = 0.0f, .rules = rules, .ahead = ahead};
   constexpr float kRare = 12.0f;  // nats: e^-12 = 6e-6
   const float reach = filters.min_p > 0.0f ? 0.01f - std::log(filters.min_p) : kRare, margin = params_.temperature * std::min(reach, kRare);
-  if (filters.top_k == 0 && filters.top_p >= 1.0f && filters.min_p > 0.0f) return {margin, 0.0f, 0, among, {}};
-  return {margin, params_.temperature, race_key(params_.seed, drawn_ + ahead), among, filters};
+  if (filters.top_k == 0 && filters.top_p >= 1.0f && filters.min_p > 0.0f) return {.margin = margin, .rules = rules, .ahead = ahead};
+  return {margin, params_.temperature, race_key(params_.seed, drawn_ + ahead.size()), filters, rules, ahead};
 }
 
 bool Sampler::wait(std::shared_lock<std::shared_mutex>& lock) const {
@@ -150,25 +153,42 @@ void Sampler::count(int32_t token, int32_t uses) {
   now += uses;
 }
 
-void Sampler::penalize(std::span<float> logits, std::span<const int32_t> ahead) const {
-  scratch.raw.clear();
-  const auto change = [&](int32_t token, auto&& to) {
-    float& logit = logits[static_cast<size_t>(token)];
-    scratch.raw.emplace_back(token, logit);
-    logit = to(logit);
-  };
-  for (const auto& [token, bias] : params_.bias) change(token, [&](float x) { return x + bias; });
-  if (!counts_used_) return;
+void Sampler::changes(std::span<const int32_t> ahead, std::vector<Change>& out) const {
+  const std::shared_lock lock(turn_);
+  find_changes(ahead, out);
+}
+
+void Sampler::find_changes(std::span<const int32_t> ahead, std::vector<Change>& out) const {
+  out.clear();
+  for (const auto& [token, bias] : params_.bias) out.push_back({token, bias});
   const auto punish = [&](int32_t token) {
     const auto uses = static_cast<float>(std::max(uses_[static_cast<size_t>(token)], 0) + std::count(ahead.begin(), ahead.end(), token));
-    change(token, [&](float x) {
-      x = x > 0 ? x / params_.repetition : x * params_.repetition;
-      return x - (uses > 0 ? params_.presence : 0.0f) - uses * params_.frequency;
-    });
+    out.push_back({token, 0.0f, params_.repetition, (uses > 0 ? params_.presence : 0.0f) + uses * params_.frequency});
   };
   for (const int32_t token : distinct_) punish(token);
-  for (auto it = ahead.begin(); it != ahead.end(); ++it)
+  for (auto it = ahead.begin(); counts_used_ && it != ahead.end(); ++it)
     if (uses_[static_cast<size_t>(*it)] < 0 && std::find(ahead.begin(), it, *it) == it) punish(*it);
+  std::stable_sort(out.begin(), out.end(), [](const Change& a, const Change& b) { return a.token < b.token; });
+  size_t kept = 0;
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (i == 0 || out[i].token != out[kept - 1].token) {
+      out[kept++] = out[i];
+      continue;
+    }
+    Change& one = out[kept - 1];  // biases come before the penalties
+    one.bias += out[i].bias, one.repetition *= out[i].repetition, one.less += out[i].less;
+  }
+  out.resize(kept, {0});
+}
+
+void Sampler::penalize(std::span<float> logits, std::span<const int32_t> ahead) const {
+  find_changes(ahead, scratch.changes);
+  scratch.raw.clear();
+  for (const Change& change : scratch.changes) {
+    float& logit = logits[static_cast<size_t>(change.token)];
+    scratch.raw.emplace_back(change.token, logit);
+    logit = change.of(logit);
+  }
 }
 
 void Sampler::forbid(std::span<float> logits) const {
@@ -180,18 +200,14 @@ void Sampler::forbid(std::span<float> logits) const {
   }
 }
 
-void Sampler::report(std::span<const float> logits, Choice& out) const {
-  const int32_t best = argmax(logits);
-  if (best < 0) return;
-  const double most = logits[static_cast<size_t>(best)];
-  double sum = 0;
-  for (const float x : logits) sum += x > kNever ? std::exp(static_cast<double>(x) - most) : 0.0;
-  out.logprob = static_cast<float>(most + std::log(sum));  // the log-sum-exp for now
+void Sampler::report(std::span<const float> logits, LogSumExp log_sum_exp, Choice& out) const {
+  if (argmax(logits) < 0) return;
+  out.logprob = log_sum_exp(logits.data(), static_cast<int>(logits.size()));  // for now
   largest(logits, static_cast<size_t>(params_.logprobs), scratch.best);
   for (const auto& [logit, token] : scratch.best) out.top.emplace_back(token, logit - out.logprob);
 }
 
-void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const {
+void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, LogSumExp log_sum_exp, Choice& out) const {
   std::shared_lock lock(turn_);
   out = Choice{};
   if (!wait(lock)) {
@@ -199,21 +215,21 @@ void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, Ch
     return;
   }
   require(logits.size() == static_cast<size_t>(vocab_), "sampler: logits of another vocabulary");
-  if (params_.logprobs >= 0) report(logits, out);
+  if (params_.logprobs >= 0) report(logits, log_sum_exp, out);
   require(mask_.empty() || ahead.empty(), "sampler: drafts behind a mask");
   penalize(logits, ahead);
   forbid(logits);
   int32_t best = argmax(logits);
   if (best < 0 && !scratch.raw.empty()) {
-    for (auto it = scratch.raw.rbegin(); it != scratch.raw.rend(); ++it) logits[static_cast<size_t>(it->first)] = it->second;
+    for (const auto& [token, logit] : scratch.raw) logits[static_cast<size_t>(token)] = logit;
     forbid(logits);
     best = argmax(logits);
   }
   if (best < 0) return;
   out.token = params_.temperature == 0.0f ? best : draw(logits, best, drawn_ + ahead.size());
   out.logit = logits[static_cast<size_t>(out.token)];
-  for (auto it = scratch.raw.rbegin(); it != scratch.raw.rend(); ++it)
-    if (it->first == out.token) out.logit = it->second;
+  for (const auto& [token, logit] : scratch.raw)
+    if (token == out.token) out.logit = logit;
   if (params_.logprobs >= 0) out.logprob = out.logit - out.logprob;
 }
 

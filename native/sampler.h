@@ -39,8 +39,10 @@ struct Choice {
 // The n largest logits with their tokens, best first, equal ones in order of their ids; -inf and what is no number are none.
 void largest(std::span<const float> logits, size_t n, std::vector<Candidate>& out);
 
+using LogSumExp = float (*)(const float* x, int n);  // Kernels has one
+
 // Any thread may call any of it.
-class Sampler final : public Allowed {
+class Sampler final : public Rules {
  public:
   Sampler(int vocab, SamplerParams params);  // throws std::invalid_argument on a parameter out of range
 
@@ -58,14 +60,15 @@ class Sampler final : public Allowed {
   // output), presence and frequency penalties (output), the mask, then temperature, min-p, top-k, top-p, and draws. Uses
   // `logits` as scratch. Rows of one sequence may be chosen side by side. Where biases forbid all that the mask allows,
   // they do not count. A mask speaks of the next token only: `ahead` must be empty.
-  void choose(std::span<float> logits, std::span<const int32_t> ahead, Choice& out) const;
+  void choose(std::span<float> logits, std::span<const int32_t> ahead, LogSumExp log_sum_exp, Choice& out) const;
 
   // Counts tokens of the output and moves the random stream behind them.
   void commit(std::span<const int32_t> tokens);
 
-  // What the row behind so many uncommitted tokens is needed for. Whole where it is reported or changed before it is used.
-  Choosing choosing(size_t ahead) const;
+  // What the row behind `ahead`, tokens not yet committed, is needed for. Whole where it is reported, or changed in many places.
+  Choosing choosing(std::span<const int32_t> ahead) const;
   void allowed(std::vector<uint32_t>& mask) const override;
+  void changes(std::span<const int32_t> ahead, std::vector<Change>& out) const override;
 
   int vocab() const { return vocab_; }
   int logprobs() const { return params_.logprobs; }
@@ -73,7 +76,8 @@ class Sampler final : public Allowed {
 
  private:
   bool wait(std::shared_lock<std::shared_mutex>& lock) const;  // for the mask; false: it is late
-  void report(std::span<const float> logits, Choice& out) const;
+  void report(std::span<const float> logits, LogSumExp log_sum_exp, Choice& out) const;
+  void find_changes(std::span<const int32_t> ahead, std::vector<Change>& out) const;
   void penalize(std::span<float> logits, std::span<const int32_t> ahead) const;
   void forbid(std::span<float> logits) const;
   int32_t draw(std::span<const float> logits, int32_t best, uint64_t index) const;

@@ -103,6 +103,21 @@ class Runtime::Screening {
     return all;
   }
 
+  // Calls visit(token, logit) for the tokens of a panel that may be chosen, with their logits as they are compared.
+  template <class Visit>
+  void each(int r, int p, const Visit& visit) const {
+    const auto& changes = runtime_.changes_[r];
+    const uint32_t among = allowed(r, p);
+    const float* found = logits(r, p);
+    int32_t token = p * kPanelRows;
+    auto change = std::lower_bound(changes.begin(), changes.end(), token, [](const Change& c, int32_t t) { return c.token < t; });
+    for (int i = 0; i < kPanelRows; ++i, ++token) {
+      const bool changed = change != changes.end() && change->token == token;
+      if (among >> i & 1) visit(token, changed ? change->of(found[i]) : found[i]);
+      if (changed) ++change;
+    }
+  }
+
   void prepare() {
     for (int r = 0; r < rows_; ++r) {
       const auto width = static_cast<size_t>(cols_);
@@ -115,30 +130,28 @@ class Runtime::Screening {
     }
     if (thread_ != 0) return;
     for (int r = 0; r < rows_; ++r) {  // one asks for all, so that a mask which is late is so for all
-      runtime_.allowed_[r].clear();
-      if (choosing(r).among) choosing(r).among->allowed(runtime_.allowed_[r]);
+      const Choosing& how = choosing(r);
+      runtime_.allowed_[r].clear(), runtime_.changes_[r].clear();
+      if (how.rules) how.rules->allowed(runtime_.allowed_[r]), how.rules->changes(how.ahead, runtime_.changes_[r]);
     }
   }
 
   // Computes a panel from both planes; returns the foremost of those that may be chosen.
   Front compute(int r, int p) {
-    const uint32_t among = allowed(r, p);
     float* out = logits(r, p);
     multiply_panel(runtime_.kernels_, w_, p, acts(r), blocks_, 1, p < whole_ ? out : tile_);
     if (p == whole_) std::copy(tile_, tile_ + w_.rows() % kPanelRows, out);  // the last, which is not full
     bound(r, p) = kRead;
     const Choosing& how = choosing(r);
     Front front;
-    for (int i = 0; i < kPanelRows; ++i) {
-      if (!(among >> i & 1)) continue;
-      const int32_t token = p * kPanelRows + i;
+    each(r, p, [&](int32_t token, float logit) {
       const double drawn = races(r) ? -std::log(-std::log(race_uniform(race_bits(how.key, token)))) : 0.0;
-      front.take({out[i] + how.heat * drawn, out[i], token});
-    }
+      front.take({logit + how.heat * drawn, logit, token});
+    });
     return front;
   }
 
-  // The first plane of this thread's panels, and both of the one that looks best.
+  // The first plane of this thread's panels, and both of the one that looks best and of those with changed logits.
   void look() {
     float likely[kPrivateRows];
     int best[kPrivateRows];
@@ -161,6 +174,10 @@ class Runtime::Screening {
     for (int r = 0; r < rows_; ++r) {
       Front& found = front(0, thread_, r) = Front{};
       if (best[r] >= 0) found = compute(r, best[r]);
+      for (const Change& change : runtime_.changes_[r]) {
+        const int p = change.token / kPanelRows;
+        if (p >= mine_.first && p < mine_.last && allowed(r, p) != 0 && bound(r, p) != kRead) found.take(compute(r, p));
+      }
       if (thread_ == 0 && whole_ < panels_) found.take(compute(r, whole_));
     }
   }
@@ -204,11 +221,8 @@ class Runtime::Screening {
     candidates.begin(how.filters, how.heat);
     float largest = all.largest;
     for (int p = 0; p < panels_; ++p) {
-      const uint32_t among = allowed(r, p);
-      if (among == 0 || bound(r, p) != kRead) continue;
-      const float* found = logits(r, p);
-      for (int i = 0; i < kPanelRows; ++i)
-        if (among >> i & 1) candidates.offer(found[i], p * kPanelRows + i), largest = std::max(largest, found[i]);
+      if (allowed(r, p) == 0 || bound(r, p) != kRead) continue;
+      each(r, p, [&](int32_t token, float logit) { candidates.offer(logit, token), largest = std::max(largest, logit); });
     }
     bool settled = false;
     if (all.logit >= least(r, all))

@@ -153,6 +153,64 @@ def test_a_race_is_won_by_whom_the_whole_matrix_lets_win(weights: np.ndarray, is
     assert len(set(won[0])) > 30
 
 
+CHANGES: list[dict[str, Any]] = [
+    {"repetition": 1.6},
+    {"presence": 3.0, "frequency": 0.5},
+    {"presence": -2.0, "temperature": 0.7},
+    {"bias": [(7, 100.0), (9000, -100.0), (VOCAB - 1, 9.0)]},
+    {"bias": [(7, 3.0), (8, float("-inf"))], "repetition": 1.3, "temperature": 1.0},
+    {"repetition": 1.1, "temperature": 0.8, "top_k": 40, "top_p": 0.9},
+    {"frequency": 1.0, "temperature": 1.5, "top_p": 0.8},
+    {"repetition": 0.8, "temperature": 1.0, "min_p": 0.05},
+]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("params", CHANGES)
+@pytest.mark.parametrize("isa", ISAS)
+def test_changed_logits_are_chosen_from_as_in_the_whole_matrix(
+    weights: np.ndarray, isa: str, params: dict[str, Any], masked: bool
+) -> None:
+    """Behind tokens that were used before, the likeliest among them; two rows a step, of which one is as it is."""
+    table = RNG.standard_normal((24, WIDTH)).astype(np.float32)
+    whole, screened = (runtime(table, weights, isa=isa, screen=screen) for screen in (False, True))
+    likely = chosen(whole, 24, 1)
+    mask = masks()[2]
+    used = [ints([*RNG.integers(0, VOCAB, 60), VOCAB - 2, token, likely[(token + 1) % 24]]) for token in range(24)]
+    found = []
+    for native in (whole, screened):
+        out = list[int]()
+        for token in range(23):
+            changed = _native.Sampler(VOCAB, **{"temperature": 0.0, "seed": token, **params})
+            changed.seen(used[token])
+            changed.commit(ints([likely[token], likely[token], 3]))
+            if masked:
+                changed.set_mask(mask)
+            samplers = [changed, _native.Sampler(VOCAB)]
+            out += [one[0][0] for one in native.step(*Tiny.arrays([token], [token + 1]), samplers, ints([0, 0]))]
+        found.append(out)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("params", [{"presence": 6.0}, {"repetition": 2.0, "temperature": 0.5, "top_p": 0.9}])
+def test_guesses_count_as_used(weights: np.ndarray, params: dict[str, Any]) -> None:
+    """Each row behind guesses is chosen from with the penalties that they bring."""
+    table = np.repeat(
+        RNG.standard_normal((1, WIDTH)).astype(np.float32), VOCAB, 0
+    )  # of itself it says one token for ever
+    told = []
+    for screen in (True, False):
+        native, right = runtime(table, weights, screen=screen), list[int]()
+        for _ in range(5):
+            sampler = _native.Sampler(VOCAB, **{"temperature": 0.0, "seed": 3, **params})
+            found = native.step(*Tiny.arrays([0, *right]), [sampler], ints([len(right)]))[0]
+            assert [token for token, *_ in found[:-1]] == right
+            right.append(found[-1][0])
+        told.append(right)
+    assert told[0] == told[1]
+    assert len(set(told[0])) > 2
+
+
 def masks() -> list[np.ndarray]:
     """Of tokens that may be chosen: one, few, some, nearly all, and only such as the last panel has."""
     allowed = [RNG.random(VOCAB) < share for share in (0.0003, 0.01, 0.5, 0.999)]
