@@ -192,6 +192,8 @@ def _describe(app: FastAPI, service: Service) -> dict[str, Any]:
             continue
         if "model" in named:
             named["model"] = {"type": "string", "enum": names}
+        if "models" in named:
+            named["models"]["anyOf"][0]["items"]["enum"] = names
         content = {JSON: {"schema": models[(route.request, "validation")]}}
         found["paths"][route.path]["post"]["requestBody"] = {"required": True, "content": content}
         if route.writer is not None:

@@ -38,6 +38,7 @@ class Generation(Answer):
     """An answer with one or more choices."""
 
     ends = True  # with its last token, the answer is whole
+    minimum_tokens: int | None = None  # of the shortest answer worth giving, where that is not the engine's rule
     _writer: Writer | None = None
     _timer: asyncio.TimerHandle | None = None
 
@@ -49,7 +50,7 @@ class Generation(Answer):
         await self.generate(job, ids, tokenizer)
         assert self._writer is not None
         if not job.stream:
-            await self.send_json(200, self._writer.body(), {"server-timing": _server_timing(self.ended)})
+            await self.send_json(200, self._writer.body(), {"server-timing": server_timing(self.ended)})
         self.count(job)
 
     def writer_for(self, job: Job, tokenizer: Tokenizer) -> Writer:
@@ -121,6 +122,7 @@ class Generation(Answer):
                         priority=job.priority,
                         tenant=self.tenant,
                         on_deadline=job.on_deadline,
+                        minimum_tokens=self.minimum_tokens,
                         adapter=self.adapter,
                     )
                 )
@@ -197,8 +199,11 @@ class Generation(Answer):
         return sent
 
     def _refuse_unbegun(self, job: Job) -> None:
-        """ApiError where a choice has no token yet. One that has may be late: cut short it had no form."""
+        """ApiError where a choice has no token yet, or a late answer is not wanted. One that has may be late: cut short
+        it had no form."""
         if all(choice.done or choice.used for choice in self._choices.values()):
+            if job.on_deadline == "error":
+                raise deadline_exceeded()
             return
         predicted = predicted_ms(self.served.client.stats, time.monotonic(), self.arrival_s, 0)
         message = f"its grammar was not compiled within {job.deadline_ms:.0f} ms; allow more time, or simplify it"
@@ -214,15 +219,15 @@ class Generation(Answer):
             self.first_s = self.first_s or now
         choice.last_s = now
 
-    def count(self, job: Job) -> None:
-        """Counts the answer, whose last byte was sent now."""
-        total_s = time.monotonic() - self.arrival_s
+    def count(self, job: Job, total_s: float | None = None) -> None:
+        """Counts the answer, which took `total_s` up to its last byte; unless given, that was sent now."""
+        total_s = time.monotonic() - self.arrival_s if total_s is None else total_s
         slack_s = None if job.deadline_ms is None else job.deadline_ms / 1000 - total_s
         for timings, reason in self.ended:
             self.served.metrics.finish(timings, reason, total_s, slack_s)
 
 
-def _server_timing(ended: Sequence[tuple[Timings, str]]) -> str:
+def server_timing(ended: Sequence[tuple[Timings, str]]) -> str:
     """The header of that name (W3C Server Timing): the longest of each time."""
     names = ("queue", "tokenize", "prefill", "first_token", "decode", "total")
     longest = {name: max(getattr(timings, f"{name}_ms") for timings, _ in ended) for name in names}

@@ -12,6 +12,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,17 @@ def check_files(config: ServerConfig) -> None:
             raise RequestError(text) from None
 
 
-def serve(
-    path: Path, encoders: Mapping[str, Path], settings: Settings, announce: Callable[[dict[str, Any]], None]
-) -> None:
-    """Serves the model at `path`, and encoders by their names, until SIGTERM or SIGINT. `announce` is told once where,
-    when requests are answered.
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where the models are: the main one, larger ones that write, too, and encoders, these by their names."""
+
+    main: Path
+    larger: Mapping[str, Path]
+    encoders: Mapping[str, Path]
+
+
+def serve(paths: Paths, settings: Settings, announce: Callable[[dict[str, Any]], None]) -> None:
+    """Serves models until SIGTERM or SIGINT. `announce` is told once where, when requests are answered.
 
     Raises ModelError (one cannot be loaded), RequestError (settings that an encoder does not have), OSError (the
     address), and in the end KeyboardInterrupt where it was SIGINT.
@@ -83,18 +90,16 @@ def serve(
     sys.setswitchinterval(SWITCH_S)
     with contextlib.suppress(OSError, AttributeError):  # as far as the system allows: answers go out before steps go on
         os.setpriority(os.PRIO_PROCESS, 0, URGENT)
-    if uvloop.run(_serve(path, encoders, settings, announce)) == signal.SIGINT:
+    if uvloop.run(_serve(paths, settings, announce)) == signal.SIGINT:
         raise KeyboardInterrupt
 
 
-async def _serve(
-    path: Path, encoders: Mapping[str, Path], settings: Settings, announce: Callable[[dict[str, Any]], None]
-) -> int | None:
+async def _serve(paths: Paths, settings: Settings, announce: Callable[[dict[str, Any]], None]) -> int | None:
     """The first signal that ended it, if one did."""
     config, loop = settings.server, asyncio.get_running_loop()
     keys = None if config.api_key_file is None else Keys.read(Path(config.api_key_file))
     pin = None if config.pin is None else _pin_text(Path(config.pin))
-    models = served_models(path, encoders, settings)
+    models = served_models(paths, settings)
     main = models[0]
     service = Service(config, models, keys)
     server = _Server(_uvicorn_config(service))
@@ -132,17 +137,20 @@ async def _serve(
                 service.library = await service.in_thread(open_library, Path(config.index), models, settings.model)
                 if main.tokenizer is not None and main.tokenizer.has_chat_template:
                     main.client.pin(Pin(tuple(common_ids(main.tokenizer))))
-            info, tokenizer = main.client.info, main.tokenizer
-            assert info is not None and tokenizer is not None
-            if pin is not None:
-                main.client.pin(Pin(tuple(_pinned_ids(tokenizer, pin))))
+            info = main.client.info
+            assert info is not None
+            for model in models if pin is not None else ():
+                if not model.reads:
+                    assert model.tokenizer is not None and pin is not None
+                    model.client.pin(Pin(tuple(_pinned_ids(model.tokenizer, pin))))
             gc.collect()
             gc.freeze()
             announce(
                 {
                     "url": f"{'https' if config.tls_cert else 'http'}://{_authority(listener)}",
                     "model": main.name,
-                    "encoders": list(encoders),
+                    "larger": list(paths.larger),
+                    "encoders": list(paths.encoders),
                     "pid": os.getpid(),
                     "threads": info.threads,
                     "isa": info.isa,
@@ -194,9 +202,10 @@ def _uvicorn_config(service: Service) -> uvicorn.Config:
     return found
 
 
-def served_models(path: Path, encoders: Mapping[str, Path], settings: Settings) -> list[Model]:
-    """The main model, then the encoders. RequestError: a setting that an encoder does not have, a name given twice."""
-    config, reads = settings.server, is_encoder(path)
+def served_models(paths: Paths, settings: Settings) -> list[Model]:
+    """The main model, larger ones, then the encoders. RequestError: a setting that an encoder does not have, a name
+    given twice, a model of the other kind."""
+    config, path, reads = settings.server, paths.main, is_encoder(paths.main)
     name = config.served_name or settings.model
     if reads:
         _check_reads(settings)
@@ -205,14 +214,22 @@ def served_models(path: Path, encoders: Mapping[str, Path], settings: Settings) 
         client = EngineClient(str(path), settings.engine, _adapters(config.adapter or []))
     indexed = config.index is not None
     found = [Model(name, path, client, Metrics(name), reads=reads, indexed=indexed)]
-    options = {key: value for key, value in _reading(settings.engine).items() if key != "context"}
-    for other, folder in encoders.items():
-        if other == name:
-            raise RequestError(f"two models are called {name!r}; name the encoder apart: NAME={name}")
+
+    def add(other: str, folder: Path, client: EngineClient, reads: bool) -> None:
+        if any(other == model.name for model in found):
+            raise RequestError(f"two models are called {other!r}; name one apart: NAME={other}")
+        found.append(Model(other, folder, client, Metrics(other, found[0].metrics), reads=reads, indexed=indexed))
+
+    writing = {key: value for key, value in settings.engine.items() if key != "draft"}  # of the main one's vocabulary
+    for other, folder in paths.larger.items():
+        if is_encoder(folder):
+            raise RequestError(f"{other} is an encoder, which writes no text; --encoder {other} serves it")
+        add(other, folder, EngineClient(str(folder), writing), False)
+    reading = {key: value for key, value in _reading(settings.engine).items() if key != "context"}
+    for other, folder in paths.encoders.items():
         if not is_encoder(folder):
             raise RequestError(f"{other} is no encoder; --encoder is for models that read, such as minilm")
-        client = EngineClient(str(folder), options, worker=READER)
-        found.append(Model(other, folder, client, Metrics(other, found[0].metrics), reads=True, indexed=indexed))
+        add(other, folder, EngineClient(str(folder), reading, worker=READER), True)
     return found
 
 
@@ -238,7 +255,7 @@ def _reading(engine: Mapping[str, Any]) -> dict[str, Any]:
 def _check_reads(settings: Settings) -> None:
     """RequestError for what was chosen and an encoder does not have."""
     chosen = [name for name, value in settings.engine.items() if SHARED.get(name) != value]
-    chosen += [name for name in ("adapter", "adapter_dir", "pin") if getattr(settings.server, name)]
+    chosen += [name for name in ("adapter", "adapter_dir", "larger", "pin") if getattr(settings.server, name)]
     for name in chosen:
         if name not in FOR_ENCODERS:
             flag = "--" + name.replace("_", "-")

@@ -59,8 +59,11 @@ class Model:
             return self.indexed  # by quotes alone where it writes nothing
         return not self.reads or endpoint in READING or (endpoint == "classify" and bool(self.labels))
 
-    def check(self, endpoint: Endpoint, path: str, others: Sequence[Model]) -> None:
-        """ApiError 400 where it does not answer an endpoint; it says what would, and which of `others` does."""
+    def check(self, endpoint: Endpoint, path: str, others: Sequence[Model], param: str = "model") -> None:
+        """ApiError 400 where it does not answer an endpoint; it says what would, and which of `others` does.
+
+        param: the field that names it.
+        """
         if self.answers(endpoint):
             return
         if endpoint == "answer":
@@ -70,7 +73,7 @@ class Model:
         here = f"; here that is {', '.join(served[:20])}" if served else "; none is served here"
         lack = "was not trained to classify" if endpoint == "classify" else "is an encoder, which writes no text"
         message = f"{self.name} {lack}: {path} needs {NEEDED.get(endpoint, WRITER)}{here}"
-        raise ApiError(400, message, param="model", code="unsupported_model")
+        raise ApiError(400, message, param=param, code="unsupported_model")
 
     async def load(self) -> None:
         """Starts its process and reads its tokenizer. ModelError: it cannot be loaded."""

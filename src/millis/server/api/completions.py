@@ -11,7 +11,7 @@ from millis.server.api.body import Body, No, read
 from millis.server.api.chat import ResponseFormat, answer_grammar, choices, include_usage
 from millis.server.api.conversation import check_filled, check_length
 from millis.server.api.errors import invalid
-from millis.server.api.fields import COMMON_REFUSED, Sampling, StreamOptions, form_field, sampling, schedule
+from millis.server.api.fields import COMMON_REFUSED, Asked, StreamOptions, asked, form_field, sampling, schedule
 from millis.server.api.job import Job, Limits, Prompt
 from millis.server.api.logprobs import Offsets, completion_logprobs
 from millis.server.api.tool_parser import Piece
@@ -26,7 +26,7 @@ TextOrTokens = (
 )
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(Asked):
     """The body of POST /v1/completions."""
 
     refused: ClassVar[Mapping[str, str]] = {
@@ -35,11 +35,8 @@ class CompletionRequest(Sampling):
         "suffix": "text is continued, not inserted",
     }
 
-    model: str
     prompt: TextOrTokens
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     response_format: ResponseFormat | None = None
@@ -56,11 +53,14 @@ def parse_completion(body: Body, limits: Limits) -> Job:
     """ApiError 400 names the field at fault."""
     request = read(CompletionRequest, body)
     grammar = answer_grammar(request.response_format, limits)
+    prompts = inputs(request.prompt, limits, "prompt", limits.prompts)
+    if request.models is not None and not (len(prompts) == 1 and isinstance(prompts[0], str)):
+        raise invalid("prompt must be one text where models are named: each reads it as ids of its own", "prompt")
     return Job(
         endpoint="completions",
         kind="generate",
-        model=request.model,
-        prompts=inputs(request.prompt, limits, "prompt", limits.prompts),
+        **asked(request),
+        prompts=prompts,
         params=sampling(
             request,
             limits,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from millis.server.api.errors import ApiError, from_error, invalid
+from millis.tasks.cascade import CONFIDENCE
 from millis.types import MillisError, OnDeadline, Priority, SamplingParams
 
 Endpoint = Literal[
@@ -112,6 +113,8 @@ class Job:
     priority: Priority = "standard"
     on_deadline: OnDeadline = "partial"
     fallback: str = ""
+    models: tuple[str, ...] = ()  # of a cascade, the smallest first; `model` is the first of them
+    confidence: float = CONFIDENCE  # from which on an answer needs no larger one
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     continuations: tuple[str, ...] = ()  # kind "score": the labels
