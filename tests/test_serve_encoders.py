@@ -256,5 +256,5 @@ def test_settings_that_do_not_fit_are_refused(folders: dict[str, Path]) -> None:
     assert "is no encoder; --encoder is for models that read" in refused("-m", lm, "--encoder", f"x={lm}")
     assert "two models are called 'a'" in refused("-m", lm, "--served-name", "a", "--encoder", f"a={head}")
     twice = ("--encoder", f"a={head}", "--encoder", f"a={head}")
-    assert "two encoders are called 'a'" in refused("-m", lm, *twice, code=2)
+    assert "--encoder names two models 'a'" in refused("-m", lm, *twice, code=2)
     assert "NAME=MODEL" in refused("-m", lm, "--encoder", "=x", code=2)

@@ -49,7 +49,8 @@ class Larger(Turn):
 
     def __init__(self, first: Turn, name: str, model: Model, adapter: str | None) -> None:
         super().__init__(first.service, first._endpoint, first._scope, first._send)
-        self.mailbox, self.job = first.mailbox, first.job
+        self.mailbox, self.connection, self.arrival_s = first.mailbox, first.connection, first.arrival_s
+        self.job = first.job
         self.model, self.served, self.adapter = name, model, adapter
 
     async def replaces(self, tokens: int, *, last: bool) -> tuple[str, float]:

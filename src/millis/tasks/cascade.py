@@ -130,10 +130,10 @@ class Cascade:
         self, ask: Callable[..., Completion], deadline_ms: float | None, sampling: dict[str, Any], begin: float
     ) -> Iterator[Completion]:
         wished = sampling.get("logprobs")
-        first = self.models[0]
+        last = self.models[-1]
 
         def answer(lm: LanguageModel, left_ms: float | None) -> Completion:
-            more = {**sampling, "logprobs": 0 if wished is None and lm is first else wished}
+            more = {**sampling, "logprobs": 0 if wished is None and lm is not last else wished}
             return ask(lm, left_ms, more)
 
         found = self._answers(
