@@ -216,7 +216,8 @@ class Judge:
 
     def generate(self, prompt: str, **options: Any) -> Completion:
         self.calls += 1
-        probs = [TokenLogprob(1, math.log(self.sure) if self.sure else -0.5)] if options.get("logprobs") is not None else None
+        logprob = math.log(self.sure) if self.sure else -0.5
+        probs = [TokenLogprob(1, logprob)] if options.get("logprobs") is not None else None
         return Completion(text=self.label, tokens=[1], finish_reason="stop", timings=Timings(), logprobs=probs)
 
 

@@ -16,6 +16,7 @@ from millis.server.api.errors import ApiError
 from millis.server.api.job import Job, prompt_ids
 from millis.server.api.writer import Writer
 from millis.server.generate import Generation, server_timing
+from millis.server.rewriting import rewritten
 from millis.server.served import Model
 from millis.tasks.cascade import certainty, expected_tokens
 from millis.tokenizer import Tokenizer
@@ -91,6 +92,8 @@ class Cascading(Turn):
             await super().answer(job, ids, tokenizer)
 
     def fitted(self, job: Job) -> Job:
+        if self.served.rewrites:
+            return rewritten(job, self.served)
         models = list(self.service.models.values())
         for name in job.models:
             self._found[name] = self.service.find(name, "models")

@@ -14,6 +14,7 @@ from millis.server.api.job import Job, check_ids, choice_params
 from millis.server.api.writer import Writer
 from millis.server.exchange import Answer
 from millis.server.messages import Submit, Tokens
+from millis.server.rewriting import Whole, check_source
 from millis.server.service import DELIVERY_S, predicted_ms
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer
@@ -105,12 +106,15 @@ class Generation(Answer):
         unknown = next((token for token in job.params.logit_bias if token >= info.vocab), None)
         if unknown is not None:
             raise invalid(f"logit_bias names token {unknown}; the model has {info.vocab} tokens", "logit_bias")
+        rewrites = self.served.rewrites
         work = []
         for p, ids in enumerate(prompts):
             check_ids(ids, info.vocab, f"prompt[{p}]" if len(prompts) > 1 else "prompt")
+            if rewrites:
+                check_source(job, len(ids), info.context)
             prompt = tuple(ids)
             for c in range(job.n):
-                params = choice_params(job, c, len(ids), info.context)
+                params = choice_params(job, c, 0 if rewrites else len(ids), info.context)
                 number = client.number()
                 work.append(
                     Submit(
@@ -126,7 +130,8 @@ class Generation(Answer):
                         adapter=self.adapter,
                     )
                 )
-                text = TextStream(tokenizer.detokenizer(continues=job.endpoint == "completions"), params.stop)
+                detokenizer = tokenizer.detokenizer(continues=job.endpoint == "completions")
+                text = Whole(tokenizer) if rewrites else TextStream(detokenizer, params.stop)
                 self._choices[number] = _Choice(p * job.n + c, text, len(ids))
         return work
 

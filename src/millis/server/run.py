@@ -21,7 +21,7 @@ import uvloop
 
 from millis.config import EngineConfig, ServerConfig
 from millis.engine.adapters import named
-from millis.models.load import is_encoder
+from millis.models.load import is_encoder, is_seq2seq
 from millis.server.app import create_app
 from millis.server.auth import Keys
 from millis.server.client import EngineClient
@@ -37,6 +37,7 @@ from millis.tasks.answer import common_ids
 from millis.tasks.encoder import OPTIONS
 from millis.tasks.index import embedder_of
 from millis.tasks.model import check_isa
+from millis.tasks.seq2seq import OPTIONS as REWRITING
 from millis.tokenizer import Tokenizer
 from millis.types import RequestError
 
@@ -140,7 +141,7 @@ async def _serve(paths: Paths, settings: Settings, announce: Callable[[dict[str,
             info = main.client.info
             assert info is not None
             for model in models if pin is not None else ():
-                if not model.reads:
+                if not (model.reads or model.rewrites):
                     assert model.tokenizer is not None and pin is not None
                     model.client.pin(Pin(tuple(_pinned_ids(model.tokenizer, pin))))
             gc.collect()
@@ -205,15 +206,19 @@ def _uvicorn_config(service: Service) -> uvicorn.Config:
 def served_models(paths: Paths, settings: Settings) -> list[Model]:
     """The main model, larger ones, then the encoders. RequestError: a setting that an encoder does not have, a name
     given twice, a model of the other kind."""
-    config, path, reads = settings.server, paths.main, is_encoder(paths.main)
+    config, path = settings.server, paths.main
+    reads, rewrites = is_encoder(path), is_seq2seq(path)
     name = config.served_name or settings.model
     if reads:
-        _check_reads(settings)
-        client = EngineClient(str(path), _reading(settings.engine), worker=READER)
+        _check_chosen(settings, "an encoder", OPTIONS)
+        client = EngineClient(str(path), _some(settings.engine, OPTIONS), worker=READER)
+    elif rewrites:
+        _check_chosen(settings, "an encoder-decoder model", REWRITING)
+        client = EngineClient(str(path), _some(settings.engine, REWRITING), worker=REWRITER)
     else:
         client = EngineClient(str(path), settings.engine, _adapters(config.adapter or []))
     indexed = config.index is not None
-    found = [Model(name, path, client, Metrics(name), reads=reads, indexed=indexed)]
+    found = [Model(name, path, client, Metrics(name), reads=reads, rewrites=rewrites, indexed=indexed)]
 
     def add(other: str, folder: Path, client: EngineClient, reads: bool) -> None:
         if any(other == model.name for model in found):
@@ -224,8 +229,10 @@ def served_models(paths: Paths, settings: Settings) -> list[Model]:
     for other, folder in paths.larger.items():
         if is_encoder(folder):
             raise RequestError(f"{other} is an encoder, which writes no text; --encoder {other} serves it")
+        if is_seq2seq(folder):
+            raise RequestError(f"{other} is an encoder-decoder model, which is served alone; give it as -m")
         add(other, folder, EngineClient(str(folder), writing), False)
-    reading = {key: value for key, value in _reading(settings.engine).items() if key != "context"}
+    reading = {key: value for key, value in _some(settings.engine, OPTIONS).items() if key != "context"}
     for other, folder in paths.encoders.items():
         if not is_encoder(folder):
             raise RequestError(f"{other} is no encoder; --encoder is for models that read, such as minilm")
@@ -243,23 +250,23 @@ def open_library(path: Path, models: Sequence[Model], main: str) -> Library:
 
 
 READER = "millis.server.encoder_worker"
-FOR_ENCODERS = (*OPTIONS, "max_waiting", "delivery_ms")
+REWRITER = "millis.server.seq2seq_worker"
 
 
-def _reading(engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the engine's settings, those of an encoder's process."""
-    found = {name: value for name, value in engine.items() if name in OPTIONS}
+def _some(engine: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:
+    """Of the engine's settings, those of a process that has these options."""
+    found = {name: value for name, value in engine.items() if name in options}
     return {**found, "max_waiting": EngineConfig(**engine).max_waiting}
 
 
-def _check_reads(settings: Settings) -> None:
-    """RequestError for what was chosen and an encoder does not have."""
+def _check_chosen(settings: Settings, kind: str, options: Sequence[str]) -> None:
+    """RequestError for what was chosen and a model of this kind does not have."""
     chosen = [name for name, value in settings.engine.items() if SHARED.get(name) != value]
     chosen += [name for name in ("adapter", "adapter_dir", "larger", "pin") if getattr(settings.server, name)]
     for name in chosen:
-        if name not in FOR_ENCODERS:
+        if name not in (*options, "max_waiting", "delivery_ms"):
             flag = "--" + name.replace("_", "-")
-            raise RequestError(f"{settings.model} is an encoder, for which {flag} means nothing; leave it out")
+            raise RequestError(f"{settings.model} is {kind}, for which {flag} means nothing; leave it out")
 
 
 def _adapters(given: list[str]) -> dict[str, str]:

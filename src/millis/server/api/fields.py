@@ -123,15 +123,19 @@ class Asked(Sampling):
     stream: bool | None = None
 
 
+FROM_FILES = ("temperature", "max_tokens", "max_completion_tokens")  # may be, of an encoder-decoder model
+
+
 def asked(request: Asked) -> dict[str, Any]:
     """The job's fields of whom it asks. ApiError 400: nobody, or what models that take turns do not do."""
     models = request.models
+    left_open = frozenset(name for name in FROM_FILES if getattr(request, name, None) is None)
     if models is None:
         if request.model is None:
             raise invalid("model is missing", "model", "missing_required_parameter")
         if request.confidence is not None:
             raise invalid("confidence needs models, two or more of them", "confidence")
-        return {"model": request.model}
+        return {"model": request.model, "left_open": left_open}
     if request.model not in (None, models[0]):
         raise invalid("model must be the first of models; leave one of them out", "model")
     if len(set(models)) < len(models):

@@ -105,6 +105,7 @@ class Job:
     params: SamplingParams = field(default_factory=SamplingParams)
     form: str | None = None  # the field of the body that the answer's grammar comes from
     rules: Mapping[str, str] = field(default_factory=dict)  # of that grammar, whose schemas come from other fields
+    left_open: frozenset[str] = frozenset()  # of the fields that a model's files may answer: those not given
     open_ended: bool = False  # no max_tokens was given: as many as the context holds
     n: int = 1
     stream: bool = False
