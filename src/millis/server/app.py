@@ -50,7 +50,9 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
-    direct = {route.path: Exchange(service, endpoint) for endpoint, route in ROUTES.items()}
+    direct = {}
+    for endpoint, route in ROUTES.items():
+        direct |= dict.fromkeys((route.path, *route.aliases), Exchange(service, endpoint))
     for endpoint in ROUTES:
         _add_endpoint(app, endpoint, direct[ROUTES[endpoint].path])
     _add_models(app, service)
@@ -78,6 +80,8 @@ def _add_endpoint(app: FastAPI, endpoint: Endpoint, exchange: Exchange) -> None:
         summary=SUMMARIES[endpoint],
         response_class=Response,
     )
+    for alias in route.aliases:
+        app.add_api_route(alias, answer, methods=["POST"], include_in_schema=False)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
