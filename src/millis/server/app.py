@@ -50,11 +50,10 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
-    direct = {}
+    direct: dict[str, Exchange] = {}
     for endpoint, route in ROUTES.items():
-        direct |= dict.fromkeys((route.path, *route.aliases), Exchange(service, endpoint))
-    for endpoint in ROUTES:
-        _add_endpoint(app, endpoint, direct[ROUTES[endpoint].path])
+        direct |= dict.fromkeys((route.path, *route.aliases), exchange := Exchange(service, endpoint))
+        _add_endpoint(app, endpoint, exchange)
     _add_models(app, service)
     if service.config.adapter_dir is not None:
         _add_adapters(app, service)

@@ -51,7 +51,7 @@ class Larger(Turn):
     def __init__(self, first: Turn, name: str, model: Model, adapter: str | None) -> None:
         super().__init__(first.service, first._endpoint, first._scope, first._send)
         self.mailbox, self.connection, self.arrival_s = first.mailbox, first.connection, first.arrival_s
-        self.job = first.job
+        self.job, self.tokenize_ms = first.job, first.tokenize_ms  # which this model may need, too
         self.model, self.served, self.adapter = name, model, adapter
 
     async def replaces(self, tokens: int, *, last: bool) -> tuple[str, float]:
@@ -59,7 +59,8 @@ class Larger(Turn):
         and how sure the model is."""
         job, tokenizer = self.job, self.served.tokenizer
         assert job is not None
-        if job.deadline_ms is not None and 1000 * (time.monotonic() - self.arrival_s) >= job.deadline_ms:
+        passed_ms = 1000 * (time.monotonic() - self.arrival_s)
+        if job.deadline_ms is not None and passed_ms + self.tokenize_ms >= job.deadline_ms:
             return "no time", 0.0
         if tokenizer is None or not self.served.ready:
             return "failed", 0.0
