@@ -124,18 +124,18 @@ class Server:
                 total += float(value)
         return total
 
-    def workers(self) -> list[int]:
+    def workers(self, kind: str = "worker") -> list[int]:
         """The engine process, once it runs."""
-        return workers(self.process.pid)
+        return workers(self.process.pid, kind)
 
 
-def workers(pid: int) -> list[int]:
-    """The engine processes that a server has started by now."""
+def workers(pid: int, kind: str = "worker") -> list[int]:
+    """The engine processes of a kind, by their module's name, that a server has started by now."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*"):
         with suppress(OSError):  # it has ended meanwhile
             for child in (task / "children").read_text().split():
-                if b"millis.server.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if f"millis.server.{kind}\0".encode() in Path(f"/proc/{child}/cmdline").read_bytes():
                     found.append(int(child))
     return found
 

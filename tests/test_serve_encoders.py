@@ -84,6 +84,11 @@ def test_vectors_are_those_of_transformers(server: Server, folders: dict[str, Pa
     assert [one["score"] for one in score["data"]] == pytest.approx(cosines.tolist(), abs=5e-5)
     ranked = server.json("/v1/rerank", {"model": "body", "query": TEXTS[0], "documents": TEXTS[1:]})[1]
     assert [one["index"] for one in ranked["results"]] == (-cosines).argsort().tolist()
+    for path in ("/rerank", "/v2/rerank"):  # as clients of Cohere, Jina and vLLM ask
+        asked = {"model": "body", "query": TEXTS[0], "documents": TEXTS[1:]}
+        assert server.json(path, asked)[1]["results"] == ranked["results"]
+    again = server.json("/score", {"model": "body", "text_1": TEXTS[0], "text_2": TEXTS[1:]})
+    assert again[1]["data"] == score["data"] and server.ask("/score")[0] == 405
     ids = server.json("/tokenize", {"model": "body", "prompt": TEXTS[0]})[1]
     assert ids["tokens"] == given[0] and ids["max_model_len"] == CONTEXT
 
@@ -257,5 +262,5 @@ def test_settings_that_do_not_fit_are_refused(folders: dict[str, Path]) -> None:
     assert "is no encoder; --encoder is for models that read" in refused("-m", lm, "--encoder", f"x={lm}")
     assert "two models are called 'a'" in refused("-m", lm, "--served-name", "a", "--encoder", f"a={head}")
     twice = ("--encoder", f"a={head}", "--encoder", f"a={head}")
-    assert "two encoders are called 'a'" in refused("-m", lm, *twice, code=2)
+    assert "--encoder names two models 'a'" in refused("-m", lm, *twice, code=2)
     assert "NAME=MODEL" in refused("-m", lm, "--encoder", "=x", code=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +216,8 @@ class Judge:
 
     def generate(self, prompt: str, **options: Any) -> Completion:
         self.calls += 1
-        probs = [TokenLogprob(1, -0.5)] if options.get("logprobs") is not None else None
+        logprob = math.log(self.sure) if self.sure else -0.5
+        probs = [TokenLogprob(1, logprob)] if options.get("logprobs") is not None else None
         return Completion(text=self.label, tokens=[1], finish_reason="stop", timings=Timings(), logprobs=probs)
 
 
@@ -244,6 +246,9 @@ def test_a_cascades_text_is_kept_by_its_tokens_probabilities() -> None:
     assert Cascade(models, confidence=0.6).generate("x").text == "small"  # exp(−0.5) = 0.61
     out = Cascade(models, confidence=0.62).generate("x")
     assert out.text == "large" and out.logprobs is None and out.timings.why == "replaced"
+    three: Any = [Judge("s", "small", 0.1), Judge("m", "middle", 0.9), Judge("l", "large", 0)]
+    out = Cascade(three, confidence=0.9).generate("x")
+    assert (out.text, out.timings.why, three[2].calls) == ("middle", "confident", 0)
     with pytest.raises(RequestError, match="at least two"):
         Cascade(models[:1])
     with pytest.raises(RequestError, match="takes a list"):

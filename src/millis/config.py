@@ -147,6 +147,9 @@ class ServerConfig:
     adapter_dir: str | None = None
     """Folder whose adapters may be loaded while the server runs, by POST /v1/load_lora_adapter; with --api-key-file, by
     keys whose name begins with admin. Unless given, none may."""
+    larger: list[str] | None = None
+    """Larger model to serve beside, named as a model is or given as NAME=MODEL; may be given again, in the environment
+    with commas. Requests that name several models have its answer where that is sure to be in time."""
     encoder: list[str] | None = None
     """Encoder to serve beside the model, named as a model is or given as NAME=MODEL; may be given again, in the
     environment with commas. Each answers /v1/embeddings and, where it was trained to, /v1/classify."""
@@ -239,6 +242,7 @@ class ServerConfig:
                 raise RequestError(f"{name} must be a text, not {value!r}")
         for name, form in (
             ("adapter", "NAME=PATH"),
+            ("larger", "models or NAME=MODEL"),
             ("encoder", "models or NAME=MODEL"),
             ("allowed_host", "names such as llm.example"),
             ("cors_origin", "origins such as https://app.example"),

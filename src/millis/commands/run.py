@@ -118,9 +118,9 @@ def _rewrite(model: str, text: str, options: dict[str, Any], json: bool, **loadi
 
 def _cascade(names: str, text: str, system: str | None, options: dict[str, Any], json: bool, **loading: Any) -> None:
     """The small model's answer, then each that replaces it, with a line on standard error that says so."""
-    from millis.tasks.cascade import Cascade, CascadeTimings
+    from millis.tasks.cascade import CONFIDENCE, Cascade, CascadeTimings
 
-    models = common.load_reader(names, 0.9, **loading)
+    models = common.load_reader(names, CONFIDENCE, **loading)
     assert isinstance(models, Cascade)
     messages = [{"role": "system", "content": system}] if system is not None else []
     for out in models.answers([*messages, {"role": "user", "content": text}], **options):

@@ -1,4 +1,4 @@
-"""millis serve: HTTP for programs and a page for people, in front of a model, with encoders beside it."""
+"""millis serve: HTTP for programs and a page for people, in front of a model, with larger ones and encoders beside."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def command(**flags: Any) -> None:
     as_json, file = flags.pop("json"), flags.pop("config")
     with common.usage():
         settings = read_settings(flags, os.environ, file)
-        named = encoders_of(settings.server.encoder or [])
+        encoders = names_of("encoder", settings.server.encoder or [])
+        larger = names_of("larger", settings.server.larger or [])
     common.warn_of_threads(settings.engine.get("threads"))
     try:
         from millis.server.origins import is_loopback
-        from millis.server.run import check, read_files, serve
+        from millis.server.run import Paths, check, read_files, serve
     except ModuleNotFoundError as error:
         raise ModelError(f"millis serve needs {error.name}; install it with: pip install 'millis[serve]'") from None
     with common.usage():
@@ -47,26 +48,26 @@ def command(**flags: Any) -> None:
 
         embedder = embedder_of(Path(settings.server.index))
         if embedder is not None and embedder != settings.model:
-            named.setdefault(embedder, embedder)
-    path = common.resolve(settings.model)
+            encoders.setdefault(embedder, embedder)
+    main = common.resolve(settings.model)
     if (draft := settings.engine.get("draft")) is not None:
         settings.engine["draft"] = str(common.resolve(draft))
-    encoders = {name: common.resolve(model) for name, model in named.items()}
+    beside = [{name: common.resolve(model) for name, model in given.items()} for given in (larger, encoders)]
     announce = common.print_json if as_json else lambda facts: common.say(_line(facts))
-    serve(path, encoders, settings, files, announce)
+    serve(Paths(main, *beside), settings, files, announce)
 
 
-def encoders_of(given: list[str]) -> dict[str, str]:
-    """Name → model of what --encoder names: a model's own name, or the last part of a path, unless NAME= says it."""
+def names_of(setting: str, given: list[str]) -> dict[str, str]:
+    """Name → model of what a flag names: a model's own name, or the last part of a path, unless NAME= says it."""
     found: dict[str, str] = {}
     for text in given:
         name, equals, model = text.partition("=")
         if not equals:
             name, model = Path(text).resolve().name if Path(text).exists() else text, text
         if not name or not model:
-            raise RequestError(f"give an encoder as MODEL or NAME=MODEL, not {text!r:.100}")
+            raise RequestError(f"give --{setting} as MODEL or NAME=MODEL, not {text!r:.100}")
         if name in found:
-            raise RequestError(f"two encoders are called {name!r}; name them apart: NAME=MODEL")
+            raise RequestError(f"--{setting} names two models {name!r}; name them apart: NAME=MODEL")
         found[name] = model
     return found
 
@@ -74,7 +75,7 @@ def encoders_of(given: list[str]) -> dict[str, str]:
 def _line(facts: dict[str, Any]) -> str:
     """http://127.0.0.1:8000 · smollm2 · 2 threads, avx512 · ready in 0.8 s."""
     machine = f"{facts['threads']} threads, {facts['isa']}"
-    names = " + ".join([facts["model"], *facts["encoders"]])
+    names = " + ".join([facts["model"], *facts["larger"], *facts["encoders"]])
     return f"{facts['url']} · {names} · {machine} · ready in {facts['ready_s']:.1f} s"
 
 

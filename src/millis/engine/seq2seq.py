@@ -56,7 +56,7 @@ class Writer:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._runner, self._sentence_ends, self._clock = runner, sentence_ends, clock
-        self._token_ms = self._step_ms = 0.0  # to read a token; a step. 0: not known yet
+        self.token_ms = self.step_ms = 0.0  # to read a token; a step. 0: not known yet
 
     def write(self, texts: Sequence[Sequence[int]], wish: Wish, stop: Callable[[], bool] = bool) -> list[Written]:
         """The answer to each text, ids of 1 to the runner's context. DeadlineError: not even a token would be in time.
@@ -78,12 +78,17 @@ class Writer:
             self._write_group([texts[i] for i in group], [answers[i] for i in group], wish, stop)
         return answers
 
-    def measure(self, generation: Generation) -> None:
+    def measure(self, generation: Generation, beams: int = 1, rounds: int = 1) -> None:
         """Learns how long reading and steps take, once, so that a deadline can be promised."""
-        if self._step_ms == 0:
+        if self.step_ms == 0:
             text = [generation.start] * min(16, self._runner.context)
             bare = replace(generation, min_length=4, no_repeat=0)
-            self.write([text], Wish(generation=bare, params=SamplingParams(max_tokens=4), beams=1))
+            for _ in range(rounds):
+                self.write([text], Wish(generation=bare, params=SamplingParams(max_tokens=4), beams=beams))
+
+    def least_ms(self, tokens: int) -> float:
+        """What it takes to read a text of so many tokens and to write one; 0: not known yet."""
+        return self.token_ms * tokens + (1 + MARGIN) * self.step_ms
 
     def _write_group(
         self, texts: Sequence[Sequence[int]], answers: Sequence[Written], wish: Wish, stop: Callable[[], bool]
@@ -91,7 +96,7 @@ class Writer:
         begun = self._clock()
         sources = self._runner.read(texts)
         read = self._clock()
-        self._token_ms = _smoothed(self._token_ms, 1000 * (read - begun) / sum(map(len, texts)))
+        self.token_ms = _smoothed(self.token_ms, 1000 * (read - begun) / sum(map(len, texts)))
         make = _Searching if wish.beams > 1 else _Sampling
         under_way = [make(self._runner, source, wish, answer) for source, answer in zip(sources, answers, strict=True)]
         for answer in answers:
@@ -120,7 +125,7 @@ class Writer:
                         landing is Stage.LAST or (landing is Stage.WINDOW and one.may_land(self._sentence_ends))
                     ):
                         one.land("deadline")
-                self._step_ms = _smoothed(self._step_ms, 1000 * (self._clock() - begun))
+                self.step_ms = _smoothed(self.step_ms, 1000 * (self._clock() - begun))
             now = self._clock()
             for one in active:
                 one.answer.first = one.answer.first or now
@@ -136,16 +141,16 @@ class Writer:
         """How near the deadline is; None: there is no time for another step."""
         if wish.deadline is None:
             return Stage.FLYING
-        left, margin = self._left_ms(wish), MARGIN * self._step_ms
-        if left < self._step_ms + margin or left <= 0:
+        left, margin = self._left_ms(wish), MARGIN * self.step_ms
+        if left < self.step_ms + margin or left <= 0:
             return None
-        return stage(left, self._step_ms, self._step_ms, margin)
+        return stage(left, self.step_ms, self.step_ms, margin)
 
     def _refuse_late(self, texts: Sequence[Sequence[int]], wish: Wish) -> None:
         longest = max(map(len, texts))
-        needed = self._token_ms * longest + (1 + MARGIN) * self._step_ms
+        needed = self.least_ms(longest)
         left = self._left_ms(wish)
-        if left <= 0 or (self._step_ms and left < needed):
+        if left <= 0 or (self.step_ms and left < needed):
             raise DeadlineError(
                 f"{left:.1f} ms are left, and to read {longest} tokens and write one takes about {needed:.1f} ms; "
                 "give more time or a shorter text",

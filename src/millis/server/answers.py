@@ -19,6 +19,7 @@ from millis.server.api.errors import invalid, unsupported
 from millis.server.api.job import PROMPT_FIELDS, Endpoint, Job, check_ids
 from millis.server.api.similarity import rerank_body, score_body
 from millis.server.api.tokenize import detokenize_body, tokenize_body
+from millis.server.cascading import Cascading
 from millis.server.exchange import Answer
 from millis.server.generate import Generation
 from millis.server.messages import Embed, Score, Scores, Vectors
@@ -223,8 +224,8 @@ class Tokenization(Answer):
 
 
 ANSWERS: Mapping[Endpoint, type[Answer]] = {
-    "chat": Generation,
-    "completions": Generation,
+    "chat": Cascading,
+    "completions": Cascading,
     "responses": Generation,
     "messages": Generation,
     "count_tokens": Tokenization,

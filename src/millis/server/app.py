@@ -50,9 +50,10 @@ def create_app(service: Service) -> ASGIApp:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
-    direct = {route.path: Exchange(service, endpoint) for endpoint, route in ROUTES.items()}
-    for endpoint in ROUTES:
-        _add_endpoint(app, endpoint, direct[ROUTES[endpoint].path])
+    direct: dict[str, Exchange] = {}
+    for endpoint, route in ROUTES.items():
+        direct |= dict.fromkeys((route.path, *route.aliases), exchange := Exchange(service, endpoint))
+        _add_endpoint(app, endpoint, exchange)
     _add_models(app, service)
     if service.config.adapter_dir is not None:
         _add_adapters(app, service)
@@ -78,6 +79,8 @@ def _add_endpoint(app: FastAPI, endpoint: Endpoint, exchange: Exchange) -> None:
         summary=SUMMARIES[endpoint],
         response_class=Response,
     )
+    for alias in route.aliases:
+        app.add_api_route(alias, answer, methods=["POST"], include_in_schema=False)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -194,6 +197,8 @@ def _describe(app: FastAPI, service: Service) -> dict[str, Any]:
             continue
         if "model" in named:
             named["model"] = {"type": "string", "enum": names}
+        if "models" in named:
+            named["models"]["anyOf"][0]["items"]["enum"] = names
         content = {JSON: {"schema": models[(route.request, "validation")]}}
         found["paths"][route.path]["post"]["requestBody"] = {"required": True, "content": content}
         if route.writer is not None:

@@ -82,12 +82,13 @@ class Answer:
         service = self.service
         job = await service.run(len(body), endpoints.parse, self._endpoint, body, service.limits)
         job = with_deadline(job, _deadline_headers(self._scope))
-        self.served, self.adapter = service.find(job.model)
+        param = "models" if job.models else "model"
+        self.served, self.adapter = service.find(job.model, param)
         self.model = job.model or self.served.name
         self.job = job
         service.refuse_early(self.served, job, len(body), self.arrival_s)
         tokenizer = await service.loaded(self.served, job, self.arrival_s)
-        self.served.check(job.endpoint, self._scope["path"], list(service.models.values()))
+        self.served.check(job.endpoint, self._scope["path"], list(service.models.values()), param)
         job = self.job = self.fitted(job)
         began = time.monotonic()
         ids = await service.run(len(body), prompt_ids, job, tokenizer)
@@ -181,12 +182,16 @@ class Answer:
 
     async def _fail(self, error: ApiError) -> None:
         self._error = error.code or str(error.status)
-        if not self._counted:
-            self.service.count_error(error, self.served)
+        self.count_error(error)
         if self.started:
             await self.write(self.error_event(error), more=False)
         else:
             await self.send_json(error.status, error.body_for(self._scope["path"]), error.headers)
+
+    def count_error(self, error: ApiError) -> None:
+        """Counts an error of the model, unless it is counted already."""
+        if not self._counted:
+            self.service.count_error(error, self.served)
 
     def _count_failure(self, reason: str) -> None:
         self._counted = True

@@ -16,6 +16,7 @@ from millis.server.api.job import PROMPT_FIELDS, Job, check_ids, choice_params
 from millis.server.api.writer import Writer
 from millis.server.exchange import Answer
 from millis.server.messages import Score, Scores, Submit, Tokens
+from millis.server.rewriting import Whole, check_source
 from millis.server.service import DELIVERY_S, predicted_ms
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer
@@ -53,6 +54,7 @@ class Generation(Answer):
     """An answer with one or more choices."""
 
     ends = True  # with its last token, the answer is whole
+    minimum_tokens: int | None = None  # of the shortest answer worth giving, where that is not the engine's rule
     _writer: Writer | None = None
     _timer: asyncio.TimerHandle | None = None
 
@@ -68,7 +70,7 @@ class Generation(Answer):
         if not job.stream:
             told = 0 if job.best is None else TOLD_BYTES * sum(map(len, ids))
             body = await self.service.run(told, self._writer.body)
-            await self.send_json(200, body, {"server-timing": _server_timing(self.ended)})
+            await self.send_json(200, body, {"server-timing": server_timing(self.ended)})
         self.count(job)
 
     def writer_for(self, job: Job, tokenizer: Tokenizer) -> Writer:
@@ -136,17 +138,26 @@ class Generation(Answer):
         if job.best is not None and told > most:
             message = f"log-probabilities of {most} tokens of prompts can be told at once, not of {told}: send less"
             raise invalid(message, PROMPT_FIELDS[job.endpoint])
+        rewrites = self.served.rewrites
         found = []
         for p, ids in enumerate(prompts):
             check_ids(ids, info.vocab, f"prompt[{p}]" if len(prompts) > 1 else "prompt")
+            if rewrites:
+                check_source(job, len(ids), info.context)
             echo = None
             if job.echo or job.best is not None:
                 echo = await self.service.run(TOLD_BYTES * len(ids), echo_of, job.prompts[p], ids, tokenizer)
             prompt = _Prompt(tuple(ids), echo, [])
             for c in range(job.n):
-                params = choice_params(job, c, len(ids), info.context)
-                work = Submit(params=params, on_deadline=job.on_deadline, **self._common(prompt))
-                text = TextStream(tokenizer.detokenizer(continues=job.endpoint == "completions"), params.stop)
+                params = choice_params(job, c, 0 if rewrites else len(ids), info.context)
+                work = Submit(
+                    params=params,
+                    on_deadline=job.on_deadline,
+                    minimum_tokens=self.minimum_tokens,
+                    **self._common(prompt),
+                )
+                detokenizer = tokenizer.detokenizer(continues=job.endpoint == "completions")
+                text = Whole(tokenizer) if rewrites else TextStream(detokenizer, params.stop)
                 choice = _Choice(p * job.n + c, text, len(ids), work if job.writes else None)
                 self._choices[work.id] = choice
                 prompt.choices.append(choice)
@@ -267,8 +278,11 @@ class Generation(Answer):
         return sent
 
     def _refuse_unbegun(self, job: Job) -> None:
-        """ApiError where a choice has no token yet. One that has may be late: cut short it had no form."""
+        """ApiError where a choice has no token yet, or a late answer is not wanted. One that has may be late: cut short
+        it had no form."""
         if all(choice.done or choice.used for choice in self._choices.values()):
+            if job.on_deadline == "error":
+                raise deadline_exceeded()
             return
         predicted = predicted_ms(self.served.client.stats, time.monotonic(), self.arrival_s, 0)
         message = f"its grammar was not compiled within {job.deadline_ms:.0f} ms; allow more time, or simplify it"
@@ -284,15 +298,15 @@ class Generation(Answer):
             self.first_s = self.first_s or now
         choice.last_s = now
 
-    def count(self, job: Job) -> None:
-        """Counts the answer, whose last byte was sent now."""
-        total_s = time.monotonic() - self.arrival_s
+    def count(self, job: Job, total_s: float | None = None) -> None:
+        """Counts the answer, which took `total_s` up to its last byte; unless given, that was sent now."""
+        total_s = time.monotonic() - self.arrival_s if total_s is None else total_s
         slack_s = None if job.deadline_ms is None else job.deadline_ms / 1000 - total_s
         for timings, reason in self.ended:
             self.served.metrics.finish(timings, reason, total_s, slack_s)
 
 
-def _server_timing(ended: Sequence[tuple[Timings, str]]) -> str:
+def server_timing(ended: Sequence[tuple[Timings, str]]) -> str:
     """The header of that name (W3C Server Timing): the longest of each time."""
     names = ("queue", "tokenize", "prefill", "first_token", "decode", "total")
     longest = {name: max(getattr(timings, f"{name}_ms") for timings, _ in ended) for name in names}

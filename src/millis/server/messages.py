@@ -133,6 +133,7 @@ class EngineInfo:
     page_tokens: int = 0
     max_sequences: int = 0
     head: Head | None = None  # what an encoder was trained to tell
+    answer_tokens: int = 0  # of an encoder-decoder model's answer, at most, unless a request says otherwise
     reads: int = 0  # tokens of a text that its head looks at; the network reads `context` of them
 
 

@@ -12,6 +12,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import uvloop
 
 from millis.config import EngineConfig, ServerConfig
 from millis.engine.adapters import named
-from millis.models.load import is_encoder
+from millis.models.load import is_encoder, is_seq2seq
 from millis.server.app import create_app
 from millis.server.auth import Keys
 from millis.server.client import EngineClient
@@ -36,6 +37,7 @@ from millis.tasks.answer import common_ids
 from millis.tasks.encoder import OPTIONS
 from millis.tasks.index import embedder_of
 from millis.tasks.model import check_isa
+from millis.tasks.seq2seq import OPTIONS as REWRITING
 from millis.tokenizer import Tokenizer
 from millis.types import RequestError
 
@@ -70,9 +72,18 @@ def read_files(config: ServerConfig) -> Files:
     return keys, pin
 
 
-def serve(path: Path, encoders: Mapping[str, Path], settings: Settings, files: Files, announce: Announce) -> None:
-    """Serves the model at `path`, and encoders by their names, until SIGTERM or SIGINT. `announce` is told once where,
-    when requests are answered. files: see `read_files`.
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where the models are: the main one, larger ones that write, too, and encoders, these by their names."""
+
+    main: Path
+    larger: Mapping[str, Path]
+    encoders: Mapping[str, Path]
+
+
+def serve(paths: Paths, settings: Settings, files: Files, announce: Announce) -> None:
+    """Serves models until SIGTERM or SIGINT. `announce` is told once where, when requests are answered. files: see
+    `read_files`.
 
     Raises ModelError (one cannot be loaded), RequestError (settings that an encoder does not have), OSError (the
     address), and in the end KeyboardInterrupt where it was SIGINT.
@@ -82,17 +93,15 @@ def serve(path: Path, encoders: Mapping[str, Path], settings: Settings, files: F
     sys.setswitchinterval(SWITCH_S)
     with contextlib.suppress(OSError, AttributeError):  # as far as the system allows: answers go out before steps go on
         os.setpriority(os.PRIO_PROCESS, 0, URGENT)
-    if uvloop.run(_serve(path, encoders, settings, files, announce)) == signal.SIGINT:
+    if uvloop.run(_serve(paths, settings, files, announce)) == signal.SIGINT:
         raise KeyboardInterrupt
 
 
-async def _serve(
-    path: Path, encoders: Mapping[str, Path], settings: Settings, files: Files, announce: Announce
-) -> int | None:
+async def _serve(paths: Paths, settings: Settings, files: Files, announce: Announce) -> int | None:
     """The first signal that ended it, if one did."""
     config, loop = settings.server, asyncio.get_running_loop()
     keys, pin = files
-    models = served_models(path, encoders, settings)
+    models = served_models(paths, settings)
     main = models[0]
     service = Service(config, models, keys)
     server = _Server(_uvicorn_config(service))
@@ -130,17 +139,20 @@ async def _serve(
                 service.library = await service.in_thread(open_library, Path(config.index), models, settings.model)
                 if main.tokenizer is not None and main.tokenizer.has_chat_template:
                     main.client.pin(Pin(tuple(common_ids(main.tokenizer))))
-            info, tokenizer = main.client.info, main.tokenizer
-            assert info is not None and tokenizer is not None
-            if pin is not None:
-                main.client.pin(Pin(tuple(_pinned_ids(tokenizer, pin))))
+            info = main.client.info
+            assert info is not None
+            for model in models if pin is not None else ():
+                if not (model.reads or model.rewrites):
+                    assert model.tokenizer is not None and pin is not None
+                    model.client.pin(Pin(tuple(_pinned_ids(model.tokenizer, pin))))
             gc.collect()
             gc.freeze()
             announce(
                 {
                     "url": f"{'https' if config.tls_cert else 'http'}://{_authority(listener)}",
                     "model": main.name,
-                    "encoders": list(encoders),
+                    "larger": list(paths.larger),
+                    "encoders": list(paths.encoders),
                     "pid": os.getpid(),
                     "threads": info.threads,
                     "isa": info.isa,
@@ -192,25 +204,40 @@ def _uvicorn_config(service: Service) -> uvicorn.Config:
     return found
 
 
-def served_models(path: Path, encoders: Mapping[str, Path], settings: Settings) -> list[Model]:
-    """The main model, then the encoders. RequestError: a setting that an encoder does not have, a name given twice."""
-    config, reads = settings.server, is_encoder(path)
+def served_models(paths: Paths, settings: Settings) -> list[Model]:
+    """The main model, larger ones, then the encoders. RequestError: a setting that an encoder does not have, a name
+    given twice, a model of the other kind."""
+    config, path = settings.server, paths.main
+    reads, rewrites = is_encoder(path), is_seq2seq(path)
     name = config.served_name or settings.model
     if reads:
-        _check_reads(settings)
-        client = EngineClient(str(path), _reading(settings.engine), worker=READER)
+        _check_chosen(settings, "an encoder", OPTIONS)
+        client = EngineClient(str(path), _some(settings.engine, OPTIONS), worker=READER)
+    elif rewrites:
+        _check_chosen(settings, "an encoder-decoder model", REWRITING)
+        client = EngineClient(str(path), _some(settings.engine, REWRITING), worker=REWRITER)
     else:
         client = EngineClient(str(path), settings.engine, _adapters(config.adapter or []))
     indexed = config.index is not None
-    found = [Model(name, path, client, Metrics(name), reads=reads, indexed=indexed)]
-    options = {key: value for key, value in _reading(settings.engine).items() if key != "context"}
-    for other, folder in encoders.items():
-        if other == name:
-            raise RequestError(f"two models are called {name!r}; name the encoder apart: NAME={name}")
+    found = [Model(name, path, client, Metrics(name), reads=reads, rewrites=rewrites, indexed=indexed)]
+
+    def add(other: str, folder: Path, client: EngineClient, reads: bool) -> None:
+        if any(other == model.name for model in found):
+            raise RequestError(f"two models are called {other!r}; name one apart: NAME={other}")
+        found.append(Model(other, folder, client, Metrics(other, found[0].metrics), reads=reads, indexed=indexed))
+
+    writing = {key: value for key, value in settings.engine.items() if key != "draft"}  # of the main one's vocabulary
+    for other, folder in paths.larger.items():
+        if is_encoder(folder):
+            raise RequestError(f"{other} is an encoder, which writes no text; --encoder {other} serves it")
+        if is_seq2seq(folder):
+            raise RequestError(f"{other} is an encoder-decoder model, which is served alone; give it as -m")
+        add(other, folder, EngineClient(str(folder), writing), False)
+    reading = {key: value for key, value in _some(settings.engine, OPTIONS).items() if key != "context"}
+    for other, folder in paths.encoders.items():
         if not is_encoder(folder):
             raise RequestError(f"{other} is no encoder; --encoder is for models that read, such as minilm")
-        client = EngineClient(str(folder), options, worker=READER)
-        found.append(Model(other, folder, client, Metrics(other, found[0].metrics), reads=True, indexed=indexed))
+        add(other, folder, EngineClient(str(folder), reading, worker=READER), True)
     return found
 
 
@@ -224,23 +251,23 @@ def open_library(path: Path, models: Sequence[Model], main: str) -> Library:
 
 
 READER = "millis.server.encoder_worker"
-FOR_ENCODERS = (*OPTIONS, "max_waiting", "delivery_ms")
+REWRITER = "millis.server.seq2seq_worker"
 
 
-def _reading(engine: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the engine's settings, those of an encoder's process."""
-    found = {name: value for name, value in engine.items() if name in OPTIONS}
+def _some(engine: Mapping[str, Any], options: Sequence[str]) -> dict[str, Any]:
+    """Of the engine's settings, those of a process that has these options."""
+    found = {name: value for name, value in engine.items() if name in options}
     return {**found, "max_waiting": EngineConfig(**engine).max_waiting}
 
 
-def _check_reads(settings: Settings) -> None:
-    """RequestError for what was chosen and an encoder does not have."""
+def _check_chosen(settings: Settings, kind: str, options: Sequence[str]) -> None:
+    """RequestError for what was chosen and a model of this kind does not have."""
     chosen = [name for name, value in settings.engine.items() if SHARED.get(name) != value]
-    chosen += [name for name in ("adapter", "adapter_dir", "pin") if getattr(settings.server, name)]
+    chosen += [name for name in ("adapter", "adapter_dir", "larger", "pin") if getattr(settings.server, name)]
     for name in chosen:
-        if name not in FOR_ENCODERS:
+        if name not in (*options, "max_waiting", "delivery_ms"):
             flag = "--" + name.replace("_", "-")
-            raise RequestError(f"{settings.model} is an encoder, for which {flag} means nothing; leave it out")
+            raise RequestError(f"{settings.model} is {kind}, for which {flag} means nothing; leave it out")
 
 
 def _adapters(given: list[str]) -> dict[str, str]:

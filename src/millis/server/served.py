@@ -13,15 +13,18 @@ from millis.server.client import EngineClient
 from millis.server.metrics import Metrics
 from millis.tokenizer import Tokenizer, load_tokenizer
 
+REWRITING: frozenset[Endpoint] = frozenset(("chat", "completions", "tokenize", "detokenize"))
 READING: frozenset[Endpoint] = frozenset(("embeddings", "score", "rerank", "tokenize", "detokenize"))
 WRITER = "a model that writes, such as smollm2"
+LANGUAGE_MODEL = "a language model, such as smollm2"
 NEEDED: Mapping[Endpoint, str] = {
     "classify": f"{WRITER}, or an encoder trained by millis train --task classify",
 }
 
 
 class Model:
-    """One model. `reads`: it is an encoder, which writes nothing; `tokenizer` comes when it is loaded."""
+    """One model. `reads`: it is an encoder, which writes nothing; `rewrites`: an encoder-decoder model, which answers a
+    text with another. `tokenizer` comes when it is loaded."""
 
     def __init__(
         self,
@@ -31,6 +34,7 @@ class Model:
         metrics: Metrics,
         *,
         reads: bool = False,
+        rewrites: bool = False,
         indexed: bool = False,
     ) -> None:
         self.name = name
@@ -38,6 +42,7 @@ class Model:
         self.client = client
         self.metrics = metrics
         self.reads = reads
+        self.rewrites = rewrites
         self.indexed = indexed  # the server has an index to answer from
         self.tokenizer: Tokenizer | None = None
         client.on_stats = metrics.observe
@@ -57,10 +62,15 @@ class Model:
         """Whether it does what is asked there."""
         if endpoint == "answer":
             return self.indexed  # by quotes alone where it writes nothing
+        if self.rewrites:
+            return endpoint in REWRITING
         return not self.reads or endpoint in READING or (endpoint == "classify" and bool(self.labels))
 
-    def check(self, endpoint: Endpoint, path: str, others: Sequence[Model]) -> None:
-        """ApiError 400 where it does not answer an endpoint; it says what would, and which of `others` does."""
+    def check(self, endpoint: Endpoint, path: str, others: Sequence[Model], param: str = "model") -> None:
+        """ApiError 400 where it does not answer an endpoint; it says what would, and which of `others` does.
+
+        param: the field that names it.
+        """
         if self.answers(endpoint):
             return
         if endpoint == "answer":
@@ -69,8 +79,11 @@ class Model:
         served = [other.name for other in others if other.answers(endpoint)]
         here = f"; here that is {', '.join(served[:20])}" if served else "; none is served here"
         lack = "was not trained to classify" if endpoint == "classify" else "is an encoder, which writes no text"
-        message = f"{self.name} {lack}: {path} needs {NEEDED.get(endpoint, WRITER)}{here}"
-        raise ApiError(400, message, param="model", code="unsupported_model")
+        if self.rewrites:
+            lack = "is an encoder-decoder model, which answers a text with another"
+        needed = LANGUAGE_MODEL if self.rewrites else NEEDED.get(endpoint, WRITER)
+        message = f"{self.name} {lack}: {path} needs {needed}{here}"
+        raise ApiError(400, message, param=param, code="unsupported_model")
 
     async def load(self) -> None:
         """Starts its process and reads its tokenizer. ModelError: it cannot be loaded."""

@@ -63,13 +63,13 @@ class Service:
         loaded = self.config.index is None or self.library is not None
         return loaded and not self.draining and all(model.ready for model in self.models.values())
 
-    def find(self, name: str | None) -> tuple[Model, str | None]:
-        """The model that a request names, and the adapter in `MODEL:ADAPTER`. ApiError 404: it is not served."""
+    def find(self, name: str | None, param: str = "model") -> tuple[Model, str | None]:
+        """The model that a request names in `param`, and the adapter in `MODEL:ADAPTER`. ApiError 404: not served."""
         if name is None or name in self.models:
             return (self.main if name is None else self.models[name]), None
         adapter = name.removeprefix(f"{self.main.name}:")
         if adapter == name or adapter not in self.main.client.adapters:
-            raise self.not_served(name)
+            raise self.not_served(name, param)
         return self.main, adapter
 
     def names(self) -> list[str]:

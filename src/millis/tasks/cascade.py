@@ -16,11 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from millis.tasks import checks
-from millis.types import Classification, Completion, DeadlineError, MillisError, RequestError, Timings, number
+from millis.types import (
+    Classification,
+    Completion,
+    DeadlineError,
+    MillisError,
+    RequestError,
+    Timings,
+    TokenLogprob,
+    number,
+)
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel, Message, Prompt
 
+CONFIDENCE = 0.9  # of an answer that needs no larger model, unless a caller says otherwise
 LONGER = 1.25  # times the small model's answer: so long the large one's is thought to be
 SPARE = 8  # tokens beside
 Answer = TypeVar("Answer", Classification, Completion)
@@ -32,7 +42,7 @@ class CascadeTimings(Timings):
 
     model: str = ""  # whose answer it is
     model_ms: tuple[tuple[str, float], ...] = ()  # each model that was asked, and what it took
-    why: str = ""  # confident | no time | not whole | replaced; of `answers`: first | replaced
+    why: str = ""  # confident | no time | not whole | replaced; of `answers`: first | replaced; of servers: failed
     confidence: float | None = None  # of the first model
 
 
@@ -42,7 +52,7 @@ class Cascade:
     Of a classification that is the best score; of a text, the geometric mean of its tokens' probabilities.
     """
 
-    def __init__(self, models: Sequence[LanguageModel], confidence: float = 0.9) -> None:
+    def __init__(self, models: Sequence[LanguageModel], confidence: float = CONFIDENCE) -> None:
         self.models = checks.sequence(models, "models")
         if len(self.models) < 2:
             raise RequestError("a cascade needs at least two models, the smallest first")
@@ -120,17 +130,17 @@ class Cascade:
         self, ask: Callable[..., Completion], deadline_ms: float | None, sampling: dict[str, Any], begin: float
     ) -> Iterator[Completion]:
         wished = sampling.get("logprobs")
-        first = self.models[0]
+        last = self.models[-1]
 
         def answer(lm: LanguageModel, left_ms: float | None) -> Completion:
-            more = {**sampling, "logprobs": 0 if wished is None and lm is first else wished}
+            more = {**sampling, "logprobs": 0 if wished is None and lm is not last else wished}
             return ask(lm, left_ms, more)
 
         found = self._answers(
             answer,
             deadline_ms,
             begin,
-            confident=_certainty,
+            confident=lambda one: certainty(one.logprobs),
             whole=lambda one: one.finish_reason in ("stop", "length"),
             fits=_fits,
         )
@@ -198,21 +208,26 @@ class Cascade:
             yield timed()
 
 
-def _certainty(out: Completion) -> float:
-    """The geometric mean of the tokens' probabilities; 0 without any."""
-    known = [one.logprob for one in out.logprobs or ()]
+def certainty(logprobs: Sequence[TokenLogprob] | None) -> float:
+    """Of a text: the geometric mean of its tokens' probabilities; 0 without any."""
+    known = [one.logprob for one in logprobs or ()]
     return math.exp(sum(known) / len(known)) if known else 0.0
+
+
+def expected_tokens(tokens: int) -> int:
+    """How long a larger model's answer is thought to be, where the one before it has so many tokens."""
+    return int(LONGER * tokens) + SPARE
 
 
 def _fits(lm: LanguageModel, small: Completion, left_ms: float) -> bool:
     """Whether an answer somewhat longer than the small model's is predicted to be in time."""
-    costs, tokens = lm.engine.costs, int(LONGER * len(small.tokens)) + SPARE
+    costs, tokens = lm.engine.costs, expected_tokens(len(small.tokens))
     prompt = small.timings.prompt_tokens
     ms = costs.prefill_ms(prompt, lm.runner.max_tokens) + tokens * costs.decode_ms(1, prompt + tokens)
     return ms + costs.margin_ms <= left_ms
 
 
-def cascade(names: Sequence[str | Path], *, confidence: float = 0.9, **options: Any) -> Cascade:
+def cascade(names: Sequence[str | Path], *, confidence: float = CONFIDENCE, **options: Any) -> Cascade:
     """Loads models for a cascade, the smallest first; options are those of `load`.
 
     >>> models = millis.cascade(["smollm2", "qwen2.5-0.5b"])

@@ -94,14 +94,11 @@ class Seq2Seq:
         self._stopped = False
         settings = self.generation if generation is None else generation
         params = self._params(settings, max_tokens, sampling)
-        plain = params.temperature == 0 and all(
-            getattr(params, name) == getattr(SamplingParams(), name) for name in SAMPLING if name.endswith("penalty")
-        )
-        count = self._beams(settings, beams, plain)
+        wish = self.wish(params, generation=settings, beams=beams)
         ids = token_ids(self.tokenizer.encode, [texts] if isinstance(texts, str) else texts, self.runner.context)
-        deadline = None if deadline_ms is None else begin + deadline_ms / 1000
         encoded = time.perf_counter()
-        wish = Wish(generation=settings, params=params, beams=count, deadline=deadline)
+        if deadline_ms is not None:
+            wish = replace(wish, deadline=begin + deadline_ms / 1000)
         with self._turn:
             written = self._writer.write(ids, wish, lambda: self._stopped)
         found = [
@@ -109,6 +106,26 @@ class Seq2Seq:
             for one, text in zip(written, ids, strict=True)
         ]
         return found[0] if isinstance(texts, str) else found
+
+    def wish(
+        self,
+        params: SamplingParams,
+        *,
+        generation: Generation | None = None,
+        beams: int | None = None,
+        deadline: float | None = None,
+    ) -> Wish:
+        """How an answer is to be written, as `generate` has it. RequestError: beams where tokens are drawn."""
+        settings = self.generation if generation is None else generation
+        plain = params.temperature == 0 and all(
+            getattr(params, name) == getattr(SamplingParams(), name) for name in SAMPLING if name.endswith("penalty")
+        )
+        return Wish(generation=settings, params=params, beams=self._beams(settings, beams, plain), deadline=deadline)
+
+    def answer_tokens(self, generation: Generation | None = None) -> int:
+        """The longest answer, unless a call says otherwise."""
+        longest = (self.generation if generation is None else generation).max_length
+        return min(DEFAULT_TOKENS if longest is None else longest - 1, self.runner.context)
 
     def stop_soon(self) -> None:
         """Asks answers under way to end before their next step. Safe in a signal handler."""
@@ -175,8 +192,7 @@ class Seq2Seq:
             if name not in SAMPLING:
                 raise RequestError(f"an encoder-decoder model takes no {name!r}; it takes {', '.join(SAMPLING)}")
         if max_tokens is None:
-            longest = DEFAULT_TOKENS if settings.max_length is None else settings.max_length - 1
-            max_tokens = min(longest, self.runner.context)
+            max_tokens = self.answer_tokens(settings)
         params = SamplingParams(max_tokens=max_tokens, **sampling)
         return replace(params, max_tokens=min(params.max_tokens, self.runner.context))
 
@@ -192,20 +208,10 @@ class Seq2Seq:
     def _completion(
         self, one: Written, prompt_tokens: int, begin: float, encoded: float, deadline_ms: float | None
     ) -> Completion:
-        total = 1000 * (one.ended - begin)
-        timings = Timings(
-            tokenize_ms=1000 * (encoded - begin),
-            queue_ms=1000 * (one.begun - begin),
-            prefill_ms=1000 * (max(one.first, one.read) - one.begun),
-            first_token_ms=1000 * (one.first - begin) if one.first else 0.0,
-            decode_ms=1000 * (one.ended - one.first) if one.first else 0.0,
-            total_ms=total,
-            prompt_tokens=prompt_tokens,
-            completion_tokens=len(one.tokens),
-            steps=one.steps,
-            deadline_ms=deadline_ms,
-            slack_ms=None if deadline_ms is None else deadline_ms - total,
-        )
+        timings = timings_of(one, prompt_tokens, begin)
+        timings.tokenize_ms = 1000 * (encoded - begin)
+        if deadline_ms is not None:
+            timings.deadline_ms, timings.slack_ms = deadline_ms, deadline_ms - timings.total_ms
         text = self.tokenizer.decode(one.tokens).strip()
         return Completion(text=text, tokens=one.tokens, finish_reason=one.reason, timings=timings)
 
@@ -254,6 +260,20 @@ class Seq2Seq:
         found = Settings(read_json(file, 1 << 20) if file.is_file() else {})
         one, other = found.get("source_lang"), found.get("target_lang")
         return one if isinstance(one, str) else "", other if isinstance(other, str) else ""
+
+
+def timings_of(one: Written, prompt_tokens: int, begin: float) -> Timings:
+    """Where an answer's time went. begin: when it was asked for, on the clock of its writer."""
+    return Timings(
+        queue_ms=1000 * (one.begun - begin),
+        prefill_ms=1000 * (max(one.first, one.read) - one.begun),
+        first_token_ms=1000 * (one.first - begin) if one.first else 0.0,
+        decode_ms=1000 * (one.ended - one.first) if one.first else 0.0,
+        total_ms=1000 * (one.ended - begin),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=len(one.tokens),
+        steps=one.steps,
+    )
 
 
 # How OPUS-MT's vocabularies name the languages that our commands call zh and en: the likeliest first.

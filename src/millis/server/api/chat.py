@@ -12,9 +12,10 @@ from millis.server.api.conversation import Message, conversation
 from millis.server.api.errors import invalid, unsupported
 from millis.server.api.fields import (
     COMMON_REFUSED,
+    Asked,
     Metadata,
-    Sampling,
     StreamOptions,
+    asked,
     form_field,
     json_grammar,
     sampling,
@@ -63,7 +64,7 @@ class JsonSchemaFormat(Wire):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-class ChatRequest(Sampling):
+class ChatRequest(Asked):
     """The body of POST /v1/chat/completions."""
 
     refused: ClassVar[Mapping[str, str]] = {
@@ -83,12 +84,9 @@ class ChatRequest(Sampling):
         "continue_final_message": "an answer is always begun",
     }
 
-    model: str
     messages: list[Message] = Field(fail_fast=True)
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -134,7 +132,7 @@ def parse_chat(body: Body, limits: Limits) -> Job:
     return Job(
         endpoint="chat",
         kind="generate",
-        model=request.model,
+        **asked(request),
         prompts=(Conversation(messages, tuple(shown)),),
         params=sampling(
             request,

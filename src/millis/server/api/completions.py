@@ -13,7 +13,7 @@ from millis.server.api.chat import ResponseFormat, answer_grammar, choices, incl
 from millis.server.api.conversation import check_filled, check_length
 from millis.server.api.echo import Echo, echo_logprobs, prompt_logprobs
 from millis.server.api.errors import invalid, unsupported
-from millis.server.api.fields import COMMON_REFUSED, Sampling, StreamOptions, form_field, sampling, schedule
+from millis.server.api.fields import COMMON_REFUSED, Asked, StreamOptions, asked, form_field, sampling, schedule
 from millis.server.api.job import Job, Limits, Prompt
 from millis.server.api.logprobs import Offsets, completion_logprobs
 from millis.server.api.tool_parser import Piece
@@ -29,7 +29,7 @@ TextOrTokens = (
 )
 
 
-class CompletionRequest(Sampling):
+class CompletionRequest(Asked):
     """The body of POST /v1/completions."""
 
     refused: ClassVar[Mapping[str, str]] = {
@@ -37,11 +37,8 @@ class CompletionRequest(Sampling):
         "suffix": "text is continued, not inserted",
     }
 
-    model: str
     prompt: TextOrTokens
     max_tokens: Annotated[int, Field(ge=0, description="0: nothing, with echo only")] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     echo: bool | None = Field(None, description="whether the answer begins with its prompt; `logprobs` tell of both")
@@ -66,11 +63,14 @@ def parse_completion(body: Body, limits: Limits) -> Job:
         )
     if request.prompt_logprobs is not None and request.stream:
         raise unsupported("prompt_logprobs", "a stream does not tell them; send echo and logprobs, or do not stream")
+    prompts = inputs(request.prompt, limits, "prompt", limits.prompts)
+    if request.models is not None and not (len(prompts) == 1 and isinstance(prompts[0], str)):
+        raise invalid("prompt must be one text where models are named: each reads it as ids of its own", "prompt")
     return Job(
         endpoint="completions",
         kind="generate",
-        model=request.model,
-        prompts=inputs(request.prompt, limits, "prompt", limits.prompts),
+        **asked(request),
+        prompts=prompts,
         params=sampling(
             request,
             limits,

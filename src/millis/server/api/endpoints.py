@@ -23,12 +23,14 @@ from millis.server.api.writer import Head, Writer
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One endpoint. `request` describes its body for OpenAPI; `writer` is there where text is generated."""
+    """One endpoint. `request` describes its body for OpenAPI; `writer` is there where text is generated; `aliases`:
+    other paths that clients ask it by."""
 
     path: str
     request: type[Request]
     parse: Callable[[Body, Limits], Job]
     writer: type[Writer] | None = None
+    aliases: tuple[str, ...] = ()
 
 
 ROUTES: Mapping[Endpoint, Route] = {
@@ -39,8 +41,8 @@ ROUTES: Mapping[Endpoint, Route] = {
     "count_tokens": Route("/v1/messages/count_tokens", CountRequest, parse_count),
     "embeddings": Route("/v1/embeddings", EmbeddingRequest, parse_embedding),
     "classify": Route("/v1/classify", ClassifyRequest, parse_classify),
-    "score": Route("/v1/score", ScoreRequest, parse_score),
-    "rerank": Route("/v1/rerank", RerankRequest, parse_rerank),
+    "score": Route("/v1/score", ScoreRequest, parse_score, aliases=("/score",)),
+    "rerank": Route("/v1/rerank", RerankRequest, parse_rerank, aliases=("/rerank", "/v2/rerank")),
     "answer": Route("/v1/answer", AnswerRequest, parse_answer, AnswerWriter),
     "tokenize": Route("/tokenize", TokenizeRequest, parse_tokenize),
     "detokenize": Route("/detokenize", DetokenizeRequest, parse_detokenize),

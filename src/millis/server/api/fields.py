@@ -10,8 +10,9 @@ from pydantic import Field
 
 from millis.engine.schema import closed
 from millis.server.api.body import No, Request, Wire, Yes
-from millis.server.api.errors import from_error, invalid
+from millis.server.api.errors import from_error, invalid, unsupported
 from millis.server.api.job import MAX_DEADLINE_MS, Limits
+from millis.tasks.cascade import CONFIDENCE
 from millis.types import Grammar, MillisError, OnDeadline, Priority, SamplingParams
 
 _GUIDED = "write structured_outputs: {json | regex | choice | grammar: …} instead"
@@ -105,6 +106,52 @@ class Sampling(Deadline):
     stop_token_ids: Annotated[list[Any], Field(max_length=0)] | None = None
     include_stop_str_in_output: No | None = None
     skip_special_tokens: Yes | None = None
+
+
+class Asked(Sampling):
+    """Which model answers, or which models: a larger answer replaces a small one's if it is sure to be in time."""
+
+    model: str | None = Field(None, description="needed, unless `models` are given")
+    models: Annotated[list[str], Field(min_length=2, max_length=8)] | None = Field(
+        None, description="a cascade instead of `model`, the smallest model first; its answer does not stream"
+    )
+    confidence: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None,
+        description="of a cascade: an answer whose tokens are so probable, 0.9 unless given, needs no larger model",
+    )
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = None
+
+
+FROM_FILES = ("temperature", "max_tokens", "max_completion_tokens")  # may be, of an encoder-decoder model
+
+
+def asked(request: Asked) -> dict[str, Any]:
+    """The job's fields of whom it asks. ApiError 400: nobody, or what models that take turns do not do."""
+    models = request.models
+    left_open = frozenset(name for name in FROM_FILES if getattr(request, name, None) is None)
+    if models is None:
+        if request.model is None:
+            raise invalid("model is missing", "model", "missing_required_parameter")
+        if request.confidence is not None:
+            raise invalid("confidence needs models, two or more of them", "confidence")
+        return {"model": request.model, "left_open": left_open}
+    if request.model not in (None, models[0]):
+        raise invalid("model must be the first of models; leave one of them out", "model")
+    if len(set(models)) < len(models):
+        raise invalid("models names one model twice", "models")
+    if request.stream:
+        raise unsupported("stream", "the answer of several models comes as a whole; leave it out, or name one model")
+    if request.n not in (None, 1):
+        raise unsupported("n", "several models give one answer; leave it out, or name one model")
+    if request.logit_bias:
+        raise unsupported("logit_bias", "a token's id is another token's in another model; name one model")
+    for name in ("echo", "prompt_logprobs"):  # of a completion
+        value = getattr(request, name, None)
+        if value is not None and value is not False:
+            raise unsupported(name, "what one model holds of a prompt is not what several do; name one model")
+    confidence = CONFIDENCE if request.confidence is None else request.confidence
+    return {"model": models[0], "models": tuple(models), "confidence": confidence}
 
 
 def schedule(request: Scheduling) -> dict[str, Any]:

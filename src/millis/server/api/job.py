@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from millis.server.api.errors import ApiError, from_error, invalid
+from millis.tasks.cascade import CONFIDENCE
 from millis.types import MillisError, OnDeadline, Priority, SamplingParams
 
 Endpoint = Literal[
@@ -105,6 +106,7 @@ class Job:
     params: SamplingParams = field(default_factory=SamplingParams)
     form: str | None = None  # the field of the body that the answer's grammar comes from
     rules: Mapping[str, str] = field(default_factory=dict)  # of that grammar, whose schemas come from other fields
+    left_open: frozenset[str] = frozenset()  # of the fields that a model's files may answer: those not given
     open_ended: bool = False  # no max_tokens was given: as many as the context holds
     n: int = 1
     stream: bool = False
@@ -113,6 +115,8 @@ class Job:
     priority: Priority = "standard"
     on_deadline: OnDeadline = "partial"
     fallback: str = ""
+    models: tuple[str, ...] = ()  # of a cascade, the smallest first; `model` is the first of them
+    confidence: float = CONFIDENCE  # from which on an answer needs no larger one
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     continuations: tuple[str, ...] = ()  # kind "score": the labels
