@@ -330,6 +330,7 @@ void Runtime::finish() {
       bound_.resize(kPrivateRows * static_cast<size_t>(config_.vocab / kPanelRows + 1));
       fronts_.resize(2 * kPrivateRows * static_cast<size_t>(config_.threads));
       for (auto& mask : allowed_) mask.reserve(static_cast<size_t>(config_.vocab) / 32 + 1);
+      for (auto& changes : changes_) changes.reserve(static_cast<size_t>(config_.vocab) / kScreenChanged + 1);
       for (auto& own : private_) own.screen.resize(kPrivateRows * blocks);
     }
   partial_.resize(kMostShared * static_cast<size_t>(config_.threads) * kTileQueries * static_cast<size_t>(config_.head_dim + 2));

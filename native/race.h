@@ -40,8 +40,8 @@ struct Change {
 // What is to be asked of each row that is chosen from.
 class Rules {
  public:
-  // mask: bit t % 32 of word t / 32 is token t's; an empty one allows all, and is also the answer where the true one comes
-  // too late. Waits for a mask that is still being computed.
+  // mask: bit t % 32 of word t / 32 is token t's; an empty one allows all. Waits for one that is still being computed; where that comes
+  // too late the answer is an empty one, and nothing will be chosen.
   virtual void allowed(std::vector<uint32_t>& mask) const = 0;
 
   // Of the row that stands behind `ahead`, which are not committed; tokens ascend.
@@ -53,13 +53,14 @@ class Rules {
 
 // How a row's token is chosen. heat > 0: it is the one whose logit + heat * -log(-log(u)) is largest among those that the
 // filters keep; who cannot be it may have a logit of -infinity. Logits further than `margin` below the largest may be
-// approximate where there is no race, or where its winner does not follow from fewer: a token so far below is chosen less often
-// than once in 100,000 draws. Logits that the rules change are exact; of those that they do not allow, they may be anything.
+// approximate where there is no race, or where its winner does not follow from fewer: each token so far below is chosen less
+// often than once in 100,000 draws. Logits that the rules change are exact; of those that they do not allow, they may be anything.
 struct Choosing {
   float margin = INFINITY;
   float heat = 0.0f;
   uint64_t key = 0;
   Filters filters = {};                 // of a race
+  int changed = 0;                      // so many logits are changed before the choice
   const Rules* rules = nullptr;         // null: all may be chosen, as they are
   std::span<const int32_t> ahead = {};  // for the rules
 };

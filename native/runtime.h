@@ -21,8 +21,9 @@
 
 namespace millis {
 
-constexpr int kPrivateRows = 8;   // up to here every thread prepares its own copy of a product's input, and logits are screened;
-constexpr int kScreenRanked = 2;  // of which so many may draw among their top_k: a whole matrix is soon quicker than reading all that may be
+constexpr int kPrivateRows = 8;     // up to here every thread prepares its own copy of a product's input, and logits are screened;
+constexpr int kScreenRanked = 2;    // of which so many may draw among their top_k: a whole matrix is soon quicker than reading all that may be
+constexpr int kScreenChanged = 64;  // and one of so many logits may be changed: what shares a panel with it is read
 constexpr int kMostHeads = 4096;
 constexpr size_t kMostShared = 256;  // units of queries in a step whose keys may be shared among threads
 
@@ -281,10 +282,11 @@ class Runtime {
   };
   std::vector<Scratch> private_;  // one a thread
   Scratch shared_;
-  std::vector<float> bound_;  // of a screened output matrix: [rows][panels] what no logit lies above or, of races, how much no error is above
+  // Of a screened output matrix: [rows][panels] what no logit lies above or, where it is asked of each token, how much no error is above.
+  std::vector<float> bound_;
   std::vector<uint32_t> allowed_[kPrivateRows];  // of its rows: a bit for each token that may be chosen
   std::vector<Change> changes_[kPrivateRows];    // and those whose logits are changed before the choice
-  std::vector<Front> fronts_;                    // [2][threads][rows] after one panel, and after all that may hold the choice
+  std::vector<Front> fronts_;                    // [2][threads][rows] after the first panels, and after all that may hold the choice
   float least_[kPrivateRows];                    // of a race that filters narrow: logits below need not be known
   std::vector<float> partial_;                   // of attention whose keys are shared among threads
   Adding adding_;

@@ -105,7 +105,8 @@ void Sampler::set_mask(std::vector<uint32_t> mask) {
 
 void Sampler::expect_mask() {
   const std::lock_guard lock(turn_);
-  expected_ = true;
+  expected_ = true, late_ = false;
+  patience_ = std::chrono::steady_clock::now() + kMaskPatience;
 }
 
 bool Sampler::masked() const {
@@ -114,27 +115,30 @@ bool Sampler::masked() const {
 }
 
 Choosing Sampler::choosing(std::span<const int32_t> ahead) const {
-  constexpr size_t kFew = 64;  // a changed logit is known exactly: what shares a panel with it is read
   const std::shared_lock lock(turn_);
-  const size_t changed = distinct_.size() + params_.bias.size() + (counts_used_ ? ahead.size() : 0);
-  if (params_.logprobs >= 0 || changed > static_cast<size_t>(vocab_) / kFew) return {};
-  const Rules* rules = expected_ || !mask_.empty() || changed > 0 ? this : nullptr;
+  if (params_.logprobs >= 0) return {};
+  Choosing how{.margin = 0.0f, .ahead = ahead};
+  how.changed = static_cast<int>(distinct_.size() + params_.bias.size() + (counts_used_ ? ahead.size() : 0));
+  if (expected_ || !mask_.empty() || how.changed > 0) how.rules = this;
   const Filters& filters = params_.filters;
-  if (params_.temperature == 0.0f || filters.top_k == 1) return {.margin = 0.0f, .rules = rules, .ahead = ahead};
+  if (params_.temperature == 0.0f || filters.top_k == 1) return how;
   constexpr float kRare = 12.0f;  // nats: e^-12 = 6e-6
-  const float reach = filters.min_p > 0.0f ? 0.01f - std::log(filters.min_p) : kRare, margin = params_.temperature * std::min(reach, kRare);
-  if (filters.top_k == 0 && filters.top_p >= 1.0f && filters.min_p > 0.0f) return {.margin = margin, .rules = rules, .ahead = ahead};
-  return {margin, params_.temperature, race_key(params_.seed, drawn_ + ahead.size()), filters, rules, ahead};
+  const float reach = filters.min_p > 0.0f ? 0.01f - std::log(filters.min_p) : INFINITY;
+  how.margin = params_.temperature * std::min(reach, kRare);
+  if (filters.top_k == 0 && filters.top_p >= 1.0f && reach <= kRare) return how;  // all that min-p keeps is within the margin
+  how.heat = params_.temperature, how.key = race_key(params_.seed, drawn_ + ahead.size()), how.filters = filters;
+  return how;
 }
 
 bool Sampler::wait(std::shared_lock<std::shared_mutex>& lock) const {
-  return arrived_.wait_for(lock, kMaskPatience, [this] { return !expected_; });
+  return arrived_.wait_until(lock, patience_, [this] { return !expected_; });
 }
 
 void Sampler::allowed(std::vector<uint32_t>& mask) const {
   std::shared_lock lock(turn_);
   mask.clear();
   if (wait(lock)) mask.assign(mask_.begin(), mask_.end());
+  else late_ = true;
 }
 
 void Sampler::commit(std::span<const int32_t> tokens) {
@@ -210,7 +214,7 @@ void Sampler::report(std::span<const float> logits, LogSumExp log_sum_exp, Choic
 void Sampler::choose(std::span<float> logits, std::span<const int32_t> ahead, LogSumExp log_sum_exp, Choice& out) const {
   std::shared_lock lock(turn_);
   out = Choice{};
-  if (!wait(lock)) {
+  if (late_ || !wait(lock)) {
     out.token = kMaskLate;
     return;
   }

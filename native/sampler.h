@@ -7,6 +7,8 @@
 // 2024, "Coupling without Communication and Drafter-Invariant Speculative Decoding").
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <shared_mutex>
@@ -53,7 +55,7 @@ class Sampler final : public Rules {
   // std::invalid_argument where the mask is of another size or allows no token.
   void set_mask(std::vector<uint32_t> mask);
 
-  // The mask is still being computed: choose waits for set_mask, two seconds at most.
+  // The mask is still being computed: choose waits for set_mask, until two seconds from now.
   void expect_mask();
 
   // The choice for a row that stands behind `ahead`, tokens not yet committed: applies bias, repetition penalty (prompt and
@@ -85,7 +87,9 @@ class Sampler final : public Rules {
 
   mutable std::shared_mutex turn_;  // choosing reads, counting writes
   mutable std::condition_variable_any arrived_;
-  bool expected_ = false;  // a mask that is not there yet
+  bool expected_ = false;                             // a mask that is not there yet
+  std::chrono::steady_clock::time_point patience_{};  // until then
+  mutable std::atomic<bool> late_ = false;            // it was given up, and what was computed since is without it
   int vocab_;
   SamplerParams params_;
   bool counts_used_;

@@ -47,7 +47,7 @@ bool may_reach(const float* logits, float error, float least, uint32_t among) {
   return (among & ~below) != 0;
 }
 
-constexpr float kRead = -1.0f;  // instead of a panel's bound: it was computed from both planes
+constexpr float kRead = -INFINITY;  // instead of a panel's bound: it was computed from both planes
 
 }  // namespace
 
@@ -250,12 +250,17 @@ class Runtime::Screening {
 };
 
 bool Runtime::screened(const MatMulOp& op, const Step& step) const {
+  if (&op != std::get_if<MatMulOp>(&ops_.back())) return false;
   if (!config_.screen || bound_.empty() || step.choosing.empty() || op.segments.size() != 1) return false;
   if (step.count > kPrivateRows || op.activation != Activation::None) return false;
   if (op.segments[0].weight->format_id() != FormatId::Q8_0Planes || op.gate || op.residual || op.segments[0].bias) return false;
   const auto choosing = step.choosing.subspan(step.chunk, static_cast<size_t>(step.count));
-  return std::all_of(choosing.begin(), choosing.end(), [](const Choosing& c) { return std::isfinite(c.margin); }) &&
-         std::count_if(choosing.begin(), choosing.end(), [](const Choosing& c) { return c.filters.top_k > 0; }) <= kScreenRanked;
+  int changed = 0, ranked = 0;
+  for (const Choosing& how : choosing) {
+    if (!std::isfinite(how.margin)) return false;
+    changed += how.changed, ranked += how.filters.top_k > 0;
+  }
+  return changed <= op.segments[0].weight->rows() / kScreenChanged && ranked <= kScreenRanked;
 }
 
 void Runtime::execute_screened(const MatMulOp& op, Step& step, int thread) { Screening(*this, op, step, thread).run(); }

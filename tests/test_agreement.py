@@ -20,12 +20,15 @@ RNG = np.random.default_rng(11)
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5-0.5b", "gemma3-270m"])
 def test_real_models(name: str, model_path: Callable[[str], Path]) -> None:
     path = model_path(name)
-    lms = {p: millis.load(path, precision=p, max_batch_tokens=1024, context=1024) for p in ("fast", "int8", "exact")}
+    bounds = {"fast": (0.2, 0.001), "int8": (0.5, 0.005), "exact": (0.01, 1e-6)}
+    if name == "qwen2.5-0.5b":
+        del bounds["exact"]  # two gigabytes of weights in float32
+    lms = {p: millis.load(path, precision=p, max_batch_tokens=1024, context=1024) for p in bounds}
     torch.set_num_threads(usable_cores())
     prompts = [ids[:160] for ids in token_prompts(lms["fast"], 3)]
     wanted = expect(real_reference(path), prompts, 24 if name == "smollm2" else 12, kl_tokens=64)
     torch.set_num_threads(1)
-    for precision, margin, kl in (("fast", 0.2, 0.001), ("int8", 0.5, 0.005), ("exact", 0.01, 1e-6)):
+    for precision, (margin, kl) in bounds.items():
         report = compare(lms[precision], wanted)
         assert max(report.margins, default=0) < margin, report
         assert np.mean(report.kl) < kl, report

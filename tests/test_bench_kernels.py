@@ -66,8 +66,7 @@ def test_every_type_and_shape_is_measured_once(tmp_path: Path) -> None:
 def test_lines_of_a_tiny_model(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny.gguf")
     checkpoint = read_checkpoint(tmp_path / "tiny.gguf")
-    isas = _native.supported_isas()[:2]
-    for int8 in (False, True):
+    for int8, isas in ((False, _native.supported_isas()[-2:]), (True, _native.supported_isas()[-1:])):
         lines = list(measure(tmp_path / "tiny.gguf", counts=[1, 5], isas=isas, threads=1, seconds=0.01, int8=int8))
         assert len(lines) == 2 * len(isas) * (len(list(matrices(checkpoint))) + len(attention.DEPTHS))
         assert all(line["us"] > 0 and line["gb_per_s"] > 0 for line in lines)

@@ -17,7 +17,7 @@ from millis.models.load import read_checkpoint
 from millis.models.tensor import Tensor
 from millis.types import ModelError
 from reference import folder_model, next_logits, tiny_model
-from reference import reference_model as independent
+from reference import real_reference as independent
 
 IDS = [5, 17, 301, 9, 44, 120, 7, 66]
 

@@ -57,17 +57,20 @@ def pieces(unigram: Unigram, text: str, unknown: int) -> list[int]:
     return [unknown if isinstance(part, str) else part for part in unigram(text)]
 
 
+def as_likely(library: sentencepiece.SentencePieceProcessor, ids: list[int], others: list[int]) -> bool:
+    """Splits that are equally likely, but for rounding: "0" and "00", "00" and "0"."""
+    scores = [sum(map(library.get_score, split)) for split in (ids, others)]
+    return scores[0] == pytest.approx(scores[1], abs=1e-3)
+
+
 @pytest.mark.parametrize("style", range(len(STYLES)))
 def test_pieces_are_sentencepieces(style: int) -> None:
     library, data = trained(style)
     ours = Unigram(parse_spm(data))
     texts = [text for text in [*lines()[::2], *EDGES] if ODD not in text]
     wrong = [text for text in texts if pieces(ours, text, library.unk_id()) != library.encode(text)]
-    for text in wrong:  # splits that are equally likely, but for rounding
-        scores = [
-            sum(map(library.get_score, ids)) for ids in (pieces(ours, text, library.unk_id()), library.encode(text))
-        ]
-        assert scores[0] == pytest.approx(scores[1], abs=1e-3), text
+    for text in wrong:
+        assert as_likely(library, pieces(ours, text, library.unk_id()), library.encode(text)), text
     assert len(wrong) <= 4 and not set(wrong) & set(EDGES)
 
 
@@ -75,7 +78,8 @@ def test_pieces_are_sentencepieces(style: int) -> None:
 @given(st.text(st.sampled_from("aber the\u2581<>/s0x41\n\t 天气。\ufffd\U0010ffffé"), max_size=24), st.integers(0, 3))
 def test_pieces_of_any_text(text: str, style: int) -> None:
     library, data = trained(style)
-    assert pieces(_unigram(style), text, library.unk_id()) == library.encode(text)
+    found, wanted = pieces(_unigram(style), text, library.unk_id()), library.encode(text)
+    assert found == wanted or as_likely(library, found, wanted)
 
 
 @functools.cache
