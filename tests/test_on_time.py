@@ -185,8 +185,8 @@ def test_classes_come_in_their_order_and_batch_keeps_its_pages() -> None:
 def test_a_waiting_class_grows_older_until_it_is_served() -> None:
     """Interactive requests without end, more than the machine can do; one batch request among them."""
     e = engine(max_sequences=4)
-    stream = [Arrival(i * 0.02, 40, 20, None, {"priority": "interactive", "tenant": str(i)}) for i in range(1000)]
-    out = run(e, [*stream, Arrival(1.0, 40, 20, None, {"priority": "batch"})], until_s=20)
+    stream = [Arrival(i * 0.02, 40, 20, None, {"priority": "interactive", "tenant": str(i)}) for i in range(1750)]
+    out = run(e, [*stream, Arrival(1.0, 40, 20, None, {"priority": "batch"})], until_s=35)
     (request,) = [r for a, r in out.admitted if a.options["priority"] == "batch"]
     assert request.finish_reason == "length"
 
