@@ -66,7 +66,7 @@ class Runtime::Screening {
     if (!narrowed()) return;
     barrier();
     for (int r = 0; r < rows_; ++r)
-      if (narrowed(r)) read_likelier(r);
+      if (narrowed(r)) read(r, least(r, front(1, r)));
     barrier();
     for (int r = thread_; r < rows_; r += threads())
       if (narrowed(r)) settle(r);
@@ -201,8 +201,6 @@ class Runtime::Screening {
 
   // Of a race among all, the winner's logit, or what no logit of use lies below.
   float least(int r, const Front& all) const { return std::max(all.logit, all.largest - choosing(r).margin); }
-
-  void read_likelier(int r) { read(r, least(r, front(1, r))); }
 
   // Reads the panels that may hold a logit of `least` or more.
   void read(int r, float least) {

@@ -137,7 +137,7 @@ RANKED = Ranked(
 def test_an_echo_comes_before_what_is_written() -> None:
     """In one object of log-probabilities; of the first token nothing is known, and no token is less than -9999."""
     whole = CompletionWriter(job("completions", echo=True, logprobs=1), HEAD)
-    assert whole.echo(0, ECHO, RANKED) == b""
+    assert whole.echo([0], ECHO, RANKED) == b""
     whole.feed(0, "!", [TokenLogprob(33, -0.125, ((33, -0.125),))])
     whole.finish(0, "length", timings())
     (choice,) = whole.body()["choices"]
@@ -149,7 +149,7 @@ def test_an_echo_comes_before_what_is_written() -> None:
         "text_offset": [0, 1, 2, 2],
     }
     stream = CompletionWriter(job("completions", echo=True, logprobs=1, stream=True), HEAD)
-    data = stream.echo(0, ECHO, RANKED) + stream.feed(0, "!", [TokenLogprob(33, -0.125, ((33, -0.125),))])
+    data = stream.echo([0], ECHO, RANKED) + stream.feed(0, "!", [TokenLogprob(33, -0.125, ((33, -0.125),))])
     first, second = (event["choices"][0] for event in openai_events(data + stream.end()))
     assert (first["text"], second["text"]) == ("Hi", "!")
     for name, values in choice["logprobs"].items():
@@ -168,12 +168,12 @@ def test_tokens_that_are_written_alike_leave_the_likeliest() -> None:
 def test_a_fallback_takes_the_place_of_the_echo_too() -> None:
     fields = {"echo": True, "logprobs": 1, "on_deadline": "fallback", "fallback": "sorry", "deadline_ms": 50}
     whole = CompletionWriter(job("completions", **fields), HEAD)
-    whole.echo(0, ECHO, RANKED)
+    whole.echo([0], ECHO, RANKED)
     whole.finish(0, "deadline", timings())
     (choice,) = whole.body()["choices"]
     assert choice["text"] == "sorry" and choice["logprobs"]["tokens"] == []
     stream = CompletionWriter(job("completions", **fields, stream=True), HEAD)  # unless that has been sent
-    sent = stream.echo(0, ECHO, RANKED) + stream.finish(0, "deadline", timings()) + stream.end()
+    sent = stream.echo([0], ECHO, RANKED) + stream.finish(0, "deadline", timings()) + stream.end()
     assert "".join(event["choices"][0]["text"] for event in openai_events(sent)) == "Hi"
 
 

@@ -16,12 +16,10 @@ from millis.engine.predict import Work
 from millis.engine.reading import Reading
 from millis.engine.timely import TimelyReader
 from millis.server.messages import Batch, Cancel, Embed, EngineInfo, Refused, Start, Stats, Vectors
-from millis.server.process import Line, Report, main
+from millis.server.process import STATS_S, Line, Report, main
 from millis.tasks.embed import unit_vectors
 from millis.tasks.encoder import Encoder
 from millis.types import DeadlineError, OverloadError, Timings
-
-STATS_S = 0.1
 
 
 class Worker:

@@ -190,12 +190,13 @@ class Generation(Answer):
         writer, sent = self._writer, b""
         if found is not None:
             prompt.choices[0].read = found.timings
+        if prompt.echo is not None:
+            assert isinstance(writer, CompletionWriter)
+            told = 0 if found is None else TOLD_BYTES * len(prompt.tokens)
+            ranked = None if found is None else found.ranked
+            indices = [choice.index for choice in prompt.choices]
+            sent += await self.service.run(told, writer.echo, indices, prompt.echo, ranked)
         for choice in prompt.choices:
-            if prompt.echo is not None:
-                assert isinstance(writer, CompletionWriter)
-                told = 0 if found is None else TOLD_BYTES * len(prompt.tokens)
-                ranked = None if found is None else found.ranked
-                sent += await self.service.run(told, writer.echo, choice.index, prompt.echo, ranked)
             if choice.work is not None:
                 self.served.client.submit(choice.work, self.mailbox)
             else:

@@ -21,6 +21,7 @@ from millis.server.messages import EngineInfo, Failed, Frames, Progress, Ready, 
 from millis.types import MillisError
 
 CRASHED = 70  # exit code after a failed step: EX_SOFTWARE
+STATS_S = 0.1  # a worker that is busy sends its figures so often
 
 
 class Line:

@@ -11,16 +11,15 @@ import threading
 import time
 from typing import Any
 
+from millis.engine.scheduler import CLASSES
 from millis.engine.seq2seq import Writer, Written
 from millis.server.messages import Answer, Batch, Cancel, EngineInfo, Refused, Start, Stats, Submit, Tokens
-from millis.server.process import Line, Report, main
+from millis.server.process import STATS_S, Line, Report, main
 from millis.tasks.sentences import sentence_ends
 from millis.tasks.seq2seq import Seq2Seq, timings_of
 from millis.types import DeadlineError, SamplingParams
 
-STATS_S = 0.1
 ROUNDS = 4  # of what is measured at the start: the first is slow
-PRIORITIES = ("interactive", "standard", "batch")
 
 
 class Worker:
@@ -182,7 +181,7 @@ class Worker:
 
 def _urgency(job: Submit) -> tuple[float, int, float]:
     due_s = math.inf if job.deadline_s is None else job.deadline_s
-    return due_s, PRIORITIES.index(job.priority), job.arrival_s
+    return due_s, CLASSES[job.priority], job.arrival_s
 
 
 def load(start: Start, line: Line) -> Worker:

@@ -39,7 +39,7 @@ from millis.server.messages import (
     UnloadAdapter,
     Vectors,
 )
-from millis.server.process import Line, Report, main
+from millis.server.process import STATS_S, Line, Report, main
 from millis.server.turns import Turns
 from millis.tasks.embed import unit_vectors
 from millis.tasks.model import LanguageModel
@@ -54,7 +54,6 @@ from millis.types import (
     Timings,
 )
 
-STATS_S = 0.1
 WARM_TOKENS = 8
 
 

@@ -113,20 +113,25 @@ class CompletionWriter(Writer):
         self._offsets = [Offsets(head.detokenizer()) for _ in self.choices] if wanted else None
         self._prompts: dict[int, list[dict[str, Any] | None]] = {}  # prompt_logprobs of each choice
 
-    def echo(self, index: int, echo: Echo, ranked: Ranked | None) -> bytes:
-        """The prompt of a choice, before anything else of it. ranked: of its tokens behind the first, if asked for."""
-        job, choice, token_bytes = self.job, self.choices[index], self.head.token_bytes
+    def echo(self, indices: Sequence[int], echo: Echo, ranked: Ranked | None) -> bytes:
+        """The prompt of choices, before anything else of them. ranked: of its tokens behind the first, if asked for."""
+        job, token_bytes, sent = self.job, self.head.token_bytes, b""
         if job.prompt_logprobs is not None:
-            self._prompts[index] = prompt_logprobs(echo, ranked, job.prompt_logprobs, token_bytes)
+            self._prompts |= dict.fromkeys(indices, prompt_logprobs(echo, ranked, job.prompt_logprobs, token_bytes))
         if not job.echo:
-            return b""
-        choice.add(echo.text)
-        if self._offsets is not None and job.params.logprobs is not None:
-            choice.echo = echo_logprobs(echo, ranked, job.params.logprobs, token_bytes)
-            self._offsets[index] = Offsets(self.head.detokenizer(), len(echo.text))
-        if not job.stream:
-            return b""
-        return self._chunk({"text": echo.text, "index": index, "logprobs": choice.echo, "finish_reason": None})
+            return sent
+        told = None
+        if job.params.logprobs is not None:
+            told = echo_logprobs(echo, ranked, job.params.logprobs, token_bytes)
+        for index in indices:
+            choice = self.choices[index]
+            choice.add(echo.text)
+            choice.echo = told
+            if self._offsets is not None:
+                self._offsets[index] = Offsets(self.head.detokenizer(), len(echo.text))
+            if job.stream:
+                sent += self._chunk({"text": echo.text, "index": index, "logprobs": told, "finish_reason": None})
+        return sent
 
     def _delta(self, choice: Choice, piece: Piece, logprobs: Sequence[TokenLogprob]) -> bytes:
         assert isinstance(piece, str)
