@@ -23,6 +23,21 @@ using Candidate = std::pair<float, int32_t>;  // logit, token
 // Likelier first; equal logits in order of their ids, so that a result never depends on the sort.
 constexpr auto kBetter = [](const Candidate& a, const Candidate& b) { return a.first > b.first || (a.first == b.first && a.second < b.second); };
 
+// Calls visit(logit, token) for logits above least(), which may rise meanwhile; tokens ascend. Few are, and the others
+// are passed over a block at a time, by comparisons that need no branch.
+template <class Least, class Visit>
+void each_above(std::span<const float> logits, const Least& least, const Visit& visit) {
+  constexpr size_t kBlock = 64;
+  for (size_t first = 0; first < logits.size(); first += kBlock) {
+    const std::span<const float> block = logits.subspan(first, std::min(kBlock, logits.size() - first));
+    const float bar = least();
+    int any = 0;
+    for (const float logit : block) any |= logit > bar;  // no NaN is
+    for (size_t i = 0; any && i < block.size(); ++i)
+      if (block[i] > least()) visit(block[i], static_cast<int32_t>(first + i));
+  }
+}
+
 // Offered tokens in ascending order, it keeps those that the filters do. Most are turned away by a comparison.
 class Candidates {
  public:

@@ -21,8 +21,7 @@ void require(bool ok, const char* what) {
 int32_t argmax(std::span<const float> logits) {
   int32_t best = -1;
   float most = kNever;
-  for (size_t i = 0; i < logits.size(); ++i)
-    if (logits[i] > most) most = logits[i], best = static_cast<int32_t>(i);
+  each_above(logits, [&] { return most; }, [&](float logit, int32_t token) { most = logit, best = token; });
   return best;
 }
 
@@ -61,13 +60,13 @@ class Race {
 void largest(std::span<const float> logits, size_t n, std::vector<Candidate>& out) {
   out.clear();
   float least = kNever;  // what is no larger finds no place
-  for (size_t i = 0; n > 0 && i < logits.size(); ++i) {
-    if (!(logits[i] > least)) continue;
+  const auto take = [&](float logit, int32_t token) {
     if (out.size() == n) out.pop_back();
-    const auto at = std::upper_bound(out.begin(), out.end(), logits[i], [](float x, const auto& kept) { return x > kept.first; });
-    out.emplace(at, logits[i], static_cast<int32_t>(i));
+    const auto at = std::upper_bound(out.begin(), out.end(), logit, [](float x, const auto& kept) { return x > kept.first; });
+    out.emplace(at, logit, token);
     if (out.size() == n) least = out.back().first;
-  }
+  };
+  if (n > 0) each_above(logits, [&] { return least; }, take);
 }
 
 Sampler::Sampler(int vocab, SamplerParams params) : vocab_(vocab), params_(std::move(params)) {
@@ -246,13 +245,12 @@ int32_t Sampler::draw(std::span<const float> logits, int32_t best, uint64_t inde
   };
   race.enter(best, 0.0);  // first, so that the others are soon told that they are late
   if (params_.filters.none()) {
-    for (size_t i = 0; i < logits.size(); ++i)
-      if (logits[i] != kNever) enter(logits[i], static_cast<int32_t>(i));  // most are, where the row was screened
+    each_above(logits, [] { return kNever; }, enter);  // most are no more, where the row was screened
     return race.winner();
   }
   Candidates& candidates = scratch.candidates;
   candidates.begin(params_.filters, params_.temperature);
-  for (size_t i = 0; i < logits.size(); ++i) candidates.offer(logits[i], static_cast<int32_t>(i));
+  each_above(logits, [&] { return candidates.floor(); }, [&](float logit, int32_t token) { candidates.offer(logit, token); });
   for (const auto& [logit, token] : candidates.keep()) enter(logit, token);
   return race.winner();
 }
