@@ -39,7 +39,23 @@ def test_a_pause_of_the_machine_hardly_counts() -> None:
     costs.add(1, 10_000.0)
     assert costs.ms(1) < 11
     costs.add(4, 10_000.0)
-    assert costs.ms(4) < 60
+    assert costs.ms(4) < 20
+
+
+def test_a_pause_in_the_first_step_of_its_rows_is_forgotten_with_the_second() -> None:
+    costs = StepCosts()
+    costs.add(1, 10.0)
+    costs.add(4, 10_000.0)
+    costs.add(4, 15.0)
+    assert costs.ms(4) == 15
+    assert costs.ms(8) == pytest.approx(15 + 10 * 4 * 0.5 / 3)
+
+
+def test_rows_that_are_dear_are_known_to_be_with_the_second_step() -> None:
+    costs = StepCosts()
+    for rows, ms in ((1, 10.0), (1, 10.0), (4, 45.0), (4, 44.0)):
+        costs.add(rows, ms)
+    assert costs.ms(4) == 44
 
 
 def test_an_old_figure_is_forgotten_and_the_one_in_use_is_not() -> None:
@@ -57,6 +73,7 @@ def test_what_a_row_costs_is_carried_beyond_what_was_measured() -> None:
     costs = StepCosts()
     costs.add(1, 10.0)
     assert costs.reach == 3
+    costs.add(3, 22.0)
     costs.add(3, 22.0)
     assert costs.reach == 7
     assert costs.ms(7) == pytest.approx(46)
