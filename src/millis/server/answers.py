@@ -21,7 +21,6 @@ from millis.server.api.similarity import rerank_body, score_body
 from millis.server.api.tokenize import detokenize_body, tokenize_body
 from millis.server.cascading import Cascading
 from millis.server.exchange import Answer
-from millis.server.generate import Generation
 from millis.server.messages import Embed, Score, Scores, Vectors
 from millis.server.service import Service
 from millis.tasks.encoder import sigmoid, softmax
@@ -226,8 +225,8 @@ class Tokenization(Answer):
 ANSWERS: Mapping[Endpoint, type[Answer]] = {
     "chat": Cascading,
     "completions": Cascading,
-    "responses": Generation,
-    "messages": Generation,
+    "responses": Cascading,
+    "messages": Cascading,
     "count_tokens": Tokenization,
     "embeddings": Embedding,
     "classify": Classification,

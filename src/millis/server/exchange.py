@@ -20,7 +20,7 @@ from millis.server.protocol import connection_of
 from millis.server.service import Service
 from millis.server.telemetry import Told
 from millis.tokenizer import Tokenizer
-from millis.types import DeadlineError, MillisError, OverloadError, Timings
+from millis.types import DeadlineError, FinishReason, MillisError, OverloadError, Timings
 
 log = logging.getLogger("millis.server")
 DEADLINE_HEADERS = (b"x-deadline-ms", b"x-request-timeout-seconds")
@@ -43,7 +43,7 @@ class Answer:
         self.request_id: str = scope["request_id"]
         self.tokenize_ms = 0.0
         self.job: Job | None = None
-        self.ended: list[tuple[Timings, str]] = []  # of each part that was answered: how, too
+        self.ended: list[tuple[Timings, FinishReason]] = []  # of each part that was answered: how, too
         self.first_s: float | None = None  # when the first token was sent
         self._error: str | None = None
         self._counted = False  # among the failures

@@ -46,6 +46,14 @@ class CascadeTimings(Timings):
     confidence: float | None = None  # of the first model
 
 
+def cascade_timings(timings: Timings, total_ms: float, deadline_ms: float | None, **more: Any) -> CascadeTimings:
+    """The timings of an answer that was taken as those of the whole cascade; more: the fields of CascadeTimings."""
+    given = {field.name: getattr(timings, field.name) for field in fields(Timings)}
+    given |= {"total_ms": total_ms, "deadline_ms": deadline_ms}
+    given |= {"slack_ms": None if deadline_ms is None else deadline_ms - total_ms}
+    return CascadeTimings(**given, **more)
+
+
 class Cascade:
     """Models, the smallest first. `confidence`: from which probability on an answer needs no larger model.
 
@@ -177,11 +185,8 @@ class Cascade:
 
         def timed() -> Answer:
             total_ms = 1000 * (time.perf_counter() - begin)
-            given = {field.name: getattr(taken.timings, field.name) for field in fields(Timings)}
-            given |= {"total_ms": total_ms, "deadline_ms": deadline_ms}
-            given |= {"slack_ms": None if deadline_ms is None else deadline_ms - total_ms}
-            timings = CascadeTimings(**given, model=name, model_ms=tuple(spent), why=why, confidence=first)
-            return replace(taken, timings=timings)
+            more = {"model": name, "model_ms": tuple(spent), "why": why, "confidence": first}
+            return replace(taken, timings=cascade_timings(taken.timings, total_ms, deadline_ms, **more))
 
         yield timed()
         for lm in self.models[1:]:

@@ -10,7 +10,7 @@ from pydantic import Field
 from millis.server.api.body import Body, Request, Wire, read
 from millis.server.api.conversation import bounded
 from millis.server.api.errors import invalid
-from millis.server.api.fields import Deadline, Stop, form_field, json_grammar, schedule, stop_texts
+from millis.server.api.fields import Deadline, Named, Stop, asked, form_field, json_grammar, schedule, stop_texts
 from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
 from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool, rule_fields
 from millis.types import Grammar, SamplingParams
@@ -103,8 +103,8 @@ class OutputConfig(Wire):
     effort: None = None
 
 
-class CountRequest(Request):
-    """The body of POST /v1/messages/count_tokens: the fields of /v1/messages that are read."""
+class Turns(Request):
+    """The fields of /v1/messages that are read."""
 
     refused: ClassVar[Mapping[str, str]] = {
         "thinking": "the models served here do not think apart from their answer",
@@ -119,7 +119,6 @@ class CountRequest(Request):
         "workspace_id": "there are no workspaces",
     }
 
-    model: str
     messages: list[Turn] = Field(fail_fast=True)
     system: str | list[TextBlock] | None = None
     tools: list[ToolDefinition] | None = None
@@ -132,7 +131,13 @@ class CountRequest(Request):
     speed: Literal["standard"] | None = None
 
 
-class MessagesRequest(CountRequest, Deadline):
+class CountRequest(Turns):
+    """The body of POST /v1/messages/count_tokens."""
+
+    model: str
+
+
+class MessagesRequest(Named, Turns, Deadline):
     """The body of POST /v1/messages."""
 
     max_tokens: Annotated[int, Field(ge=1)]
@@ -154,7 +159,7 @@ def parse_messages(body: Body, limits: Limits) -> Job:
     return Job(
         endpoint="messages",
         kind="generate",
-        model=request.model,
+        **asked(request),
         prompts=(conversation,),
         params=SamplingParams(
             max_tokens=request.max_tokens,
@@ -180,7 +185,7 @@ def parse_count(body: Body, limits: Limits) -> Job:
     return Job(endpoint="count_tokens", kind="tokenize", model=request.model, prompts=(conversation,))
 
 
-def _conversation(request: CountRequest, limits: Limits) -> tuple[Conversation, tuple[Tool, ...], ToolChoice]:
+def _conversation(request: Turns, limits: Limits) -> tuple[Conversation, tuple[Tool, ...], ToolChoice]:
     """What the model reads, the tools that it may call, and whether it must."""
     choice = _tool_choice(request)
     tools = check_tools(
@@ -190,7 +195,7 @@ def _conversation(request: CountRequest, limits: Limits) -> tuple[Conversation, 
     return Conversation(_messages(request, limits), tuple(shown)), tools, choice
 
 
-def _tool_choice(request: CountRequest) -> ToolChoice:
+def _tool_choice(request: Turns) -> ToolChoice:
     given = request.tool_choice
     if given is None:
         return ToolChoice("auto" if request.tools else "none")
@@ -208,7 +213,7 @@ def _grammar(config: OutputConfig | None, limits: Limits) -> Grammar | None:
     return json_grammar(config.format.schema_, limits, "output_config.format.schema")
 
 
-def _messages(request: CountRequest, limits: Limits) -> tuple[dict[str, Any], ...]:
+def _messages(request: Turns, limits: Limits) -> tuple[dict[str, Any], ...]:
     """The conversation as chat templates read it: a tool's result is a message of its own."""
     if not request.messages or request.messages[-1].role != "user":
         raise invalid("messages must end with one of the user: an answer is begun, not continued", "messages")

@@ -108,17 +108,22 @@ class Sampling(Deadline):
     skip_special_tokens: Yes | None = None
 
 
-class Asked(Sampling):
+class Named(Request):
     """Which model answers, or which models: a larger answer replaces a small one's if it is sure to be in time."""
 
     model: str | None = Field(None, description="needed, unless `models` are given")
     models: Annotated[list[str], Field(min_length=2, max_length=8)] | None = Field(
-        None, description="a cascade instead of `model`, the smallest model first; its answer does not stream"
+        None, description="a cascade instead of `model`, the smallest model first"
     )
     confidence: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None,
         description="of a cascade: an answer whose tokens are so probable, 0.9 unless given, needs no larger model",
     )
+
+
+class Asked(Named, Sampling):
+    """A request of OpenAI's completions, of chats and of texts alike."""
+
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
 
@@ -126,7 +131,7 @@ class Asked(Sampling):
 FROM_FILES = ("temperature", "max_tokens", "max_completion_tokens")  # may be, of an encoder-decoder model
 
 
-def asked(request: Asked) -> dict[str, Any]:
+def asked(request: Named) -> dict[str, Any]:
     """The job's fields of whom it asks. ApiError 400: nobody, or what models that take turns do not do."""
     models = request.models
     left_open = frozenset(name for name in FROM_FILES if getattr(request, name, None) is None)
@@ -140,11 +145,9 @@ def asked(request: Asked) -> dict[str, Any]:
         raise invalid("model must be the first of models; leave one of them out", "model")
     if len(set(models)) < len(models):
         raise invalid("models names one model twice", "models")
-    if request.stream:
-        raise unsupported("stream", "the answer of several models comes as a whole; leave it out, or name one model")
-    if request.n not in (None, 1):
+    if getattr(request, "n", None) not in (None, 1):
         raise unsupported("n", "several models give one answer; leave it out, or name one model")
-    if request.logit_bias:
+    if getattr(request, "logit_bias", None):
         raise unsupported("logit_bias", "a token's id is another token's in another model; name one model")
     for name in ("echo", "prompt_logprobs"):  # of a completion
         value = getattr(request, name, None)

@@ -11,7 +11,17 @@ from millis.server.api.body import Body, No, Wire, read
 from millis.server.api.chat import NO_AUDIO, JsonObjectFormat, TextFormat
 from millis.server.api.conversation import bounded, called
 from millis.server.api.errors import invalid, unsupported
-from millis.server.api.fields import COMMON_REFUSED, Metadata, Sampling, form_field, json_grammar, sampling, schedule
+from millis.server.api.fields import (
+    COMMON_REFUSED,
+    Metadata,
+    Named,
+    Sampling,
+    asked,
+    form_field,
+    json_grammar,
+    sampling,
+    schedule,
+)
 from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
 from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool, parameters, rule_fields
 from millis.types import Grammar
@@ -111,7 +121,7 @@ class ObfuscationOptions(Wire):
     include_obfuscation: No | None = None
 
 
-class ResponseRequest(Sampling):
+class ResponseRequest(Named, Sampling):
     """The body of POST /v1/responses."""
 
     refused: ClassVar[Mapping[str, str]] = {
@@ -131,7 +141,6 @@ class ResponseRequest(Sampling):
         "stop": "the endpoint has no stop; use /v1/chat/completions",
     }
 
-    model: str
     input: str | list[Item]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -176,7 +185,7 @@ def parse_response(body: Body, limits: Limits) -> Job:
     return Job(
         endpoint="responses",
         kind="generate",
-        model=request.model,
+        **asked(request),
         prompts=(Conversation(_messages(request, limits), tuple(shown)),),
         params=sampling(
             request,

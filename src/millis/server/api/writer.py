@@ -181,7 +181,7 @@ def timings_json(timings: Sequence[Timings]) -> dict[str, Any]:
     for name in every[0] if every else ():
         values = [one[name] for one in every if name in one]
         value = sum(values) if name in _SUMS else max(values) if name in _MOST else min(values)
-        found[name] = round(value, 3)
+        found[name] = round(value, 3) if isinstance(value, (int, float)) else value
     return found
 
 
