@@ -18,6 +18,7 @@ from typing import Any
 from millis import _native
 from millis.config import EngineConfig
 from millis.files import whole
+from millis.models.dequantize import check_finite
 from millis.models.fingerprint import fingerprint
 from millis.models.load import Model
 from millis.models.mapped import forget
@@ -99,6 +100,7 @@ def _contents(source: bytes, threads: int, key: bytes, matrices: list[Tensor]) -
     yield head
     for tensor, offset in zip(matrices, offsets, strict=True):
         rows, columns = tensor.shape
+        check_finite(tensor)
         panels = _native.pack(tensor.name, int(tensor.type), rows, columns, tensor.data, threads)
         forget(tensor.data)
         yield bytes(offset - at)
