@@ -14,11 +14,11 @@ from starlette.types import Receive, Scope, Send
 from millis.server.api import endpoints
 from millis.server.api.errors import ApiError, deadline_exceeded, from_error, internal, invalid
 from millis.server.api.job import PROMPT_FIELDS, Endpoint, Job, prompt_ids, with_deadline
-from millis.server.api.writer import Head
+from millis.server.api.writer import Head, long_json
 from millis.server.client import Lost, Mailbox
 from millis.server.messages import Failed, Refused
 from millis.server.protocol import connection_of
-from millis.server.service import DELIVERY_S, Service
+from millis.server.service import DELIVERY_S, LONG_BYTES, Service
 from millis.server.telemetry import Told
 from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError, MillisError, OverloadError, Timings
@@ -163,9 +163,9 @@ class Answer:
             self._count_failure(reply.code)
         return checked_reply(reply, self.job)
 
-    async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-        """Sends the whole answer."""
-        body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str], size: int = 0) -> None:
+        """Sends the whole answer. size: about its bytes, where they may be many."""
+        body = await self.service.run(size, _body if size <= LONG_BYTES else _long_body, data)
         await self.start(status, b"application/json", {**headers, "content-length": str(len(body))})
         await self.write(body, more=False)
 
@@ -221,6 +221,14 @@ class Answer:
         if limit is not None and longest > limit:
             message = f"the prompt has {longest} tokens; at most {limit} are taken: shorten it"
             raise invalid(message, PROMPT_FIELDS.get(self._endpoint), "context_length_exceeded")
+
+
+def _body(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _long_body(data: Mapping[str, Any]) -> bytes:
+    return long_json(data).encode("utf-8", "replace")
 
 
 class ClientGone(Exception):

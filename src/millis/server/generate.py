@@ -21,7 +21,7 @@ from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError, FinishReason, Timings, TokenLogprob
 
-TOLD_BYTES = 64  # of an answer, at least, that tells of a prompt's token
+TOLD_BYTES = 64  # of an answer, at least, that tells of a token's log-probability
 
 
 @dataclass(slots=True)
@@ -62,9 +62,12 @@ class Generation(Answer):
         await self.generate(job, ids, tokenizer)
         assert self._writer is not None
         if not job.stream:
-            told = 0 if job.best is None else TOLD_BYTES * sum(map(len, ids))
-            body = await self.service.run(told, self._writer.body)
-            await self.send_json(200, body, {"server-timing": server_timing(self.ended)})
+            told = 0 if job.best is None else sum(map(len, ids))
+            if job.params.logprobs is not None:
+                told += sum(timings.completion_tokens for timings, _ in self.ended)
+            size = TOLD_BYTES * told
+            body = await self.service.run(size, self._writer.body)
+            await self.send_json(200, body, {"server-timing": server_timing(self.ended)}, size)
         self.count(job)
 
     def writer_for(self, job: Job, tokenizer: Tokenizer) -> Writer:
