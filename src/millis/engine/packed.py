@@ -49,7 +49,8 @@ def packed_weights(
         return found if fingerprint(model.checkpoint.path) == key else None
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        say(f"cannot keep packed weights at {file}: {reason}; every load will pack them anew")
+        remedy = "MILLIS_HOME may name another folder"
+        say(f"cannot keep packed weights at {file}: {reason}; every load will pack them anew: {remedy}")
     except (ValueError, MemoryError):  # the runtime meets the same, and says what it is
         pass
     return None
