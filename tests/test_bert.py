@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from millis.engine.encoder_runner import EncoderRunner, groups
 from millis.models.config import Head
 from millis.models.load import Model, load_model
 from millis.models.oracle import Oracle
+from millis.models.tensor import Tensor
 from millis.types import FormatError, ModelError, RequestError
 
 ISAS = _native.supported_isas()
@@ -223,6 +225,18 @@ def test_batches_that_cannot_run(bert: Model) -> None:
 def test_a_longer_context_than_there_are_positions(bert: Model) -> None:
     with pytest.raises(RequestError, match=rf"context must lie in \[1, {CONTEXT}\]"):
         load_model(bert.checkpoint.path, CONTEXT + 1)
+
+
+@pytest.mark.parametrize("precision", ["fast", "exact"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_value_that_is_none(value: float, precision: Any, bert: Model) -> None:
+    name = "blk.1.ffn_up.weight"
+    values = bert.checkpoint.tensors[name].numpy()
+    values[3, 5] = value
+    tensors = {**bert.checkpoint.tensors, name: Tensor.from_numpy(name, values)}
+    damaged = replace(bert, checkpoint=replace(bert.checkpoint, tensors=tensors))
+    with pytest.raises(FormatError, match=f"{name} holds NaN"):
+        EncoderRunner(damaged, EngineConfig(threads=1, precision=precision))
 
 
 def test_groups_hold_every_text_once() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from millis.models.dequantize import dequantize
+from millis.models.dequantize import check_finite, dequantize
 from millis.models.tensor import GgmlType, Tensor
 from millis.types import FormatError
 
@@ -139,3 +139,18 @@ def test_tensor_values_have_its_shape() -> None:
     data = random_blocks(GgmlType.Q5_0, 6)
     values = Tensor("w", GgmlType.Q5_0, (3, 64), data).numpy()
     assert values.shape == (3, 64) and np.array_equal(values.reshape(-1), dequantize(data, GgmlType.Q5_0))
+
+
+@pytest.mark.parametrize("type", list(GgmlType), ids=lambda type: type.name)
+def test_what_is_not_finite_is_found_without_dequantising(type: GgmlType) -> None:
+    blocks = random_blocks(type, 64).reshape(64, -1)
+    check_finite(Tensor("t", type, (64 * type.block_values,), blocks.reshape(-1)))
+    size, exponent = (4 if type is GgmlType.F32 else 2), (0x7F80 if type in (GgmlType.F32, GgmlType.BF16) else 0x7C00)
+    for at in SCALES_AT.get(type, [0]):
+        for other in (0, 1, 0x8000):  # infinite, NaN, and minus infinite
+            bad = blocks.copy()
+            bad[-1, at + size - 2 : at + size] = list((exponent | other).to_bytes(2, "little"))
+            tensor = Tensor("blk.0.t", type, (64 * type.block_values,), bad.reshape(-1))
+            assert not np.isfinite(tensor.numpy()).all()
+            with pytest.raises(ValueError, match=r"blk\.0\.t holds NaN or infinite values"):
+                check_finite(tensor)

@@ -199,6 +199,17 @@ def file_system(folder: Path, options: str) -> Iterator[bool]:
             subprocess.run(["umount", str(folder)], check=True)
 
 
+def test_an_index_on_a_full_disk(tmp_path: Path) -> None:
+    text, index = tmp_path / "a.txt", tmp_path / "full" / "bank.idx"
+    text.write_text("A card that was lost is sent again.\n")
+    with file_system(index.parent, "size=8k") as mounted:
+        if not mounted:
+            pytest.skip("no file system could be mounted")
+        line = error_line(millis("index", str(text), "--index", str(index), "--embedder", "none"))
+        assert line == f"no space is left for {index}; make room, or give another place"
+        assert not list(index.parent.iterdir())
+
+
 def is_absent(home: Path) -> bool:
     """Whether nothing under the model's final name is there, and `millis models` would say so."""
     return not (home / "models" / "tiny" / "tiny.gguf").exists()

@@ -24,6 +24,7 @@ from millis.engine.packed import packed_weights
 from millis.engine.runner import Batch
 from millis.models.fingerprint import fingerprint
 from millis.models.load import Model, load_model
+from millis.types import FormatError
 from shell import LIMIT_S, millis
 from test_failures import file_system
 
@@ -137,6 +138,21 @@ def test_a_model_that_changed_is_packed_anew(model: Model, file: Path) -> None:
     changed = load_model(path)
     np.testing.assert_array_equal(logits(changed, kept_weights(changed, CONFIG, file)), logits(changed, None))
     assert written(file) != before
+
+
+@pytest.mark.parametrize("name", ["blk.1.ffn_up.weight", "token_embd.weight", "output_norm.weight"])
+def test_a_model_with_a_value_that_is_none_is_refused_at_every_load(name: str, tmp_path: Path, file: Path) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_tiny(path)
+    data = bytearray(path.read_bytes())
+    at = data.index(load_model(path).checkpoint.tensors[name].data.tobytes())
+    data[at : at + 4] = b"\xff\xff\xff\xff"  # NaN as float16 and as float32
+    path.write_bytes(data)
+    for _ in range(2):
+        model = load_model(path)
+        with pytest.raises(FormatError, match=rf"tiny\.gguf: {re.escape(name)} holds NaN"):
+            NativeRunner(model, CONFIG, kept_weights(model, CONFIG, file))
+    assert file.exists() == (len(model.checkpoint.tensors[name].shape) == 1)  # the norms are not in it
 
 
 def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
@@ -333,7 +349,7 @@ def test_a_cache_that_cannot_be_written(smollm2: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder is needed")
     text, notices = answer(smollm2, blocked)
-    assert len(notices) == 1 and "cannot keep packed weights at" in notices[0]
+    assert len(notices) == 1 and "cannot keep packed weights at" in notices[0] and "MILLIS_HOME" in notices[0]
     with file_system(tmp_path / "readonly", "ro,size=1m") as mounted:
         if mounted:
             again, notices = answer(smollm2, tmp_path / "readonly")

@@ -279,6 +279,14 @@ def test_tensors_that_do_not_fit(family: str, change: Change, fault: str, tmp_pa
         load_model(folder)
 
 
+def test_a_value_that_is_none(tmp_path: Path) -> None:
+    model = tiny("marian")
+    with torch.no_grad():
+        model.model.decoder.layers[1].fc1.weight[2, 3] = float("inf")
+    with pytest.raises(FormatError, match="holds NaN or infinite"):
+        runner(load_model(save(model, tmp_path)))
+
+
 def test_a_bias_may_be_left_out(tmp_path: Path) -> None:
     model = tiny("marian")
     folder = save(model, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -17,6 +18,9 @@ from typing import Any
 
 import pytest
 
+from millis.server import client
+from millis.server.messages import Submit
+from millis.types import SamplingParams
 from serving import CHAT, LIMIT_S, Server, chat, until, workers
 from shell import error_line, millis
 
@@ -88,6 +92,65 @@ def test_the_drain_has_an_end(model_path: Callable[[str], Path]) -> None:
         server.process.send_signal(signal.SIGINT)
         assert list(stream)[-1]["error"]["code"] == "server_stopping"
         assert server.process.wait(LIMIT_S) == 130
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_stopped_engine_holds_up_neither_deadlines_nor_the_end(
+    number: int, code: int, model_path: Callable[[str], Path]
+) -> None:
+    with Server(model_path("smollm2"), *QUICK, "--drain-s", "0.2") as server:
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        asked: list[tuple[str, dict[str, Any]]] = [
+            (CHAT, chat()),
+            ("/v1/embeddings", {"input": "a"}),
+            ("/v1/classify", {"input": "a", "labels": ["b", "c"]}),
+            ("/v1/completions", {"prompt": "a b c", "echo": True, "logprobs": 1, "max_tokens": 1}),
+        ]
+        for path, body in asked:
+            began = time.monotonic()
+            status, answer = server.json(path, {"model": "m", **body, "deadline_ms": 300})
+            assert (status, answer["error"]["code"]) == (503, "deadline_exceeded"), path
+            assert time.monotonic() - began < 2, path
+        waiting = threading.Thread(target=server.chat)  # for ever, if nobody ends it
+        waiting.start()
+        until(lambda: server.metric("num_requests_active") == 1)
+        server.process.send_signal(number)
+        assert server.process.wait(10) == code
+        waiting.join(LIMIT_S)
+        assert not _alive(worker)
+
+
+def test_an_engine_that_owes_a_word_is_ended_though_nobody_waits_long(
+    model_path: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "HUNG_S", 0.5)
+    monkeypatch.setattr(client, "WATCH_S", 0.1)
+
+    async def run() -> None:
+        engine = client.EngineClient(str(model_path("smollm2")), {"threads": 1, "max_batch_tokens": 64})
+        await engine.start()
+        assert engine.pid is not None
+
+        async def given_up() -> None:
+            work = Submit(
+                id=engine.number(), prompt=(1,), params=SamplingParams(max_tokens=1), arrival_s=time.monotonic()
+            )
+            engine.submit(work, client.Mailbox())
+            await asyncio.sleep(0.1)
+            engine.cancel(work.id)
+
+        await given_up()
+        await asyncio.sleep(1.0)
+        assert engine.restarts == 0  # it has nothing to say
+        os.kill(engine.pid, signal.SIGSTOP)
+        end = time.monotonic() + LIMIT_S
+        while engine.restarts == 0:
+            await given_up()
+            assert time.monotonic() < end, "the engine still hangs"
+        await engine.close()
+
+    asyncio.run(run())
 
 
 def test_the_engine_ends_with_a_server_that_is_killed(model_path: Callable[[str], Path]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from millis.config import ServerConfig
@@ -133,3 +135,27 @@ def test_without_an_engine_work_fails_at_once() -> None:
     assert isinstance(lost, Lost) and lost.code == "engine_unavailable" and lost.retryable
     client.cancel(1)
     assert client.in_flight == 0 and not client.ready
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_a_large_answer_holds_up_no_other(size: int) -> None:
+    data = {"data": [{"embedding": row} for row in np.random.default_rng(0).normal(size=(1024, 384)).tolist()]}
+    beats, sent = 0, b""
+
+    async def run() -> None:
+        nonlocal beats
+        sending = asyncio.create_task(answer.send_json(200, data, {}, size))
+        while not sending.done():
+            await asyncio.sleep(0.001)
+            beats += 1
+
+    async def send(message: Any) -> None:
+        nonlocal sent
+        sent += message.get("body", b"")
+
+    service = Service(ServerConfig(), [Model("m", Path("m.gguf"), EngineClient("m.gguf", {}), Metrics("m"))])
+    answer = Answer(service, "embeddings", {"tenant": "", "request_id": "1", "headers": []}, send)
+    asyncio.run(run())
+    service.close()
+    assert json.loads(sent) == data
+    assert beats > 10 if size else beats < 5  # a short one is not worth a thread

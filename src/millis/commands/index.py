@@ -12,7 +12,7 @@ import typer
 
 from millis.commands import common
 from millis.files import place
-from millis.types import RequestError
+from millis.types import FormatError, RequestError
 
 if TYPE_CHECKING:
     from millis.tasks.index import Change
@@ -86,6 +86,8 @@ def _made(path: Path, fill: Callable[[Path], _T]) -> _T:
             return fill(path)
         os.replace(part, path)
         return found
+    except (FormatError, RequestError) as error:  # the name beside is not the user's
+        raise type(error)(str(error).replace(str(part), str(path))) from None
     finally:
         for left in (part, part.with_name(part.name + "-journal")):
             left.unlink(missing_ok=True)

@@ -220,6 +220,8 @@ class Store:
                 raise RequestError(
                     f"{self.path} has been written by another process for {WAIT_S} s; try later"
                 ) from None
+            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise RequestError(f"no space is left for {self.path}; make room, or give another place") from None
             raise FormatError(f"{self.path}: {error}") from None
         except sqlite3.DatabaseError as error:
             if "not a database" in str(error):

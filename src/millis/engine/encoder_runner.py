@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from millis import _native
 from millis.config import EngineConfig
 from millis.engine.eight_bits import eight_bits
-from millis.engine.native_runner import fill
+from millis.engine.native_runner import check_values, fill
 from millis.models.load import Model
 from millis.models.ngrams import TOKENS, Ngrams
-from millis.types import ModelError
+from millis.types import FormatError, ModelError
 
 OUTPUT_ROWS = 64  # texts whose head is computed at once
 
@@ -60,13 +60,15 @@ class Reader(ABC):
 
 
 class EncoderRunner(Reader):
-    """Raises ModelError when the weights do not fit the plan or the machine's memory."""
+    """Raises FormatError when the weights do not fit the plan or hold NaN or infinite values, ModelError when
+    the machine's memory is too small for them."""
 
     def __init__(self, model: Model, config: EngineConfig, ngrams: Ngrams | None = None, suffix: int = 1) -> None:
         plan = model.plan
         super().__init__(plan.context, ngrams, suffix)
         self.max_tokens = max(config.max_batch_tokens, plan.context)
         try:
+            check_values(plan, model.checkpoint.tensors)
             self._runtime = _native.Runtime(
                 threads=config.threads,
                 isa=config.isa,
@@ -84,7 +86,7 @@ class EncoderRunner(Reader):
             tensors = model.checkpoint.tensors
             fill(self._runtime, plan, tensors if config.precision == "exact" else eight_bits(plan, tensors))
         except ValueError as error:
-            raise ModelError(f"{model.checkpoint.path}: {error}") from None
+            raise FormatError(f"{model.checkpoint.path}: {error}") from None
         except MemoryError:
             raise ModelError(f"{model.checkpoint.path}: not enough memory for the weights") from None
         self.isa, self.weight_bytes = str(self._runtime.isa), int(self._runtime.weight_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from millis.config import EngineConfig, available_memory_bytes
 from millis.engine.kvcache import pool_tokens
 from millis.engine.runner import Batch, Ranked, Sampled
 from millis.models.adapter import AdapterWeights
+from millis.models.dequantize import check_finite
 from millis.models.load import Model
 from millis.models.mapped import forget
 from millis.models.plan import (
@@ -40,7 +41,8 @@ ALLOWED = 1e3  # on the logits of the only tokens that may be chosen
 
 
 class NativeRunner:
-    """A Runner. Raises ModelError when the weights do not fit the plan or the machine's memory.
+    """A Runner. Raises FormatError when the weights do not fit the plan or hold NaN or infinite values, ModelError when
+    the machine's memory is too small for them.
 
     packed: where those matrices are taken from that it holds; see engine/packed.py.
     """
@@ -58,11 +60,12 @@ class NativeRunner:
             raise ModelError(f"{model.checkpoint.path}: head_dim {plan.head_dim} is not a multiple of 16")
         try:
             self._runtime = new_runtime(plan, config, self.max_tokens, self.pages)
+            check_values(plan, model.checkpoint.tensors, matrices=packed is None)  # those of the file were, before
             if packed is not None:
                 self._runtime.use_packed(packed)
             fill(self._runtime, plan, model.checkpoint.tensors)
         except ValueError as error:
-            raise ModelError(f"{model.checkpoint.path}: {error}") from None
+            raise FormatError(f"{model.checkpoint.path}: {error}") from None
         except MemoryError:
             raise ModelError(
                 f"{model.checkpoint.path}: not enough memory for the weights and {self.pages * self.page_tokens} "
@@ -199,6 +202,13 @@ def _cache_tokens(plan: Plan, config: EngineConfig) -> int:
         return plan.context
     position_bytes = plan.layers * plan.kv_heads * 2 * plan.head_dim * (4 if config.precision == "exact" else 2)
     return pool_tokens(plan.context, config.max_sequences, position_bytes, available_memory_bytes())
+
+
+def check_values(plan: Plan, tensors: Mapping[str, Tensor], *, matrices: bool = True) -> None:
+    """ValueError, which names the weight, where one holds NaN or infinite values; `matrices`: in those, too."""
+    for name in plan.weights():
+        if matrices or len(tensors[name].shape) == 1:
+            check_finite(tensors[name])
 
 
 def fill(runtime: Any, plan: Plan, tensors: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from millis import _native
 from millis.config import EngineConfig
 from millis.files import whole
+from millis.models.dequantize import check_finite
 from millis.models.fingerprint import fingerprint
 from millis.models.load import Model
 from millis.models.mapped import forget
@@ -48,7 +49,8 @@ def packed_weights(
         return found if fingerprint(model.checkpoint.path) == key else None
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        say(f"cannot keep packed weights at {file}: {reason}; every load will pack them anew")
+        remedy = "MILLIS_HOME may name another folder"
+        say(f"cannot keep packed weights at {file}: {reason}; every load will pack them anew: {remedy}")
     except (ValueError, MemoryError):  # the runtime meets the same, and says what it is
         pass
     return None
@@ -99,6 +101,7 @@ def _contents(source: bytes, threads: int, key: bytes, matrices: list[Tensor]) -
     yield head
     for tensor, offset in zip(matrices, offsets, strict=True):
         rows, columns = tensor.shape
+        check_finite(tensor)
         panels = _native.pack(tensor.name, int(tensor.type), rows, columns, tensor.data, threads)
         forget(tensor.data)
         yield bytes(offset - at)

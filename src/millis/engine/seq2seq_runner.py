@@ -15,7 +15,7 @@ from millis.config import EngineConfig
 from millis.engine.eight_bits import eight_bits
 from millis.engine.encoder_runner import groups
 from millis.engine.kvcache import PageAllocator
-from millis.engine.native_runner import fill, new_runtime, new_sampler
+from millis.engine.native_runner import check_values, fill, new_runtime, new_sampler
 from millis.models.generation import MOST_BEAMS
 from millis.models.load import Model
 from millis.models.tensor import Tensor
@@ -42,7 +42,8 @@ class Row:
 
 
 class Seq2SeqRunner:
-    """Raises ModelError when the weights do not fit the plan or the machine's memory. For one thread at a time.
+    """Raises FormatError when the weights do not fit the plan or hold NaN or infinite values, ModelError when
+    the machine's memory is too small for them. For one thread at a time.
 
     precision fast: matrices in eight bits, see eight_bits.py, activations of two bytes or bfloat16, an f16 cache.
     exact: float32.
@@ -60,10 +61,11 @@ class Seq2SeqRunner:
         exact = config.precision == "exact"
         tensors = _silenced(model.checkpoint.tensors, silenced)
         try:
+            check_values(plan, model.checkpoint.tensors)
             self._runtime = new_runtime(plan, config, self.max_tokens, pages)
             fill(self._runtime, plan, tensors if exact else eight_bits(plan, tensors, logits=True))
         except ValueError as error:
-            raise ModelError(f"{model.checkpoint.path}: {error}") from None
+            raise FormatError(f"{model.checkpoint.path}: {error}") from None
         except MemoryError:
             raise ModelError(
                 f"{model.checkpoint.path}: not enough memory for weights and cache; ask for a shorter context"

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from millis.models.tensor import GgmlType
+from millis.models.tensor import GgmlType, Tensor
 from millis.types import FormatError
 
 Blocks = NDArray[Any]  # [n], structured: one record a block
 Values = NDArray[np.float32]  # [n, block_values]
 
+_SCALES = ("d", "m", "dmin")  # of blocks, the float16 ones
 _CHUNK_VALUES = 1 << 18  # a chunk's temporaries stay within the last-level cache, and memory near that of the result
 
 
@@ -37,6 +38,22 @@ def dequantize(data: NDArray[np.uint8], type: GgmlType) -> NDArray[np.float32]:
         for start in range(0, len(blocks), step):
             out[start : start + step] = values(blocks[start : start + step])
     return out.reshape(-1)
+
+
+def check_finite(tensor: Tensor) -> None:
+    """ValueError, which names the tensor, where a value is NaN or infinite. Of blocks, only the scales are read."""
+    dtype, _ = _TYPES[tensor.type]
+    blocks = np.frombuffer(tensor.data, dtype)
+    floats = [blocks] if dtype.names is None else [blocks[name] for name in _SCALES if name in dtype.names]
+    finite = _finite_bf16 if tensor.type is GgmlType.BF16 else np.isfinite
+    for start in range(0, len(blocks), _CHUNK_VALUES):
+        if not all(finite(one[start : start + _CHUNK_VALUES]).all() for one in floats):
+            raise ValueError(f"{tensor.name} holds NaN or infinite values; fetch the file again or convert it anew")
+
+
+def _finite_bf16(values: NDArray[np.uint16]) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = (values & 0x7F80) != 0x7F80
+    return found
 
 
 def _unpack(packed: NDArray[np.uint8], bits: int, stride: int) -> NDArray[np.uint8]:

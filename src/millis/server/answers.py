@@ -58,10 +58,10 @@ class Batch(Answer):
             "tenant": self.tenant,
         }
 
-    async def finish(self, body: Mapping[str, Any], timings: Timings) -> None:
-        """Sends the answer and counts it."""
+    async def finish(self, body: Mapping[str, Any], timings: Timings, size: int = 0) -> None:
+        """Sends the answer, of about `size` bytes where they may be many, and counts it."""
         shown = ", ".join(f"{name};dur={getattr(timings, f'{name}_ms'):.3f}" for name in TIMES)
-        await self.send_json(200, body, {"server-timing": shown})
+        await self.send_json(200, body, {"server-timing": shown}, size)
         total_s = time.monotonic() - self.arrival_s
         self.ended = [(timings, "stop")]
         slack_s = None if timings.deadline_ms is None else timings.deadline_ms / 1000 - total_s
@@ -202,7 +202,11 @@ class Embedding(Batch):
             raise unsupported("model", "adapters write and classify; vectors come from the model itself")
         ids = self.cut(job, ids, tokenizer, info.context)
         vectors, timings = await self.read(job, ids)
-        await self.finish(VECTOR_BODIES[job.endpoint](job, self.head(tokenizer), vectors, timings), timings)
+        size = vectors.nbytes if job.endpoint == "embeddings" else 0
+        body = await self.service.run(
+            vectors.nbytes, VECTOR_BODIES[job.endpoint], job, self.head(tokenizer), vectors, timings
+        )
+        await self.finish(body, timings, size)
 
 
 class Tokenization(Answer):
@@ -211,15 +215,16 @@ class Tokenization(Answer):
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         info = self.served.client.info
         assert info is not None
+        size = 8 * len(ids[0])
         if job.endpoint == "count_tokens":
-            body = {"input_tokens": len(ids[0])}
+            body: dict[str, Any] = {"input_tokens": len(ids[0])}
         elif job.kind == "tokenize":
-            body = tokenize_body(job, ids[0], info.context, tokenizer.token_bytes)
+            body = await self.service.run(size, tokenize_body, job, ids[0], info.context, tokenizer.token_bytes)
         else:
             check_ids(ids[0], info.vocab, "tokens")
-            text = await self.service.run(8 * len(ids[0]), tokenizer.decode, ids[0])
+            text = await self.service.run(size, tokenizer.decode, ids[0])
             body = detokenize_body(text)
-        await self.send_json(200, body, {})
+        await self.send_json(200, body, {}, size if job.kind == "tokenize" else 0)
 
 
 ANSWERS: Mapping[Endpoint, type[Answer]] = {

@@ -107,6 +107,7 @@ class Larger(Turn):
         if tokenizer is None or not self.served.ready:
             return "failed", 0.0
         self.minimum_tokens = expected_tokens(tokens)
+        self.watch_deadline(job)
         try:
             began = time.monotonic()
             ids = await self.service.in_thread(prompt_ids, job, tokenizer)

@@ -16,6 +16,7 @@ import time
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -47,6 +48,7 @@ SUSPECTS = 4096  # requests remembered for that
 SUSPECT_S = 600.0
 HUNG_S = 60.0  # a step takes far less
 WATCH_S = 2.0
+END_S = 2.0  # a process that is to end has so long, then it is killed: it may be stopped, or hang in a system call
 MAX_DELIVERY_S = 0.05  # more than this is a pause of the machine, which no deadline can foresee
 DELIVERY_FADE = 0.99  # of the longest delivery is still counted on a step later
 
@@ -117,7 +119,6 @@ class EngineClient:
         self.info: EngineInfo | None = None
         self.stats = Stats(at_s=time.monotonic())
         self.restarts = 0
-        self.closing = False
         self.delivery_s = 0.0  # from a step's end to this process: of late at most
         self.on_stats: Callable[[Stats], None] = lambda stats: None
         self._start = Start(model, dict(options))
@@ -130,7 +131,8 @@ class EngineClient:
         self._ready = asyncio.Event()
         self._first: asyncio.Future[None] | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._heard_s = 0.0  # when the process last said something, or had work given
+        self._closing = asyncio.Event()
+        self._unheard_s: float | None = None  # since when the process owes a word; None: it has nothing to do
 
     @property
     def ready(self) -> bool:
@@ -179,8 +181,8 @@ class EngineClient:
         elif self._link is None or not self._ready.is_set():
             mailbox.put(Lost(work.id, "engine_unavailable", STARTING))
         else:
-            if not self._flights:
-                self._heard_s = time.monotonic()
+            if self._unheard_s is None:
+                self._unheard_s = time.monotonic()
             self._flights[work.id] = _Flight(work, mailbox)
             self._link.send(work)
 
@@ -206,19 +208,21 @@ class EngineClient:
             flight.mailbox.put(Lost(number, code, message))
 
     async def close(self) -> None:
-        """Ends the process."""
-        self.closing = True
+        """Ends the process, by force where it does not end by itself."""
+        self._closing.set()
         self.fail_all("server_stopping", "the server is stopping; try another")
         if self._link is not None:
             self._link.close()
         if self._supervisor is not None:
+            await asyncio.wait((self._supervisor,), timeout=END_S)
+            if self._process is not None and self._process.returncode is None:
+                self._process.kill()
             await self._supervisor
 
     # The link calls these.
 
     def received(self, message: Any) -> None:
         """Takes one message of the engine process."""
-        self._heard_s = time.monotonic()
         match message:
             case Batch(items, at_s):
                 self.delivery_s = max(min(time.monotonic() - at_s, MAX_DELIVERY_S), DELIVERY_FADE * self.delivery_s)
@@ -241,6 +245,7 @@ class EngineClient:
                     self._first.set_exception(ModelError(text))
                 else:
                     log.error("the engine could not start again: %s", text)
+        self._unheard_s = time.monotonic() if self._flights else None
 
     def _send(self, message: Any) -> None:
         if self._link is not None:
@@ -259,9 +264,9 @@ class EngineClient:
     def disconnected(self) -> None:
         """The engine process has gone: what was in flight fails now."""
         self._ready.clear()
-        self._link = None
+        self._link = self._unheard_s = None
         flights, self._flights = self._flights, {}
-        if not self.closing:
+        if not self._closing.is_set():
             now = time.monotonic()
             for flight in flights.values():
                 key = _content(flight.work)
@@ -282,10 +287,10 @@ class EngineClient:
 
     async def _supervise(self) -> None:
         crashes = 0  # in a row, without a calm time between
-        while not self.closing:
+        while not self._closing.is_set():
             begin = time.monotonic()
             code = await self._run_once()
-            if self.closing:
+            if self._closing.is_set():
                 return
             if self._first is not None and not self._first.done():
                 self._first.set_exception(
@@ -298,7 +303,8 @@ class EngineClient:
             crashes = 1 if time.monotonic() - begin > CALM_S else crashes + 1
             delay = BACKOFF_S[min(crashes, len(BACKOFF_S)) - 1]
             log.error("the engine process ended (exit %s); it starts again in %.1f s", code, delay)
-            await asyncio.sleep(delay)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), delay)
 
     async def _run_once(self) -> int:
         ours, theirs = socket.socketpair()
@@ -315,7 +321,7 @@ class EngineClient:
         _, link = await asyncio.get_running_loop().create_unix_connection(lambda: _Link(self), sock=ours)
         self._link = link
         link.send(replace(self._start, again=self.restarts > 0, adapters=tuple(self.adapters.items())))
-        if self.closing:
+        if self._closing.is_set():
             link.close()
         watching = asyncio.create_task(self._watch(self._process))
         code = await self._process.wait()
@@ -328,7 +334,8 @@ class EngineClient:
         silent = 0
         while silent < 2:  # seen twice: this process may have been the one that stood still
             await asyncio.sleep(WATCH_S)
-            silent = silent + 1 if self._flights and time.monotonic() - self._heard_s > HUNG_S else 0
+            owes = self._unheard_s is not None and time.monotonic() - self._unheard_s > HUNG_S
+            silent = silent + 1 if owes else 0
         log.error("the engine process hangs: silent for %.0f s with work to do; it is ended", HUNG_S)
         process.kill()
 

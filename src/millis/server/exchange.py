@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -11,13 +12,13 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from millis.server.api import endpoints
-from millis.server.api.errors import ApiError, from_error, internal, invalid
+from millis.server.api.errors import ApiError, deadline_exceeded, from_error, internal, invalid
 from millis.server.api.job import PROMPT_FIELDS, Endpoint, Job, prompt_ids, with_deadline
-from millis.server.api.writer import Head
+from millis.server.api.writer import Head, long_json
 from millis.server.client import Lost, Mailbox
 from millis.server.messages import Failed, Refused
 from millis.server.protocol import connection_of
-from millis.server.service import Service
+from millis.server.service import DELIVERY_S, LONG_BYTES, Service
 from millis.server.telemetry import Told
 from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError, FinishReason, MillisError, OverloadError, Timings
@@ -28,6 +29,10 @@ DEADLINE_HEADERS = (b"x-deadline-ms", b"x-request-timeout-seconds")
 
 class Gone:
     """Put into the mailbox when the client has gone."""
+
+
+class Late:
+    """Put into the mailbox at the deadline: the engine has not ended the answer."""
 
 
 class Answer:
@@ -47,6 +52,7 @@ class Answer:
         self.first_s: float | None = None  # when the first token was sent
         self._error: str | None = None
         self._counted = False  # among the failures
+        self._timer: asyncio.TimerHandle | None = None
         self.served = service.main
         self.model = service.main.name  # as the request names it
         self.adapter: str | None = None
@@ -97,6 +103,7 @@ class Answer:
         if self.connection.gone:
             raise ClientGone
         self.connection.on_gone = lambda: self.mailbox.put(Gone())
+        self.watch_deadline(job)
         await self.answer(job, ids, tokenizer)
 
     def fitted(self, job: Job) -> Job:
@@ -114,6 +121,15 @@ class Answer:
     def close(self) -> None:
         """Whatever happened: nothing of this request stays behind."""
         self.connection.on_gone = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def watch_deadline(self, job: Job) -> None:
+        """Where the engine is held up, what there is goes out in time."""
+        if job.deadline_ms is not None:
+            at_s = self.arrival_s + job.deadline_ms / 1000 - DELIVERY_S
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(at_s - time.monotonic(), self.mailbox.put, Late())
 
     def head(self, tokenizer: Tokenizer) -> Head:
         """What an answer says of itself."""
@@ -128,13 +144,15 @@ class Answer:
         )
 
     async def next(self) -> Any:
-        """The next reply of the engine. ClientGone, or the ApiError that a refusal or a crash means."""
+        """The next reply of the engine. ClientGone, or the ApiError that a refusal, a crash or the deadline means."""
         return self.checked(await self.mailbox.get())
 
     def checked(self, reply: Any) -> Any:
         """A reply that is an answer."""
         if isinstance(reply, Gone):
             raise ClientGone
+        if isinstance(reply, Late):
+            raise deadline_exceeded()
         if isinstance(reply, Failed):
             self._count_failure(reply.code)
             if reply.code == "invalid_grammar":
@@ -145,9 +163,9 @@ class Answer:
             self._count_failure(reply.code)
         return checked_reply(reply, self.job)
 
-    async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str]) -> None:
-        """Sends the whole answer."""
-        body = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str], size: int = 0) -> None:
+        """Sends the whole answer. size: about its bytes, where they may be many."""
+        body = await self.service.run(size, _body if size <= LONG_BYTES else _long_body, data)
         await self.start(status, b"application/json", {**headers, "content-length": str(len(body))})
         await self.write(body, more=False)
 
@@ -203,6 +221,14 @@ class Answer:
         if limit is not None and longest > limit:
             message = f"the prompt has {longest} tokens; at most {limit} are taken: shorten it"
             raise invalid(message, PROMPT_FIELDS.get(self._endpoint), "context_length_exceeded")
+
+
+def _body(data: Mapping[str, Any]) -> bytes:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _long_body(data: Mapping[str, Any]) -> bytes:
+    return long_json(data).encode("utf-8", "replace")
 
 
 class ClientGone(Exception):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +13,15 @@ from millis.server.api.echo import Echo, echo_of
 from millis.server.api.errors import ApiError, deadline_exceeded, from_error, invalid
 from millis.server.api.job import PROMPT_FIELDS, Job, check_ids, choice_params
 from millis.server.api.writer import Writer
-from millis.server.exchange import Answer
+from millis.server.exchange import Answer, Late
 from millis.server.messages import Score, Scores, Submit, Tokens
 from millis.server.rewriting import Whole, check_source
-from millis.server.service import DELIVERY_S, predicted_ms
+from millis.server.service import predicted_ms
 from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError, FinishReason, Timings, TokenLogprob
 
-TOLD_BYTES = 64  # of an answer, at least, that tells of a prompt's token
-
-
-class Late:
-    """Put into the mailbox at the deadline: the engine has not ended the answer."""
+TOLD_BYTES = 64  # of an answer, at least, that tells of a token's log-probability
 
 
 @dataclass(slots=True)
@@ -56,7 +51,6 @@ class Generation(Answer):
     ends = True  # with its last token, the answer is whole
     minimum_tokens: int | None = None  # of the shortest answer worth giving, where that is not the engine's rule
     _writer: Writer | None = None
-    _timer: asyncio.TimerHandle | None = None
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -68,9 +62,12 @@ class Generation(Answer):
         await self.generate(job, ids, tokenizer)
         assert self._writer is not None
         if not job.stream:
-            told = 0 if job.best is None else TOLD_BYTES * sum(map(len, ids))
-            body = await self.service.run(told, self._writer.body)
-            await self.send_json(200, body, {"server-timing": server_timing(self.ended)})
+            told = 0 if job.best is None else sum(map(len, ids))
+            if job.params.logprobs is not None:
+                told += sum(timings.completion_tokens for timings, _ in self.ended)
+            size = TOLD_BYTES * told
+            body = await self.service.run(size, self._writer.body)
+            await self.send_json(200, body, {"server-timing": server_timing(self.ended)}, size)
         self.count(job)
 
     def writer_for(self, job: Job, tokenizer: Tokenizer) -> Writer:
@@ -89,7 +86,6 @@ class Generation(Answer):
                 self._opening += await self._follow(prompt, None)
         if job.stream and not self._left:
             await self._write(b"", 0)
-        self._watch_deadline()
         while self._left:
             reply = await self.mailbox.get()
             sent = []
@@ -112,8 +108,6 @@ class Generation(Answer):
 
     def close(self) -> None:
         super().close()
-        if self._timer is not None:
-            self._timer.cancel()
         for number in self._reading:
             self.served.client.cancel(number)
         for number, choice in self._choices.items():
@@ -202,13 +196,6 @@ class Generation(Answer):
             else:
                 sent += self._finish(choice, "length", Timings(prompt_tokens=choice.prompt_tokens))
         return sent
-
-    def _watch_deadline(self) -> None:
-        """Where the engine is held up, what there is goes out in time."""
-        if self._job.deadline_ms is not None:
-            at_s = self.arrival_s + self._job.deadline_ms / 1000 - DELIVERY_S
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(at_s - time.monotonic(), self.mailbox.put, Late())
 
     async def _write(self, data: bytes, left: int) -> None:
         assert self._writer is not None

@@ -130,7 +130,8 @@ class CompletionWriter(Writer):
             if self._offsets is not None:
                 self._offsets[index] = Offsets(self.head.detokenizer(), len(echo.text))
             if job.stream:
-                sent += self._chunk({"text": echo.text, "index": index, "logprobs": told, "finish_reason": None})
+                one = {"text": echo.text, "index": index, "logprobs": told, "finish_reason": None}
+                sent += sse(self._head([one], None), long=told is not None)
         return sent
 
     def _delta(self, choice: Choice, piece: Piece, logprobs: Sequence[TokenLogprob]) -> bytes:

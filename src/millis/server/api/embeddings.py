@@ -47,7 +47,7 @@ def embedding_body(job: Job, head: Head, vectors: NDArray[np.float32], timings: 
     """The answer. vectors: [prompts, dimensions] f32, unit length."""
     packed = job.extra["base64"]
     data = [
-        {"object": "embedding", "index": i, "embedding": _base64(row) if packed else [float(x) for x in row]}
+        {"object": "embedding", "index": i, "embedding": _base64(row) if packed else row.tolist()}
         for i, row in enumerate(vectors)
     ]
     return {

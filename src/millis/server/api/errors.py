@@ -93,8 +93,8 @@ def model_not_found(name: str, adapters: Sequence[str] = (), param: str = "model
 
 
 def deadline_exceeded() -> ApiError:
-    """An admitted request with on_deadline=error whose time ran out before its answer was complete."""
-    message = "the answer was not complete by its deadline; give a longer deadline_ms, or on_deadline=partial"
+    """An admitted request whose time ran out before its answer was complete, and of which no part is wanted."""
+    message = "the answer was not complete by its deadline; give a longer deadline_ms, or a text on_deadline=partial"
     return ApiError(503, message, type="server_error", code="deadline_exceeded", headers={"x-should-retry": "false"})
 
 
