@@ -128,6 +128,12 @@ def test_a_decoder_says_its_labels_and_keeps_deadlines(server: Server, folders: 
     vector = server.json("/v1/embeddings", {"model": "causal", "input": TEXTS[0]})[1]["data"][0]["embedding"]
     mean = hidden(model, ids[0]).mean(0)
     np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-5)
+    texts = {"model": "m", "input": ["where is my parcel " * 4] * 150, "deadline_ms": 4}
+    status, refused = server.json("/v1/embeddings", texts)  # of the model that writes
+    assert status == 503 and refused["error"]["code"] == "deadline_unmeetable"
+    assert refused["error"]["message"].startswith("reading the texts takes") and refused["error"]["predicted_ms"] > 4
+    status, found = server.json("/v1/embeddings", texts | {"deadline_ms": 60_000})
+    assert status == 200 and found["timings"]["slack_ms"] > 0
     late = {"model": "causal", "input": ["where is my parcel " * 12] * 400, "deadline_ms": 2}
     status, refused = server.json("/v1/classify", late)
     assert status == 503 and refused["error"]["code"] == "deadline_unmeetable"
