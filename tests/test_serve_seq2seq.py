@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -197,6 +198,23 @@ def test_what_is_due_first_is_written_first_and_equals_together(lm: millis.Seq2S
         line.sent.clear()
     assert order == [[4], [3], [5, 1], [2]]  # 5 and 1 want the same; 2 a shorter answer
     assert not made.step()
+
+
+def test_what_is_wanted_whole_or_not_at_all_does_not_end_before_its_time(
+    lm: millis.Seq2Seq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = worker(lm)
+    plain, lands = made._writer.write, []
+
+    def write(texts: Any, wish: Any, stop: Any) -> Any:
+        lands.append(wish.lands)
+        return plain(texts, wish, stop)
+
+    monkeypatch.setattr(made._writer, "write", write)
+    for on_deadline in ("partial", "error", "fallback"):
+        made.take(replace(job(1, lm, left_s=60), on_deadline=on_deadline))
+        made.step()
+    assert lands == [True, False, False]
 
 
 def test_those_that_are_late_many_or_gone_are_told_or_dropped(
