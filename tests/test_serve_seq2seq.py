@@ -84,6 +84,15 @@ def test_a_chats_last_message_is_the_text(server: Server, lm: millis.Seq2Seq) ->
     assert timings["steps"] == wanted.timings.steps
 
 
+def test_a_chat_is_tokenized_as_it_is_read(server: Server) -> None:
+    said = {"model": "m", "messages": [{"role": "user", "content": LINES[0]}]}
+    plain = server.json("/tokenize", {"model": "m", "prompt": LINES[0]})[1]
+    assert server.json("/tokenize", said) == (200, plain)
+    assert server.json(CHAT, said)[1]["usage"]["prompt_tokens"] == plain["count"]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert server.json("/tokenize", said | {"tools": tools})[1]["error"]["param"] == "tools"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "code", "param", "part"),
     [
