@@ -137,8 +137,9 @@ class Worker:
             needed_ms = self.engine.embed_ms(job.prompts) + self.engine.costs.margin_ms
             if needed_ms > left_ms:
                 message = f"reading the texts takes {needed_ms:.0f} ms, and {max(0.0, left_ms):.0f} ms are left"
+                message += "; allow more time, or send less"
                 ms = 1000 * (begin - job.arrival_s) + needed_ms
-                self._refuse(Refused(job.id, "deadline_unmeetable", f"{message}; allow more time or send less", ms, 1.0))
+                self._refuse(Refused(job.id, "deadline_unmeetable", message, ms, 1.0))
                 return
         try:
             vectors = unit_vectors(self.engine.embed(job.prompts))
