@@ -102,7 +102,8 @@ def test_score() -> None:
     assert one.prompts == ("a", "b", "c")
     body = clean(score_body(one, HEAD, VECTORS, timings()))
     assert [entry["score"] for entry in body["data"]] == pytest.approx([0.6, 0.8])
-    pairs = job("score", text_1=["a", "b"], text_2=["c", "d"])
+    pairs = job("score", text_1=["a", "b"], text_2=["c", "d"], encoding_format="float")  # as vLLM's clients say it
+    assert pairs.extra["fields"] == ["text_1[0]", "text_1[1]", "text_2[0]", "text_2[1]"]
     vectors = np.eye(4, dtype=np.float32)[[0, 1, 0, 2]]
     body = clean(score_body(pairs, HEAD, vectors, timings()))
     assert [entry["score"] for entry in body["data"]] == [1, 0]
@@ -116,6 +117,8 @@ def test_rerank() -> None:
     found = job("rerank", documents=["b", "c"], top_n=1, return_documents=False)
     (only,) = clean(rerank_body(found, HEAD, VECTORS, timings()))["results"]
     assert only["index"] == 1 and "document" not in only
+    found = job("rerank", documents=["b", "c"], top_n=0)  # vLLM's default
+    assert len(rerank_body(found, HEAD, VECTORS, timings())["results"]) == 2
 
 
 def test_tokenize_and_detokenize() -> None:
@@ -163,7 +166,8 @@ def test_models() -> None:
         ("score", {"text_2": []}, "text_2"),
         ("rerank", {"documents": []}, "documents"),
         ("rerank", {"documents": [{"text": "b", "image": "x"}]}, "documents[0].image"),
-        ("rerank", {"top_n": 0}, "top_n"),
+        ("rerank", {"top_n": -1}, "top_n"),
+        ("score", {"encoding_format": "base64"}, "encoding_format"),
         ("tokenize", {"messages": [USER]}, "prompt"),
         ("tokenize", {"add_generation_prompt": True}, "add_generation_prompt"),
         ("tokenize", {"prompt": None, "messages": [USER], "parse_special": False}, "parse_special"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from millis.engine.landing import Stage, stage
@@ -27,10 +29,10 @@ def test_the_way_down(left_ms: float, margin_ms: float, expected: Stage) -> None
     assert stage(left_ms, 10, 10, margin_ms, window=8) is expected
 
 
-def landed(prompt: int, deadline_s: float, minimum: int | None = None) -> Request:
+def landed(prompt: int, deadline_s: float, minimum: int | None = None, longest: int = 1000, **more: Any) -> Request:
     e = engine(noise=0.0)
-    params = SamplingParams(max_tokens=1000, ignore_eos=True)
-    request = e.submit([1] * prompt, params, deadline_s=e.clock() + deadline_s, minimum_tokens=minimum)
+    params = SamplingParams(max_tokens=longest, ignore_eos=True)
+    request = e.submit([1] * prompt, params, deadline_s=e.clock() + deadline_s, minimum_tokens=minimum, **more)
     while request.finish_reason is None:
         e.step()
     return request
@@ -55,6 +57,17 @@ def test_with_no_sentence_end_in_reach_the_last_token_is_made_one() -> None:
 def test_less_than_the_minimum_is_not_an_end() -> None:
     request = landed(34, 0.06, minimum=16)  # a sentence ends at once, and the window is open
     assert len(request.output) >= 16
+
+
+def test_what_is_wanted_whole_or_not_at_all_does_not_end_before_its_time() -> None:
+    cut = landed(25, 0.25)
+    longest = len(cut.output) + 2
+    assert landed(25, 0.25, longest=longest).finish_reason == "deadline"
+    for on_deadline in ("error", "fallback"):
+        whole = landed(25, 0.25, longest=longest, on_deadline=on_deadline)
+        assert whole.finish_reason == "length" and in_time(whole)
+        late = landed(25, 0.25, on_deadline=on_deadline)
+        assert late.finish_reason == "deadline" and in_time(late) and len(late.output) > longest
 
 
 def test_without_a_deadline_nothing_lands() -> None:

@@ -312,6 +312,8 @@ def test_an_answer_lands_at_a_sentence_end(t5: tuple[Any, Path], monkeypatch: py
     found = writer.write([random_ids(9)], wish)[0]
     assert found.reason == "deadline" and found.tokens[-1] == end and len(found.tokens) <= 22
     assert found.tokens == whole[: len(found.tokens)] and place + 1 <= 22
+    wish = replace(wish, deadline=clock() + 23.5, lands=False)  # of which a part is not wanted
+    assert writer.write([random_ids(9)], wish)[0].tokens == whole[:22]
 
 
 def test_an_answer_can_be_stopped(lm: millis.Seq2Seq) -> None:

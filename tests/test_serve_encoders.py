@@ -87,6 +87,8 @@ def test_vectors_are_those_of_transformers(server: Server, folders: dict[str, Pa
     for path in ("/rerank", "/v2/rerank"):  # as clients of Cohere, Jina and vLLM ask
         asked = {"model": "body", "query": TEXTS[0], "documents": TEXTS[1:]}
         assert server.json(path, asked)[1]["results"] == ranked["results"]
+    intents = {"model": "intents", "input": TEXTS[0], "use_activation": True}
+    assert server.json("/classify", intents)[1]["data"] == server.json("/v1/classify", intents)[1]["data"]
     again = server.json("/score", {"model": "body", "text_1": TEXTS[0], "text_2": TEXTS[1:]})
     assert again[1]["data"] == score["data"] and server.ask("/score")[0] == 405
     ids = server.json("/tokenize", {"model": "body", "prompt": TEXTS[0]})[1]
@@ -128,6 +130,15 @@ def test_a_decoder_says_its_labels_and_keeps_deadlines(server: Server, folders: 
     vector = server.json("/v1/embeddings", {"model": "causal", "input": TEXTS[0]})[1]["data"][0]["embedding"]
     mean = hidden(model, ids[0]).mean(0)
     np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=2e-5)
+    texts = {"model": "m", "input": ["where is my parcel " * 4] * 150, "deadline_ms": 4}
+    status, refused = server.json("/v1/embeddings", texts)  # of the model that writes
+    assert status == 503 and refused["error"]["code"] == "deadline_unmeetable"
+    assert refused["error"]["message"].startswith("reading the texts takes") and refused["error"]["predicted_ms"] > 4
+    status, found = server.json("/v1/embeddings", texts | {"deadline_ms": 60_000})
+    assert status == 200 and found["timings"]["slack_ms"] > 0
+    several = {"model": "m", "input": [f"{i} {text}" for i in range(4) for text in TEXTS], "labels": ["a", "b"]}
+    times = server.json("/v1/classify", several)[1]["timings"]
+    assert 0 < times["queue_ms"] + times["prefill_ms"] <= times["total_ms"]  # of all together
     late = {"model": "causal", "input": ["where is my parcel " * 12] * 400, "deadline_ms": 2}
     status, refused = server.json("/v1/classify", late)
     assert status == 503 and refused["error"]["code"] == "deadline_unmeetable"
@@ -173,6 +184,13 @@ def test_long_texts_are_cut_where_that_is_said(server: Server, folders: dict[str
             "-1",
         ),
         ("/v1/embeddings", {"model": "body", "input": [9999]}, "input", "the model has 120 tokens"),
+        (
+            "/rerank",
+            {"model": "body", "query": "x", "documents": ["x", "help " * 99]},
+            "documents[1]",
+            r"^documents\[1\] has \d+ tokens; body reads 64",
+        ),
+        ("/score", {"model": "body", "text_1": "x " * 99, "text_2": "x"}, "text_1", "^text_1 has"),
         ("/v1/embeddings", {"model": "bodies", "input": "x"}, "model", "beside the model itself body, intents, many"),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 from grammars import record
 from millis.engine.adapters import Adapters
 from millis.engine.grammar import GrammarCompiler, Matcher
-from millis.server.messages import Batch, Cancel, Failed, Refused, Stats, Submit
+from millis.server.messages import Batch, Cancel, Embed, Failed, Refused, Stats, Submit
 from millis.server.worker import Worker
 from millis.types import Grammar, GrammarError, SamplingParams
 from serving import CHAT, LIMIT_S, Server, chat, until
@@ -95,6 +95,14 @@ def test_what_was_cancelled_is_not_compiled() -> None:
     until(lambda: desk.worker._preparing is None)
     load = desk.engine.load()
     assert (load.running + load.waiting, load.free_pages) == (0, load.pages)  # "innocent" was forced, the first dropped
+
+
+def test_texts_that_were_cancelled_are_not_read() -> None:
+    desk = Desk()
+    for number in (1, 2):
+        desk.worker.take(Embed(id=number, prompts=((5,),), arrival_s=time.monotonic()))
+    desk.worker.take(Cancel(1))
+    assert [job.id for job in desk.worker._embeds] == [2]
 
 
 def test_tenants_take_turns() -> None:

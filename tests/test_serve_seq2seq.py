@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,6 +82,15 @@ def test_a_chats_last_message_is_the_text(server: Server, lm: millis.Seq2Seq) ->
     timings: Any = whole.model_extra and whole.model_extra["timings"]
     assert 0 < timings["first_token_ms"] <= timings["total_ms"] and timings["slack_ms"] > 0
     assert timings["steps"] == wanted.timings.steps
+
+
+def test_a_chat_is_tokenized_as_it_is_read(server: Server) -> None:
+    said = {"model": "m", "messages": [{"role": "user", "content": LINES[0]}]}
+    plain = server.json("/tokenize", {"model": "m", "prompt": LINES[0]})[1]
+    assert server.json("/tokenize", said) == (200, plain)
+    assert server.json(CHAT, said)[1]["usage"]["prompt_tokens"] == plain["count"]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert server.json("/tokenize", said | {"tools": tools})[1]["error"]["param"] == "tools"
 
 
 @pytest.mark.parametrize(
@@ -197,6 +207,23 @@ def test_what_is_due_first_is_written_first_and_equals_together(lm: millis.Seq2S
         line.sent.clear()
     assert order == [[4], [3], [5, 1], [2]]  # 5 and 1 want the same; 2 a shorter answer
     assert not made.step()
+
+
+def test_what_is_wanted_whole_or_not_at_all_does_not_end_before_its_time(
+    lm: millis.Seq2Seq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _ = worker(lm)
+    plain, lands = made._writer.write, []
+
+    def write(texts: Any, wish: Any, stop: Any) -> Any:
+        lands.append(wish.lands)
+        return plain(texts, wish, stop)
+
+    monkeypatch.setattr(made._writer, "write", write)
+    for on_deadline in ("partial", "error", "fallback"):
+        made.take(replace(job(1, lm, left_s=60), on_deadline=on_deadline))
+        made.step()
+    assert lands == [True, False, False]
 
 
 def test_those_that_are_late_many_or_gone_are_told_or_dropped(

@@ -19,7 +19,7 @@ from millis.engine.load import Counters, Load
 from millis.engine.outcomes import Outcomes
 from millis.engine.pinning import copy_pages, pin
 from millis.engine.pooling import groups, mean_hidden
-from millis.engine.predict import StepModel
+from millis.engine.predict import StepModel, Work
 from millis.engine.prefix import RadixCache
 from millis.engine.request import Event, Request, Score
 from millis.engine.runner import Runner, Sampled
@@ -491,6 +491,17 @@ class Engine:
                 finally:
                     self.scheduler.allocator.give(pages)
         return np.concatenate(means)
+
+    def embed_ms(self, prompts: Sequence[Sequence[int]]) -> float:
+        """What `embed` is predicted to take for prompts that fit; 0 as long as nothing was measured."""
+        chunk = self.runner.max_tokens
+        total = 0.0
+        for group in groups(prompts, self.runner, self.runner.pages // 2):
+            work = Work()
+            for prompt in group:
+                work = work.add(0, len(prompt), 0)
+            total += self.costs.ms(work) if work.rows <= chunk else self.costs.prefill_ms(work.rows, chunk)
+        return total
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         ids = [int(token) for token in tokens]

@@ -132,7 +132,7 @@ class Outcomes:
             self.finish(request, "length", token, logprob)
         elif not whole:
             request.inbox.append(Event(token, logprob))
-        elif request.stage and token in self.sentence_ends and not request.owed and request.constraint is None:
+        elif request.stage and request.lands and token in self.sentence_ends:
             self._counters.landed += 1
             self.finish(request, "deadline", token, logprob)
         elif request.stage is Stage.LAST:

@@ -57,7 +57,7 @@ class Request:
     asked_ms: float | None = None  # from arrival, as a refusal names it; None: the same
     priority: Priority = "standard"
     tenant: str = ""  # who asks: shares are fair among tenants, cached prefixes each one's own
-    on_deadline: OnDeadline = "partial"  # carried for whoever delivers the answer
+    on_deadline: OnDeadline = "partial"
     minimum: int = 1  # tokens of the shortest useful answer
     due_s: float | None = None  # the deadline without what delivery takes
     latest_s: float = 0.0  # when its prompt must be computed for the shortest useful answer to be in time
@@ -107,6 +107,11 @@ class Request:
     def owed(self) -> int:
         """Tokens that the shortest useful answer still lacks."""
         return 0 if self.score is not None else max(0, self.minimum + self.prompt_tokens - len(self.tokens))
+
+    @property
+    def lands(self) -> bool:
+        """Whether it may end at a sentence end before its time is up: nobody wants a part of it otherwise."""
+        return self.on_deadline == "partial" and not self.owed and self.constraint is None
 
     @property
     def output(self) -> list[int]:

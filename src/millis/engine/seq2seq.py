@@ -25,12 +25,14 @@ SMOOTHING = 0.2  # weight of the latest measurement
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """How answers are to be written. deadline: on the clock of Writer, in seconds; None: any time."""
+    """How answers are to be written. deadline: on the clock of Writer, in seconds; None: any time. lands: whether one
+    that will be late may end at a sentence end before its time is up."""
 
     generation: Generation
     params: SamplingParams
     beams: int
     deadline: float | None = None
+    lands: bool = True
 
 
 @dataclass(slots=True)
@@ -116,14 +118,12 @@ class Writer:
                 for one in active:
                     one.land(reason)
             else:
-                begun = self._clock()
+                begun, window = self._clock(), wish.lands and landing is Stage.WINDOW
                 rows = [row for one in active for row in one.rows]
                 found = iter(self._runner.step(rows, [sampler for one in active for sampler in one.samplers()]))
                 for one in active:
                     one.take([next(found) for _ in one.rows])
-                    if not one.done and (
-                        landing is Stage.LAST or (landing is Stage.WINDOW and one.may_land(self._sentence_ends))
-                    ):
+                    if not one.done and (landing is Stage.LAST or (window and one.may_land(self._sentence_ends))):
                         one.land("deadline")
                 self.step_ms = _smoothed(self.step_ms, 1000 * (self._clock() - begun))
             now = self._clock()

@@ -22,6 +22,7 @@ from millis.server.api.tokenize import detokenize_body, tokenize_body
 from millis.server.cascading import Cascading
 from millis.server.exchange import Answer
 from millis.server.messages import Embed, Score, Scores, Vectors
+from millis.server.rewriting import rewritten
 from millis.server.service import Service
 from millis.tasks.encoder import sigmoid, softmax
 from millis.tasks.labels import Question
@@ -68,12 +69,13 @@ class Batch(Answer):
         self.served.metrics.finish(timings, "stop", total_s, slack_s)
 
     def timed(self, job: Job, parts: list[Timings]) -> Timings:
-        """The timings of all parts together."""
+        """The timings of all parts together, which may have shared steps: up to the end of the last."""
         total_ms = 1000 * (time.monotonic() - self.arrival_s)
+        queue_ms = min(part.queue_ms for part in parts)
         return Timings(
-            queue_ms=min(part.queue_ms for part in parts),
+            queue_ms=queue_ms,
             tokenize_ms=self.tokenize_ms,
-            prefill_ms=sum(part.prefill_ms for part in parts),
+            prefill_ms=max(part.queue_ms + part.prefill_ms + part.decode_ms for part in parts) - queue_ms,
             total_ms=total_ms,
             prompt_tokens=sum(part.prompt_tokens for part in parts),
             cached_tokens=sum(part.cached_tokens for part in parts),
@@ -95,10 +97,12 @@ class Batch(Answer):
         found = []
         for i, text in enumerate(ids):
             if len(text) > room and (job.truncate is None or room <= len(suffix)):
-                message = f"text {i} has {len(text)} tokens; {self.served.name} reads {room}: shorten it"
+                field = job.extra["fields"][i] if "fields" in job.extra else None
+                name = f"text {i}" if field is None else field
+                message = f"{name} has {len(text)} tokens; {self.served.name} reads {room}: shorten it"
                 if self.served.reads:
                     message += ", or send truncate_prompt_tokens: -1 to have its end cut off"
-                raise invalid(message, PROMPT_FIELDS.get(job.endpoint), "context_length_exceeded")
+                raise invalid(message, field or PROMPT_FIELDS.get(job.endpoint), "context_length_exceeded")
             found.append(shortened(text, room, suffix))
         return found
 
@@ -211,6 +215,9 @@ class Embedding(Batch):
 
 class Tokenization(Answer):
     """/tokenize, /detokenize and /v1/messages/count_tokens: answered here."""
+
+    def fitted(self, job: Job) -> Job:
+        return rewritten(job, self.served) if self.served.rewrites else job
 
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         info = self.served.client.info

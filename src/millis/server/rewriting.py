@@ -39,7 +39,7 @@ def rewritten(job: Job, model: Model) -> Job:
     assert info is not None
     asks: Sequence[tuple[str, Any]] = (
         ("models", job.models),
-        ("tools", job.tools),
+        ("tools", job.tools or any(isinstance(one, Conversation) and one.tools for one in job.prompts)),
         (job.form or "response_format", params.grammar),
         ("stop", params.stop),
         ("ignore_eos", params.ignore_eos),

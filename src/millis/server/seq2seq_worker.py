@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from millis.engine.scheduler import CLASSES
@@ -129,7 +130,8 @@ class Worker:
             return jobs
 
     def _write(self, jobs: list[Submit]) -> None:
-        wish = self._lm.wish(jobs[0].params, deadline=jobs[0].deadline_s)
+        first = jobs[0]  # and all that are due then are of its request
+        wish = replace(self._lm.wish(first.params, deadline=first.deadline_s), lands=first.on_deadline == "partial")
         items: list[Answer]
         try:
             written = self._writer.write([job.prompt for job in jobs], wish, self._between_steps)

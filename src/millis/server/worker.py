@@ -132,6 +132,15 @@ class Worker:
                 return
             job = self._embeds.popleft()
         begin = time.monotonic()
+        if job.deadline_s is not None:
+            left_ms = 1000 * (job.deadline_s - begin)
+            needed_ms = self.engine.embed_ms(job.prompts) + self.engine.costs.margin_ms
+            if needed_ms > left_ms:
+                message = f"reading the texts takes {needed_ms:.0f} ms, and {max(0.0, left_ms):.0f} ms are left"
+                message += "; allow more time, or send less"
+                ms = 1000 * (begin - job.arrival_s) + needed_ms
+                self._refuse(Refused(job.id, "deadline_unmeetable", message, ms, 1.0))
+                return
         try:
             vectors = unit_vectors(self.engine.embed(job.prompts))
         except RequestError as error:
@@ -247,6 +256,7 @@ class Worker:
                 with self._changed:
                     request = self._table.get(number)
                     self._unprepared.drop(number)
+                    self._embeds = deque(job for job in self._embeds if job.id != number)
                     if self._preparing == number:
                         self._preparing = None
                 if request is not None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from millis.server.api.body import Body, Wire, read
+from millis.server.api.body import Body, Wire, Yes, read
 from millis.server.api.conversation import check_filled, check_length
 from millis.server.api.embeddings import batch_usage
 from millis.server.api.errors import invalid
@@ -35,8 +35,8 @@ class ClassifyRequest(Texts):
     """The body of POST /v1/classify."""
 
     refused: ClassVar[dict[str, str]] = {
-        "activation": "scores always sum to 1",
-        "use_activation": "scores always sum to 1",
+        "activation": "scores are always probabilities",
+        "use_activation": "scores are always probabilities",
     }
 
     model: str
@@ -51,6 +51,9 @@ class ClassifyRequest(Texts):
     multi_label: bool | None = Field(None, description="each label by itself fits or not; a template holds {label}")
     abstain: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="no label below this score")
     user: str | None = None
+    # What follows is refused with any other value.
+    activation: Yes | None = None
+    use_activation: Yes | None = None
 
 
 def parse_classify(body: Body, limits: Limits) -> Job:

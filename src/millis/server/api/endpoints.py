@@ -40,7 +40,7 @@ ROUTES: Mapping[Endpoint, Route] = {
     "messages": Route("/v1/messages", MessagesRequest, parse_messages, MessageWriter),
     "count_tokens": Route("/v1/messages/count_tokens", CountRequest, parse_count),
     "embeddings": Route("/v1/embeddings", EmbeddingRequest, parse_embedding),
-    "classify": Route("/v1/classify", ClassifyRequest, parse_classify),
+    "classify": Route("/v1/classify", ClassifyRequest, parse_classify, aliases=("/classify",)),
     "score": Route("/v1/score", ScoreRequest, parse_score, aliases=("/score",)),
     "rerank": Route("/v1/rerank", RerankRequest, parse_rerank, aliases=("/rerank", "/v2/rerank")),
     "answer": Route("/v1/answer", AnswerRequest, parse_answer, AnswerWriter),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ class ScoreRequest(Texts):
     model: str
     text_1: str | list[str]
     text_2: str | list[str]
+    encoding_format: Literal["float"] | None = None
     user: str | None = None
 
 
@@ -48,7 +49,7 @@ class RerankRequest(Texts):
     model: str
     query: str
     documents: list[str | Document] = Field(fail_fast=True)
-    top_n: Annotated[int, Field(ge=1)] | None = None
+    top_n: Annotated[int, Field(ge=0, description="so many of the best; 0: all")] | None = None
     return_documents: bool | None = None
     user: str | None = None
 
@@ -69,7 +70,7 @@ def parse_score(body: Body, limits: Limits) -> Job:
         kind="embed",
         model=request.model,
         prompts=(*first, *second),
-        extra={"pairs": pairs},
+        extra={"pairs": pairs, "fields": [*_places("text_1", request.text_1), *_places("text_2", request.text_2)]},
         **schedule(request),
     )
 
@@ -85,7 +86,11 @@ def parse_rerank(body: Body, limits: Limits) -> Job:
         kind="embed",
         model=request.model,
         prompts=(request.query, *documents),
-        extra={"top": request.top_n or len(documents), "documents": request.return_documents is not False},
+        extra={
+            "top": request.top_n or len(documents),
+            "documents": request.return_documents is not False,
+            "fields": ["query", *_places("documents", documents)],
+        },
         **schedule(request),
     )
 
@@ -121,6 +126,11 @@ def rerank_body(job: Job, head: Head, vectors: NDArray[np.float32], timings: Tim
         "usage": batch_usage(timings),
         "timings": timings_json([timings]),
     }
+
+
+def _places(field: str, given: str | list[str]) -> list[str]:
+    """The field that each text is in, as errors name it."""
+    return [field] if isinstance(given, str) else [f"{field}[{i}]" for i in range(len(given))]
 
 
 def _list(given: str | list[str]) -> Sequence[str]:

@@ -76,6 +76,7 @@ function card() {
 function figures(readings) {
   const now = readings.at(-1), last = readings.at(-2), window = readings.at(-1 - WINDOW) ?? readings[0];
   const value = (name) => now.values.get(`millis:${name}`) ?? 0;
+  const most = (name) => now.most.get(`millis:${name}`) ?? 0; // of any model, where a sum of theirs means nothing
   const time = (seconds) => (!seconds ? "–" : milliseconds(1000 * seconds));
   const share = (part, whole) => (whole > 0 ? `${((100 * part) / whole).toFixed(part === whole ? 0 : 1)} %` : "–");
   const past = readings.length > 1 ? window : null;
@@ -90,9 +91,9 @@ function figures(readings) {
     Tokens: { big: () => rate.toFixed(0), small: () => word("tokens", value("generation_tokens_total")), line: rate },
     Requests: { big: () => word("running", value("num_requests_running")), small: () => word("waiting", value("num_requests_waiting")), line: value("num_requests_running") + value("num_requests_waiting") },
     Deadlines: { big: () => share(met, met + missed), small: () => word("turned", value("requests_refused_total"), value("deadlines_landed_total")), line: last ? growth(now, last, "millis:deadlines_met_total") : 0 },
-    Step: { big: () => time(value("step_actual_seconds")), small: () => word("predictedStep", time(value("step_predicted_seconds"))), line: value("step_actual_seconds") },
+    Step: { big: () => time(most("step_actual_seconds")), small: () => word("predictedStep", time(most("step_predicted_seconds"))), line: most("step_actual_seconds") },
     End: { big: () => time(end), small: () => word("p99", time(end99)), line: last ? quantile(now, last, END, 0.5) : null },
-    Kv: { big: () => share(value("kv_cache_usage_perc"), 1), small: () => word("preempted", value("num_preemptions_total")), line: value("kv_cache_usage_perc") },
+    Kv: { big: () => share(most("kv_cache_usage_perc"), 1), small: () => word("preempted", value("num_preemptions_total")), line: most("kv_cache_usage_perc") },
     Prefix: { big: () => share(hits, queries), small: () => word("ofPrompts"), line: queries > 0 ? hits / queries : null },
   };
 }

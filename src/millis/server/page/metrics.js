@@ -2,9 +2,9 @@
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/;
 
-/** Text → { values: name → sum over labels, buckets: histogram → [[upper bound, count], …] by bound }. */
+/** Text → { values: name → sum over labels, most: name → the most of any, buckets: histogram → [[upper bound, count], …] by bound }. */
 export function parse(text) {
-  const values = new Map(), bounds = new Map();
+  const values = new Map(), most = new Map(), bounds = new Map();
   for (const line of text.split("\n")) {
     const found = line[0] === "#" ? null : line.match(LINE);
     if (!found) continue;
@@ -14,10 +14,13 @@ export function parse(text) {
       const histogram = name.slice(0, -"_bucket".length), at = bound[1] === "+Inf" ? Infinity : Number(bound[1]);
       const counts = bounds.get(histogram) ?? bounds.set(histogram, new Map()).get(histogram);
       counts.set(at, (counts.get(at) ?? 0) + value);
-    } else values.set(name, (values.get(name) ?? 0) + value);
+    } else {
+      values.set(name, (values.get(name) ?? 0) + value);
+      most.set(name, Math.max(most.get(name) ?? value, value));
+    }
   }
   const buckets = new Map([...bounds].map(([name, counts]) => [name, [...counts].sort(([a], [b]) => a - b)]));
-  return { values, buckets };
+  return { values, most, buckets };
 }
 
 /** How much a counter grew between two readings; what it counts from anew where the server began anew. */
