@@ -26,7 +26,8 @@ MODEL_RIGHT = 0.8  # how often a token of the draft model is right, before anyth
 MODEL_COST = 0.3  # what it takes, in plain steps, likewise
 MODEL_PRIOR = 1.15  # what a round with the draft model is worth in rounds without, before anything is known
 MODEL_RETRY = 1.05  # likewise when it is tried again after a pause
-MODEL_REST = 512  # steps before a new request tries the model where it did not pay for others
+MODEL_VAIN = 0.85  # rounds worth less show a model that is no use, rather than a text that it does not know
+MODEL_REST = 512  # steps before a new request tries such a model
 PATIENCE = 0.5  # of the longest answer is thought to come: what the draft model catches up with must pay by then
 MODEL_PAUSE = 16  # steps of the first pause; each further one is twice as long
 
@@ -75,7 +76,7 @@ class Speculator:
         self._drafting_ms = 0.0  # spent by the draft model on the step under way, catching up apart
         self._right = Rate(4 * MODEL_RIGHT, 4.0)  # of the draft model
         self._worth = MODEL_PRIOR  # of rounds with the draft model, over all requests
-        self._rest = 0  # steps before a new request may try a draft model that did not pay
+        self._rest = 0  # steps before a new request may try a draft model that is no use
 
     def propose(self, decoding: Sequence[Request]) -> None:
         """Sets the drafts of requests that are about to decode."""
@@ -210,7 +211,7 @@ class Speculator:
         worth = tokens * plain_ms / spent
         guesses.worth += 0.15 * (worth - guesses.worth)
         self._worth += 0.15 * (worth - self._worth)
-        if self._worth < 1.0:
+        if self._worth < MODEL_VAIN:
             self._rest = self._rest or MODEL_REST
         if guesses.worth < 1.0:
             guesses.pause, guesses.next_pause = guesses.next_pause, min(512, 2 * guesses.next_pause)
@@ -229,9 +230,9 @@ class Speculator:
 
     def _guesses(self, request: Request) -> Guesses:
         if request.guesses is None:
-            worth, pause = self._worth, 0
-            if worth < 1.0:
-                worth, pause = MODEL_RETRY, self._rest
+            worth, pause = max(self._worth, MODEL_RETRY), 0
+            if self._worth < MODEL_VAIN:
+                pause = self._rest
                 self._rest = self._rest or MODEL_REST
             request.guesses = Guesses(worth=worth, pause=pause)
         found: Guesses = request.guesses
