@@ -23,6 +23,7 @@ MOST_SPENT = 6.0  # steps that a round counts as at most: pauses of the machine 
 LENGTHS = (3, 6, 10)  # matches of the text are told apart by these lengths
 PRIORS = (0.2, 0.35, 0.5, 0.7)  # how often their first token is right, before anything is known
 MODEL_RIGHT = 0.8  # how often a token of the draft model is right, before anything is known
+MODEL_HOPE = 0.65  # and how often it is thought to be on the next text at least, however wrong it was on the latest
 MODEL_COST = 0.3  # what it takes, in plain steps, likewise
 MODEL_PRIOR = 1.15  # what a round with the draft model is worth in rounds without, before anything is known
 MODEL_RETRY = 1.05  # likewise when it is tried again after a pause
@@ -138,12 +139,16 @@ class Speculator:
         return guesses.from_model
 
     def _model_promises(self, base: int, most: int) -> float:
-        """The best speed over plain decoding by what is known of the draft model's accuracy and of all times."""
+        """The best speed over plain decoding by what is known of the draft model's accuracy and of all times.
+
+        How often it is right depends on the text: what its rounds were worth there says when it is not.
+        """
+        right = max(MODEL_HOPE, self._right.value)
         plain_ms = self.costs.ms(base)
         token_ms = self._model_costs.ms(1) or MODEL_COST * self.costs.ms(1)
         best, tokens = 0.0, float(base)
         for count in range(1, most + 1):
-            tokens += self._right.value**count
+            tokens += right**count
             best = max(best, tokens / base * plain_ms / (self.costs.ms(base + count) + count * token_ms))
         return best
 
