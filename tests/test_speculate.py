@@ -163,6 +163,26 @@ def test_a_model_that_is_sometimes_right() -> None:
     assert 0 < request.timings.accepted_tokens < request.timings.drafted_tokens
 
 
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_text_that_the_model_does_not_know_keeps_it_from_no_other(
+    every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first text it knows one token of `every`, of the second all; it is never sure."""
+
+    def guess(tokens: Sequence[int]) -> int:
+        return next_token(tokens) if tokens[0] != 50 or len(tokens) % every == 0 else 0
+
+    e = engine(next_token, guess=guess)
+    assert e.speculator is not None and e.speculator.model is not None
+    runner = e.speculator.model.runner
+    propose = runner.propose
+    monkeypatch.setattr(runner, "propose", lambda *given: [(token, 0.5) for token, _ in propose(*given)])
+    unknown = ask(e, [50, 6, 7], max_tokens=100)
+    known = ask(e, [5, 6, 7], max_tokens=100)
+    assert unknown.timings.decode_ms < 1.1 * 10 * 99
+    assert known.timings.decode_ms < 10 * 99 / 1.5
+
+
 def test_text_and_model_take_turns() -> None:
     """The text repeats for a while, then it does not: both have their use."""
 
