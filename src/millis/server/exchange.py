@@ -24,6 +24,7 @@ from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError, FinishReason, MillisError, OverloadError, Timings
 
 log = logging.getLogger("millis.server")
+REFUSAL_S = 0.02  # the engine may take so long to refuse what is late already, and says more than that it is
 DEADLINE_HEADERS = (b"x-deadline-ms", b"x-request-timeout-seconds")
 
 
@@ -127,9 +128,9 @@ class Answer:
     def watch_deadline(self, job: Job) -> None:
         """Where the engine is held up, what there is goes out in time."""
         if job.deadline_ms is not None:
-            at_s = self.arrival_s + job.deadline_ms / 1000 - DELIVERY_S
+            left_s = self.arrival_s + job.deadline_ms / 1000 - DELIVERY_S - time.monotonic()
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(at_s - time.monotonic(), self.mailbox.put, Late())
+            self._timer = loop.call_later(max(left_s, REFUSAL_S), self.mailbox.put, Late())
 
     def head(self, tokenizer: Tokenizer) -> Head:
         """What an answer says of itself."""
