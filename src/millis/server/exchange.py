@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from millis.server.api import endpoints
 from millis.server.api.errors import ApiError, deadline_exceeded, from_error, internal, invalid
 from millis.server.api.job import PROMPT_FIELDS, Endpoint, Job, prompt_ids, with_deadline
-from millis.server.api.writer import Head, long_json
+from millis.server.api.writer import Head, to_json
 from millis.server.client import Lost, Mailbox
 from millis.server.messages import Failed, Refused
 from millis.server.protocol import connection_of
@@ -166,7 +165,7 @@ class Answer:
 
     async def send_json(self, status: int, data: Mapping[str, Any], headers: Mapping[str, str], size: int = 0) -> None:
         """Sends the whole answer. size: about its bytes, where they may be many."""
-        body = await self.service.run(size, _body if size <= LONG_BYTES else _long_body, data)
+        body = await self.service.run(size, _body, data, size > LONG_BYTES)
         await self.start(status, b"application/json", {**headers, "content-length": str(len(body))})
         await self.write(body, more=False)
 
@@ -224,12 +223,8 @@ class Answer:
             raise invalid(message, PROMPT_FIELDS.get(self._endpoint), "context_length_exceeded")
 
 
-def _body(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-def _long_body(data: Mapping[str, Any]) -> bytes:
-    return long_json(data).encode("utf-8", "replace")
+def _body(data: Mapping[str, Any], long: bool) -> bytes:
+    return to_json(data, long=long, allow_nan=True).encode("utf-8", "replace")
 
 
 class ClientGone(Exception):

@@ -198,17 +198,14 @@ def usage(counts: tuple[int, int, int]) -> dict[str, Any]:
 
 def sse(data: Mapping[str, Any], event: str | None = None, *, long: bool = False) -> bytes:
     """One server-sent event (WHATWG HTML, section 9.2)."""
-    text = "data: " + (long_json(data) if long else to_json(data)) + "\n\n"
+    text = "data: " + to_json(data, long=long) + "\n\n"
     return (f"event: {event}\n{text}" if event else text).encode()
 
 
-def to_json(data: Mapping[str, Any]) -> str:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def long_json(data: Mapping[str, Any]) -> str:
-    """Slower, for threads: what `json.dumps` does in C, as long as it takes, lets no other thread run."""
-    return "".join(json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).iterencode(data))
+def to_json(data: Mapping[str, Any], *, long: bool = False, allow_nan: bool = False) -> str:
+    """long: slower, for threads: what is encoded at once, in C, lets no other thread run for as long as it takes."""
+    encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=allow_nan)
+    return "".join(encoder.iterencode(data)) if long else encoder.encode(data)
 
 
 def call_id(head: Head, choice: int, number: int) -> str:
