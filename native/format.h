@@ -101,10 +101,11 @@ struct ActBlock {
 static_assert(sizeof(ActBlock) == 80);
 
 // 32 activations in one byte each: x ~ d * high, with a scale for each half.
-struct ByteBlock {
+struct alignas(64) ByteBlock {
   int8_t high[kBlock];
+  int32_t less[2];  // minus the sum of each half's bytes: the factor of a weight block's offset
   float d[2];
-  float half[2], all;  // d * (sum of the bytes) of each half, and both: the factors of a weight block's offset or min
+  float s[2], all;  // d * (sum of the bytes) of each half, and both: the factors of a weight block's min
 };
 
 // IEEE half precision, in plain integer arithmetic so that every ISA gives the same bits. Static, because a copy compiled

@@ -82,6 +82,10 @@ inline float max(F32 x) {
 }
 
 inline I32 set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+template <int bits>
+inline I32 shifted(I32 x) {
+  return {_mm256_slli_epi32(x.a, bits), _mm256_slli_epi32(x.b, bits)};
+}
 inline I32 times_256_plus(I32 x, I32 y) {
   return {_mm256_add_epi32(_mm256_slli_epi32(x.a, 8), y.a), _mm256_add_epi32(_mm256_slli_epi32(x.b, 8), y.b)};
 }

@@ -54,9 +54,33 @@ inline float sum(F32 x) { return _mm512_reduce_add_ps(x.v); }
 inline float max(F32 x) { return _mm512_reduce_max_ps(x.v); }
 
 inline I32 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
+template <int bits>
+inline I32 shifted(I32 x) {
+  return {_mm512_slli_epi32(x.v, bits)};
+}
 inline I32 times_256_plus(I32 x, I32 y) { return {_mm512_add_epi32(_mm512_slli_epi32(x.v, 8), y.v)}; }
 inline F32 to_float(I32 x) { return {_mm512_cvtepi32_ps(x.v)}; }
 inline void store_i8(int8_t* p, F32 x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x.v))); }
+
+// See bytes_body.h. Four at once: their lanes are folded together.
+#define MILLIS_EACH
+inline void largest_of_each(const F32 (&x)[4], float* out) {
+  const auto bits = [&](int i) { return _mm512_and_si512(_mm512_castps_si512(x[i].v), _mm512_set1_epi32(0x7fffffff)); };
+  const auto of_two = [&](__m512i a, __m512i b) { return _mm512_max_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)); };
+  const __m512i ab = of_two(bits(0), bits(1)), cd = of_two(bits(2), bits(3));
+  const __m512i abcd = _mm512_max_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m256i half = _mm256_max_epi32(_mm512_castsi512_si256(abcd), _mm512_extracti64x4_epi64(abcd, 1));
+  _mm_storeu_ps(out, _mm_castsi128_ps(_mm_max_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1))));
+}
+inline void bytes_of_each(const F32 (&x)[4], int8_t* out, int32_t* sums) {
+  const auto words = [&](int i) { return _mm512_packs_epi32(_mm512_cvtps_epi32(x[i].v), _mm512_cvtps_epi32(x[i + 1].v)); };
+  const __m512i mixed = _mm512_packs_epi16(words(0), words(2));  // in each 128 bits four bytes of each
+  const __m512i four = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), mixed);
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(four), _mm512_extracti64x4_epi64(four, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(out, _mm512_permutexvar_epi32(order, mixed));
+}
 
 inline U8 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline U8 low_nibbles(U8 x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }

@@ -68,6 +68,11 @@ inline I32 set1_i32(int32_t x) {
   for (int32_t& lane : out.v) lane = x;
   return out;
 }
+template <int bits>
+inline I32 shifted(I32 a) {
+  for (int32_t& lane : a.v) lane *= 1 << bits;
+  return a;
+}
 inline I32 times_256_plus(I32 a, I32 b) {
   for (int i = 0; i < kLanes; ++i) a.v[i] = a.v[i] * 256 + b.v[i];
   return a;
