@@ -25,7 +25,7 @@ void bytes_rows(const uint8_t* p, int cols, const ByteBlock* x, int group, float
       p += f.super_header();
     }
     const uint8_t* q = p + f.block_header();
-    prefetch_weights<f.block_header() + f.quant_bytes(), M>(p);
+    prefetch_weights<f.block_header() + f.quant_bytes(), M, true>(p);
     F32 halves[M];
     for (F32& h : halves) h = set1(0.0f);
     const auto half = [&]<int i>() __attribute__((always_inline)) {

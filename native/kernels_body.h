@@ -98,13 +98,14 @@ inline void prefetch(const uint8_t* at) {
 }
 
 // M rows of activations by this block. Few rows wait for memory, for which the first cache can wait for few lines at once; then nothing
-// else goes on. So they ask for what is far ahead, and into the second. Many rows compute meanwhile, and want it nearby.
-template <size_t block_bytes, int M>
+// else goes on. So they ask for what is far ahead, and into the second. Many rows compute meanwhile, and want it nearby; where they are
+// soon done with a block, `far`, they ask for it twice.
+template <size_t block_bytes, int M, bool far = false>
 inline void prefetch_weights(const uint8_t* p) {
   constexpr size_t kFar = size_t{6} << 10, kNear = 4 * block_bytes;
   constexpr int kFewRows = 4;
-  if constexpr (M <= kFewRows) prefetch<block_bytes, 2>(p + kFar);
-  else prefetch<block_bytes, 1>(p + kNear);
+  if constexpr (M <= kFewRows || far) prefetch<block_bytes, 2>(p + kFar);
+  if constexpr (M > kFewRows) prefetch<block_bytes, 1>(p + kNear);
 }
 
 // Vectors [first, first + count) of a block times the same columns of M rows of activations.
