@@ -92,6 +92,15 @@ def test_messages_reach_the_template_as_it_reads_them() -> None:
     assert found.tool_choice == ToolChoice("auto")
 
 
+@pytest.mark.parametrize(
+    "said", [{"content": None, "refusal": "I won't."}, {"content": [{"type": "refusal", "refusal": "I won't."}]}]
+)
+def test_a_refusal_of_an_earlier_model_is_what_it_said(said: dict[str, Any]) -> None:
+    (conversation,) = job("chat", messages=[USER, {"role": "assistant", **said}, USER]).prompts
+    assert isinstance(conversation, Conversation)
+    assert conversation.messages[1] == {"role": "assistant", "content": "I won't."}
+
+
 def test_an_answer_is_a_chat_completion() -> None:
     writer = ChatWriter(job("chat", logprobs=True, top_logprobs=1), HEAD)
     assert writer.begin() == b""

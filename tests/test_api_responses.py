@@ -50,14 +50,16 @@ def test_items_become_messages() -> None:
          "content": [{"type": "output_text", "text": "Let me see.", "annotations": [], "logprobs": []}]},
         {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city": "Oslo"}', "id": "f"},
         {"type": "function_call_output", "call_id": "c1", "output": "cold"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "I won't."}]},
     ]  # fmt: skip
     (conversation,) = job("responses", input=items, tools=[TOOL]).prompts
     assert isinstance(conversation, Conversation)
-    user, assistant, tool = conversation.messages
+    user, assistant, tool, refusal = conversation.messages
     assert user == {"role": "user", "content": "Weather?"}
     assert assistant["content"] == "Let me see."
     assert assistant["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Oslo"}}
     assert tool == {"role": "tool", "content": "cold", "tool_call_id": "c1"}
+    assert refusal == {"role": "assistant", "content": "I won't."}
     assert conversation.tools == ({"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},)
 
 

@@ -199,6 +199,28 @@ def test_grammars_take_right_calls_only(
     assert [accepts(guide, asked, text) for text in bad] == [False] * len(bad)
 
 
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_the_arguments_of_a_strict_tool_are_those_it_names(guide: LLTokenizer, choice: str) -> None:
+    """An object within them, too; one that says so may have others."""
+    asked: dict[str, Any] = {
+        "type": "object",
+        "properties": {"at": SCHEMA, "more": {"properties": {"x": {"type": "integer"}}, "additionalProperties": True}},
+    }
+    tool = {"name": "weather", "parameters": asked}
+    texts = ['{"at": {"city": "Oslo"}, "more": {"y": 1}}', '{"at": {"city": "Oslo", "x": 1}}', '{"y": 1}', '{"at": {}}']
+    calls = ['<tool_call>\n{"name": "weather", "arguments": ' + text + "}\n</tool_call>" for text in texts]
+    for strict, expected in ((True, [True, False, False, False]), (False, [True, True, True, False])):
+        tools = [{"type": "function", "function": {**tool, "strict": strict}}, NOW]
+        fields = {"tools": tools, "tool_choice": choice}
+        assert [accepts(guide, fields, call) for call in calls] == expected
+
+
+def test_a_tool_without_parameters_takes_no_arguments(guide: LLTokenizer) -> None:
+    fields = {"tools": [{"type": "function", "function": {"name": "now"}}], "tool_choice": "required"}
+    assert accepts(guide, fields, CALL_NOW)
+    assert not accepts(guide, fields, CALL_NOW.replace("{}", '{"zone": "UTC"}'))
+
+
 def test_what_is_fixed_in_a_call_is_forced(guide: LLTokenizer) -> None:
     named = {"type": "function", "function": {"name": "now"}}
     grammar = job("chat", tools=[NOW], tool_choice=named).params.grammar

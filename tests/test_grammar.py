@@ -133,6 +133,7 @@ SCHEMAS: list[tuple[Any, str]] = [
     (record(d={"type": "string", "minLength": 3, "maxLength": 3}), ""),
     (record(d={"type": "string", "format": "date-time"}), ""),
     (record(d={"type": "string", "format": "uuid"}), '{"d": "12'),
+    (record(d={"type": "string", "format": "date-time"}, u={"type": "string", "format": "uuid"}), ""),
     (record(a={"type": "array", "items": record(x={"type": "number", "minimum": 9}), "minItems": 3}), '{"a": [{"x": 1'),
     (record(a={"type": "array", "prefixItems": [TEXT, WHOLE], "items": False, "minItems": 2}), ""),
     (record(m={"type": "integer", "multipleOf": 7, "minimum": 8, "maximum": 700}), ""),

@@ -36,6 +36,8 @@ def test_a_schema_comes_back_as_it_was() -> None:
     assert check_schema(json.dumps(schema)) == schema
     assert check_schema("true") == {}
     assert patterns_of(schema) == ["^a+$"]
+    form = {"type": "string", "format": "date-time"}
+    assert patterns_of({"properties": {"format": form}}) == [check_schema(json.dumps(form))["pattern"]]
 
 
 @pytest.mark.parametrize(

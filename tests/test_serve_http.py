@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import re
 import socket
@@ -198,6 +199,31 @@ def test_what_is_no_http_is_an_error_as_any_other(server: Server, data: bytes) -
     assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
+def test_a_client_that_would_rather_speak_another_protocol_is_answered(server: Server) -> None:
+    """As Java's HttpClient asks by default, the body in a write of its own; and again on the same connection."""
+    body = json.dumps({"prompt": "Hi"}).encode()
+    asks = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
+    head = f"POST /tokenize HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n{asks}\r\n".encode()
+    chunked = head.replace(b"content-length: %d" % len(body), b"transfer-encoding: chunked")
+    answers = []
+    with server.raw() as connection:
+        for parts in ([head, body], [head + body], [chunked + b"%x\r\n" % len(body), body + b"\r\n0\r\n\r\n"]):
+            for part in parts:
+                connection.sendall(part)
+            answer = connection.recv(65536)
+            while b"}" not in answer:
+                answer += connection.recv(65536)
+            answers.append(answer)
+    assert all(answer.startswith(b"HTTP/1.1 200") and b'"tokens":[' in answer for answer in answers)
+
+
+def test_a_compressed_body_is_refused_by_name(server: Server) -> None:
+    status, _, data = server.ask(CHAT, gzip.compress(json.dumps(chat()).encode()), {"content-encoding": "gzip"})
+    error = json.loads(data)["error"]
+    assert (status, error["param"]) == (415, "content-encoding") and "'gzip'" in error["message"]
+    assert server.ask(CHAT, chat(), {"content-encoding": "identity"})[0] == 200
+
+
 def test_noise_behind_a_request_does_not_stand_in_its_stream(server: Server) -> None:
     body = json.dumps(chat("Count.", max_tokens=2000, ignore_eos=True, stream=True)).encode()
     with server.raw() as connection:
@@ -294,6 +320,18 @@ def test_clients_that_leave_free_their_slots(server: Server) -> None:
         stream.close()
     until(lambda: idle(server))
     assert server.chat()[0] == 200
+
+
+def test_a_client_that_leaves_requests_in_the_pipe_frees_its_slot(server: Server) -> None:
+    gone = server.metric("requests_failed_total", reason="client_gone")
+    body = json.dumps(chat("Write a story.", max_tokens=4000, ignore_eos=True, stream=True)).encode()
+    with server.raw() as connection:
+        connection.sendall(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\n".encode())
+        connection.sendall(b"content-length: %d\r\n\r\n%s" % (len(body), body))
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n" * 2)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    until(lambda: idle(server))
+    assert server.metric("requests_failed_total", reason="client_gone") == gone + 1
 
 
 def test_a_reader_that_reads_nothing_is_cut_off_and_holds_no_slot(server: Server) -> None:

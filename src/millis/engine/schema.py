@@ -49,7 +49,7 @@ _DATE = f"(?:{_YEAR}-{_DAY}|{_LEAP_YEAR}-02-29)"
 _HOUR = "(?:[01][0-9]|2[0-3]):[0-5][0-9]"
 _TIME = f"{_HOUR}:[0-5][0-9](?:\\.[0-9]{{1,6}})?(?:Z|[+-]{_HOUR})"
 _FORMAT_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
-_UUID = "^[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"
+_PATTERNS = {**_FORMAT_PATTERNS, "uuid": "^[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$"}
 _ONE = frozenset(("items", "additionalProperties"))  # keywords that hold a schema
 _MANY = frozenset(("anyOf", "oneOf", "allOf", "prefixItems"))  # a list of schemas
 _NAMED = frozenset(("properties", "patternProperties", "$defs", "definitions"))  # schemas by name
@@ -192,7 +192,7 @@ def _pattern_of_names(names: dict[str, Any], said: list[str]) -> str | None:
     if said == ["pattern"]:
         return names["pattern"] if isinstance(names["pattern"], str) else None
     if said == ["format"] and isinstance(names["format"], str):
-        return {**_FORMAT_PATTERNS, "uuid": _UUID}.get(names["format"])
+        return _PATTERNS.get(names["format"])
     least, most = names.get("minLength", 0), names.get("maxLength", "")
     if set(said) <= {"minLength", "maxLength"} and type(least) is int and (most == "" or type(most) is int):
         return f"^(?s:.{{{least},{most}}})$" if least >= 0 and (most == "" or most >= least) else None
@@ -270,10 +270,12 @@ def any_of(texts: Sequence[str]) -> str:
 
 
 def patterns_of(schema: Any) -> list[str]:
-    """The patterns of strings anywhere in a checked schema, each once."""
+    """The patterns of strings anywhere in a checked schema, those of formats among them, each once."""
     if not isinstance(schema, (dict, list)):
         return []
-    found = [schema["pattern"]] if isinstance(schema, dict) and isinstance(schema.get("pattern"), str) else []
+    said = schema if isinstance(schema, dict) else {}
+    written = (said.get("pattern"), _PATTERNS.get(said["format"]) if isinstance(said.get("format"), str) else None)
+    found = [pattern for pattern in written if isinstance(pattern, str)]
     for item in schema.values() if isinstance(schema, dict) else schema:
         found += patterns_of(item)
     return list(dict.fromkeys(found))

@@ -62,6 +62,7 @@ class Answer:
     async def run(self, receive: Receive) -> None:
         """Answers. Whatever goes wrong becomes an answer too, and nothing of the request a line in the log."""
         try:
+            _check_encoding(self._scope)
             body = await read_body(receive, self.service.config.max_body_bytes)
             with self.service.turn(self.tenant):
                 try:
@@ -281,6 +282,14 @@ def _lost(reply: Lost) -> ApiError:
         headers = {"Retry-After": "1"}
         return ApiError(503, reply.message, type="server_error", code=reply.code, headers=headers)
     return ApiError(422, reply.message, code=reply.code, headers={"x-should-retry": "false"})
+
+
+def _check_encoding(scope: Scope) -> None:
+    """ApiError 415: the body is compressed."""
+    given = next((value for name, value in scope["headers"] if name == b"content-encoding"), b"identity")
+    if given.strip().lower() not in (b"", b"identity"):
+        message = f"the content-encoding {given.decode('latin-1')!r:.60} is not read here; send the body uncompressed"
+        raise ApiError(415, message, param="content-encoding", code="unsupported_content_encoding")
 
 
 def _deadline_headers(scope: Scope) -> dict[str, str]:

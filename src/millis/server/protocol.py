@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from millis.config import ServerConfig
 
@@ -42,7 +43,7 @@ class Protocol(HttpToolsProtocol):
         self._drain: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._in_headers = True
-        self._exchange: Connection | None = None
+        self._open: list[RequestResponseCycle] = []  # begun or waiting for their turn
         if len(self.connections) > self.settings.max_connections:
             self._refuse("503 Service Unavailable", "overloaded", "too many connections; try again")
             return
@@ -57,8 +58,10 @@ class Protocol(HttpToolsProtocol):
         self._disarm()
         if self._drain is not None:
             self._drain.cancel()
-        for cycle in [self.cycle, *(cycle for cycle, _ in self.pipeline)]:
-            if cycle is not None and not cycle.response_complete:
+        for cycle in self._open:
+            if not cycle.response_complete:
+                cycle.disconnected = True  # uvicorn tells the last one only
+                cycle.message_event.set()
                 connection: Connection = cycle.scope["millis"]  # type: ignore[typeddict-item]
                 connection.gone = True
                 if connection.on_gone is not None:
@@ -71,9 +74,35 @@ class Protocol(HttpToolsProtocol):
             self._header_bytes += len(data)
             if self._timer is None:
                 self._arm(self.settings.header_timeout_s)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self._parse(memoryview(data))
         if self._in_headers and self._header_bytes > self.settings.max_header_bytes and not self._closing:
             self._refuse("431 Request Header Fields Too Large", "headers_too_large", self._too_large)
+
+    def _parse(self, data: memoryview) -> None:
+        """Feeds the parser. A request that asks for another protocol is answered all the same (RFC 9110, 7.8).
+
+        Java's HttpClient asks for HTTP/2 first. The parser leaves the body of such a request unread, so it gets the
+        head once more, without the question.
+        """
+        try:
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    data = data[upgrade.args[0] :]
+                    if not self._asks_upgrade:
+                        return
+                    headers = [b"%s: %s\r\n" % one for one in self.headers if one[0] != b"upgrade"]
+                    head = b"%s %s HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
+                    self.parser.feed_data(b"".join([head, *headers, b"\r\n"]))
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    @property
+    def _asks_upgrade(self) -> bool:
+        return self.parser.should_upgrade() and any(name == b"upgrade" for name, _ in self.headers)
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP; uvicorn would answer in plain text, and in the middle of an answer, too."""
@@ -87,6 +116,8 @@ class Protocol(HttpToolsProtocol):
         self.scope["millis"] = Connection(self._now)  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
+        if self._asks_upgrade:
+            return
         self._in_headers = False
         total = sum(len(name) + len(value) for name, value in self.headers) + len(self.url)
         if total > self.settings.max_header_bytes:
@@ -94,12 +125,15 @@ class Protocol(HttpToolsProtocol):
             return
         self._arm(self.settings.body_timeout_s)
         super().on_headers_complete()
+        self._open = [cycle for cycle in self._open if not cycle.response_complete] + [self.cycle]
 
     def on_body(self, body: bytes) -> None:
         if not self._closing:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._asks_upgrade:
+            return
         self._disarm()
         self._in_headers, self._header_bytes = True, 0
         if not self._closing:

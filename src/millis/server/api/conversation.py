@@ -19,7 +19,15 @@ class TextPart(Wire):
     text: str
 
 
+class RefusalPart(Wire):
+    """Part of an earlier answer, of a model that may refuse to give one."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
 Content = str | list[TextPart]
+Said = str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]]
 
 
 class SystemMessage(Wire):
@@ -50,10 +58,10 @@ class AssistantMessage(Wire):
     """The fields that are null stand in every answer, and clients send answers back."""
 
     role: Literal["assistant"]
-    content: Content | None = None
+    content: Said | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
-    refusal: None = None
+    refusal: str | None = None
     audio: None = None
     function_call: None = None
     reasoning: None = None
@@ -103,10 +111,10 @@ def check_length(characters: int, limits: Limits, param: str) -> None:
         )
 
 
-def text_of(content: Content | None) -> str:
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(part.text for part in content)
+def text_of(content: Said | Content) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
 
 
 def called(name: str, arguments: str, call_id: str, where: str) -> dict[str, Any]:
@@ -122,22 +130,24 @@ def called(name: str, arguments: str, call_id: str, where: str) -> dict[str, Any
 
 def _plain(i: int, message: Message) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
-    plain: dict[str, Any] = {"role": role, "content": text_of(message.content)}
+    content = message.content
+    if isinstance(message, AssistantMessage) and content is None:
+        content = message.refusal
+        if content is None and not message.tool_calls:
+            raise invalid(f"messages[{i}] has neither content nor tool_calls", f"messages[{i}].content")
+    plain: dict[str, Any] = {"role": role, "content": "" if content is None else text_of(content)}
     if message.name is not None:
         plain["name"] = message.name
-    if isinstance(message, AssistantMessage):
-        if message.content is None and not message.tool_calls:
-            raise invalid(f"messages[{i}] has neither content nor tool_calls", f"messages[{i}].content")
-        if message.tool_calls:
-            plain["tool_calls"] = [
-                called(
-                    call.function.name,
-                    call.function.arguments,
-                    call.id,
-                    f"messages[{i}].tool_calls[{j}].function.arguments",
-                )
-                for j, call in enumerate(message.tool_calls)
-            ]
+    if isinstance(message, AssistantMessage) and message.tool_calls:
+        plain["tool_calls"] = [
+            called(
+                call.function.name,
+                call.function.arguments,
+                call.id,
+                f"messages[{i}].tool_calls[{j}].function.arguments",
+            )
+            for j, call in enumerate(message.tool_calls)
+        ]
     if isinstance(message, ToolMessage):
         plain["tool_call_id"] = message.tool_call_id
     return plain

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from millis.server.api.body import Body, No, Wire, read
 from millis.server.api.chat import NO_AUDIO, JsonObjectFormat, TextFormat
-from millis.server.api.conversation import bounded, called
+from millis.server.api.conversation import RefusalPart, bounded, called
 from millis.server.api.errors import invalid, unsupported
 from millis.server.api.fields import (
     COMMON_REFUSED,
@@ -44,7 +44,7 @@ class OutputText(Wire):
     logprobs: list[Any] | None = None
 
 
-Part = Annotated[InputText | OutputText, Field(discriminator="type")]
+Part = Annotated[InputText | OutputText | RefusalPart, Field(discriminator="type")]
 
 
 class InputMessage(Wire):
@@ -245,7 +245,9 @@ def _messages(request: ResponseRequest, limits: Limits) -> tuple[dict[str, Any],
 
 
 def _text(content: str | list[Part] | list[InputText]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
+    if isinstance(content, str):
+        return content
+    return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
 
 
 def _repeated(request: ResponseRequest) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from millis.engine.schema import closed
 from millis.server.api.body import Wire
 from millis.server.api.errors import invalid
 from millis.server.api.fields import compact
@@ -37,7 +38,7 @@ class FunctionWire(Wire):
     name: Name
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: bool | None = Field(None, description="true: arguments always keep to the schema, its objects closed")
 
 
 class ToolWire(Wire):
@@ -92,13 +93,14 @@ def openai_tool(tool: Tool) -> dict[str, Any]:
 
 def parameters(schema: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """A function's schema; without one it takes no arguments."""
-    return {"type": "object", "properties": {}} if schema is None else schema
+    return {"type": "object", "properties": {}, "additionalProperties": False} if schema is None else schema
 
 
 def call_grammar(tools: Sequence[Tool], choice: ToolChoice, answer: Grammar | None) -> Grammar | None:
     """The grammar of an answer that must be a call, or may be one where calls or other answers must keep to a form.
 
     `answer` is the form of an answer that is no call. None: any text will do, and what looks like a call is one.
+    Objects in the arguments of a strict tool have the properties that are named and no others, as OpenAI has it.
     """
     if not tools or choice.mode == "none":
         return answer
@@ -111,7 +113,8 @@ def call_grammar(tools: Sequence[Tool], choice: ToolChoice, answer: Grammar | No
     for i, tool in allowed:
         begin = json.dumps(f'\n{{"name": "{tool.name}", "arguments": ')
         lines.append(f"tool_{i}: {begin} arguments_{i} {json.dumps('}' + chr(10) + CLOSE)}")
-        lines.append(f"arguments_{i}: %json {compact({**tool.parameters, 'type': 'object', 'x-guidance': _SPACING})}")
+        schema = closed(tool.parameters) if tool.strict else tool.parameters
+        lines.append(f"arguments_{i}: %json {compact({**schema, 'type': 'object', 'x-guidance': _SPACING})}")
     if choice.mode == "required":
         lines.insert(0, "start: calls")
     elif answer is None:
