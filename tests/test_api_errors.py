@@ -124,6 +124,10 @@ def test_what_is_no_json_object_is_said(body: bytes) -> None:
     assert isinstance(error, ApiError) and error.code == "invalid_json"
 
 
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert isinstance(outcome("chat", json.dumps(LEAST["chat"]).encode("utf-8-sig")), Job)
+
+
 @pytest.mark.parametrize(
     "fields",
     [

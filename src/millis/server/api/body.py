@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -59,9 +60,9 @@ def read(kind: type[_Model], body: Body) -> _Model:
 
 
 def _decode(body: bytes) -> Any:
-    """Bytes that are no UTF-8, lone surrogates, infinities and deep nesting are no JSON here."""
+    """Bytes that are no UTF-8, lone surrogates, infinities and deep nesting are no JSON here; a byte order mark is."""
     try:
-        return from_json(body, allow_inf_nan=False, cache_strings="keys")
+        return from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
 
