@@ -205,7 +205,13 @@ class Judge:
         self.calls = 0
 
     def prepare_deadlines(self, deadline_ms: float) -> None:
-        pass
+        self.prepared = False
+
+    def classifier(self, labels: Sequence[str]) -> Judge:
+        return self
+
+    def prepare(self) -> None:
+        self.prepared = True
 
     def classify(self, text: str, labels: Sequence[str], **options: Any) -> Classification:
         self.calls += 1
@@ -238,6 +244,7 @@ def test_a_cascade_takes_the_large_answer_where_it_is_sure_to_be_in_time(
     assert (out.label, out.timings.why) == (label, why)
     assert out.timings.model == ("l" if why == "replaced" else "s")
     assert large.calls == (why != "confident") and out.timings.deadline_ms == 1000
+    assert small.prepared and large.prepared
     assert set(out.timings.asdict()) >= {"model", "model_ms", "why", "confidence", "slack_ms"}
 
 
