@@ -23,6 +23,7 @@ from millis.tasks.language import language
 from millis.tasks.methods import TaskMethods
 from millis.tasks.summarize import Length, cut_parts, sentences, summarize, words
 from millis.types import Completion, DeadlineError, RequestError, Timings, TokenLogprob
+from shell import error_line
 from shell import millis as shell
 
 SCHEMA = {
@@ -70,6 +71,13 @@ def test_translation_goes_the_right_way_and_strips_quotes() -> None:
     assert second is third is None
     with pytest.raises(RequestError, match="between zh and en"):
         lm.translate("hi", to="fr")
+
+
+def test_a_term_of_a_glossarys_file_has_one_translation(tmp_path: Path) -> None:
+    file = tmp_path / "terms.txt"
+    file.write_text("card\t卡\nbranch=网点\ncard\t银行卡\n", encoding="utf-8")
+    said = error_line(shell("translate", "x", "--to", "zh", "--glossary", file))
+    assert "terms.txt, line 3: 'card' has another translation above; keep one" in said
 
 
 def test_a_glossary_is_asked_for_and_checked() -> None:
