@@ -68,7 +68,11 @@ def test_no_task_takes_what_is_no_text(task: str, lm: millis.LanguageModel) -> N
     for wrong in (None, 5, b"ab", {"a": "b"}):
         with pytest.raises(RequestError, match="texts must be a list"):
             TEXTS[task](lm, wrong)
-    for wrong, message in (([None], "text 0 must be a str"), (["a", " "], "text 1 is empty")):
+    for wrong, message in (
+        ([None], "text 0 must be a str"),
+        (["a", " "], "text 1 is empty"),
+        (["a", "b\ud800"], "text 1 holds a lone surrogate at position 1"),
+    ):
         with pytest.raises(RequestError, match=message):
             TEXTS[task](lm, wrong)
 
@@ -78,6 +82,7 @@ def test_no_texts_have_no_answers(task: str, lm: millis.LanguageModel) -> None:
     assert TEXTS[task](lm, []) == []
 
 
+A = {"id": "a", "text": "x"}
 REFUSED: list[tuple[str, Call]] = [
     ("a term of the glossary must be a str", lambda lm: lm.translate("x", "zh", glossary={5: "y"})),
     ("glossary's translation of 'x' must be a str", lambda lm: lm.translate("x", "zh", glossary={"x": None})),
@@ -109,6 +114,16 @@ REFUSED: list[tuple[str, Call]] = [
     ("categories must be a list, not 'ab'", lambda lm: lm.moderate("x", categories="ab")),
     ("the instruction must be a str", lambda lm: lm.extract("x", True, instruction=5)),
     ("confidence must lie", lambda lm: Cascade([lm, lm], confidence="x")),  # type: ignore[arg-type]
+    ("number 1 of labels holds a lone surrogate", lambda lm: lm.classify("x", ["a", "\ud800"])),
+    ("number 0 of examples holds a lone surrogate", lambda lm: lm.classify("x", TWO, examples=[("\ud800", "a")])),
+    ("the template holds a lone surrogate", lambda lm: lm.classify("x", TWO, template="{text}\ud800")),
+    ("the question holds a lone surrogate", lambda lm: lm.answer("\ud800", DOCUMENTS, embedder=None)),
+    ("the schema holds a lone surrogate", lambda lm: lm.extract("x", {"const": "\ud800"})),
+    ("cannot be written as JSON: .*object is not JSON", lambda lm: lm.extract("x", {"const": object()})),
+    (r"a JSON schema is an object, true or false, not \[\]", lambda lm: lm.extract("x", "[]")),
+    ("a model's name must be a path, not None", lambda lm: millis.load(None)),
+    ("tokens; the context holds .*: shorten it", lambda lm: lm.classify("x " * 20_000, TWO)),
+    ("two documents have the id 'a'; give each", lambda lm: lm.answer("fee?", [A, {**A, "text": "y"}], embedder=None)),
     ("models must be a list, not None", lambda lm: millis.cascade(None)),  # type: ignore[arg-type]
     ("confidence must lie", lambda lm: millis.cascade(["a", "b"], confidence="x")),  # type: ignore[arg-type]
     ("continuations must be a list, not None", lambda lm: lm.score("a", None)),
@@ -146,6 +161,8 @@ def test_a_refusal_names_the_deadline_of_the_call_not_that_of_a_part(lm: millis.
     ):
         with pytest.raises(DeadlineError, match="the deadline of 7 ms cannot be met"):
             ask()
+    with pytest.raises(DeadlineError, match="the deadline of 0.001 ms cannot be met"):
+        lm.classify("x", TWO, deadline_ms=0.001)
     with pytest.raises(DeadlineError, match="of 100 ms cannot be met: it would take 4") as refused:
         with within(100, 0.0, share=0.5):
             raise DeadlineError("the deadline of 50 ms", predicted_ms=2e10, retry_after_s=0.5)

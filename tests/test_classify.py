@@ -112,6 +112,16 @@ def test_a_deadline_is_kept_or_refused(lm: Any) -> None:
     lm.engine.scheduler.check_integrity()
 
 
+@pytest.mark.parametrize("multi", [False, True])
+def test_the_question_is_computed_before_the_first_deadline_begins(lm: Any, multi: bool) -> None:
+    labels, before = ["speed limit", "school zone", f"no parking, {multi}"], lm.engine.counters.steps
+    out = lm.classify("SPEED LIMIT 40", labels, multi=multi, deadline_ms=900_000)
+    assert out.timings.cached_tokens > 0
+    steps = lm.engine.counters.steps - before
+    lm.classify("SCHOOL ZONE", labels, multi=multi, deadline_ms=900_000)
+    assert lm.engine.counters.steps - before < 2 * steps
+
+
 @pytest.mark.parametrize(
     ("labels", "options", "message"),
     [
@@ -149,6 +159,11 @@ def test_the_command_takes_lines_and_files(model_path: Callable[[str], Path], tm
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(lines) == 2 and all(set(line["scores"]) == {"good", "bad"} for line in lines)
     assert set(json.loads(kept.read_text())["bias"]) == {"good", "bad"}
+    for option in (("--calibrate", data), ("--calibration", kept)):
+        wrong = ("classify", "x", *common[:2], "--labels", "good,other", *option)
+        assert "the label 'bad'" in (said := error_line(shell(*wrong), 2)) or "the label 'other'" in said
+        assert "exclude each other" in error_line(shell("classify", "x", *common, "--multi", *option), 2)
+    assert shell("classify", "x", *common, "--multi", "--abstain", "1").stdout == "(none)\n"
     assert "--save keeps" in error_line(shell("classify", "x", *common, "--save", kept), 2)
     assert "give the labels" in error_line(shell("classify", "x", *common[:2]), 2)
     assert "no file or folder" in error_line(shell("classify", "x", *common, "--examples", tmp_path / "none.csv"))

@@ -67,7 +67,10 @@ def test_what_train_reads_is_read(tmp_path: Path) -> None:
     path.write_text("question,intent\nWhy?,1.0\n,b\nWho?,\n" + "x" * 200_000 + ",c\n", encoding="utf-8")
     assert read_labelled(path, skipped) == [("Why?", "1.0"), ("x" * 200_000, "c")]
     assert [row["line"] for row in skipped.rows] == [3, 4]
-    with pytest.raises(RequestError, match="2 rows skipped"):
+    with pytest.raises(RequestError, match="2 rows skipped .*; mend the file"):
+        read_labelled(path)
+    path.write_text("text,label\npaid,low\n49,900 sent,high\n", encoding="utf-8")
+    with pytest.raises(RequestError, match=r"a.csv:3 \(3 values for 2 columns\)"):
         read_labelled(path)
     path.write_text("words,kind\nHi,greet\n", encoding="utf-8")
     assert read_labelled(path, None, "words", "kind") == [("Hi", "greet")]

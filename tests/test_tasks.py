@@ -23,6 +23,7 @@ from millis.tasks.language import language
 from millis.tasks.methods import TaskMethods
 from millis.tasks.summarize import Length, cut_parts, sentences, summarize, words
 from millis.types import Completion, DeadlineError, RequestError, Timings, TokenLogprob
+from shell import error_line
 from shell import millis as shell
 
 SCHEMA = {
@@ -70,6 +71,13 @@ def test_translation_goes_the_right_way_and_strips_quotes() -> None:
     assert second is third is None
     with pytest.raises(RequestError, match="between zh and en"):
         lm.translate("hi", to="fr")
+
+
+def test_a_term_of_a_glossarys_file_has_one_translation(tmp_path: Path) -> None:
+    file = tmp_path / "terms.txt"
+    file.write_text("card\t卡\nbranch=网点\ncard\t银行卡\n", encoding="utf-8")
+    said = error_line(shell("translate", "x", "--to", "zh", "--glossary", file))
+    assert "terms.txt, line 3: 'card' has another translation above; keep one" in said
 
 
 def test_a_glossary_is_asked_for_and_checked() -> None:
@@ -205,7 +213,13 @@ class Judge:
         self.calls = 0
 
     def prepare_deadlines(self, deadline_ms: float) -> None:
-        pass
+        self.prepared = False
+
+    def classifier(self, labels: Sequence[str]) -> Judge:
+        return self
+
+    def prepare(self) -> None:
+        self.prepared = True
 
     def classify(self, text: str, labels: Sequence[str], **options: Any) -> Classification:
         self.calls += 1
@@ -238,6 +252,7 @@ def test_a_cascade_takes_the_large_answer_where_it_is_sure_to_be_in_time(
     assert (out.label, out.timings.why) == (label, why)
     assert out.timings.model == ("l" if why == "replaced" else "s")
     assert large.calls == (why != "confident") and out.timings.deadline_ms == 1000
+    assert small.prepared and large.prepared
     assert set(out.timings.asdict()) >= {"model", "model_ms", "why", "confidence", "slack_ms"}
 
 

@@ -58,10 +58,12 @@ def command(
     from millis.tasks.cascade import Cascade
     from millis.tasks.dataset import read_labelled
     from millis.tasks.encoder import Encoder
-    from millis.tasks.labels import Question
+    from millis.tasks.labels import Question, check_labelled
 
     if calibrate is not None and calibration is not None:
         raise typer.BadParameter("--calibrate and --calibration exclude each other; give one of them")
+    if multi and (calibrate is not None or calibration is not None):
+        raise typer.BadParameter("--multi and a calibration exclude each other; leave one of them out")
     if save is not None and calibrate is None:
         raise typer.BadParameter("--save keeps what --calibrate finds; give both")
     if calibrate is not None and "," in model:
@@ -78,6 +80,9 @@ def command(
     if labels is not None:
         with common.usage():
             Question(names, options["examples"], multi=multi)
+            check_labelled(samples or [], names)
+            if isinstance(made, Calibration):
+                made.apply(names, [0.0] * len(names))
     encoder = "," not in model and is_encoder(common.resolve(model))
     given = [labels, examples, calibrate, calibration, abstain, multi or None, length_normalized or None]
     if encoder and any(value is not None for value in given):
@@ -130,4 +135,4 @@ def _show(one: Classification, multi: bool) -> str:
     common.say(lines.status(one.timings) + ("" if one.complete else " · first tokens only: no time for more"))
     best = list(one.scores.items())[:5]
     common.say(" · ".join(f"{label} {score:.3f}" for label, score in best))
-    return ", ".join(one.labels) if multi else one.label or "(none)"
+    return (", ".join(one.labels) if multi else one.label) or "(none)"

@@ -60,14 +60,15 @@ def command(
 
 
 def _glossary(path: Path) -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for number, line in enumerate(lines.read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         term, _, translation = line.partition("\t" if "\t" in line else "=")
         if not term.strip() or not translation.strip():
             raise RequestError(f"{path}, line {number}: a term, a tab or =, its translation")
-        found[term.strip()] = translation.strip()
+        if found.setdefault(term.strip(), translation.strip()) != translation.strip():
+            raise RequestError(f"{path}, line {number}: {term.strip()!r} has another translation above; keep one")
     return found
 
 

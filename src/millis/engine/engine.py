@@ -208,7 +208,7 @@ class Engine:
         longest = len(tokens) + max((len(c) for c in checked), default=0)
         if longest > self.runner.context:
             raise RequestError(
-                f"prompt and continuation have {longest} tokens; the context holds {self.runner.context}"
+                f"prompt and continuation have {longest} tokens; the context holds {self.runner.context}: shorten it"
             )
         if longest > self.runner.pages * self.runner.page_tokens:
             raise RequestError(

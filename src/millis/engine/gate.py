@@ -109,7 +109,7 @@ class Gate:
         if not verdict.short_ms:
             why = "others have not had their share" if greedy else "the KV cache is promised to others"
         raise DeadlineError(
-            f"the deadline of {asked_ms:.0f} ms cannot be met: {why}; allow more time, or ask for less",
+            f"the deadline of {asked_ms:g} ms cannot be met: {why}; allow more time, or ask for less",
             predicted_ms=ms,
             retry_after_s=NEVER_S if never else max(0.01, verdict.short_ms / 1000),
         )

@@ -47,11 +47,14 @@ class Skipped:
         return sum(self.reasons.values())
 
     def summary(self) -> str:
-        """`3 rows skipped (2 empty, 1 not UTF-8), the first at data.csv:17`."""
+        """`3 rows skipped (2 malformed, 1 empty), the first at data.csv:17 (3 values for 2 columns)`."""
         parts = ", ".join(f"{n} {reason}" for reason, n in self.reasons.most_common())
         first = self.rows[0]
         rows = "row" if self.count == 1 else "rows"
-        return f"{self.count} {rows} skipped ({parts}), the first at {first['file']}:{first['line']}"
+        why = first["reason"].partition(": ")[2]
+        return f"{self.count} {rows} skipped ({parts}), the first at {first['file']}:{first['line']}" + (
+            f" ({why})" if why else ""
+        )
 
     def said(self) -> list[str]:
         """What a user should hear of the files, a line each."""

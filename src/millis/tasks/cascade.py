@@ -87,6 +87,9 @@ class Cascade:
             return found
 
         deadline_ms = self._prepared(deadline_ms)
+        if deadline_ms is not None:
+            for lm in self.models:
+                lm.classifier(labels, **options).prepare()
         *_, found = self._answers(
             answer,
             deadline_ms,

@@ -37,6 +37,15 @@ def text(value: str, what: str) -> str:
         raise RequestError(f"{what} must be a str, not {type(value).__name__}")
     if not value.strip():
         raise RequestError(f"{what} is empty; give at least one word")
+    return unicode(value, what)
+
+
+def unicode(value: str, what: str) -> str:
+    """A text that can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"{what} holds a lone surrogate at position {error.start}; send valid Unicode") from None
     return value
 
 
@@ -50,9 +59,10 @@ def texts(given: str | Sequence[str]) -> tuple[list[str], bool]:
 def strings(value: Iterable[str], what: str) -> list[str]:
     """A list of texts, be they empty."""
     found = sequence(value, what)
-    for one in found:
+    for i, one in enumerate(found):
         if not isinstance(one, str):
             raise RequestError(f"{what} must be a list of texts, not of {type(one).__name__}")
+        unicode(one, f"number {i} of {what}")
     return found
 
 
@@ -62,7 +72,7 @@ def pairs(value: Iterable[tuple[str, str]], what: str) -> list[tuple[str, str]]:
     for i, pair in enumerate(sequence(value, what)):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise RequestError(f"{what} must be (text, label) pairs; number {i} is {brief(pair)}")
-        found.append((pair[0], pair[1]))
+        found.append((unicode(pair[0], f"number {i} of {what}"), unicode(pair[1], f"number {i} of {what}")))
     return found
 
 
@@ -75,7 +85,7 @@ def template(value: str | None, *places: str, what: str = "template") -> str | N
     for place in places:
         if place not in value:
             raise RequestError(f"the {what} must hold {place}")
-    return value
+    return unicode(value, f"the {what}")
 
 
 def path(value: str | os.PathLike[str], what: str) -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from millis.engine.request import Request
 from millis.tasks import checks
 from millis.tasks.calibration import CONTENT_FREE, Calibration, contextual, fit_temperature
-from millis.tasks.labels import Example, Question, chosen
+from millis.tasks.labels import Example, Question, check_labelled, chosen
 from millis.types import Classification, RequestError, brief, number
 
 if TYPE_CHECKING:
@@ -50,7 +50,13 @@ class Classifier:
             raise RequestError(f"calibration must be 'contextual' or a Calibration, not {brief(calibration)}")
         if multi and calibration is not None:
             raise RequestError("multi and a calibration exclude each other; leave one of them out")
+        self._asked = False
         self.calibration = self._contextual() if isinstance(calibration, str) else calibration
+
+    def prepare(self) -> None:
+        """Computes the question, unless that was done: no deadline that its texts can keep has room for it, too."""
+        if not self._asked:
+            self.log_probabilities(CONTENT_FREE[-1])
 
     def classify(self, texts: Sequence[str], deadline_ms: float | None = None) -> list[Classification]:
         """One answer a text. Texts share steps; the deadline is each one's, from the call."""
@@ -77,9 +83,7 @@ class Classifier:
         if self._multi:
             raise RequestError("a calibration is for labels that exclude each other; leave out multi")
         samples = checks.pairs(samples, "samples")
-        unknown = [label for _, label in samples if label not in self.labels]
-        if unknown:
-            raise RequestError(f"a labelled text has the label {unknown[0]!r}, which is none of the labels")
+        check_labelled(samples, self.labels)
         bias = self._contextual()
         rows = [bias.apply(self.labels, self.log_probabilities(text)) for text, _ in samples]
         right = [self.labels.index(label) for _, label in samples]
@@ -89,6 +93,7 @@ class Classifier:
         """Of each label (nats), before any calibration."""
         request = self._submit(text, None, None)
         self._lm.engine.wait(request)
+        self._asked = True
         return self._values(request)
 
     def _contextual(self) -> Calibration:

@@ -40,7 +40,7 @@ def read_labelled(
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from None
     if skipped is None and left_out.count:
-        raise RequestError(left_out.summary())
+        raise RequestError(f"{left_out.summary()}; mend the file")
     return [(text, label) for _, text, label in found]
 
 

@@ -11,7 +11,7 @@ from millis.engine.schema import of_a_type
 from millis.tasks import checks
 from millis.tasks.ask import ask
 from millis.tasks.language import language
-from millis.types import Completion, FinishReason, RequestError, Timings, brief
+from millis.types import Completion, FinishReason, GrammarError, RequestError, Timings, brief
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel
@@ -49,7 +49,7 @@ def extract(
     given, single = checks.texts(texts)
     deadline_ms = checks.deadline(deadline_ms)
     form, read = _form(schema)
-    shown = json.dumps(form, ensure_ascii=False)
+    shown = _shown(form)
     own = checks.template(instruction, "{text}", what="instruction")
     prompts = [
         text.join((_ASKED[language(text)] if own is None else own).replace("{schema}", shown).split("{text}"))
@@ -60,6 +60,14 @@ def extract(
     return found[0] if single else found
 
 
+def _shown(form: Any) -> str:
+    try:
+        text = json.dumps(form, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise GrammarError(f"the schema cannot be written as JSON: {error}") from None
+    return checks.unicode(text, "the schema")
+
+
 def _form(schema: Any) -> tuple[Any, Callable[[str], Any]]:
     """A JSON schema, and what reads an answer."""
     if isinstance(schema, str):
@@ -67,6 +75,8 @@ def _form(schema: Any) -> tuple[Any, Callable[[str], Any]]:
             schema = json.loads(schema)
         except (ValueError, RecursionError) as error:
             raise RequestError(f"the schema is not JSON: {error}") from None
+        if not isinstance(schema, (dict, bool)):
+            raise RequestError(f"a JSON schema is an object, true or false, not {brief(schema)}")
     if isinstance(schema, (Mapping, bool)):
         return schema, json.loads
     wanted = f"a schema is a mapping, JSON text or a type that pydantic knows, not {brief(schema)}"

@@ -165,7 +165,10 @@ class Index:
         """
         with self._lock:
             known = self._store.documents()
-            new = {d.id: d for d in from_values(documents)}
+            new: dict[str, Document] = {}
+            for document in from_values(documents):
+                if new.setdefault(document.id, document) != document:
+                    raise RequestError(f"two documents have the id {brief(document.id)}; give each its own")
             deleted = list(dict.fromkeys(checks.strings(delete, "the ids to delete")))
             unknown = [id for id in deleted if id not in known or id in new]
             if unknown:

@@ -121,6 +121,13 @@ def chosen(
     return best if best in enough else None, enough
 
 
+def check_labelled(samples: Sequence[Example], labels: Sequence[str]) -> None:
+    """RequestError: a text has a label that is none of `labels`."""
+    for _, label in samples:
+        if label not in labels:
+            raise RequestError(f"a labelled text has the label {label!r}, which is none of the labels")
+
+
 def shown(labels: Sequence[str]) -> list[str]:
     """Labels as the model sees them: identifiers such as card_arrival are words to it, unless two became the same."""
     words = [" ".join(label.replace("_", " ").split()) for label in labels]

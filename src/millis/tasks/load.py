@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 from millis import hub
 from millis.config import Precision
 from millis.models.load import is_encoder, is_seq2seq
+from millis.tasks import checks
 from millis.tasks.encoder import Encoder
 from millis.tasks.model import LanguageModel
 from millis.tasks.readable import check_readable
@@ -64,6 +65,7 @@ def load(
     """
     from millis.hub.bar import Bar
 
+    checks.path(name, "a model's name")
     with Bar() as bar:
         path = hub.resolve(str(name), bar, None, check_readable)
         kind = Encoder if is_encoder(path) else Seq2Seq if is_seq2seq(path) else LanguageModel

@@ -81,15 +81,43 @@ class TaskMethods:
         length_normalized: a label's score is the mean over its tokens, not their sum. template: the question, with
         {text} and, if wanted, {labels} and {examples} in it.
 
-        The question up to the text is computed once and cached; then one forward computes a text and all labels.
+        The question up to the text is computed once and cached; then one forward computes a text and all labels. The
+        first call with these labels and a deadline does so beforehand.
         """
         given, single = checks.texts(texts)
         deadline_ms = checks.deadline(deadline_ms)
+        made = self.classifier(
+            labels,
+            examples=examples,
+            calibration=calibration,
+            multi=multi,
+            abstain=abstain,
+            length_normalized=length_normalized,
+            template=template,
+        )
+        if deadline_ms is not None:
+            cast("LanguageModel", self).prepare_deadlines(deadline_ms)
+            made.prepare()
+        found = made.classify(given, deadline_ms)
+        return found[0] if single else found
+
+    def classifier(
+        self,
+        labels: Sequence[str],
+        *,
+        examples: Sequence[Example] = (),
+        calibration: Calibration | str | None = None,
+        multi: bool = False,
+        abstain: float | None = None,
+        length_normalized: bool = False,
+        template: str | None = None,
+    ) -> Classifier:
+        """What `classify` asks with these labels, made when they first come."""
         labels, examples = checks.strings(labels, "labels"), checks.pairs(examples, "examples")
         template = checks.template(template)
         abstain = None if abstain is None else number("abstain", abstain, 0, 1)
         key = (tuple(labels), tuple(examples), bool(multi), abstain, bool(length_normalized), template)
-        made = self._classifier(
+        return self._classifier(
             (*key, calibration if isinstance(calibration, str) else repr(calibration)),
             lambda: Classifier(
                 cast("LanguageModel", self),
@@ -102,10 +130,6 @@ class TaskMethods:
                 template=template,
             ),
         )
-        if deadline_ms is not None:
-            cast("LanguageModel", self).prepare_deadlines(deadline_ms)
-        found = made.classify(given, deadline_ms)
-        return found[0] if single else found
 
     def calibrate(self, samples: Sequence[Example], labels: Sequence[str], **options: Any) -> Calibration:
         """A calibration for `classify` with these labels, from (text, label) pairs: contextual, with a temperature.
