@@ -1,0 +1,55 @@
+"""Matrices that files keep as one, as the parts that plans run: gate and up, q, k and v (granitemoehybrid, phi3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from millis.models.config import ModelConfig
+from millis.models.tensor import Tensor
+from millis.types import FormatError
+
+# How the name of a whole ends → how those of its parts do: two for gate and up, three for q, k and v.
+_FOLDER = {
+    "shared_mlp.input_linear.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "self_attn.qkv_proj.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
+}
+_PHI3 = {
+    "ffn_up.weight": ("ffn_gate.weight", "ffn_up.weight"),
+    "attn_qkv.weight": ("attn_q.weight", "attn_k.weight", "attn_v.weight"),
+}
+
+
+def folder_parts(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The tensors of a Hugging Face folder, each part a view of its whole. FormatError: rows that do not fit."""
+    return _parted(tensors, config, _FOLDER)
+
+
+def phi3_parts(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The same of a GGUF file of phi3, without the factors of its rotation, which are in the configuration."""
+    return _parted({name: t for name, t in tensors.items() if not name.startswith("rope_factors_")}, config, _PHI3)
+
+
+def _parted(
+    tensors: Mapping[str, Tensor], config: ModelConfig, wholes: Mapping[str, tuple[str, ...]]
+) -> dict[str, Tensor]:
+    kv = config.kv_heads * config.head_dim
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        end = next((end for end in wholes if name.endswith(f".{end}")), None)
+        if end is None:
+            found[name] = tensor
+            continue
+        parts = wholes[end]
+        rows = (config.ffn, config.ffn) if len(parts) == 2 else (config.heads * config.head_dim, kv, kv)
+        if tensor.shape != (sum(rows), config.hidden):
+            raise FormatError(f"the tensor {name!r} must be {sum(rows)} × {config.hidden}, not {tensor.shape}")
+        row_bytes, at = tensor.nbytes // sum(rows), 0
+        for part, count in zip(parts, rows, strict=True):
+            whole = name.removesuffix(end) + part
+            if whole in found or whole in tensors and whole != name:
+                raise FormatError(f"the tensor {whole!r} is there twice, alone and as a part of {name!r}")
+            data = tensor.data[at : at + count * row_bytes]
+            found[whole] = Tensor(whole, tensor.type, (count, config.hidden), data)
+            at += count * row_bytes
+    return found
