@@ -256,7 +256,7 @@ def test_windows_of_phi3_and_files_that_cannot_be(tmp_path: Path) -> None:
         config_of(tmp_path, "phi3", tensors=factors)
     with pytest.raises(FormatError, match="longrope's short factor must be a positive number"):
         config_of(tmp_path, "phi3", tensors=factors | {"rope_factors_short.weight": np.zeros(8)})
-    with pytest.raises(FormatError, match="attn_qkv.weight' must be 128 × 64, not"):
+    with pytest.raises(FormatError, match="attn_qkv.weight' must be a matrix of 128 rows, not"):
         config_of(tmp_path, "phi3", tensors={"blk.1.attn_qkv.weight": (96, HIDDEN)})
     with pytest.raises(FormatError, match="attn_q.weight' is there twice"):
         config_of(tmp_path, "phi3", tensors={"blk.0.attn_q.weight": (64, HIDDEN)})

@@ -30,26 +30,38 @@ def phi3_parts(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, 
     return _parted({name: t for name, t in tensors.items() if not name.startswith("rope_factors_")}, config, _PHI3)
 
 
+def part_names(name: str) -> list[str]:
+    """The names of what a folder's tensor of this name holds: of its parts, or its own."""
+    end = _end(name, _FOLDER)
+    return [name] if end is None else [name.removesuffix(end) + part for part in _FOLDER[end]]
+
+
+def split(tensor: Tensor, config: ModelConfig, wholes: Mapping[str, tuple[str, ...]] = _FOLDER) -> list[Tensor]:
+    """The parts of a tensor that has some. FormatError: it has not as many rows as they have together."""
+    end = _end(tensor.name, wholes) or ""
+    parts, kv = wholes[end], config.kv_heads * config.head_dim
+    rows = (config.ffn, config.ffn) if len(parts) == 2 else (config.heads * config.head_dim, kv, kv)
+    if len(tensor.shape) != 2 or tensor.shape[0] != sum(rows):
+        raise FormatError(f"the tensor {tensor.name!r} must be a matrix of {sum(rows)} rows, not {tensor.shape}")
+    row_bytes, at, found = tensor.nbytes // sum(rows), 0, []
+    for part, count in zip(parts, rows, strict=True):
+        data = tensor.data[at : at + count * row_bytes]
+        found.append(Tensor(tensor.name.removesuffix(end) + part, tensor.type, (count, tensor.shape[1]), data))
+        at += count * row_bytes
+    return found
+
+
+def _end(name: str, wholes: Mapping[str, tuple[str, ...]]) -> str | None:
+    return next((end for end in wholes if name.endswith(f".{end}")), None)
+
+
 def _parted(
     tensors: Mapping[str, Tensor], config: ModelConfig, wholes: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Tensor]:
-    kv = config.kv_heads * config.head_dim
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        end = next((end for end in wholes if name.endswith(f".{end}")), None)
-        if end is None:
-            found[name] = tensor
-            continue
-        parts = wholes[end]
-        rows = (config.ffn, config.ffn) if len(parts) == 2 else (config.heads * config.head_dim, kv, kv)
-        if tensor.shape != (sum(rows), config.hidden):
-            raise FormatError(f"the tensor {name!r} must be {sum(rows)} × {config.hidden}, not {tensor.shape}")
-        row_bytes, at = tensor.nbytes // sum(rows), 0
-        for part, count in zip(parts, rows, strict=True):
-            whole = name.removesuffix(end) + part
-            if whole in found or whole in tensors and whole != name:
-                raise FormatError(f"the tensor {whole!r} is there twice, alone and as a part of {name!r}")
-            data = tensor.data[at : at + count * row_bytes]
-            found[whole] = Tensor(whole, tensor.type, (count, config.hidden), data)
-            at += count * row_bytes
+        for part in split(tensor, config, wholes) if _end(name, wholes) else [tensor]:
+            if part.name in found or part.name in tensors and part.name != name:
+                raise FormatError(f"the tensor {part.name!r} is there twice, alone and as a part of {name!r}")
+            found[part.name] = part
     return found
