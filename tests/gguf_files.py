@@ -58,6 +58,11 @@ def shapes(architecture: str) -> dict[str, tuple[int, ...]]:
     else:
         layer |= {"attn_q.weight": (q, HIDDEN), "attn_k.weight": (kv, HIDDEN), "attn_v.weight": (kv, HIDDEN)}
         layer |= {"ffn_gate.weight": (FFN, HIDDEN)}
+    if architecture == "phi3":
+        layer = {
+            name: shape for name, shape in layer.items() if name[:6] not in ("attn_q", "attn_k", "attn_v", "ffn_ga")
+        }
+        layer |= {"attn_qkv.weight": (q + 2 * kv, HIDDEN), "ffn_up.weight": (2 * FFN, HIDDEN)}
     if architecture == "qwen2":
         layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
     if architecture in ("qwen3", "gemma3"):
@@ -74,7 +79,7 @@ def write_tiny(
     tensors: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Writes the tiny model with `keys` and `tensors` (name → shape) amended; returns the values written."""
+    """Writes the tiny model with `keys` and `tensors` (name → shape, or values) amended; returns the values written."""
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (settings(architecture) | dict(keys or {})).items():
         if value is not DROP:
@@ -84,7 +89,8 @@ def write_tiny(
     for name, shape in (shapes(architecture) | dict(tensors or {})).items():
         if shape is DROP:
             continue
-        values[name] = rng.normal(0, 0.1, shape).astype(np.float32)
+        given = shape if isinstance(shape, np.ndarray) else rng.normal(0, 0.1, shape)
+        values[name] = given.astype(np.float32)
         if values[name].ndim == 2 and name.startswith("blk."):
             packed = gguf.quants.quantize(values[name], gguf.GGMLQuantizationType.Q8_0)
             values[name] = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)

@@ -24,6 +24,7 @@ from transformers import (
     GraniteMoeHybridConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
     SmolLM3Config,
@@ -76,6 +77,13 @@ YARN_ROPE = {
     "attention_factor": 1.3,
     "beta_fast": 8.0,
 }
+LONGROPE = {  # of heads of 16; the original context is PHI3's
+    "rope_type": "longrope",
+    "rope_theta": 5000.0,
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [1.0 + 2.0 * i for i in range(8)],
+}
+PHI3 = {"original_max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 LOCAL_ROPE = {"rope_type": "default", "rope_theta": 100.0}
 GEMMA3 = {
     "num_hidden_layers": 7,  # the sixth attends to all
@@ -118,6 +126,7 @@ TINY = {  # name → configuration of a tiny model
     "qwen3": lambda: Qwen3Config(**SIZES, num_hidden_layers=2, rope_parameters=ROPE, tie_word_embeddings=True),
     "gemma3": lambda: Gemma3TextConfig(**SIZES, **GEMMA3),
     "mistral": lambda: MistralConfig(**SIZES, num_hidden_layers=2, sliding_window=None, rope_parameters=YARN_ROPE),
+    "phi3": lambda: Phi3Config(**SIZES | {"head_dim": 16}, **PHI3, num_hidden_layers=2, rope_parameters=ROPE),
     "granite": lambda: GraniteConfig(**SIZES | {"head_dim": 16}, **GRANITE, tie_word_embeddings=True),
     "granitemoehybrid": lambda: GraniteMoeHybridConfig(**SIZES | {"head_dim": 16}, **GRANITE, **HYBRID),
     "smollm3": lambda: SmolLM3Config(**SIZES, **SMOLLM3, num_hidden_layers=5, rope_parameters=ROPE),

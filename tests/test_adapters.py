@@ -29,6 +29,7 @@ from test_export import save, tiny_tokenizer
 
 ISAS = _native.supported_isas()
 GPT2 = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
+PHI3 = {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]}
 
 
 def ints(values: Any) -> np.ndarray:
@@ -56,7 +57,7 @@ class Made:
         self.theirs = tiny_model(name)
         self.theirs.save_pretrained(folder / "model")
         self.model = load_model(folder / "model")
-        self.folder, self.settings = folder, GPT2 if name == "gpt2" else {}
+        self.folder, self.settings = folder, {"gpt2": GPT2, "phi3": PHI3}.get(name, {})
 
     def adapter(self, name: str, **settings: Any) -> tuple[Any, Any]:
         """(its weights as read, transformers' model with it merged)."""
@@ -77,7 +78,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "phi3", "qwen2", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2"])
 def test_logits_are_those_of_merged_weights(name: str, isa: str, made: Callable[[str], Made]) -> None:
     tiny = made(name)
     weights, merged = tiny.adapter("one", rank=5)
@@ -91,6 +92,25 @@ def test_logits_are_those_of_merged_weights(name: str, isa: str, made: Callable[
             np.testing.assert_allclose(got, want, atol=3e-4 * np.abs(want).max())
             plain = next_logits(tiny.theirs, tokens)
             assert np.abs(got - plain).max() > 0.1 * np.abs(want).max(), "an adapter that changes nothing shows nothing"
+
+
+@pytest.mark.parametrize("rows", [127, 128])
+def test_parts_of_phi3_that_do_not_fit(rows: int, made: Callable[[str], Made]) -> None:
+    """127 rows for q, k and v together; and q by itself, too."""
+    tiny = made("phi3")
+    tiny.adapter("bad")
+    file, stem = tiny.folder / "bad" / "adapter_model.safetensors", "base_model.model.model.layers.0.self_attn."
+    tensors = load_file(file)
+    tensors[f"{stem}qkv_proj.lora_B.weight"] = np.zeros((rows, 4), np.float32)
+    if rows == 128:
+        tensors[f"{stem}q_proj.lora_A.weight"] = tensors[f"{stem}qkv_proj.lora_A.weight"]
+    save_file(tensors, file)
+    settings = json.loads((tiny.folder / "bad" / "adapter_config.json").read_text())
+    settings["target_modules"] += ["q_proj"]
+    (tiny.folder / "bad" / "adapter_config.json").write_text(json.dumps(settings))
+    message = "a matrix of 128 rows, not" if rows == 127 else "changes .*q_proj.weight twice"
+    with pytest.raises(FormatError, match=message):
+        read_adapter(tiny.folder / "bad", tiny.model.checkpoint.config)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -14,6 +14,7 @@ import pytest
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
+from gguf_files import write_tiny
 from millis.models.config import RopeScaling
 from millis.models.gguf_metadata import config_metadata, gguf_checkpoint
 from millis.models.load import build_plan, read_checkpoint
@@ -221,6 +222,17 @@ def test_windows_and_scalings_that_no_key_says(tmp_path: Path) -> None:
     yarn = RopeScaling(kind="yarn", factor=4.0)
     with pytest.raises(FormatError, match="yarn of gemma3"):
         config_metadata(replace(turned, architecture="gemma3", rotated=(), rope_scaling=yarn))
+
+
+def test_phi3_from_a_gguf_file_and_its_longrope_are_not_exported(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "a.gguf", "phi3")
+    with pytest.raises(FormatError, match="a.gguf is a GGUF file of phi3, .* give the model's Hugging Face folder"):
+        export_gguf(read_checkpoint(tmp_path / "a.gguf"), tmp_path / "out.gguf")
+    tiny_model("phi3").save_pretrained(tmp_path)
+    checkpoint = read_checkpoint(tmp_path)
+    scaling = RopeScaling(kind="longrope", factor=2.0, short_factors=(1.0,) * 8, long_factors=(2.0,) * 8)
+    with pytest.raises(FormatError, match="longrope cannot be said in the GGUF file of a llama"):
+        gguf_checkpoint(replace(checkpoint, config=replace(checkpoint.config, rope_scaling=scaling)))
 
 
 def test_keys_are_those_of_the_gguf_package(tmp_path: Path) -> None:

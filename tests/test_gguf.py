@@ -11,13 +11,30 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
+import transformers
 
-from gguf_files import ARCHITECTURES, CONTEXT, DROP, FFN, HIDDEN, LAYERS, VOCAB, shapes, write_tiny
+from gguf_files import (
+    ARCHITECTURES,
+    CONTEXT,
+    DROP,
+    FFN,
+    HEAD_DIM,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    LAYERS,
+    VOCAB,
+    shapes,
+    write_tiny,
+)
 from gguf_peer import peer
 from millis.models.config import ModelConfig, RopeScaling
 from millis.models.gguf import parse_gguf, read_gguf
 from millis.models.gguf_values import StringArray
+from millis.models.load import build_plan
 from millis.models.mapped import map_file
+from millis.models.oracle import Oracle
 from millis.models.tensors_expected import expected_shapes
 from millis.types import FormatError, ModelError
 
@@ -185,6 +202,66 @@ def test_yarn(tmp_path: Path) -> None:
     assert config_of(tmp_path, "llama", **keys).rope_scaling == replace(plain, **given)
 
 
+def phi3_peer(values: dict[str, np.ndarray], rope: dict[str, Any]) -> Any:
+    """The tiny file's model in transformers."""
+    names = {"attn_norm": "input_layernorm", "attn_qkv": "self_attn.qkv_proj", "attn_output": "self_attn.o_proj"}
+    names |= {"ffn_norm": "post_attention_layernorm", "ffn_up": "mlp.gate_up_proj", "ffn_down": "mlp.down_proj"}
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": FFN, "num_hidden_layers": LAYERS, "vocab_size": VOCAB}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS, "max_position_embeddings": CONTEXT}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "original_max_position_embeddings": 16}
+    config = transformers.Phi3Config(**sizes, **heads, **special, rope_parameters=rope, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    state = {"model.embed_tokens.weight": values["token_embd.weight"], "lm_head.weight": values["token_embd.weight"]}
+    state["model.norm.weight"] = values["output_norm.weight"]
+    for index in range(LAYERS):
+        for ours, theirs in names.items():
+            state[f"model.layers.{index}.{theirs}.weight"] = values[f"blk.{index}.{ours}.weight"]
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    return model
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_phi3_matches_transformers(scaled: bool, tmp_path: Path) -> None:
+    """Its factors are tensors of the file; the context decides which are used."""
+    keys = {
+        ".rope.dimension_count": HEAD_DIM,
+        ".rope.scaling.original_context_length": 16,
+        ".attention.sliding_window": 99,
+    }
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 5e4}
+    rng = np.random.default_rng(0)
+    tensors = {name: rng.normal(0, 0.5, shape) for name, shape in shapes("phi3").items()}
+    if scaled:
+        short, long = np.linspace(1, 1.5, HEAD_DIM // 2), np.linspace(1, 9, HEAD_DIM // 2)
+        rope |= {"rope_type": "longrope", "attention_factor": 1.2}
+        rope |= {"short_factor": short.tolist(), "long_factor": long.tolist()}
+        keys |= {".rope.scaling.attn_factor": 1.2}
+        tensors |= {"rope_factors_short.weight": short, "rope_factors_long.weight": long}
+    values = write_tiny(tmp_path / "a.gguf", "phi3", keys, tensors)
+    checkpoint = read_gguf(tmp_path / "a.gguf")
+    assert checkpoint.config.architecture == "llama" and checkpoint.config.windows == ()
+    model = phi3_peer(values, rope)
+    for context, ids in ((16, list(range(12))), (CONTEXT, list(range(28)))):
+        logits = Oracle(build_plan(checkpoint, context), checkpoint.tensors).logits(ids)
+        with torch.inference_mode():
+            wanted = model(torch.tensor([ids])).logits[0].numpy()
+        assert wanted.std() > 0.3
+        np.testing.assert_allclose(logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_windows_of_phi3_and_files_that_cannot_be(tmp_path: Path) -> None:
+    assert config_of(tmp_path, "phi3", __attention__sliding_window=8).windows == (8,) * LAYERS
+    factors = {"rope_factors_long.weight": (8,)}
+    with pytest.raises(FormatError, match="rope_factors_short.weight must list factors"):
+        config_of(tmp_path, "phi3", tensors=factors)
+    with pytest.raises(FormatError, match="longrope's short factor must be a positive number"):
+        config_of(tmp_path, "phi3", tensors=factors | {"rope_factors_short.weight": np.zeros(8)})
+    with pytest.raises(FormatError, match="attn_qkv.weight' must be a matrix of 128 rows, not"):
+        config_of(tmp_path, "phi3", tensors={"blk.1.attn_qkv.weight": (96, HIDDEN)})
+    with pytest.raises(FormatError, match="attn_q.weight' is there twice"):
+        config_of(tmp_path, "phi3", tensors={"blk.0.attn_q.weight": (64, HIDDEN)})
+
+
 def test_scales_of_granite(tmp_path: Path) -> None:
     config = config_of(tmp_path, "granite")
     assert (config.embedding_scale, config.residual_scale, config.logit_scale) == (6.0, 0.25, 4.0)
@@ -245,7 +322,7 @@ def test_attention_scale(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"general__architecture": "mamba"}, "'mamba' is not one of llama, qwen2, qwen3, gemma3, granite"),
+    ("llama", {"general__architecture": "mamba"}, "'mamba' is not one of llama, phi3, qwen2, qwen3, gemma3"),
     ("llama", {"general__architecture": "qwen2"}, "the key qwen2.embedding_length is missing"),
     ("llama", {"general__type": "adapter"}, "the file holds a 'adapter', not a model"),
     ("llama", {"split__count": 3}, "one of 3 parts"),

@@ -61,6 +61,15 @@ LLAMA3_ROPE = {
 }
 
 
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0 + i for i in range(8)],
+    "original_max_position_embeddings": 16,
+}
+
+
 def tiny(kind: str, **changes: Any) -> transformers.PreTrainedModel:
     """A random model of a few thousand weights; norm weights and biases random as well."""
     torch.manual_seed(0)
@@ -70,6 +79,7 @@ def tiny(kind: str, **changes: Any) -> transformers.PreTrainedModel:
         "qwen3": lambda: transformers.Qwen3Config(**SIZES, head_dim=32, **changes),
         "gemma3": lambda: transformers.Gemma3TextConfig(**SIZES, head_dim=16, sliding_window=8, **changes),
         "mistral": lambda: transformers.MistralConfig(**SIZES, **changes),
+        "phi3": lambda: transformers.Phi3Config(**SIZES, pad_token_id=0, **changes),
         "granite": lambda: transformers.GraniteConfig(**SIZES, **GRANITE, **changes),
         "granitemoehybrid": lambda: transformers.GraniteMoeHybridConfig(**SIZES, **HYBRID, **changes),
         "smollm3": lambda: transformers.SmolLM3Config(**SIZES, pad_token_id=0, **changes),
@@ -289,6 +299,45 @@ def test_rope_scaling(tmp_path: Path, form: int) -> None:
     assert config.rope_theta == 2e4 and config.rope_scaling == RopeScaling(kind="linear", factor=4.0)
 
 
+@pytest.mark.parametrize("name", ["su", "yarn", "longrope"])
+@pytest.mark.parametrize("form", [0, 1, 2], ids=["rope_parameters", "rope_scaling", "oldest"])
+def test_longrope(name: str, form: int, tmp_path: Path) -> None:
+    changes = rope_forms(LONGROPE | {"rope_type": name})[form] | {"original_max_position_embeddings": 32}
+    config = read_folder(saved(tmp_path, "phi3", ("rope_parameters",), **changes)).config
+    short, long = (1.0,) * 8, tuple(2.0 + i for i in range(8))
+    assert config.architecture == "llama" and config.rope_scaling == RopeScaling(
+        kind="longrope",
+        factor=2.0,
+        original_context=32,  # what stands beside the scaling comes first
+        attention_factor=math.sqrt(1 + math.log(2) / math.log(32)),
+        short_factors=short,
+        long_factors=long,
+    )
+
+
+def test_the_matrices_of_phi3(tmp_path: Path) -> None:
+    model = tiny("phi3", sliding_window=16)
+    model.save_pretrained(tmp_path)
+    checkpoint, layer = read_folder(tmp_path), model.model.layers[1]
+    assert checkpoint.config.windows == (16, 16) and checkpoint.config.rope_style == "half"
+    q, k, v, gate, up = (
+        checkpoint.tensors[f"blk.1.{name}.weight"].numpy()
+        for name in ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")
+    )
+    assert (q.shape, k.shape, gate.shape) == ((64, 64), (32, 64), (96, 64))
+    assert np.array_equal(np.vstack([q, k, v]), layer.self_attn.qkv_proj.weight.detach().numpy())
+    assert np.array_equal(np.vstack([gate, up]), layer.mlp.gate_up_proj.weight.detach().numpy())
+
+
+def test_a_part_that_is_there_twice(tmp_path: Path) -> None:
+    weights = dict(tiny("phi3").state_dict())
+    tiny("phi3").save_pretrained(tmp_path)
+    weights["model.layers.0.self_attn.q_proj.weight"] = torch.zeros(64, 64)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(FormatError, match="q_proj.weight' is there twice, alone and as a part of"):
+        read_folder(tmp_path)
+
+
 def test_windows_of_qwen2(tmp_path: Path) -> None:
     kinds = ["full_attention", "sliding_attention"]
     changes = {"use_sliding_window": True, "sliding_window": 16, "layer_types": kinds}
@@ -330,24 +379,32 @@ def test_layers_of_smollm3_that_are_not_rotated(tmp_path: Path) -> None:
     assert twice.rotated == (True, False)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "smollm3", "ernie4_5", "granite"])
+@pytest.mark.parametrize("kind", ["mistral", "phi3", "smollm3", "ernie4_5", "granite"])
 def test_defaults_are_those_of_transformers(kind: str) -> None:
     values = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"} | {"num_attention_heads": 16}
     config, tied = huggingface_config(values | {"model_type": kind}, kind)
-    theirs = transformers.AutoConfig.for_model(kind, **values)
+    theirs = transformers.AutoConfig.for_model(kind, **values, **({"pad_token_id": 0} if kind == "phi3" else {}))
     assert config.kv_heads == theirs.num_key_value_heads and config.norm_eps == theirs.rms_norm_eps
     assert config.head_dim == (getattr(theirs, "head_dim", None) or 64 // 16)
     assert config.rope_theta == theirs.rope_parameters["rope_theta"] and tied == theirs.tie_word_embeddings
 
 
 REFUSED = [
-    ("llama", {"model_type": "mamba"}, "the model type 'mamba' is not one of llama, mistral, qwen2"),
+    ("llama", {"model_type": "mamba"}, "the model type 'mamba' is not one of llama, mistral, phi3, qwen2"),
     ("llama", {"model_type": ["llama"]}, "model type"),
     ("llama", {"hidden_act": "relu"}, "the activation 'relu'"),
     ("llama", {"mlp_bias": True}, "sets mlp_bias to True"),
     ("llama", {"quantization_config": {"bits": 4}}, "sets quantization_config"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope scaling 'longrope'"),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "rope scaling 'dynamic'"),
+    ("llama", {"rope_parameters": LONGROPE | {"long_factor": None}}, "long_factor must list numbers, not None"),
+    ("llama", {"rope_parameters": LONGROPE | {"long_factor": [1.0, True]}}, "long_factor must list numbers"),
+    ("llama", {"rope_parameters": LONGROPE | {"short_factor": [1.0] * 7}}, "needs 8 short factors .*, not 7"),
+    ("llama", {"rope_parameters": LONGROPE | {"short_factor": [0.0] * 8}}, "short factor must be a positive number"),
+    ("llama", {"rope_parameters": LONGROPE | {"attention_factor": 0}}, "attention_factor must be a positive"),
+    ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
+    ("phi3", {"intermediate_size": 95}, "gate_up_proj.weight' must be a matrix of 190 rows"),
+    ("phi3", {"num_key_value_heads": 1}, "qkv_proj.weight' must be a matrix of 96 rows"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "sets truncate to False"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 0.5}}, "band is empty"),
     (
@@ -368,7 +425,7 @@ REFUSED = [
     ("granitemoehybrid", {"num_local_experts": 4}, "not one of 4 experts"),
     ("granitemoehybrid", {"num_local_experts": None}, "num_local_experts is missing"),
     ("granitemoehybrid", {"layer_types": ["attention", "mamba"]}, r"the layers \['attention', 'mamba'\]"),
-    ("granitemoehybrid", {"shared_intermediate_size": 95}, "must be 190 × 64"),
+    ("granitemoehybrid", {"shared_intermediate_size": 95}, "must be a matrix of 190 rows"),
     ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers must list 0 or 1 for 2 layers"),
     ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "every 0th"),
     ("smollm3", {"use_sliding_window": True, "layer_types": None}, "without layer_types"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from millis.models.oracle import Oracle
 from millis.models.plan import Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
 from millis.models.tensor import Tensor
 from millis.types import RequestError
-from reference import LLAMA3_ROPE, TINY, greedy, next_logits, real_reference, tiny_model
+from reference import LLAMA3_ROPE, LONGROPE, TINY, folder_model, greedy, next_logits, real_reference, tiny_model
 
 PROMPT = np.random.default_rng(1).integers(0, 96, 40).tolist()
 
@@ -95,6 +96,24 @@ def test_windowed_mistral_matches_transformers(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, next_logits(model, PROMPT), atol=1e-4, rtol=1e-5)
     everything = replace(checkpoint, config=replace(checkpoint.config, windows=()))
     assert np.abs(oracle_logits(everything, PROMPT) - logits).max() > 0.05
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_longrope_beyond_the_original_context_matches_transformers(window: int | None, tmp_path: Path) -> None:
+    """The context decides: a text of 100 tokens has the short factors in one of 128, the long ones in one of 256."""
+    tiny_model("phi3").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"rope_parameters": LONGROPE, "sliding_window": window}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = folder_model(tmp_path)
+    checkpoint, prompt = read_checkpoint(tmp_path), PROMPT * 4
+    assert checkpoint.config.rope_scaling is not None and len(prompt) == 160
+    long = oracle_logits(checkpoint, prompt, 256)
+    np.testing.assert_allclose(long, next_logits(model, prompt), atol=2e-4, rtol=1e-4)
+    short = oracle_logits(checkpoint, prompt[:100], 128)
+    np.testing.assert_allclose(short, next_logits(model, prompt[:100]), atol=1e-4, rtol=1e-5)
+    assert np.abs(short - long[:100]).max() > 0.05
+    assert load_model(tmp_path).plan.context == 128, "unless a longer one is asked for"
 
 
 def test_granite_without_rotation_matches_transformers(tmp_path: Path) -> None:

@@ -152,14 +152,17 @@ def test_files_that_end_early_or_were_changed() -> None:
         (b"\x0a\x03\x0a\x01\xff", "a piece is not UTF-8"),
         (b"\x0a\x03\x0a\x01a", "one unknown piece, not 0"),
         (b"\x0a\x05\x0a\x01a\x18\x02" * 2, "each of them once"),
-        (b"\x0a\x05\x0a\x01a\x18\x02\x12\x02\x18\x02", "of the kind unigram only"),
+        (b"\x0a\x05\x0a\x01a\x18\x02\x12\x02\x18\x02", "a BPE model stands where a unigram"),
+        (b"\x0a\x05\x0a\x01a\x18\x02\x12\x02\x18\x03", "of the kinds unigram and BPE"),
+        (b"\x0a\x05\x0a\x01a\x18\x02\x12\x03\xc0\x01\x01", "white space behind words"),
+        (b"\x0a\x05\x0a\x01a\x18\x02\x1a\x02\x28\x00", "or left as it is"),
         (b"\x0a\x05\x0a\x01a\x18\x02\x0a\x05\x0a\x01b\x18\x04", "user-defined pieces"),
         (b"\x0a\x0a\x0a\x01a\x18\x02\x15\x00\x00\xc0\x7f", "no finite score"),
     ],
 )
 def test_files_that_are_no_model(data: bytes, fault: str) -> None:
     with pytest.raises(FormatError, match=fault):
-        parse_spm(data)
+        Unigram(parse_spm(data))
 
 
 @pytest.mark.parametrize(
@@ -190,5 +193,5 @@ def test_t5_folders_that_cannot_be(extra: Any, tmp_path: Path) -> None:
 
 
 def test_a_folder_without_any_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="from tokenizer.json, spiece.model or source.spm"):
+    with pytest.raises(FormatError, match="from tokenizer.json, tokenizer.model, spiece.model or source.spm"):
         Tokenizer.from_folder(tmp_path)

@@ -39,6 +39,7 @@ class _Rules:
     alternatives: dict[str, list[Sequence]] = field(default_factory=dict)
     suffixes: dict[str, str] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    ignored: str = ""  # a symbol that may stand between any two
 
 
 def continuations(source: str, json_text: Callable[[str], str], most: int) -> list[str]:
@@ -49,12 +50,13 @@ def continuations(source: str, json_text: Callable[[str], str], most: int) -> li
     rules = _parsed(source, json_text)
     _shorten(rules)
     follows = _follows(rules)
+    gaps = dict.fromkeys(("", rules.texts.get(rules.ignored, "")))  # a gap ends a pattern that matches what follows
     found: dict[str, None] = {}
     left = MOST_IN_ALL
     for name, alternatives in rules.alternatives.items():
         for sequence in alternatives if name in follows else ():
             if left > 0 and (text := _text(rules, name, sequence)) is not None:
-                some = [ending + follows[name] for ending in ("", *endings(text, most))]
+                some = [gap + ending + follows[name] for ending in ("", *endings(text, most)) for gap in gaps]
                 found |= dict.fromkeys(some)
                 left -= sum(map(len, some))
     return sorted(filter(None, found), key=len)
@@ -71,6 +73,8 @@ def _parsed(source: str, json_text: Callable[[str], str]) -> _Rules:
         if found["skipped"]:
             for name in re.findall(r"[A-Z_]+", token if token.startswith("%import") else ""):
                 rules.texts.setdefault(name, _COMMON.get(name, "a"))
+            if token.startswith("%ignore"):
+                rules.ignored = _terminal(rules, token.removeprefix("%ignore").strip())
         elif name := found["rule"]:
             open_rules = [name]
             rules.alternatives[name] = [[]]

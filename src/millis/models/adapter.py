@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from millis.models.config import PERMUTED, ModelConfig
 from millis.models.gguf import parse_gguf
 from millis.models.huggingface import gguf_name
 from millis.models.mapped import map_file, read_json
+from millis.models.parts import part_names, split
 from millis.models.safetensors import read_safetensors
 from millis.models.tensor import Tensor
 from millis.models.tensors_expected import expected_shapes
@@ -99,7 +100,16 @@ def _from_folder(path: Path, config: ModelConfig) -> tuple[Pair, ...]:
         module, half = match[1].removeprefix(_PREFIX), match[2]
         if targets is not None and not any(module == t or module.endswith(f".{t}") for t in targets):
             raise FormatError(f"the tensor {name!r} belongs to none of the target_modules")
-        halves.setdefault(gguf_name(f"{module}.weight", config.architecture) or name, {})[half] = tensor
+        weight = f"{module}.weight"
+        names = part_names(weight)
+        # Of a matrix that is run in parts, each has its own rows of B, and all have the same A.
+        several = half == "B" and len(names) > 1
+        values = split(replace(tensor, name=weight), config) if several else [tensor] * len(names)
+        for part, value in zip(names, values, strict=True):
+            both = halves.setdefault(gguf_name(part, config.architecture) or name, {})
+            if half in both:
+                raise FormatError(f"the adapter changes {part} twice, alone and as a part of another matrix")
+            both[half] = value
     pairs = _pairs(halves, config, lambda _: scale)
     for pair in pairs:
         if len(pair.a) != rank:

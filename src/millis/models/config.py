@@ -17,14 +17,17 @@ PERMUTED: tuple[Architecture, ...] = ("llama", "granite", "smollm3")
 class RopeScaling:
     """How rotary frequencies are stretched beyond the trained context."""
 
-    kind: Literal["linear", "llama3", "yarn"]
+    kind: Literal["linear", "llama3", "yarn", "longrope"]
     factor: float
     low_freq_factor: float = 1.0  # llama3 only
     high_freq_factor: float = 4.0  # llama3 only
-    original_context: int = 8192  # llama3 and yarn
+    original_context: int = 8192  # all but linear
     beta_fast: float = 32.0  # yarn only
     beta_slow: float = 1.0  # yarn only
-    attention_factor: float = 1.0  # yarn only: by which cosines and sines are multiplied
+    attention_factor: float = 1.0  # yarn and longrope: by which cosines and sines are multiplied
+    # longrope only: what each frequency is divided by, in contexts up to the original one and in longer ones.
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

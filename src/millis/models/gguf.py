@@ -53,7 +53,8 @@ def read_gguf(path: Path) -> Checkpoint:
     data = map_file(path)
     try:
         metadata, tensors = parse_gguf(data)
-        return Checkpoint(path=path, config=gguf_config(metadata, tensors), tensors=tensors, metadata=metadata)
+        config, parts = gguf_config(metadata, tensors)
+        return Checkpoint(path=path, config=config, tensors=parts, metadata=metadata)
     except FormatError as error:
         raise FormatError(f"{path.name}: {error}") from None
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from millis.models.config import Architecture, ModelConfig, RopeScaling
 from millis.models.gguf_values import StringArray
+from millis.models.parts import phi3_parts
 from millis.models.rope import yarn_attention_factor
 from millis.models.tensor import Tensor
 from millis.models.tensors_expected import MOST_LAYERS, check_config, check_tensors
@@ -92,8 +93,8 @@ def _scalar(metadata: Mapping[str, Any], key: str, default: Any = None) -> Any:
     return value
 
 
-def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> ModelConfig:
-    """The configuration, checked against the tensors' names and shapes. Raises FormatError."""
+def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+    """The configuration, and the tensors in the parts that it calls for, all checked. Raises FormatError."""
     architecture = _scalar(metadata, "general.architecture")
     if not isinstance(architecture, str) or architecture not in _SPECIFIC:
         raise FormatError(f"the architecture {_short(architecture)} is not one of {', '.join(_SPECIFIC)}")
@@ -102,13 +103,16 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> M
     known, specific = _SPECIFIC[architecture]
     fields = _common(settings) | specific(settings)
     fields["vocab"] = _vocab(settings, metadata, tensors)
+    if architecture == "phi3" and "rope_factors_long.weight" in tensors:
+        fields["rope_scaling"] = _longrope(settings, tensors)
     fields["attention_bias"] = architecture in ("qwen2", "gpt2") or "blk.0.attn_q.bias" in tensors
     name = metadata.get("general.name")
     config = ModelConfig(architecture=known, name=name if isinstance(name, str) else "", **fields)
     settings.refuse_others()
     check_config(config)
+    tensors = phi3_parts(tensors, config) if architecture == "phi3" else tensors
     check_tensors(config, tensors)
-    return config
+    return config, tensors
 
 
 def _check_whole_model(metadata: Mapping[str, Any]) -> None:
@@ -190,6 +194,29 @@ def _llama(settings: _Settings) -> dict[str, Any]:
     return _rotary(settings) | {"rope_style": "interleaved"}
 
 
+def _phi3(settings: _Settings) -> dict[str, Any]:
+    layers, window = _layers(settings), settings.whole("attention.sliding_window", 0)
+    return _rotary(settings) | {"windows": (window,) * layers if 0 < window < settings.whole("context_length") else ()}
+
+
+def _longrope(settings: _Settings, tensors: Mapping[str, Tensor]) -> RopeScaling:
+    """Of the attention factor, no other is recommended where the file names none."""
+    context, factors = settings.whole("context_length"), []
+    original = settings.whole("rope.scaling.original_context_length", context)
+    for name in ("rope_factors_short.weight", "rope_factors_long.weight"):
+        if name not in tensors or len(tensors[name].shape) != 1:
+            raise FormatError(f"{name} must list factors; convert the model again")
+        factors.append(tuple(tensors[name].numpy().tolist()))
+    return RopeScaling(
+        kind="longrope",
+        factor=context / max(original, 1),
+        original_context=original,
+        attention_factor=settings.real("rope.scaling.attn_factor", 1.0),
+        short_factors=factors[0],
+        long_factors=factors[1],
+    )
+
+
 def _granite(settings: _Settings) -> dict[str, Any]:
     """llama.cpp rotates unless `rope.scaling.finetuned` is false, which means something else of other models."""
     rotates = settings.get("rope.scaling.finetuned")
@@ -252,6 +279,7 @@ def _gpt2(settings: _Settings) -> dict[str, Any]:
 
 _SPECIFIC: dict[str, tuple[Architecture, Callable[[_Settings], dict[str, Any]]]] = {
     "llama": ("llama", _llama),
+    "phi3": ("llama", _phi3),
     "qwen2": ("qwen2", _rotary),
     "qwen3": ("qwen3", _rotary),
     "gemma3": ("gemma3", _gemma3),

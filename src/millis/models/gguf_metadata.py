@@ -109,6 +109,8 @@ def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     tensor.
     """
     config, scaling = checkpoint.config, checkpoint.config.rope_scaling
+    if scaling is not None and scaling.kind == "longrope":
+        raise FormatError("longrope cannot be said in the GGUF file of a llama, as which phi3 is written")
     if scaling is not None and scaling.kind == "llama3" and config.architecture != "llama":
         raise FormatError(f"llama3's rope scaling of a {config.architecture} model cannot be said in a GGUF file")
     if checkpoint.metadata or config.architecture not in PERMUTED:

@@ -1,8 +1,8 @@
 """A Hugging Face folder (config.json and safetensors) as a Checkpoint under GGUF's names.
 
 Tensors stay mapped but for two kinds that GGUF stores otherwise: gpt2's matrices, which its Conv1D holds as
-(inputs, outputs), and gemma's norm weights, to which its formula adds one. Of granitemoehybrid's two matrices that are
-stored as one, each is a part of what is mapped.
+(inputs, outputs), and gemma's norm weights, to which its formula adds one. Of matrices that granitemoehybrid and phi3
+store as one, each is a part of what is mapped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from millis.models.checkpoint import Checkpoint
 from millis.models.config import ModelConfig
 from millis.models.huggingface_config import huggingface_config
 from millis.models.mapped import read_json
+from millis.models.parts import folder_parts
 from millis.models.safetensors import read_folder_tensors
 from millis.models.tensor import Tensor
 from millis.models.tensors_expected import check_tensors
@@ -62,7 +63,6 @@ _OUTSIDE_LAYERS = {
     "wpe": "position_embd",
     "ln_f": "output_norm",
 }
-_GATE_AND_UP = "shared_mlp.input_linear.weight"  # granitemoehybrid's
 _LAYER = re.compile(r"(?:(?:model\.)?layers|h)\.(0|[1-9][0-9]{0,3})\.(.+)\.(weight|bias)")
 # Constants that older files carry along, and the parts of a multimodal model that make no text.
 _NOT_WEIGHTS = re.compile(
@@ -85,7 +85,7 @@ def read_folder(path: Path) -> Checkpoint:
         config, tied = huggingface_config(values, path.resolve().name)
         if reader_folder.is_decoder(values):
             config, tied = reader_folder.decoder(config, values, path), True
-        tensors = _renamed(_parted(read_folder_tensors(path), config), config)
+        tensors = _renamed(folder_parts(read_folder_tensors(path), config), config)
         if tied:
             tensors.pop("output.weight", None)  # a copy of the embedding, if it was stored at all
         elif "output.weight" not in tensors:
@@ -94,22 +94,6 @@ def read_folder(path: Path) -> Checkpoint:
     except FormatError as error:
         raise FormatError(f"{path.name}: {error}") from None
     return Checkpoint(path=path, config=config, tensors=tensors)
-
-
-def _parted(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """With gate and up, of which granitemoehybrid keeps the rows in one matrix, as two."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if config.architecture != "granite" or not name.endswith(_GATE_AND_UP):
-            found[name] = tensor
-            continue
-        rows, stem = tensor.shape[0] // 2, name.removesuffix(_GATE_AND_UP)
-        if tensor.shape != (2 * config.ffn, config.hidden):
-            raise FormatError(f"the tensor {name!r} must be {2 * config.ffn} × {config.hidden}, not {tensor.shape}")
-        for part, data in zip(("gate", "up"), tensor.data.reshape(2, -1), strict=True):
-            whole = f"{stem}mlp.{part}_proj.weight"
-            found[whole] = Tensor(whole, tensor.type, (rows, config.hidden), data)
-    return found
 
 
 def _renamed(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

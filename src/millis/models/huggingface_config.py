@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from millis.models.config import Architecture, ModelConfig, RopeScaling
-from millis.models.rope import yarn_attention_factor
+from millis.models.rope import longrope_attention_factor, yarn_attention_factor
 from millis.models.tensors_expected import MOST_LAYERS, check_config
 from millis.types import FormatError
 
 _TYPES: dict[str, Architecture] = {
     "llama": "llama",
     "mistral": "llama",
+    "phi3": "llama",  # whose matrices are stored in fewer parts
     "qwen2": "qwen2",
     "qwen3": "qwen3",
     "gemma3_text": "gemma3",
@@ -43,6 +44,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 # transformers' defaults of configurations whose published files may leave them out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "phi3": {"original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
     "smollm3": {"num_key_value_heads": 4, "rope_theta": 2e6},
     "ernie4_5": {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 5e5},
     "granitemoehybrid": {"num_local_experts": 8, "shared_intermediate_size": 1024},
@@ -186,7 +188,32 @@ def _scaling(scaling: Settings, settings: Settings) -> RopeScaling | None:
         )
     if kind == "yarn":
         return _yarn(scaling, settings)
-    raise FormatError(f"config.json: the rope scaling {kind!r:.40} is not one of default, linear, llama3, yarn")
+    if kind == "longrope":
+        return _longrope(scaling, settings)
+    raise FormatError(
+        f"config.json: the rope scaling {kind!r:.40} is not one of default, linear, llama3, yarn, longrope"
+    )
+
+
+def _longrope(scaling: Settings, settings: Settings) -> RopeScaling:
+    context, key = settings.whole("max_position_embeddings"), "original_max_position_embeddings"
+    original = settings.whole(key, scaling.whole(key, context))
+    factor = scaling.real("factor", context / max(original, 1))
+    return RopeScaling(
+        kind="longrope",
+        factor=factor,
+        original_context=original,
+        attention_factor=scaling.real("attention_factor", longrope_attention_factor(factor, original)),
+        short_factors=_factors(scaling, "short_factor"),
+        long_factors=_factors(scaling, "long_factor"),
+    )
+
+
+def _factors(scaling: Settings, key: str) -> tuple[float, ...]:
+    values = scaling.get(key)
+    if not isinstance(values, list) or not all(type(value) in (int, float) and abs(value) < 1e30 for value in values):
+        raise FormatError(f"config.json: {key} must list numbers, not {values!r:.40}")
+    return tuple(map(float, values))
 
 
 def _yarn(scaling: Settings, settings: Settings) -> RopeScaling:
@@ -243,8 +270,18 @@ def _mistral(settings: Settings) -> dict[str, Any]:
         raise FormatError(f"config.json: {layers} layers that attend to {window} positions make no sense")
     said = settings.get("layer_types")
     if said is not None and said != ["sliding_attention" if window else "full_attention"] * layers:
-        raise FormatError("config.json: all of mistral's layers attend to a window or none; its layer_types differ")
+        raise FormatError("config.json: all of its layers attend to a window or none; its layer_types differ")
     return fields | {"windows": (window,) * layers if window and window < fields["context"] else ()}
+
+
+def _phi3(settings: Settings) -> dict[str, Any]:
+    """Older files call longrope su or yarn."""
+    given = dict(settings._values)
+    for key in ("rope_parameters", "rope_scaling"):
+        scaling = dict(settings.part(key)._values)
+        if (scaling.get("rope_type") or scaling.get("type")) in ("su", "yarn"):
+            given[key] = scaling | {"rope_type": "longrope"}
+    return _mistral(Settings(given))
 
 
 def _smollm3(settings: Settings) -> dict[str, Any]:
@@ -353,6 +390,7 @@ def _gpt2(settings: Settings) -> dict[str, Any]:
 _SPECIFIC: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "llama": _common,
     "mistral": _mistral,
+    "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen,
     "gemma3_text": _gemma3,

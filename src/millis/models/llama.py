@@ -1,7 +1,7 @@
 """Llama and its near relatives: pre-norm layers of rotary attention and a gated feed-forward network.
 
-One plan serves llama (Touvron et al., 2023) and mistral, qwen2 (biases on q, k and v), qwen3 (a norm on every q and k
-head), ernie4_5, smollm3 (layers that are not rotated) and granite (which scales what a layer adds, and more).
+One plan serves llama (Touvron et al., 2023), mistral and phi3, qwen2 (biases on q, k and v), qwen3 (a norm on every q
+and k head), ernie4_5, smollm3 (layers that are not rotated) and granite (which scales what a layer adds, and more).
 Buffers: x the residual stream, h its norm, qkv, a the attention's output, f the inside of the feed-forward network,
 s the selected rows, n their norm, logits.
 

@@ -49,7 +49,8 @@ class Model:
 
 def load_model(path: Path, context: int | None = None) -> Model:
     """Reads `path` and plans for sequences of `context` tokens (default: the model's own, up to DEFAULT_CONTEXT).
-    That of a model that reads, or of a t5, is what it was trained on where it says so.
+    That of a model that reads, or of a t5, is what it was trained on where it says so. That of longrope is the original
+    one, for in a longer one all texts are rotated otherwise.
 
     ModelError: nothing there, or an architecture we do not run. FormatError: a malformed file, or tensors that do not
     fit. RequestError: a context the model was not made for.
@@ -57,7 +58,9 @@ def load_model(path: Path, context: int | None = None) -> Model:
     checkpoint = read_checkpoint(path)
     if context is None:
         config = checkpoint.config
-        context = min(config.text_tokens or config.context, config.context, DEFAULT_CONTEXT)
+        scaling = config.rope_scaling
+        near = scaling.original_context if scaling is not None and scaling.kind == "longrope" else DEFAULT_CONTEXT
+        context = min(config.text_tokens or config.context, config.context, near, DEFAULT_CONTEXT)
     return Model(checkpoint, build_plan(checkpoint, context))
 
 

@@ -24,10 +24,10 @@ def rope_table(
     """[2, context, head_dim / 2] float32: cosine and sine of position · frequency, in radians.
 
     Frequency i is theta^(−2i / head_dim), then stretched by `scaling`, then divided by factors[i] where a file lists
-    them (GGUF's `rope_freqs.weight`). yarn multiplies cosines and sines by its attention factor, and so the scores by
-    its square. FormatError: factors that are not head_dim / 2 positive numbers.
+    them (GGUF's `rope_freqs.weight`). yarn and longrope multiply cosines and sines by their attention factor, and so
+    the scores by its square. FormatError: factors that are not head_dim / 2 positive numbers.
     """
-    turned = frequencies(head_dim, theta, scaling)
+    turned = frequencies(head_dim, theta, scaling, context)
     if factors is not None:
         if factors.shape != turned.shape or not np.all(np.isfinite(factors) & (factors > 0)):
             raise FormatError(f"rope_freqs.weight must hold {head_dim // 2} positive numbers; convert the model again")
@@ -41,10 +41,12 @@ def rope_table(
     return table
 
 
-def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> NDArray[np.float64]:
+def frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None = None, context: int = 0
+) -> NDArray[np.float64]:
     """[head_dim / 2]: by how much each pair of coordinates turns from one position to the next, in radians."""
     plain: NDArray[np.float64] = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-    return plain if scaling is None else _scaled(plain, theta, scaling)
+    return plain if scaling is None else _scaled(plain, theta, scaling, context)
 
 
 def yarn_attention_factor(factor: float, scale: float = 1.0) -> float:
@@ -52,13 +54,23 @@ def yarn_attention_factor(factor: float, scale: float = 1.0) -> float:
     return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
-def _scaled(frequencies: NDArray[np.float64], theta: float, scaling: RopeScaling) -> NDArray[np.float64]:
+def longrope_attention_factor(factor: float, original_context: int) -> float:
+    """What LongRoPE recommends for a context that is `factor` times the original one."""
+    return math.sqrt(1 + math.log(factor) / math.log(original_context)) if factor > 1 and original_context > 1 else 1.0
+
+
+def _scaled(frequencies: NDArray[np.float64], theta: float, scaling: RopeScaling, context: int) -> NDArray[np.float64]:
     """linear: all divided by the factor (Chen et al., 2023). llama3: only the slow ones, as Llama 3.1 defines it.
 
     Llama 3.1 counts the turns a frequency makes within the original context: above `high_freq_factor` turns it is
     kept, below `low_freq_factor` it is divided by the factor, and between the two it is interpolated. yarn (Peng
-    et al., 2023) bounds the same three parts by turns as well, then interpolates by the frequencies' numbers.
+    et al., 2023) bounds the same three parts by turns as well, then interpolates by the frequencies' numbers. longrope
+    (Ding et al., 2024) divides each by a factor of its own. transformers chooses for every text between the factors for
+    short ones and those for long ones; here the context that the plan is for decides, as in llama.cpp and vLLM.
     """
+    if scaling.kind == "longrope":
+        long = context > scaling.original_context
+        return frequencies / np.array(scaling.long_factors if long else scaling.short_factors, np.float64)
     if scaling.kind == "linear":
         return frequencies / scaling.factor
     if scaling.kind == "yarn":

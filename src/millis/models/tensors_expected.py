@@ -58,6 +58,15 @@ def check_config(config: ModelConfig) -> None:
             raise FormatError(f"{name} must lie in [1e-6, 1e6], not {getattr(config, name)}")
     if config.rope_scaling:
         _check_scaling(config.rope_scaling, config.rope_theta)
+        _check_factors(config.rope_scaling, config.head_dim // 2)
+
+
+def _check_factors(scaling: RopeScaling, count: int) -> None:
+    for name, factors in (("short", scaling.short_factors), ("long", scaling.long_factors)):
+        if scaling.kind == "longrope" and len(factors) != count:
+            raise FormatError(f"longrope needs {count} {name} factors for its frequencies, not {len(factors)}")
+        for factor in factors:
+            _check_positive(f"longrope's {name} factor", factor)
 
 
 def _check_encoder(config: ModelConfig, encoder: Stack) -> None:

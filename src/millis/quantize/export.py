@@ -35,6 +35,11 @@ def export_gguf(checkpoint: Checkpoint, path: Path) -> int:
 
 def exportable(checkpoint: Checkpoint) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint with tensors as a GGUF file has them, and the key-values of that file. FormatError as above."""
+    if checkpoint.metadata.get("general.architecture") == "phi3":
+        raise FormatError(
+            f"{checkpoint.path.name} is a GGUF file of phi3, whose matrices Millis reads in parts and does not put "
+            "together again; give the model's Hugging Face folder instead"
+        )
     if checkpoint.metadata:
         return checkpoint, exact_metadata(checkpoint.path)
     config = checkpoint.config

@@ -59,6 +59,7 @@ class Folder:
     ends: frozenset[int]
     special: Mapping[str, str]  # bos_token and eos_token, for the template
     template: str | None
+    later: Callable[[str], list[int]] | None = None  # of text behind a special token, where that is another
 
 
 def read_folder(path: Path) -> Folder:
@@ -85,7 +86,8 @@ def read_folder(path: Path) -> Folder:
         bos=bos,
         ends=ends_of(path, eos, control, backend.get_vocab_size()),
         special={name: text for name in ("bos_token", "eos_token") if (text := content(config.get(name)))},
-        template=_template(path, config),
+        template=template_of(path, config),
+        later=_later(backend),
     )
 
 
@@ -94,7 +96,8 @@ def _backend(path: Path) -> Backend:
 
     if not path.is_file():
         raise FormatError(
-            f"{path} is missing; Millis reads a folder's tokenizer from tokenizer.json, spiece.model or source.spm"
+            f"{path} is missing; Millis reads a folder's tokenizer from tokenizer.json, tokenizer.model, spiece.model "
+            "or source.spm"
         )
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise FormatError(f"{path} is larger than {_MAX_FILE_BYTES} bytes")
@@ -106,6 +109,20 @@ def _backend(path: Path) -> Backend:
         if type(error).__name__ != "PanicException":  # the library's own failure, outside Exception
             raise
         raise FormatError(f"{path} is not a tokenizer: {str(error)[:200]}") from None
+
+
+def _later(backend: Backend) -> FolderEncoder | None:
+    """Where a space is put before the first word only, the same without it."""
+    from tokenizers import Tokenizer as Backend
+
+    if backend.pre_tokenizer is None or b'"first"' not in backend.pre_tokenizer.__getstate__():
+        return None
+    content = json.loads(backend.to_str())
+    given = content["pre_tokenizer"]
+    for step in given.get("pretokenizers", [given]):
+        if step.get("prepend_scheme") == "first":
+            step["prepend_scheme"] = "never"
+    return FolderEncoder(Backend.from_str(json.dumps(content)))
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -161,7 +178,8 @@ def ends_of(path: Path, eos: int | None, control: Mapping[str, int], size: int) 
     return frozenset(ends)
 
 
-def _template(path: Path, config: Mapping[str, Any]) -> str | None:
+def template_of(path: Path, config: Mapping[str, Any]) -> str | None:
+    """The chat template of a folder, in a file of its own or in tokenizer_config.json. FormatError."""
     file = path / "chat_template.jinja"
     if file.is_file():
         if file.stat().st_size > _MAX_TEMPLATE_BYTES:

@@ -1,4 +1,4 @@
-"""SentencePiece's own files (spiece.model, source.spm): what of them says how a text becomes pieces.
+"""SentencePiece's own files (tokenizer.model, spiece.model, source.spm): what of them says how a text becomes pieces.
 
 They are protocol buffers (sentencepiece_model.proto): ModelProto {1: pieces, 2: trainer, 3: normalizer}, read here
 field by field, because a dozen of them are needed. A file is hostile until this module has read it.
@@ -11,20 +11,22 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from millis.tokenizer.vocabulary import MAX_ENTRIES, Kind
 from millis.types import FormatError
 
 _MAX_FILE_BYTES = 64 << 20
-_UNIGRAM = 1  # TrainerSpec.ModelType
+_MODELS: dict[int | bytes, Literal["unigram", "bpe"]] = {1: "unigram", 2: "bpe"}  # TrainerSpec.ModelType
 _VARINT, _DOUBLE, _BYTES, _FLOAT = 0, 1, 2, 5  # wire types
 Value = int | bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpmFile:
-    """A model of the kind unigram (Kudo, 2018)."""
+    """`model`: unigram (Kudo, 2018), or bpe, by score (Kudo and Richardson, 2018)."""
 
+    model: Literal["unigram", "bpe"]
     pieces: list[str]
     scores: list[float]
     kinds: list[int]  # Kind
@@ -32,6 +34,8 @@ class SpmFile:
     charsmap: bytes  # of the normalizer, empty for none
     prefix: bool  # a space is put before a text
     collapse: bool  # spaces at the ends go, runs of them become one
+    bos: str  # the pieces that begin and end a text, where there are such
+    eos: str
 
 
 def read_spm(path: Path) -> SpmFile:
@@ -67,16 +71,16 @@ def parse_spm(data: bytes) -> SpmFile:
             normalizer = dict(_fields(_as_bytes(value)))
     if not pieces or len(set(pieces)) != len(pieces):
         raise FormatError("its pieces must be there, each of them once")
-    if trainer.get(3, _UNIGRAM) != _UNIGRAM:
-        raise FormatError(
-            "Millis reads SentencePiece files of the kind unigram only; save the model with a tokenizer.json"
-        )
-    if trainer.get(24, 0) or Kind.USER_DEFINED in kinds:
-        raise FormatError("user-defined pieces and white space behind words are not supported; save a tokenizer.json")
+    model = _MODELS.get(trainer.get(3, 1))
+    if model is None:
+        raise FormatError("Millis reads SentencePiece models of the kinds unigram and BPE; save a tokenizer.json")
+    if trainer.get(24, 0) or not normalizer.get(5, 1):
+        raise FormatError("white space behind words, or left as it is, is not supported; save a tokenizer.json")
     unknown = [i for i, kind in enumerate(kinds) if kind == Kind.UNKNOWN]
     if len(unknown) != 1:
         raise FormatError(f"it must have one unknown piece, not {len(unknown)}")
     return SpmFile(
+        model=model,
         pieces=pieces,
         scores=scores,
         kinds=kinds,
@@ -84,6 +88,8 @@ def parse_spm(data: bytes) -> SpmFile:
         charsmap=_as_bytes(normalizer.get(2, b"")),
         prefix=bool(normalizer.get(3, 1)),
         collapse=bool(normalizer.get(4, 1)),
+        bos=_as_bytes(trainer.get(46, b"<s>")).decode(errors="replace"),
+        eos=_as_bytes(trainer.get(47, b"</s>")).decode(errors="replace"),
     )
 
 

@@ -1,4 +1,4 @@
-"""A folder's tokenizer.json as the tokenizer section of a GGUF file: byte-level BPE, or SentencePiece's by its merges.
+"""A folder's tokenizer as the tokenizer section of a GGUF file: tokenizer.json's byte-level BPE or SentencePiece's.
 
 What GGUF has no name for, a pre-tokenizer or an order of merges, is refused, so that no file splits texts otherwise
 than the folder did. The same ids for every text; what is left of differences for SentencePiece stands in
@@ -15,6 +15,7 @@ from typing import Any
 
 from millis.tokenizer.detokenize import BYTES
 from millis.tokenizer.folder import Folder, read_folder
+from millis.tokenizer.model_folder import MODEL, has_model, read_model, read_model_folder
 from millis.tokenizer.pre import FORMS, Form
 from millis.tokenizer.spm import SPACE
 from millis.tokenizer.spm_merges import scores_of
@@ -29,6 +30,8 @@ def tokenizer_metadata(path: Path, vocab: int) -> dict[str, Any]:
 
     FormatError: a malformed folder, or a tokenizer that a GGUF file cannot stand for.
     """
+    if has_model(Path(path)):
+        return _of_model(Path(path), vocab)
     folder = read_folder(Path(path))
     content = json.loads((Path(path) / "tokenizer.json").read_bytes())
     model = content["model"]
@@ -38,7 +41,7 @@ def tokenizer_metadata(path: Path, vocab: int) -> dict[str, Any]:
         raise FormatError(f"tokenizer.json: it has no merges, without which readers refuse a GGUF file; {_REMEDY}")
     tokens, kinds = _tokens(folder, content, vocab)
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-    found = {"tokens": tokens, "token_type": kinds, **_special(folder, content)}
+    found = {"tokens": tokens, "token_type": kinds, **_special(folder, "tokenizer.json")}
     if folder.spelling.style == "byte-level" and not model.get("byte_fallback"):
         found |= {"model": "gpt2", "pre": _pre(content), "merges": [" ".join(merge) for merge in merges]}
     else:
@@ -48,6 +51,35 @@ def tokenizer_metadata(path: Path, vocab: int) -> dict[str, Any]:
         found |= {"scores": _scores(merges, pieces, vocab)}
         if (unknown := model["vocab"].get(model.get("unk_token"))) is not None:
             found["unknown_token_id"] = unknown
+    metadata = {PREFIX + key: value for key, value in found.items()}
+    return metadata | ({} if folder.template is None else {"tokenizer.chat_template": folder.template})
+
+
+def _of_model(path: Path, vocab: int) -> dict[str, Any]:
+    """The same of a folder with a tokenizer.model, whose scores a GGUF file holds as they are."""
+    vocabulary, edges, file = read_model(path)
+    folder = read_model_folder(path)
+    more = vocab - len(vocabulary.tokens)
+    fault = (
+        "it is no BPE model" if file.model != "bpe"
+        else f"its special token {next(iter(edges))!r:.60} reaches over spaces" if edges
+        else "it puts a space before the first word only (\"legacy\": false)" if folder.later is not None
+        else None
+    )  # fmt: skip
+    if fault is not None:
+        raise FormatError(f"{MODEL}: {fault}, for which GGUF has no name; {_REMEDY}")
+    if more < 0:
+        raise FormatError(f"{MODEL} has {len(vocabulary.tokens)} tokens, the model's embedding {vocab} rows")
+    found = {
+        "model": "llama",
+        "pre": "default",
+        "tokens": vocabulary.tokens + [f"[PAD{token}]" for token in range(vocab - more, vocab)],
+        "token_type": vocabulary.kinds + [int(Kind.UNUSED)] * more,
+        "scores": vocabulary.scores + [0.0] * more,
+        "add_space_prefix": vocabulary.add_space_prefix,
+        "unknown_token_id": vocabulary.unknown,
+        **_special(folder, MODEL),
+    }
     metadata = {PREFIX + key: value for key, value in found.items()}
     return metadata | ({} if folder.template is None else {"tokenizer.chat_template": folder.template})
 
@@ -135,7 +167,7 @@ def _steps(content: Mapping[str, Any], name: str, parts: str) -> list[Any]:
     return list(given[parts]) if given.get("type") == "Sequence" else [given]
 
 
-def _special(folder: Folder, content: Mapping[str, Any]) -> dict[str, Any]:
+def _special(folder: Folder, name: str) -> dict[str, Any]:
     """Ids of special tokens, and whether they begin and end every text."""
     eos = folder.control_tokens.get(str(folder.special.get("eos_token")))
     others = sorted(folder.ends - {eos} - {folder.control_tokens.get(name) for name in END_NAMES})
@@ -143,13 +175,13 @@ def _special(folder: Folder, content: Mapping[str, Any]) -> dict[str, Any]:
     if len(others) > len(keys):
         raise FormatError(f"{len(folder.ends)} tokens end an answer, more than a GGUF file can name")
     if ordinary := [token for token in others if token not in folder.spelling.control]:
-        raise FormatError(f"eos_token_id names token {ordinary[0]}, which is ordinary text in tokenizer.json")
+        raise FormatError(f"eos_token_id names token {ordinary[0]}, which is ordinary text in {name}")
     found: dict[str, Any] = {} if eos is None else {"eos_token_id": eos}
     found |= dict(zip(keys, others, strict=False))
     if folder.bos is not None:
         found["bos_token_id"] = folder.bos
     if folder.prefix not in ([], [folder.bos]) or folder.suffix not in ([], [eos]):
-        raise FormatError(f"tokenizer.json: what it puts around a text is more than BOS and EOS; {_REMEDY}")
+        raise FormatError(f"{name}: what it puts around a text is more than BOS and EOS; {_REMEDY}")
     return found | {"add_bos_token": bool(folder.prefix), "add_eos_token": bool(folder.suffix)}
 
 

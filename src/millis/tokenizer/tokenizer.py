@@ -6,7 +6,7 @@ for them; in a chat the template's special tokens are special and those inside t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +34,13 @@ class Tokenizer:
         bos: int | None,
         eos: frozenset[int],
         chat: Chat,
+        later: Callable[[str], list[int]] | None = None,
         limit: int | None = None,
     ) -> None:
         self.bos = bos
         self.eos = eos  # every id that ends an answer
         self._encoder = encoder
+        self._later = later or encoder  # of text behind a special token
         self._spelling = spelling
         self._control = control
         self._prefix = list(prefix)
@@ -81,14 +83,17 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: Path | str) -> Tokenizer:
-        """From a Hugging Face folder with a tokenizer.json, spiece.model or source.spm.
+        """From a Hugging Face folder with a tokenizer.json, tokenizer.model, spiece.model or source.spm.
 
         FormatError names the file that is at fault.
         """
         from millis.tokenizer.folder import read_folder
+        from millis.tokenizer.model_folder import has_model, read_model_folder
         from millis.tokenizer.spm_folder import has_spm, read_spm_folder
 
-        folder = read_spm_folder(Path(path)) if has_spm(Path(path)) else read_folder(Path(path))
+        path = Path(path)
+        read = read_spm_folder if has_spm(path) else read_model_folder if has_model(path) else read_folder
+        folder = read(path)
         control = _control_tokens(folder.control_tokens)
         return cls(
             encoder=folder.encoder,
@@ -99,6 +104,7 @@ class Tokenizer:
             bos=folder.bos,
             eos=folder.ends,
             chat=Chat(folder.template, folder.special, control),
+            later=folder.later,
         )
 
     @property
@@ -143,12 +149,7 @@ class Tokenizer:
         a control token as that token. RequestError if `text` holds a lone surrogate.
         """
         _check_text(text)
-        ids: list[int] = []
-        for part in self._control.split(text) if parse_special else [text]:
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids.extend(self._encoder(part))
+        ids = self._ids(self._control.split(text) if parse_special else [text])
         return self._checked([*self._prefix, *ids, *self._suffix] if add_special else ids)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
@@ -175,14 +176,19 @@ class Tokenizer:
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> list[int]:
         """The ids of `chat_text`, where only the template's own special tokens are special."""
-        ids: list[int] = []
         text, sentinel = self._chat.guarded_text(messages, kwargs)
-        for part in self._control.split(text):
+        parts = self._control.split(text)
+        return self._checked(self._ids(part.replace(sentinel, "") if isinstance(part, str) else part for part in parts))
+
+    def _ids(self, parts: Iterable[str | int]) -> list[int]:
+        """Of stretches of text, and the special tokens between them."""
+        ids: list[int] = []
+        for part in parts:
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids.extend(self._encoder(part.replace(sentinel, "")))
-        return self._checked(ids)
+                ids.extend((self._later if ids else self._encoder)(part))
+        return ids
 
     def _checked(self, ids: list[int]) -> list[int]:
         if self._limit is not None and max(ids, default=0) >= self._limit:
@@ -207,6 +213,7 @@ class Tokenizer:
             bos=self.bos,
             eos=self.eos,
             chat=self._chat,
+            later=self._later,
             limit=size,
         )
 

@@ -24,6 +24,9 @@ class Unigram:
     """Splits texts into pieces. FormatError where the model cannot be run."""
 
     def __init__(self, file: SpmFile) -> None:
+        if file.model != "unigram" or Kind.USER_DEFINED in file.kinds:
+            fault = "a BPE model stands" if file.model != "unigram" else "user-defined pieces are not supported"
+            raise FormatError(f"{fault} where a unigram model is expected; save the model with a tokenizer.json")
         self._unknown = file.unknown
         self._spoken = [kind in (Kind.NORMAL, Kind.UNUSED) for kind in file.kinds]
         bytes_of = {
