@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from millis.config import ServerConfig
+from millis.server.answering import Answering
 from millis.server.api.errors import ApiError, deadline_exceeded, internal, invalid
+from millis.server.api.job import Job
 from millis.server.client import EngineClient, Lost, Mailbox
 from millis.server.exchange import Answer, ClientGone
-from millis.server.messages import LENGTH, MAX_FRAME_BYTES, Batch, Cancel, Failed, Frames, Stats, Submit, Tokens, frame
+from millis.server.messages import (
+    LENGTH,
+    MAX_FRAME_BYTES,
+    Batch,
+    Cancel,
+    Failed,
+    Frames,
+    Stats,
+    Submit,
+    Tokens,
+    Vectors,
+    frame,
+)
 from millis.server.metrics import Metrics
 from millis.server.served import Model
 from millis.server.service import LONG_BYTES, Service, predicted_ms
@@ -159,3 +175,32 @@ def test_a_large_answer_holds_up_no_other(size: int) -> None:
     service.close()
     assert json.loads(sent) == data
     assert beats > 10 if size else beats < 5  # a short one is not worth a thread
+
+
+@pytest.mark.parametrize("words", [1, LONG_BYTES])
+def test_a_long_question_is_tokenized_in_a_thread(words: int) -> None:
+    here, tokenized = threading.current_thread(), []
+
+    class Words:
+        around: tuple[list[int], list[int]] = ([], [])
+
+        def encode(self, text: str) -> list[int]:
+            tokenized.append(threading.current_thread())
+            return [1] * len(text.split())
+
+    class Embedder(EngineClient):
+        def submit(self, work: Any, mailbox: Mailbox) -> None:
+            assert work.prompts == ((1,) * min(words, 8),)
+            mailbox.put(Vectors(work.id, np.ones(2, np.float32).tobytes(), (1, 2), Timings()))
+
+    client = Embedder("e", {})
+    client.info = cast(Any, SimpleNamespace(context=8))
+    client._ready.set()
+    embedder = Model("e", Path("e"), client, Metrics("e"), reads=True)
+    embedder.tokenizer = cast(Any, Words())
+    service = Service(ServerConfig(), [embedder])
+    answer = Answering(service, "answer", {"tenant": "", "request_id": "1", "headers": []}, cast(Any, None))
+    job = Job(endpoint="answer", kind="generate", model=None, prompts=())
+    vector = asyncio.run(answer._vector(cast(Any, SimpleNamespace(embedder=embedder)), job, "word " * words))
+    service.close()
+    assert vector.tolist() == [1, 1] and (tokenized == [here]) == (words == 1)
