@@ -58,7 +58,8 @@ def test_the_early_estimate_grows_with_what_is_in_the_way() -> None:
 def test_figures_go_on_where_a_new_engine_begins_at_nought() -> None:
     metrics = Metrics("m")
     for steps in (10, 25, 5, 6):
-        metrics.observe(Stats(at_s=0.0, steps=steps, compiled=steps, waiting=3, unprepared=2, kv_used=1, kv_total=4))
+        totals = {"steps": steps, "compiled": steps, "prefix_queries": 2 * steps, "prefix_hits": steps}
+        metrics.observe(Stats(at_s=0.0, waiting=3, unprepared=2, kv_used=1, kv_total=4, **totals))
     metrics.restarted(1)
     metrics.finish(Timings(prompt_tokens=7, cached_tokens=3, completion_tokens=2), "deadline", 0.2, -0.1)
     metrics.refuse("overloaded")
@@ -70,8 +71,8 @@ def test_figures_go_on_where_a_new_engine_begins_at_nought() -> None:
         'millis:num_requests_unprepared{model_name="m"} 2.0',
         'millis:engine_restarts_total{model_name="m"} 1.0',
         'millis:kv_cache_usage_perc{model_name="m"} 0.25',
-        'millis:prefix_cache_queries_total{model_name="m"} 7.0',
-        'millis:prefix_cache_hits_total{model_name="m"} 3.0',
+        'millis:prefix_cache_queries_total{model_name="m"} 62.0',
+        'millis:prefix_cache_hits_total{model_name="m"} 31.0',
         'millis:deadlines_missed_total{model_name="m"} 1.0',
         'millis:deadlines_landed_total{model_name="m"} 1.0',
         'millis:request_success_total{finished_reason="deadline",model_name="m"} 1.0',

@@ -86,6 +86,7 @@ class Worker:
         again: a handful of steps; requests wait for this process to take the place of one that ended.
         """
         request = self.engine.submit([0], SamplingParams(max_tokens=WARM_TOKENS, ignore_eos=True))
+        request.caches = False
         while request.finish_reason is None:
             self.engine.step()
         prepared = self._preparer.submit(self._grammars.prepare)
@@ -224,6 +225,7 @@ class Worker:
             return
         self._stats_s = now
         load, costs, chunk = self.engine.load(), self.engine.costs, self.engine.runner.max_tokens
+        prefix = self.engine.scheduler.prefix
         with self._changed:
             unprepared = len(self._unprepared)
         self.send(
@@ -235,6 +237,8 @@ class Worker:
                 compiled=self._grammars.compiled,
                 kv_used=load.pages - load.free_pages,
                 kv_total=load.pages,
+                prefix_queries=0 if prefix is None else prefix.queried_tokens,
+                prefix_hits=0 if prefix is None else prefix.hit_tokens,
                 drafted=self._drafted,
                 accepted=self._accepted,
                 preemptions=load.preemptions,
