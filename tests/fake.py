@@ -112,6 +112,16 @@ class FakeRunner:
         said = [next_token(texts[int(row)]) for row in rows]
         return np.array([-abs(int(t) - s) for t, s in zip(targets, said, strict=True)], np.float32)
 
+    def hidden(self, batch: Batch) -> np.ndarray:
+        """[T, 2] behind every token what the fake model says next, and 1."""
+        self.batches.append([int(n) for n in batch.lengths])
+        said = [
+            next_token(sequence[: start + i + 1])
+            for sequence, start, length in zip(self._sequences(batch), batch.starts, batch.lengths, strict=True)
+            for i in range(length)
+        ]
+        return np.array([[one, 1] for one in said], np.float32)
+
     def copy_page(self, source: int, target: int) -> None:
         self.memory[target] = self.memory[source]
 

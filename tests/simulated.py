@@ -52,6 +52,7 @@ class TimedRunner:
         self.pages, self.max_tokens, self.max_sequences = pages, max_tokens, max_sequences
         self.random = random.Random(seed)
         self.steps: list[tuple[float, list[int]]] = []  # milliseconds, lengths
+        self.hidden_ms: list[float] = []  # of those that read texts for vectors
         self.advance: Callable[[float], None] = lambda until_s: setattr(clock, "now", until_s)
 
     def sampler(self, params: SamplingParams, prompt: Sequence[int]) -> Any:
@@ -83,6 +84,11 @@ class TimedRunner:
     def score_tree(self, batch: Batch, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
         self._take(len(batch.tokens), len(set(rows)), int(batch.starts.sum()), [int(n) for n in batch.lengths])
         return np.zeros(len(targets), np.float32)
+
+    def hidden(self, batch: Batch) -> np.ndarray:
+        self._take(len(batch.tokens), 0, int(batch.starts.sum()), [int(n) for n in batch.lengths])
+        self.hidden_ms.append(self.steps[-1][0])
+        return np.ones((len(batch.tokens), 1), np.float32)
 
     def score(self, batch: Batch, targets: np.ndarray) -> np.ndarray:
         self._take(len(batch.tokens), len(batch.tokens), int(batch.starts.sum()), [len(batch.tokens)])

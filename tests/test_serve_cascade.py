@@ -23,6 +23,7 @@ from millis.server.api.endpoints import ROUTES
 from millis.server.api.job import Endpoint
 from millis.server.cascading import Cascading
 from millis.server.client import EngineClient, Lost, Mailbox
+from millis.server.exchange import Answer
 from millis.server.messages import EngineInfo, Failed, Refused, Stats, Submit, Tokens
 from millis.server.metrics import Metrics
 from millis.server.served import Model
@@ -188,6 +189,17 @@ def test_the_larger_answer_is_taken_where_it_came_whole(large: Script | None, fi
     assert sum(figures.count(one) for one in failures) == (
         why in ("no time", "not whole") or bool(large and why == "failed")
     )
+
+
+def test_one_timer_watches_the_deadline_of_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = []
+    watch = Cascading.watch_deadline
+    monkeypatch.setattr(Answer, "watch_deadline", lambda self, job: watched.append(self) or watch(self, job))
+    _, answer, _, _ = asked({"small": says("a"), "large": silent}, BODY | {"deadline_ms": 120})
+    assert answer["timings"]["why"] == "not whole" and len(watched) == 1
+    scripts = {"small": says("a", reason="deadline"), "large": says("b")}
+    _, answer, engines, _ = asked(scripts, BODY | {"deadline_ms": 5000})
+    assert (answer["model"], answer["timings"]["why"]) == ("small", "no time") and not engines["large"].asked
 
 
 def test_every_model_of_three_may_be_the_one_that_is_sure_enough() -> None:

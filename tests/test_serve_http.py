@@ -97,6 +97,20 @@ def test_seeds_repeat_and_logprobs_come_with_every_token(server: Server) -> None
     assert all(len(one["top_logprobs"]) == 2 and one["logprob"] <= 0 for one in content)
 
 
+def test_tokens_looked_up_in_the_prefix_cache_are_counted_and_no_others(server: Server) -> None:
+    def counted() -> tuple[float, float]:
+        return server.metric("prefix_cache_queries_total"), server.metric("prefix_cache_hits_total")
+
+    until(lambda: idle(server))
+    queries, hits = counted()
+    scored = {"model": "m", "prompt": "A river of words. " * 8, "max_tokens": 0, "echo": True, "logprobs": 1}
+    assert server.json("/v1/completions", scored)[0] == 200  # all of its tokens are computed
+    said = [server.chat("Which rivers flow east?", max_tokens=2)[1]["usage"] for _ in range(2)]
+    cached = [one["prompt_tokens_details"]["cached_tokens"] for one in said]
+    assert 0 < cached[1] < said[1]["prompt_tokens"]
+    until(lambda: counted() == (queries + sum(one["prompt_tokens"] for one in said), hits + sum(cached)))
+
+
 def test_labels_are_scored_and_texts_tokenized(server: Server) -> None:
     body = {"model": "m", "input": ["I love it", "I hate it"], "labels": ["positive", "negative"]}
     status, answer = server.json("/v1/classify", body)

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from millis.config import ServerConfig
+from millis.server.answering import Answering
 from millis.server.api.errors import ApiError, deadline_exceeded, internal, invalid
+from millis.server.api.job import Job
 from millis.server.client import EngineClient, Lost, Mailbox
 from millis.server.exchange import Answer, ClientGone
-from millis.server.messages import LENGTH, MAX_FRAME_BYTES, Batch, Cancel, Failed, Frames, Stats, Submit, Tokens, frame
+from millis.server.messages import (
+    LENGTH,
+    MAX_FRAME_BYTES,
+    Batch,
+    Cancel,
+    Failed,
+    Frames,
+    Stats,
+    Submit,
+    Tokens,
+    Vectors,
+    frame,
+)
 from millis.server.metrics import Metrics
 from millis.server.served import Model
 from millis.server.service import LONG_BYTES, Service, predicted_ms
@@ -42,7 +58,8 @@ def test_the_early_estimate_grows_with_what_is_in_the_way() -> None:
 def test_figures_go_on_where_a_new_engine_begins_at_nought() -> None:
     metrics = Metrics("m")
     for steps in (10, 25, 5, 6):
-        metrics.observe(Stats(at_s=0.0, steps=steps, compiled=steps, waiting=3, unprepared=2, kv_used=1, kv_total=4))
+        totals = {"steps": steps, "compiled": steps, "prefix_queries": 2 * steps, "prefix_hits": steps}
+        metrics.observe(Stats(at_s=0.0, waiting=3, unprepared=2, kv_used=1, kv_total=4, **totals))
     metrics.restarted(1)
     metrics.finish(Timings(prompt_tokens=7, cached_tokens=3, completion_tokens=2), "deadline", 0.2, -0.1)
     metrics.refuse("overloaded")
@@ -54,8 +71,8 @@ def test_figures_go_on_where_a_new_engine_begins_at_nought() -> None:
         'millis:num_requests_unprepared{model_name="m"} 2.0',
         'millis:engine_restarts_total{model_name="m"} 1.0',
         'millis:kv_cache_usage_perc{model_name="m"} 0.25',
-        'millis:prefix_cache_queries_total{model_name="m"} 7.0',
-        'millis:prefix_cache_hits_total{model_name="m"} 3.0',
+        'millis:prefix_cache_queries_total{model_name="m"} 62.0',
+        'millis:prefix_cache_hits_total{model_name="m"} 31.0',
         'millis:deadlines_missed_total{model_name="m"} 1.0',
         'millis:deadlines_landed_total{model_name="m"} 1.0',
         'millis:request_success_total{finished_reason="deadline",model_name="m"} 1.0',
@@ -159,3 +176,32 @@ def test_a_large_answer_holds_up_no_other(size: int) -> None:
     service.close()
     assert json.loads(sent) == data
     assert beats > 10 if size else beats < 5  # a short one is not worth a thread
+
+
+@pytest.mark.parametrize("words", [1, LONG_BYTES])
+def test_a_long_question_is_tokenized_in_a_thread(words: int) -> None:
+    here, tokenized = threading.current_thread(), []
+
+    class Words:
+        around: tuple[list[int], list[int]] = ([], [])
+
+        def encode(self, text: str) -> list[int]:
+            tokenized.append(threading.current_thread())
+            return [1] * len(text.split())
+
+    class Embedder(EngineClient):
+        def submit(self, work: Any, mailbox: Mailbox) -> None:
+            assert work.prompts == ((1,) * min(words, 8),)
+            mailbox.put(Vectors(work.id, np.ones(2, np.float32).tobytes(), (1, 2), Timings()))
+
+    client = Embedder("e", {})
+    client.info = cast(Any, SimpleNamespace(context=8))
+    client._ready.set()
+    embedder = Model("e", Path("e"), client, Metrics("e"), reads=True)
+    embedder.tokenizer = cast(Any, Words())
+    service = Service(ServerConfig(), [embedder])
+    answer = Answering(service, "answer", {"tenant": "", "request_id": "1", "headers": []}, cast(Any, None))
+    job = Job(endpoint="answer", kind="generate", model=None, prompts=())
+    vector = asyncio.run(answer._vector(cast(Any, SimpleNamespace(embedder=embedder)), job, "word " * words))
+    service.close()
+    assert vector.tolist() == [1, 1] and (tokenized == [here]) == (words == 1)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from bpe_reference import ReferenceBpe
 from millis.models.gguf import read_gguf
 from millis.tokenizer import Tokenizer, load_tokenizer
+from millis.tokenizer.encoding import LONG_CHARACTERS
 from millis.types import FormatError, RequestError
 from tokenizer_lines import lines
 from tokenizer_tiny import bpe
@@ -299,6 +301,40 @@ def test_many_threads_encode_alike() -> None:
     for thread in threads:
         thread.join()
     assert found == [expected] * 4
+
+
+def test_long_texts_equal_the_reference(smollm: dict[str, Any]) -> None:
+    text = "".join(lines())
+    assert len(text) > 4 * LONG_CHARACTERS
+    assert_same(Tokenizer.from_gguf(smollm), ReferenceBpe(smollm).encode, [text])
+
+
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
+    tokenizer = Tokenizer.from_gguf(bpe())
+    text, done = "hello world " * (64 * LONG_CHARACTERS // 12), False
+    counted = 0
+    met: list[bool] = []  # whether another thread ran while the text was encoded
+
+    def work() -> None:
+        nonlocal done
+        while not any(met) and len(met) < 100:  # the system may let the other wait for long
+            before = counted
+            tokenizer.encode(text)
+            met.append(counted > before)
+        done = True
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)  # no thread is made to let go of the lock; those that wait or compute elsewhere do
+    try:
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not done:
+            counted += 1
+            time.sleep(0)
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert any(met)
 
 
 def test_import_is_light() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, T5Tokenizer
 
 from millis.tokenizer import Tokenizer
+from millis.tokenizer.encoding import LONG_CHARACTERS
 from millis.tokenizer.spm_file import parse_spm, read_spm
 from millis.tokenizer.unigram import Unigram
 from millis.types import FormatError
@@ -80,6 +81,13 @@ def test_pieces_of_any_text(text: str, style: int) -> None:
     library, data = trained(style)
     found, wanted = pieces(_unigram(style), text, library.unk_id()), library.encode(text)
     assert found == wanted or as_likely(library, found, wanted)
+
+
+def test_pieces_of_a_long_text() -> None:
+    style = STYLES.index({"byte_fallback": True})
+    library, _ = trained(style)
+    text = "The weather in 天气 is 🚀. " * (LONG_CHARACTERS // 10)
+    assert pieces(_unigram(style), text, library.unk_id()) == library.encode(text)
 
 
 @functools.cache

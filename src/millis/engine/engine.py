@@ -13,13 +13,13 @@ from millis.engine.adapters import Adapter
 from millis.engine.batches import batch_of, score_part, tree_batch
 from millis.engine.calibrate import calibrate
 from millis.engine.constraint import Constraint, Matcher
+from millis.engine.embedding import Embedding
 from millis.engine.gate import Gate
 from millis.engine.keeper import Keeper
 from millis.engine.load import Counters, Load
 from millis.engine.outcomes import Outcomes
 from millis.engine.pinning import copy_pages, pin
-from millis.engine.pooling import groups, mean_hidden
-from millis.engine.predict import StepModel, Work
+from millis.engine.predict import StepModel
 from millis.engine.prefix import RadixCache
 from millis.engine.request import Event, Request, Score
 from millis.engine.runner import Runner, Sampled
@@ -473,35 +473,24 @@ class Engine:
     def embed(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """[N, width] the mean of each prompt's final hidden states. RequestError: one does not fit.
 
-        Other requests may take steps between two groups of prompts that run together.
+        Other requests may take steps between two pieces.
         """
+        embedding = self.embedding(prompts)
+        try:
+            while not embedding.whole:
+                if not embedding.step():  # others go first
+                    self.step()
+        finally:
+            embedding.close()
+        return embedding.vectors
+
+    def embedding(self, prompts: Sequence[Sequence[int]]) -> Embedding:
+        """As `embed`, for a caller that reads a piece at a time."""
         checked = [self._checked(prompt) for prompt in prompts]
         longest = max(len(prompt) for prompt in checked)
         if longest > self.room:
             raise RequestError(f"a prompt has {longest} tokens; the context holds {self.room}")
-        means = []
-        for group in groups(checked, self.runner, self.runner.pages // 2):
-            count = sum(-(-len(prompt) // self.runner.page_tokens) for prompt in group)
-            with self.turn.whole():
-                pages = self.scheduler.allocator.take(count) if self.scheduler.reclaim(count) else None
-                if pages is None:
-                    raise RequestError("the KV cache is in use; try again, or raise cache_tokens")
-                try:
-                    means.append(mean_hidden(self.runner, group, pages))
-                finally:
-                    self.scheduler.allocator.give(pages)
-        return np.concatenate(means)
-
-    def embed_ms(self, prompts: Sequence[Sequence[int]]) -> float:
-        """What `embed` is predicted to take for prompts that fit; 0 as long as nothing was measured."""
-        chunk = self.runner.max_tokens
-        total = 0.0
-        for group in groups(prompts, self.runner, self.runner.pages // 2):
-            work = Work()
-            for prompt in group:
-                work = work.add(0, len(prompt), 0)
-            total += self.costs.ms(work) if work.rows <= chunk else self.costs.prefill_ms(work.rows, chunk)
-        return total
+        return Embedding(checked, self.runner, self.scheduler, self.turn, self.clock)
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         ids = [int(token) for token in tokens]

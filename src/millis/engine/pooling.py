@@ -25,13 +25,17 @@ class HiddenRunner(Protocol):
         ...
 
 
-def groups(prompts: Prompts, runner: HiddenRunner, pages: int) -> Iterator[Prompts]:
-    """Consecutive prompts that may run together: in one step and in `pages` pages, or alone."""
+def groups(prompts: Prompts, runner: HiddenRunner, pages: int, rows: int | None = None) -> Iterator[Prompts]:
+    """Consecutive prompts that may run together: in one step, of `rows` tokens at most, and in `pages` pages, or alone.
+
+    rows: as many as a step may have, unless given.
+    """
+    rows = runner.max_tokens if rows is None else rows
     group: list[Sequence[int]] = []
     tokens = held = 0
     for prompt in prompts:
         need = -(-len(prompt) // runner.page_tokens)
-        full = tokens + len(prompt) > runner.max_tokens or held + need > pages or len(group) == runner.max_sequences
+        full = tokens + len(prompt) > rows or held + need > pages or len(group) == runner.max_sequences
         if group and full:
             yield group
             group, tokens, held = [], 0, 0
@@ -77,9 +81,16 @@ def _together(
     return states, np.cumsum(lengths, dtype=np.int32)
 
 
+def hidden_part(
+    runner: HiddenRunner, prompt: Sequence[int], start: int, rows: int, pages: Sequence[int]
+) -> NDArray[np.float32]:
+    """[rows, width] the states of a prompt's next tokens; [0, start) ran before, in the same pages."""
+    part = np.asarray(prompt[start : start + rows], np.int32)
+    table = np.asarray([pages], np.int32)
+    return runner.hidden(Batch(part, np.asarray([start], np.int32), np.asarray([len(part)], np.int32), table))
+
+
 def _pieces(runner: HiddenRunner, prompt: Sequence[int], pages: Sequence[int]) -> Iterator[NDArray[np.float32]]:
     """The states of a prompt, in as many steps as it takes."""
-    table = np.asarray([pages], np.int32)
-    for at in range(0, len(prompt), runner.max_tokens):
-        part = np.asarray(prompt[at : at + runner.max_tokens], np.int32)
-        yield runner.hidden(Batch(part, np.asarray([at], np.int32), np.asarray([len(part)], np.int32), table))
+    for start in range(0, len(prompt), runner.max_tokens):
+        yield hidden_part(runner, prompt, start, runner.max_tokens, pages)

@@ -85,6 +85,7 @@ class Scheduler:
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._max_gap_ms, self._max_step_ms = max_gap_ms, max_step_ms
+        self.lent = 0  # pages of texts that are being read between steps
         self.preemptions = 0
         self._count = 0
         self._scored = False  # the latest step scored continuations
@@ -227,6 +228,18 @@ class Scheduler:
         pinned = 0 if self.prefix is None else self.prefix.pinned_pages
         others = (one for one in (*self.running, *self.waiting) if one.due_s is not None)
         return need(request) + sum(map(need, others)) <= self.allocator.pages - pinned
+
+    def rows_between(self, now_s: float, start: int = 0) -> int:
+        """Tokens from `start` on that may be read between two steps, as many as those that decode have time for.
+
+        0: not even LEAST_CHUNK, or a promise is broken.
+        """
+        limits = self._limits(now_s)
+        hard_ms = min(limits.hard_ms, self.promises.spare_ms(now_s, self.running) / 2)
+        rows = limits.rows
+        while rows > LEAST_CHUNK and self.costs.ms(Work().add(start, rows, 0)) > min(hard_ms, limits.soft_ms):
+            rows = max(LEAST_CHUNK, rows // 2)
+        return rows if self.costs.ms(Work().add(start, rows, 0)) <= hard_ms else 0
 
     def backlog_ms(self) -> float:
         """What computing the prompts of all that wait is thought to take."""

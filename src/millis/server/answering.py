@@ -94,7 +94,8 @@ class Answering(Generation):
         info = embedder.client.info
         assert info is not None
         begin = time.monotonic()
-        ids = shortened(tokenizer.encode(question), info.context, tokenizer.around[1])
+        ids = await self.service.run(len(question), tokenizer.encode, question)
+        ids = shortened(ids, info.context, tokenizer.around[1])
         self.tokenize_ms += 1000 * (time.monotonic() - begin)
         self._embedding = embedder.client.number()
         work = Embed(

@@ -107,7 +107,6 @@ class Larger(Turn):
         if tokenizer is None or not self.served.ready:
             return "failed", 0.0
         self.minimum_tokens = expected_tokens(tokens)
-        self.watch_deadline(job)
         try:
             began = time.monotonic()
             ids = await self.service.in_thread(prompt_ids, job, tokenizer)
@@ -166,6 +165,9 @@ class Cascading(Turn):
         for name in job.models[1:]:
             if sure >= job.confidence:
                 why = "confident"
+                break
+            if taken.ended[0][1] == "deadline":  # the timer may have told of it, and there is no other
+                why = "no time"
                 break
             self._larger = larger = Larger(self, name, *self._found[name])
             began_ms = self._elapsed_ms()

@@ -84,8 +84,6 @@ class Metrics:
         self.answer_length.observe(timings.completion_tokens)
         self.prompt_tokens.inc(timings.prompt_tokens)
         self.generation_tokens.inc(timings.completion_tokens)
-        self.prefix_queries.inc(timings.prompt_tokens)
-        self.prefix_hits.inc(timings.cached_tokens)
         if slack_s is not None:
             self.slack.observe(slack_s)
             (self.deadlines_met if slack_s >= 0 else self.deadlines_missed).inc()
@@ -104,6 +102,8 @@ class Metrics:
         """Takes in the engine's state. Its totals begin anew with each process."""
         last = self._last if stats.steps >= self._last.steps else Stats(at_s=0.0)
         self.steps.inc(stats.steps - last.steps)
+        self.prefix_queries.inc(max(0, stats.prefix_queries - last.prefix_queries))
+        self.prefix_hits.inc(max(0, stats.prefix_hits - last.prefix_hits))
         self.drafted.inc(max(0, stats.drafted - last.drafted))
         self.accepted.inc(max(0, stats.accepted - last.accepted))
         self.preemptions.inc(max(0, stats.preemptions - last.preemptions))

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from millis.engine.adapters import Adapter
+from millis.engine.embedding import Embedding
 from millis.engine.predict import Work
 from millis.engine.request import Request
 from millis.engine.runner import Ranked
@@ -70,12 +70,13 @@ class Worker:
         self._wake = threading.Event()
         self._table: dict[int, Request] = {}  # those whose last event was not sent yet
         self._pins: list[Pin] = []
-        self._embeds: deque[Embed] = deque()
+        self._embeds: list[Embed] = []  # that wait or are being read
         # What a grammar is to be compiled or an adapter to be read for, and which of it is under way and still wanted.
         self._unprepared: Turns[Submit | Score | LoadAdapter] = Turns(lm.config.max_waiting)
         self._preparing: int | None = None
         self._preparer = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._changed = threading.Lock()  # guards the five above
+        self._embeddings: dict[int, tuple[Embedding, float]] = {}  # those that are being read, and since when
         self._stats_s = 0.0
         self._drafted = self._accepted = 0
 
@@ -85,6 +86,7 @@ class Worker:
         again: a handful of steps; requests wait for this process to take the place of one that ended.
         """
         request = self.engine.submit([0], SamplingParams(max_tokens=WARM_TOKENS, ignore_eos=True))
+        request.caches = False
         while request.finish_reason is None:
             self.engine.step()
         prepared = self._preparer.submit(self._grammars.prepare)
@@ -114,47 +116,65 @@ class Worker:
         while True:
             self._wake.clear()
             self._pin()
-            self._embed()
             if not self.engine.has_work and not self._embeds:
                 self._hand_out()
                 self._send_stats()
                 if not self.engine.probe():
                     self._wake.wait()
                 continue
-            self.engine.step()
-            self._hand_out()
-            self._send_stats()
+            self.work()
 
-    def _embed(self) -> None:
-        """Answers the oldest request for vectors: one between two steps."""
+    def work(self) -> None:
+        """A piece of the texts that wait to be read, then a step, unless there is no time for one."""
+        if not self._embed():
+            self.engine.step()
+        self._hand_out()
+        self._send_stats()
+
+    def _embed(self) -> bool:
+        """Reads a piece for the request for vectors that is due first; whether the next has to follow at once."""
         with self._changed:
-            if not self._embeds:
-                return
-            job = self._embeds.popleft()
-        begin = time.monotonic()
-        if job.deadline_s is not None:
-            left_ms = 1000 * (job.deadline_s - begin)
-            needed_ms = self.engine.embed_ms(job.prompts) + self.engine.costs.margin_ms
+            jobs = sorted(self._embeds, key=_due_s)
+        for number in self._embeddings.keys() - {job.id for job in jobs}:  # those that were cancelled
+            self._embeddings.pop(number)[0].close()
+        for job in jobs:
+            try:
+                embedding, begin_s = self._begun(job)
+                if not embedding.step():
+                    continue
+                if not embedding.whole:
+                    return embedding.hurries(_due_s(job))
+                self._answer(job, _vectors(job, embedding, begin_s, self.engine.clock()))
+            except DeadlineError as error:
+                self._answer(job, Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, 1.0))
+            except RequestError as error:
+                self._answer(job, Refused(job.id, "invalid_request", str(error)))
+            break
+        return False
+
+    def _begun(self, job: Embed) -> tuple[Embedding, float]:
+        """What reads a job's texts, and since when. DeadlineError: it would be late, or is."""
+        now = self.engine.clock()
+        begun = self._embeddings.get(job.id)
+        left_ms, waited_ms = 1000 * (_due_s(job) - now), 1000 * (now - job.arrival_s)
+        if begun is None:
+            begun = self._embeddings[job.id] = self.engine.embedding(job.prompts), now
+            needed_ms = begun[0].left_ms() + self.engine.costs.margin_ms
             if needed_ms > left_ms:
                 message = f"reading the texts takes {needed_ms:.0f} ms, and {max(0.0, left_ms):.0f} ms are left"
                 message += "; allow more time, or send less"
-                ms = 1000 * (begin - job.arrival_s) + needed_ms
-                self._refuse(Refused(job.id, "deadline_unmeetable", message, ms, 1.0))
-                return
-        try:
-            vectors = unit_vectors(self.engine.embed(job.prompts))
-        except RequestError as error:
-            self._refuse(Refused(job.id, "invalid_request", str(error)))
-            return
-        now = time.monotonic()
-        timings = Timings(
-            queue_ms=1000 * (begin - job.arrival_s),
-            prefill_ms=1000 * (now - begin),
-            total_ms=1000 * (now - job.arrival_s),
-            prompt_tokens=sum(map(len, job.prompts)),
-        )
-        rows, columns = vectors.shape
-        self.send(Batch([Vectors(job.id, vectors.tobytes(), (rows, columns), timings)]))
+                raise DeadlineError(message, predicted_ms=waited_ms + needed_ms, retry_after_s=1.0)
+        elif left_ms <= 0:
+            message = "no time was left to read all of its texts; allow more time, or send less"
+            raise DeadlineError(message, predicted_ms=waited_ms + begun[0].left_ms(), retry_after_s=1.0)
+        return begun
+
+    def _answer(self, job: Embed, reply: Vectors | Refused) -> None:
+        with self._changed:
+            self._embeds = [other for other in self._embeds if other.id != job.id]
+        if (begun := self._embeddings.pop(job.id, None)) is not None:
+            begun[0].close()
+        self.send(Batch([reply]))
 
     def _hand_out(self) -> None:
         items: list[Any] = []
@@ -201,10 +221,11 @@ class Worker:
 
     def _send_stats(self) -> None:
         now = time.monotonic()
-        if now - self._stats_s < STATS_S and self.engine.has_work:
+        if now - self._stats_s < STATS_S and (self.engine.has_work or self._embeds):
             return
         self._stats_s = now
         load, costs, chunk = self.engine.load(), self.engine.costs, self.engine.runner.max_tokens
+        prefix = self.engine.scheduler.prefix
         with self._changed:
             unprepared = len(self._unprepared)
         self.send(
@@ -216,6 +237,8 @@ class Worker:
                 compiled=self._grammars.compiled,
                 kv_used=load.pages - load.free_pages,
                 kv_total=load.pages,
+                prefix_queries=0 if prefix is None else prefix.queried_tokens,
+                prefix_hits=0 if prefix is None else prefix.hit_tokens,
                 drafted=self._drafted,
                 accepted=self._accepted,
                 preemptions=load.preemptions,
@@ -256,7 +279,7 @@ class Worker:
                 with self._changed:
                     request = self._table.get(number)
                     self._unprepared.drop(number)
-                    self._embeds = deque(job for job in self._embeds if job.id != number)
+                    self._embeds = [job for job in self._embeds if job.id != number]
                     if self._preparing == number:
                         self._preparing = None
                 if request is not None:
@@ -364,6 +387,22 @@ class Worker:
 
     def _refuse(self, refusal: Refused) -> None:
         self.send(Batch([refusal]))
+
+
+def _due_s(job: Embed) -> float:
+    return math.inf if job.deadline_s is None else job.deadline_s
+
+
+def _vectors(job: Embed, embedding: Embedding, begin_s: float, now: float) -> Vectors:
+    vectors = unit_vectors(embedding.vectors)
+    timings = Timings(
+        queue_ms=1000 * (begin_s - job.arrival_s),
+        prefill_ms=1000 * (now - begin_s),
+        total_ms=1000 * (now - job.arrival_s),
+        prompt_tokens=sum(map(len, job.prompts)),
+    )
+    rows, columns = vectors.shape
+    return Vectors(job.id, vectors.tobytes(), (rows, columns), timings)
 
 
 def _scores(number: int, request: Request) -> Scores | Refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from millis.tokenizer.encoding import encoding
 from millis.tokenizer.pre import ALIASES, FORMS, Form, form_of
 from millis.tokenizer.special import Matcher
 from millis.tokenizer.vocabulary import PREFIX, Kind, Vocabulary
@@ -32,7 +33,7 @@ class BpeEncoder:
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids.extend(self._backend.encode(part, add_special_tokens=False).ids)
+                ids.extend(encoding(self._backend, part).ids)
         return ids
 
 

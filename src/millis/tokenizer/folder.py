@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from millis.tokenizer.detokenize import Spelling
+from millis.tokenizer.encoding import encoding
 from millis.tokenizer.special import Edges, Matcher
 from millis.tokenizer.vocabulary import END_NAMES
 from millis.types import FormatError
@@ -34,7 +35,7 @@ class FolderEncoder:
         backend.no_padding()
 
     def __call__(self, text: str) -> list[int]:
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        return list(encoding(self._backend, text).ids)
 
     def around(self) -> tuple[list[int], list[int]]:
         """The ids that the file's post-processor puts before and after a text."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from millis.tokenizer.encoding import encoding
 from millis.tokenizer.spm_file import SpmFile
 from millis.tokenizer.vocabulary import Kind
 from millis.types import FormatError
@@ -46,7 +47,7 @@ class Unigram:
     def __call__(self, text: str) -> list[int | str]:
         """The pieces' numbers, in the order of the file; a run of characters that no piece holds stands as it is."""
         normal = self._normalizer.normalize_str(text)
-        found = self._backend.encode(normal, add_special_tokens=False)
+        found = encoding(self._backend, normal, offsets=True)
         return list(self._known(normal, found.ids, found.offsets))
 
     def _known(self, text: str, ids: list[int], offsets: list[tuple[int, int]]) -> Iterator[int | str]:
