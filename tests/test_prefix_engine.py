@@ -13,7 +13,8 @@ from millis.engine.engine import Engine
 from millis.engine.prefix import RadixCache
 from millis.engine.request import Request
 from millis.engine.speculate import Speculator
-from millis.types import RequestError, SamplingParams
+from millis.types import DeadlineError, RequestError, SamplingParams
+from simulated import Clock
 
 PAGE = 8
 SYSTEM = [(5 * i) % 89 for i in range(29)]  # three pages and five tokens
@@ -304,4 +305,33 @@ def test_any_traffic_gets_the_answers_of_the_model_alone(data: st.DataObject) ->
     for r in live:
         assert r.finish_reason in ("length", "cancelled")
         assert r.output == continuation(r.tokens[: r.prompt_tokens], len(r.output))
+    at_rest(e)
+
+
+def test_what_refused_prompts_begin_with_is_computed_beforehand() -> None:
+    clock = Clock()
+    runner = Runner(max_tokens=4)
+
+    def tick() -> None:
+        clock.now += 0.001
+
+    runner.on_step = tick
+    e = Engine(runner, frozenset(), clock, prefix_cache=True)
+    e.calibrate()
+    params = SamplingParams(max_tokens=1, ignore_eos=True)
+
+    def refused(text: int, tenant: str = "") -> None:
+        with pytest.raises(DeadlineError):
+            e.submit([*SYSTEM, text], params, deadline_s=clock.now + 0.006, tenant=tenant)
+
+    refused(1)
+    e.probe()  # of what steps take
+    refused(2, "other")  # no tenant learns what another asked
+    assert not e.wants_probe
+    refused(3)
+    assert e.wants_probe and e.probe() and not e.wants_probe
+    request = e.submit([*SYSTEM, 4], params, deadline_s=clock.now + 0.006)
+    assert [event.token for event in e.events(request)] == continuation([*SYSTEM, 4], 1)
+    assert request.timings.cached_tokens == len(SYSTEM)
+    refused(5, "other")
     at_rest(e)

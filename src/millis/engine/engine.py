@@ -352,21 +352,28 @@ class Engine:
     @property
     def wants_probe(self) -> bool:
         """Whether `probe` would compute anything now."""
-        return self._gate.doubted and not self.has_work and self.clock() >= self._probed_s + PROBE_S
+        doubted = self._gate.doubted and self.clock() >= self._probed_s + PROBE_S
+        return (doubted or self._gate.missed.wanted is not None) and not self.has_work
 
     def probe(self) -> bool:
         """Computes something for nobody, if a request was refused although nothing ran; whether it did.
 
-        What steps take is learned from those that run: while all is refused, a busy moment would be believed for ever.
-        Once in PROBE_S seconds at most, and it gives way to whoever comes.
+        What steps take is learned from those that run: while all is refused, a busy moment would be believed for ever;
+        so once in PROBE_S seconds at most. And what refused prompts have in common is cached: with it, the next may be
+        in time. It gives way to whoever comes.
         """
         with self.turn:
             if not self.wants_probe:
                 return False
+            missed, self._gate.missed.wanted = self._gate.missed.wanted, None
             self._gate.doubted, self._probed_s = False, self.clock()
         rows = max(1, min(self.costs.chunk, self.room - PROBE_TOKENS))
-        probe = self.submit([0] * rows, SamplingParams(max_tokens=PROBE_TOKENS, temperature=0, ignore_eos=True))
-        probe.caches = False
+        tokens, tenant = [0] * rows, ""
+        if missed is not None:
+            tokens, tenant = missed[0].tokens[: min(missed[1], self.room - PROBE_TOKENS)], missed[0].tenant
+        params = SamplingParams(max_tokens=PROBE_TOKENS, temperature=0, ignore_eos=True)
+        probe = self.submit(tokens, params, priority="batch", tenant=tenant)
+        probe.caches = missed is not None
         while probe.finish_reason is None:
             if len(self.scheduler.running) + len(self.scheduler.waiting) > 1:
                 self.cancel(probe)

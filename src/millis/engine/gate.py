@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from millis.engine.load import Counters
+from millis.engine.missed import Missed
 from millis.engine.promises import Verdict
 from millis.engine.request import Request
 from millis.engine.scheduler import Scheduler
@@ -34,6 +35,7 @@ class Gate:
     ) -> None:
         self.free_s = -math.inf  # when the step under way is thought to end
         self.doubted = False  # a request was refused although nothing ran
+        self.missed = Missed()
         self._scheduler = scheduler
         self._costs = scheduler.costs
         self._counters = counters
@@ -99,7 +101,10 @@ class Gate:
         if not greedy and not never:
             tenants.refuse(request.tenant, now)
         self._counters.refused_deadline += 1
-        if left_ms > 0 and not self._scheduler.has_work:
+        idle = not self._scheduler.has_work
+        if left_ms > 0 and (never or idle) and self._scheduler.prefix is not None:
+            self.missed.note(request)
+        if left_ms > 0 and idle:
             self.doubted = True
             self._scheduler.promises.caution.doubt()
         asked_ms = wanted_ms if request.asked_ms is None else request.asked_ms
