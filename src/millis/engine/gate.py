@@ -113,8 +113,9 @@ class Gate:
         why = f"the shortest useful answer would take {ms:.0f} ms"
         if not verdict.short_ms:
             why = "others have not had their share" if greedy else "the KV cache is promised to others"
+        asked = f"{asked_ms:.0f}" if asked_ms >= 1 else f"{asked_ms:.3f}"
         raise DeadlineError(
-            f"the deadline of {asked_ms:g} ms cannot be met: {why}; allow more time, or ask for less",
+            f"the deadline of {asked} ms cannot be met: {why}; allow more time, or ask for less",
             predicted_ms=ms,
             retry_after_s=NEVER_S if never else max(0.01, verdict.short_ms / 1000),
         )
