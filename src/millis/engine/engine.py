@@ -367,19 +367,29 @@ class Engine:
                 return False
             missed, self._gate.missed.wanted = self._gate.missed.wanted, None
             self._gate.doubted, self._probed_s = False, self.clock()
-        rows = max(1, min(self.costs.chunk, self.room - PROBE_TOKENS))
-        tokens, tenant = [0] * rows, ""
-        if missed is not None:
-            tokens, tenant = missed[0].tokens[: min(missed[1], self.room - PROBE_TOKENS)], missed[0].tenant
+        most = max(1, self.room - PROBE_TOKENS)
+        rows = max(1, min(self.costs.chunk, most))
+        if missed is None:
+            self._compute_for_nobody([0] * rows, "", caches=False)
+            return True
+        request, shared = missed
+        prompt = request.tokens[: min(shared, most)]
+        for end in (*range(rows, len(prompt), rows), len(prompt)):  # a chunk at a time, for others may come
+            if not self._compute_for_nobody(prompt[:end], request.tenant, caches=True):
+                break
+        return True
+
+    def _compute_for_nobody(self, prompt: list[int], tenant: str, *, caches: bool) -> bool:
+        """A prompt and PROBE_TOKENS tokens behind it; False: it gave way to another request."""
         params = SamplingParams(max_tokens=PROBE_TOKENS, temperature=0, ignore_eos=True)
-        probe = self.submit(tokens, params, priority="batch", tenant=tenant)
-        probe.caches = missed is not None
+        probe = self.submit(prompt, params, priority="batch", tenant=tenant)
+        probe.caches = caches
         while probe.finish_reason is None:
             if len(self.scheduler.running) + len(self.scheduler.waiting) > 1:
                 self.cancel(probe)
             else:
                 self.step()
-        return True
+        return probe.finish_reason != "cancelled"
 
     def step(self) -> bool:
         """One forward over everything scheduled; false when there was nothing to compute.
