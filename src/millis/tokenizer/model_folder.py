@@ -35,7 +35,11 @@ def has_model(path: Path) -> bool:
 
 def read_model_folder(path: Path) -> Folder:
     """Read the tokenizer files of folder `path`; FormatError names the file that is malformed or not supported."""
-    vocabulary, edges, file = read_model(path)
+    return folder_of(path, *read_model(path))
+
+
+def folder_of(path: Path, vocabulary: Vocabulary, edges: dict[str, Edges], file: SpmFile) -> Folder:
+    """The same of what `read_model` has read. FormatError."""
     config = read_object(path / "tokenizer_config.json")
     first_only = vocabulary.add_space_prefix and config.get("legacy") is False
     control = vocabulary.of_kind(Kind.CONTROL)

@@ -15,7 +15,7 @@ from typing import Any
 
 from millis.tokenizer.detokenize import BYTES
 from millis.tokenizer.folder import Folder, read_folder
-from millis.tokenizer.model_folder import MODEL, has_model, read_model, read_model_folder
+from millis.tokenizer.model_folder import MODEL, folder_of, has_model, read_model
 from millis.tokenizer.pre import FORMS, Form
 from millis.tokenizer.spm import SPACE
 from millis.tokenizer.spm_merges import scores_of
@@ -30,10 +30,15 @@ def tokenizer_metadata(path: Path, vocab: int) -> dict[str, Any]:
 
     FormatError: a malformed folder, or a tokenizer that a GGUF file cannot stand for.
     """
-    if has_model(Path(path)):
-        return _of_model(Path(path), vocab)
-    folder = read_folder(Path(path))
-    content = json.loads((Path(path) / "tokenizer.json").read_bytes())
+    folder, found = (_of_model if has_model(Path(path)) else _of_json)(Path(path), vocab)
+    metadata = {PREFIX + key: value for key, value in found.items()}
+    return metadata | ({} if folder.template is None else {"tokenizer.chat_template": folder.template})
+
+
+def _of_json(path: Path, vocab: int) -> tuple[Folder, dict[str, Any]]:
+    """What a folder's tokenizer.json says, under GGUF's names without their beginning."""
+    folder = read_folder(path)
+    content = json.loads((path / "tokenizer.json").read_bytes())
     model = content["model"]
     if model.get("type") != "BPE" or folder.spelling.style == "wordpiece":
         raise FormatError(f"tokenizer.json: only BPE can be written to a GGUF file, not {model.get('type')}; {_REMEDY}")
@@ -51,14 +56,13 @@ def tokenizer_metadata(path: Path, vocab: int) -> dict[str, Any]:
         found |= {"scores": _scores(merges, pieces, vocab)}
         if (unknown := model["vocab"].get(model.get("unk_token"))) is not None:
             found["unknown_token_id"] = unknown
-    metadata = {PREFIX + key: value for key, value in found.items()}
-    return metadata | ({} if folder.template is None else {"tokenizer.chat_template": folder.template})
+    return folder, found
 
 
-def _of_model(path: Path, vocab: int) -> dict[str, Any]:
+def _of_model(path: Path, vocab: int) -> tuple[Folder, dict[str, Any]]:
     """The same of a folder with a tokenizer.model, whose scores a GGUF file holds as they are."""
     vocabulary, edges, file = read_model(path)
-    folder = read_model_folder(path)
+    folder = folder_of(path, vocabulary, edges, file)
     more = vocab - len(vocabulary.tokens)
     fault = (
         "it is no BPE model" if file.model != "bpe"
@@ -80,8 +84,7 @@ def _of_model(path: Path, vocab: int) -> dict[str, Any]:
         "unknown_token_id": vocabulary.unknown,
         **_special(folder, MODEL),
     }
-    metadata = {PREFIX + key: value for key, value in found.items()}
-    return metadata | ({} if folder.template is None else {"tokenizer.chat_template": folder.template})
+    return folder, found
 
 
 def _tokens(folder: Folder, content: Mapping[str, Any], vocab: int) -> tuple[list[str], list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence, Sized
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
@@ -24,6 +24,11 @@ class RefusalPart(Wire):
 
     type: Literal["refusal"]
     refusal: str
+
+    @property
+    def text(self) -> str:
+        """What was said."""
+        return self.refusal
 
 
 Content = str | list[TextPart]
@@ -111,10 +116,15 @@ def check_length(characters: int, limits: Limits, param: str) -> None:
         )
 
 
-def text_of(content: Said | Content) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
+class Part(Protocol):
+    """Of a message's content."""
+
+    @property
+    def text(self) -> str: ...
+
+
+def text_of(content: str | Sequence[Part]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 def called(name: str, arguments: str, call_id: str, where: str) -> dict[str, Any]:

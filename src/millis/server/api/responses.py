@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag
 
 from millis.server.api.body import Body, No, Wire, read
 from millis.server.api.chat import NO_AUDIO, JsonObjectFormat, TextFormat
-from millis.server.api.conversation import RefusalPart, bounded, called
+from millis.server.api.conversation import RefusalPart, bounded, called, text_of
 from millis.server.api.errors import invalid, unsupported
 from millis.server.api.fields import (
     COMMON_REFUSED,
@@ -233,21 +233,15 @@ def _messages(request: ResponseRequest, limits: Limits) -> tuple[dict[str, Any],
     for i, item in enumerate(request.input):
         if isinstance(item, InputMessage):
             role = "system" if item.role == "developer" else item.role
-            messages.append({"role": role, "content": _text(item.content)})
+            messages.append({"role": role, "content": text_of(item.content)})
         elif isinstance(item, FunctionCallOutput):
-            messages.append({"role": "tool", "content": _text(item.output), "tool_call_id": item.call_id})
+            messages.append({"role": "tool", "content": text_of(item.output), "tool_call_id": item.call_id})
         else:
             call = called(item.name, item.arguments, item.call_id, f"input[{i}].arguments")
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": ""})
             messages[-1].setdefault("tool_calls", []).append(call)
     return bounded(messages, limits, "input")
-
-
-def _text(content: str | list[Part] | list[InputText]) -> str:
-    if isinstance(content, str):
-        return content
-    return "".join(part.refusal if isinstance(part, RefusalPart) else part.text for part in content)
 
 
 def _repeated(request: ResponseRequest) -> dict[str, Any]:
