@@ -354,24 +354,32 @@ NewArray<uint8_t> to_q4(int type, const Array<uint8_t>& data, int threads) {
   return owned(std::move(out));
 }
 
-// GB/s of `threads` reading their parts of `mib` MiB, the best of five passes. The memory is like that of weights: huge
-// pages where the system has them.
-double read_bandwidth(int mib, int threads) {
-  if (mib < 1 || mib > 65536) throw std::invalid_argument("read_bandwidth: mib in [1, 65536]");
+// Milliseconds of `count` plain reads of `mib` MiB by `threads` threads, each its part; all meet behind each. The memory is
+// like that of weights: huge pages where the system has them.
+std::vector<double> read_times(int mib, int threads, int count) {
+  if (mib < 1 || mib > 65536) throw std::invalid_argument("reading: mib in [1, 65536]");
+  if (count < 0 || count > 1000000) throw std::invalid_argument("reading: count in [0, 1000000]");
   const Unlocked unlocked;
   const Kernels& k = select_kernels("auto");
   Pool pool(threads);
   const size_t bytes = static_cast<size_t>(mib) << 20, part = bytes / static_cast<size_t>(threads);
   const std::shared_ptr<uint8_t> data = large_memory(bytes + kCacheLine);
   std::memset(data.get(), 1, bytes);
-  double best = 0;
-  for (int i = 0; i < 5; ++i) {
+  std::vector<double> times;
+  times.reserve(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) {
     const auto begin = std::chrono::steady_clock::now();
     pool.run([&](int thread) { k.read(data.get() + part * static_cast<size_t>(thread), part); });
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-    best = std::max(best, static_cast<double>(part) * threads / took.count() / 1e9);
+    times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
   }
-  return best;
+  return times;
+}
+
+// GB/s: the best of five reads.
+double read_bandwidth(int mib, int threads) {
+  const std::vector<double> times = read_times(mib, threads, 5);
+  const double bytes = static_cast<double>((static_cast<size_t>(mib) << 20) / static_cast<size_t>(threads)) * threads;
+  return bytes / std::ranges::min(times) / 1e6;
 }
 
 // Nanoseconds of one barrier among `threads` threads that have nothing else to do, the best of five runs.
@@ -407,6 +415,7 @@ NB_MODULE(_native, m) {
   m.def("supported_isas", &supported_isas, "ISAs this machine can run, slowest first.");
   m.def("amx_state", &amx_state, "Whether AMX tiles are used here, or why not.");
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
+  m.def("read_times", &read_times, "mib"_a, "threads"_a, "count"_a, "Milliseconds of `count` such reads, one after the other.");
   m.def("barrier_ns", &barrier_ns, "threads"_a, "Nanoseconds of one barrier among `threads` threads.");
   m.def("to_q4_0", &to_q4, "type"_a, "data"_a.noconvert(), "threads"_a = 1, "The values of `data`, blocks of a GGML type, as blocks of Q4_0.");
   m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());

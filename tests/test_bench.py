@@ -174,8 +174,14 @@ def test_unknown_peers_are_named() -> None:
     assert chosen("") == []
 
 
-def test_bandwidth_is_a_plausible_number_and_its_arguments_are_checked() -> None:
+def test_reads_are_plausible_and_their_arguments_are_checked() -> None:
+    times = _native.read_times(8, 2, 7)
+    assert len(times) == 7 and all(0.001 < ms < 100_000 for ms in times)
+    assert _native.read_times(1, 1, 0) == []
+    for count in (-1, 1_000_001):
+        with pytest.raises(ValueError, match="count"):
+            _native.read_times(1, 1, count)
     assert 0.1 < _native.read_bandwidth(8, 1) < 10_000
     for mib, threads in ((0, 1), (1, 0), (-1, 1), (1 << 20, 1)):
-        with pytest.raises(ValueError, match="read_bandwidth|threads"):
+        with pytest.raises(ValueError, match="reading|threads"):
             _native.read_bandwidth(mib, threads)

@@ -156,6 +156,9 @@ def supported_isas() -> list[str]:
 def read_bandwidth(mib: int, threads: int) -> float:
     """GB/s of a plain read of `mib` MiB by `threads` threads."""
 
+def read_times(mib: int, threads: int, count: int) -> list[float]:
+    """Milliseconds of `count` such reads, one after the other."""
+
 def amx_state() -> str:
     """Whether AMX tiles are used here, or why not."""
 

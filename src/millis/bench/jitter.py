@@ -1,4 +1,7 @@
-"""How even decoding is: thousands of single steps, the slow ones beside what the operating system did meanwhile."""
+"""How even decoding is: thousands of single steps, the slow ones beside what the operating system did meanwhile.
+
+Plain reads of as many bytes take turns with the steps: what the machine itself is capable of, without an engine.
+"""
 
 from __future__ import annotations
 
@@ -65,14 +68,17 @@ def decode_steps(
     depth: int,
     prompt_tokens: int = 16,
     tell: Callable[[int], None] = lambda done: None,
-) -> list[Step]:
-    """`steps` decode steps of one sequence that starts anew whenever `depth` tokens are in the cache.
+    read: Callable[[int], list[float]] = lambda count: [],
+) -> tuple[list[Step], list[float]]:
+    """`steps` decode steps of a sequence that starts anew whenever `depth` tokens are in the cache; what reads took.
 
     Steps that hold a prompt are not counted, nor is the first sequence: it warms up. `tell` is told the steps so far
-    between two sequences, where it holds up none that is counted.
+    between two sequences, where it holds up none that is counted, and there `read` makes as many plain reads as there
+    were steps.
     """
     random = np.random.default_rng(0)
     found: list[Step] = []
+    reads: list[float] = []
     params = SamplingParams(max_tokens=depth - prompt_tokens, temperature=0, ignore_eos=True)
     warm = False
     while len(found) < steps:
@@ -92,12 +98,13 @@ def decode_steps(
             if len(found) >= steps:
                 break
         lm.engine.cancel(request)
+        reads += read(len(found) - len(reads))
         warm = True
-    return found
+    return found, reads
 
 
-def report(steps: list[Step]) -> dict[str, Any]:
-    """Percentiles, the slow steps by cause, and the slowest one by one; milliseconds."""
+def report(steps: list[Step], reads: list[float]) -> dict[str, Any]:
+    """Percentiles of steps and of plain reads, the slow steps by cause, and the slowest one by one; milliseconds."""
     ms = np.array([step.ms for step in steps])
     median = float(np.median(ms))
     slow = [step for step in steps if step.ms > OUTLIER * median]
@@ -107,10 +114,8 @@ def report(steps: list[Step]) -> dict[str, Any]:
             by_cause[cause] = by_cause.get(cause, 0) + 1
     return {
         "steps": len(steps),
-        "mean_ms": float(ms.mean()),
-        **{name: float(np.percentile(ms, share)) for name, share in PERCENTILES.items()},
-        "min_ms": float(ms.min()),
-        "max_ms": float(ms.max()),
+        **_spread(ms),
+        "reads": _spread(np.array(reads)) if reads else None,
         "slow_over_ms": OUTLIER * median,
         "slow_steps": len(slow),
         "slow_by_cause": by_cause,
@@ -125,6 +130,11 @@ def report(steps: list[Step]) -> dict[str, Any]:
 
 
 PERCENTILES = {"p50_ms": 50.0, "p90_ms": 90.0, "p99_ms": 99.0, "p99_9_ms": 99.9}
+
+
+def _spread(ms: NDArray[np.float64]) -> dict[str, float]:
+    marks = {name: float(np.percentile(ms, share)) for name, share in PERCENTILES.items()}
+    return {"mean_ms": float(ms.mean()), **marks, "min_ms": float(ms.min()), "max_ms": float(ms.max())}
 
 
 def _histogram(ms: NDArray[np.float64]) -> dict[str, list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -114,18 +115,22 @@ def jitter(
     json: common.Json = False,
 ) -> None:
     """How even decoding is: p50, p99, p99.9 and maximum of single steps, and what the slow ones coincide with."""
+    from millis import _native
     from millis.bench.jitter import decode_steps, report
 
     pictures = pictures_of(plot)
     lm = common.load(model, threads=threads, context=depth, speculation="off")  # a step, a token
     with common.progress("measuring", steps, auto_refresh=False) as progress:
-        found = decode_steps(lm, steps=steps, depth=depth, tell=progress)
+        mib = max(1, lm.runner.token_bytes >> 20)
+        read = partial(_native.read_times, mib, lm.config.threads)
+        found, reads = decode_steps(lm, steps=steps, depth=depth, tell=progress, read=read)
     result = {
         "model": model,
         "threads": lm.config.threads,
         "isa": lm.runner.isa,
         "depth": depth,
-        **report(found),
+        "read_mib": mib,
+        **report(found, reads),
     }
     if json:
         common.print_json(result)

@@ -59,8 +59,12 @@ def show_jitter(result: dict[str, Any]) -> None:
         f"{result['model']}, {result['threads']} threads, {result['isa']}: {result['steps']} decode steps "
         f"of one sequence, anew at {result['depth']} tokens"
     )
+    reads = result["reads"]
+    print(f"{'':<6}{'a step':>12}{'its p50':>9}   a plain read of {result['read_mib']} MiB, in turn with the steps")
     for name in ("p50", "p90", "p99", "p99.9", "max", "mean"):
-        print(f"{name:<6}{result[name.replace('.', '_') + '_ms']:>9.3f} ms")
+        key = name.replace(".", "_") + "_ms"
+        both = [f"{one[key]:>9.3f} ms{one[key] / one['p50_ms']:>8.2f}×" for one in (result, reads)]
+        print(f"{name:<6}{both[0]}{both[1]:>22}")
     print(
         f"{common.count(result['slow_steps'], 'step')} took more than {result['slow_over_ms']:.3f} ms, "
         "1.5 times the median",
