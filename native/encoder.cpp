@@ -7,7 +7,7 @@
 namespace millis {
 namespace {
 
-constexpr int kUnitQueries = 64;  // of a text and head, where there are too few of these to keep all threads busy
+constexpr int kUnitQueries = 64;  // of a text and head, where there are too few of these to keep all threads busy, or each sees a window
 
 void require(bool ok, const std::string& what) {
   if (!ok) throw std::invalid_argument(what);
@@ -15,13 +15,16 @@ void require(bool ok, const std::string& what) {
 
 }  // namespace
 
-void Runtime::attend_all(const std::string& out, const std::string& qkv, int heads, int head_dim, float scale, const std::string& bias) {
+void Runtime::attend_all(const std::string& out, const std::string& qkv, int heads, int head_dim, float scale, const std::string& bias,
+                         const std::string& rope, int window) {
   const auto lock = building();
-  AttendAllOp op{buffer(out), buffer(qkv), heads, head_dim, scale};
   require(heads >= 1 && heads <= kMostHeads && head_dim >= 1 && head_dim % kPanelRows == 0, "attention: head_dim must be a multiple of 16");
+  require(window >= 0, "attention: window out of range");
+  AttendAllOp op{buffer(out), buffer(qkv), heads, head_dim, scale, nullptr, nullptr, window < config_.context ? window : 0};
   const int64_t width = int64_t{heads} * head_dim;
   require(op.out != op.qkv && op.out->width == width && op.qkv->width == 3 * width, "attention: buffers do not fit");
   op.bias = vector(bias, bias_size(heads, config_.context));
+  op.rope = vector(rope, static_cast<size_t>(config_.context) * static_cast<size_t>(head_dim));
   ops_.emplace_back(op);
 }
 
@@ -57,24 +60,42 @@ size_t Runtime::text_width(bool head) const {
   return static_cast<size_t>(output_of(head ? ops_.back() : ops_[pooled_ - 1])->width);
 }
 
+// Heads of q and k.
+void Runtime::rotate_all(const AttendAllOp& op, const Step& step, int thread) {
+  const auto half = static_cast<size_t>(op.head_dim / 2), sines = static_cast<size_t>(config_.context) * half;
+  const Range rows = share(step.count, thread, pool_.threads());
+  for (int t = rows.first; t < rows.last; ++t) {
+    const float* cosines = op.rope->data() + static_cast<size_t>(positions_[static_cast<size_t>(t)]) * half;
+    for (int h = 0; h < 2 * op.heads; ++h) kernels_.rotate(row(*op.qkv, t) + h * op.head_dim, cosines, cosines + sines, op.head_dim, false);
+  }
+}
+
 void Runtime::execute(const AttendAllOp& op, Step& step, int thread) {
+  if (op.rope) {
+    rotate_all(op, step, thread);
+    pool_.barrier(thread);
+  }
   const auto& lengths = step.batch.lengths;
   const size_t width = static_cast<size_t>(op.qkv->width), third = width / 3;
   const int threads = pool_.threads();
-  const bool few = static_cast<int64_t>(lengths.size()) * op.heads < 4 * threads;
+  const bool few = op.window > 0 || static_cast<int64_t>(lengths.size()) * op.heads < 4 * threads;
   int unit = 0;
   for (size_t s = 0; s < lengths.size(); ++s) {
     const int length = lengths[s], each = few ? kUnitQueries : length;
     for (int h = 0; h < op.heads; ++h)
       for (int first = 0; first < length; first += each, ++unit) {
         if (unit % threads != thread) continue;
+        const int last = std::min(first + each, length);
+        const int begin = op.window > 0 ? std::max(first - op.window, 0) : 0,
+                  end = op.window > 0 ? std::min(last - 1 + op.window, length - 1) + 1 : length;
         const float* q = row(*op.qkv, begins_[s]) + h * op.head_dim;
         AttendAll a{};
-        a.q = q + static_cast<size_t>(first) * width, a.k = q + third, a.v = q + 2 * third, a.stride = width;
-        a.queries = std::min(each, length - first), a.keys = length, a.head_dim = op.head_dim, a.scale = op.scale;
+        a.q = q + static_cast<size_t>(first) * width, a.k = q + static_cast<size_t>(begin) * width + third, a.v = a.k + third, a.stride = width;
+        a.queries = last - first, a.keys = end - begin, a.head_dim = op.head_dim, a.scale = op.scale;
+        a.window = op.window, a.at = first - begin;
         a.out = row(*op.out, begins_[s] + first) + h * op.head_dim, a.out_stride = third;
         a.scratch = private_[static_cast<size_t>(thread)].attention.data();
-        a.bias = op.bias ? score_bias(op.bias, h, config_.context) - first : nullptr;
+        a.bias = op.bias ? score_bias(op.bias, h, config_.context) + begin - first : nullptr;
         kernels_.attend_all(a);
       }
   }

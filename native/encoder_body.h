@@ -3,9 +3,11 @@
 namespace millis {
 namespace {
 
-// score[m][keys] = q[m] . keys + bias[keys - m] for M queries, then its softmax; returns 1 / the sums of the weights in `inverse`.
+// score[m][keys] = q[m] . keys + bias[keys - m] for M queries, the first at key `at`, then its softmax; returns 1 / the sums of the weights in
+// `inverse`.
 template <int M>
-inline void weigh_all(const AttendAll& a, const float* q, const float* bias, const float* transposed, int width, float* score, float (&inverse)[M]) {
+inline void weigh_all(const AttendAll& a, int at, const float* q, const float* bias, const float* transposed, int width, float* score,
+                      float (&inverse)[M]) {
   for (int p = 0; p < width / kPanelRows; ++p, transposed += a.head_dim * kPanelRows) {
     F32 total[M];
     for (int m = 0; m < M; ++m) total[m] = set1(0.0f);
@@ -17,6 +19,10 @@ inline void weigh_all(const AttendAll& a, const float* q, const float* bias, con
   }
   for (int m = 0; m < M; ++m, score += width) {
     for (int i = a.keys; i < width; ++i) score[i] = kMasked;
+    if (a.window > 0) {
+      for (int i = 0; i < at + m - a.window; ++i) score[i] = kMasked;
+      for (int i = at + m + a.window + 1; i < a.keys; ++i) score[i] = kMasked;
+    }
     F32 most = set1(kNoScore), total = set1(0.0f);
     for (int i = 0; i < width; i += kLanes) most = max(most, load(score + i));
     const F32 shift = set1(max(most));
@@ -33,7 +39,7 @@ template <int M>
 inline void attend_all_rows(const AttendAll& a, int first, const float* transposed, int width, float* score) {
   const auto begin = static_cast<size_t>(first);
   float inverse[M];
-  weigh_all<M>(a, a.q + begin * a.stride, a.bias ? a.bias - first : nullptr, transposed, width, score, inverse);
+  weigh_all<M>(a, a.at + first, a.q + begin * a.stride, a.bias ? a.bias - first : nullptr, transposed, width, score, inverse);
   for (int d = 0; d < a.head_dim; d += kPanelRows) {
     F32 part[M];
     for (int m = 0; m < M; ++m) part[m] = set1(0.0f);

@@ -124,6 +124,7 @@ struct AttendAll {
   size_t out_stride;
   float* scratch;     // [attend_all_floats(keys, head_dim)]
   const float* bias;  // added to the score of query m and key j: bias[j - m]; null: nothing is
+  int window, at;     // query m sees keys at + m - window to at + m + window; 0: all
 };
 
 constexpr int kAllRows = 8;  // queries that pass over the keys together

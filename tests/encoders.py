@@ -16,6 +16,9 @@ from transformers import (
     DistilBertConfig,
     DistilBertForSequenceClassification,
     DistilBertModel,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    ModernBertModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -45,11 +48,18 @@ DISTIL = {
     "hidden_dim": 96,
     "max_position_embeddings": CONTEXT,
 }
+MODERN = SIZES | {
+    "num_hidden_layers": 4,
+    "local_attention": 12,
+    "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
+}
 FAMILIES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {  # configuration, body, classifier, sizes
     "bert": (BertConfig, BertModel, BertForSequenceClassification, SIZES),
     "roberta": (RobertaConfig, RobertaModel, RobertaForSequenceClassification, PADDED),
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel, XLMRobertaForSequenceClassification, PADDED),
     "distilbert": (DistilBertConfig, DistilBertModel, DistilBertForSequenceClassification, DISTIL),
+    "modernbert": (ModernBertConfig, ModernBertModel, ModernBertForSequenceClassification, MODERN),
 }
 LABELS = {0: "card", 1: "loan", 2: "parcel", 3: "other"}
 WORDS = "where is my parcel card loan the a lost new late please help ##s ##ed ##ing ? . , ! 1 2 3".split()

@@ -21,7 +21,7 @@ from millis.train.start import settings_of, train
 from millis.train.texts import padded
 from millis.types import ModelError, RequestError
 from shell import error_line, millis
-from training import WORDS, bert_folder, chat_gguf, jsonl, labelled_csv, loaded, sentences
+from training import WORDS, bert_folder, chat_gguf, jsonl, labelled_csv, loaded, modernbert_folder, sentences
 
 
 def run(task: str, data: Path, out: Path, model: Path, **given: Any) -> dict[str, Any]:
@@ -50,6 +50,14 @@ def test_transformers_reads_the_folder_and_finds_the_same_accuracy(tmp_path: Pat
     assert (tmp_path / "out" / "train" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "out" / "train" / "tensorboard").glob("events.*"))
     assert not (tmp_path / "out" / "train" / "checkpoints").exists()
+    the_commands_answer_by_its_head(tmp_path / "out", held, report["quality"]["accuracy"])
+
+
+def test_modernbert_is_trained_with_fewer_layers_and_read(tmp_path: Path) -> None:
+    base, data = modernbert_folder(tmp_path / "base"), labelled_csv(tmp_path / "train.csv")
+    held = labelled_csv(tmp_path / "held.csv", 60, seed=1)
+    report = run("classify", data, tmp_path / "out", base, held=[held], epochs=5.0, batch=8, layers=2, ngrams=False)
+    assert report["quality"]["accuracy"] > 0.9
     the_commands_answer_by_its_head(tmp_path / "out", held, report["quality"]["accuracy"])
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, ModernBertConfig, ModernBertModel
 
 import gguf_files
 import tokenizer_tiny
@@ -50,6 +50,27 @@ def bert_folder(path: Path) -> Path:
         max_position_embeddings=64,
     )
     BertModel(config).save_pretrained(path)
+    return path
+
+
+def modernbert_folder(path: Path) -> Path:
+    """The same of three layers of ModernBERT, the first of which sees all of a text."""
+    bert_folder(path)
+    vocabulary = json.loads((path / "tokenizer.json").read_text())["model"]["vocab"]
+    torch.manual_seed(0)
+    config = ModernBertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        local_attention=8,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0),
+        cls_token_id=2,
+        sep_token_id=3,
+    )
+    ModernBertModel(config).save_pretrained(path)
     return path
 
 

@@ -17,14 +17,19 @@ from millis.models.tensor import Tensor
 from millis.models.tensors_expected import check_config, check_tensors
 from millis.types import FormatError
 
-_HIDDEN_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+HIDDEN_ACTIVATIONS: dict[str, Literal["gelu", "gelu_tanh", "relu"]] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "is_decoder": (False,),
     "position_embedding_type": ("absolute",),
     "quantization_config": (),
 }
-_POOLINGS: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
+POOLINGS: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +146,7 @@ def read(path: Path, values: Mapping[str, Any]) -> Checkpoint:
 def _config(family: _Family, settings: Settings, path: Path) -> ModelConfig:
     keys = family.keys
     hidden, heads = settings.whole(keys["hidden"]), settings.whole(keys["heads"])
-    check_activation(settings.get(keys["activation"]), tuple(_HIDDEN_ACTIVATIONS))
+    check_activation(settings.get(keys["activation"]), tuple(HIDDEN_ACTIVATIONS))
     types = settings.whole("type_vocab_size", family.types)
     context = settings.whole("max_position_embeddings", 512)
     config = ModelConfig(
@@ -156,10 +161,10 @@ def _config(family: _Family, settings: Settings, path: Path) -> ModelConfig:
         vocab=settings.whole("vocab_size"),
         context=context - _first_position(settings) if family.padded else context,
         norm_eps=settings.real("layer_norm_eps", family.norm_eps),
-        activation=_HIDDEN_ACTIVATIONS[settings.get(keys["activation"]) or "gelu"],  # type: ignore[arg-type]
+        activation=HIDDEN_ACTIVATIONS[settings.get(keys["activation"]) or "gelu"],
         attention_bias=True,
         token_types=types if family.types else 0,
-        pooling=pooling_of(path, _POOLINGS),
+        pooling=pooling_of(path, POOLINGS),
         reads=True,
         text_tokens=longest_text(path),
         head=head_of(settings, family.activation),

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Architecture = Literal[
-    "llama", "qwen2", "qwen3", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2", "bert", "t5", "marian"
+    "llama", "qwen2", "qwen3", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2", "bert", "modernbert", "t5", "marian"
 ]  # fmt: skip
 Pooling = Literal["mean", "first", "last"]  # of a text's hidden states; the first is bert's, the last a decoder's
+BOTH_WAYS: tuple[Architecture, ...] = ("bert", "modernbert")  # encoders: tokens see those behind them, too
 # Architectures whose q and k rows GGUF stores in the order that rotates neighbours, transformers in that of halves.
 PERMUTED: tuple[Architecture, ...] = ("llama", "granite", "smollm3")
 
@@ -36,7 +37,8 @@ class Head:
 
     labels: tuple[str, ...]
     problem: Literal["single_label", "multi_label", "regression"]
-    activation: Literal["tanh", "relu"] = "tanh"  # between the head's two matrices, of which a decoder's has one
+    activation: Literal["tanh", "relu", "gelu"] = "tanh"  # between its two matrices, of which a decoder's has one
+    pooling: Literal["first", "mean"] = "first"  # of what it reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ class ModelConfig:
     # architectures for the former, which ernie4_5 always uses; all else uses the latter.
     rope_style: Literal["half", "interleaved"] = "half"
     rope_scaling: RopeScaling | None = None
-    rope_local_theta: float = 10000.0  # base of windowed layers (gemma3)
+    rope_local_theta: float = 10000.0  # base of windowed layers (gemma3, modernbert)
     rotated: tuple[bool, ...] = ()  # per layer: whether q and k are rotated at all; () means in all layers
     windows: tuple[int, ...] = ()  # per layer: positions attended, 0 for all; () means all layers attend to all
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)

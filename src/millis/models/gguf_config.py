@@ -9,7 +9,7 @@ import numpy as np
 
 from millis.models.config import Architecture, ModelConfig, RopeScaling
 from millis.models.gguf_values import StringArray
-from millis.models.parts import phi3_parts
+from millis.models.parts import gguf_parts
 from millis.models.rope import yarn_attention_factor
 from millis.models.tensor import Tensor
 from millis.models.tensors_expected import MOST_LAYERS, check_config, check_tensors
@@ -110,7 +110,7 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> t
     config = ModelConfig(architecture=known, name=name if isinstance(name, str) else "", **fields)
     settings.refuse_others()
     check_config(config)
-    tensors = phi3_parts(tensors, config) if architecture == "phi3" else tensors
+    tensors = gguf_parts(tensors, config) if architecture == "phi3" else tensors
     check_tensors(config, tensors)
     return config, tensors
 

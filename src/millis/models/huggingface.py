@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from millis.models import bert_folder, reader_folder, seq2seq_folder
+from millis.models import bert_folder, modernbert_folder, reader_folder, seq2seq_folder
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import ModelConfig
 from millis.models.huggingface_config import huggingface_config
@@ -80,6 +80,8 @@ def read_folder(path: Path) -> Checkpoint:
         values = read_json(path / "config.json", _MAX_CONFIG_BYTES)
         if bert_folder.is_kin(values):
             return bert_folder.read(path, values)
+        if values.get("model_type") == modernbert_folder.TYPE:
+            return modernbert_folder.read(path, values)
         if seq2seq_folder.is_kin(values):
             return seq2seq_folder.read(path, values)
         config, tied = huggingface_config(values, path.resolve().name)

@@ -115,7 +115,9 @@ def huggingface_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfi
         settings = Settings({"model_type": "gemma3_text"} | dict(settings.part("text_config")._values))
     kind = settings.get("model_type")
     if not isinstance(kind, str) or kind not in _TYPES:
-        known = ", ".join((*_TYPES, "gemma3", "bert", "roberta", "xlm-roberta", "distilbert", "t5", "mt5", "marian"))
+        known = ", ".join(
+            (*_TYPES, "gemma3", "bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "t5", "mt5", "marian")
+        )
         raise FormatError(f"config.json: the model type {kind!r:.40} is not one of {known}")
     refuse_settings(settings, _NEUTRAL)
     fields = _SPECIFIC[kind](Settings(_DEFAULTS.get(kind, {}) | dict(settings._values)))

@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from millis.models import bert, bert_folder, gemma3, gpt2, llama, marian, reader_folder, seq2seq_folder, t5
+from millis.models import (
+    bert,
+    bert_folder,
+    gemma3,
+    gpt2,
+    llama,
+    marian,
+    modernbert,
+    modernbert_folder,
+    reader_folder,
+    seq2seq_folder,
+    t5,
+)
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import Architecture, ModelConfig
 from millis.models.gguf import read_gguf
@@ -34,9 +46,12 @@ BUILDERS: Mapping[Architecture, Builder] = {
     "ernie4_5": llama.build,
     "gpt2": gpt2.build,
     "bert": bert.build,
+    "modernbert": modernbert.build,
     "t5": t5.build,
     "marian": marian.build,
 }
+
+ENCODERS = (*bert_folder.TYPES, modernbert_folder.TYPE)  # as config.json names them
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,7 @@ def load_model(path: Path, context: int | None = None) -> Model:
 def is_encoder(path: Path) -> bool:
     """Whether a folder's config.json says that its model reads texts and writes none. FormatError if it is no JSON."""
     values = _settings(path)
-    return bert_folder.is_kin(values) or reader_folder.is_decoder(values)
+    return values.get("model_type") in ENCODERS or reader_folder.is_decoder(values)
 
 
 def is_seq2seq(path: Path) -> bool:

@@ -154,9 +154,16 @@ class Oracle:
         return out.reshape(rows, op.heads * op.head_dim)
 
     def _attend_all(self, op: SelfAttention, qkv: Floats) -> Floats:
-        q, k, v = np.moveaxis(qkv.reshape(len(qkv), 3, op.heads, op.head_dim), 1, 0)
+        rows = len(qkv)
+        q, k, v = np.moveaxis(qkv.reshape(rows, 3, op.heads, op.head_dim), 1, 0)
+        if op.rope is not None:
+            table = self._plan.ropes[op.rope][:, :rows, None]
+            q, k = rotate(q, table, "half"), rotate(k, table, "half")
         scores = np.einsum("thd,shd->hts", q, k, optimize=True) * np.float32(op.scale)
-        weights = softmax(scores if op.bias is None else scores + self._bias(op.bias, len(qkv)))
+        if op.bias is not None:
+            scores = scores + self._bias(op.bias, rows)
+        distance = np.abs(np.arange(rows)[:, None] - np.arange(rows)[None, :])
+        weights = softmax(np.where(distance <= (op.window or rows), scores, np.float32(-np.inf)))
         out: Floats = np.einsum("hts,shd->thd", weights, v, optimize=True)
         return out.reshape(len(qkv), op.heads * op.head_dim)
 

@@ -1,4 +1,4 @@
-"""Matrices that files keep as one, as the parts that plans run: gate and up, q, k and v (granitemoehybrid, phi3)."""
+"""Matrices that files keep as one, as the parts that plans run: gate and up; q, k and v."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FOLDER = {
     "mlp.gate_up_proj.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
     "self_attn.qkv_proj.weight": ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
 }
-_PHI3 = {
+_GGUF = {
     "ffn_up.weight": ("ffn_gate.weight", "ffn_up.weight"),
     "attn_qkv.weight": ("attn_q.weight", "attn_k.weight", "attn_v.weight"),
 }
@@ -25,9 +25,9 @@ def folder_parts(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str
     return _parted(tensors, config, _FOLDER)
 
 
-def phi3_parts(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The same of a GGUF file of phi3, without the factors of its rotation, which are in the configuration."""
-    return _parted({name: t for name, t in tensors.items() if not name.startswith("rope_factors_")}, config, _PHI3)
+def gguf_parts(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The same under GGUF's names, without the factors of phi3's rotation, which are in the configuration."""
+    return _parted({name: t for name, t in tensors.items() if not name.startswith("rope_factors_")}, config, _GGUF)
 
 
 def part_names(name: str) -> list[str]:

@@ -132,8 +132,8 @@ class Select:
 class SelfAttention:
     """Attention of every token to all tokens of its sequence, before it and behind it; nothing is kept for later steps.
 
-    qkv: [tokens, 3 · heads · head_dim], q then k then v. softmax(q · kᵀ · scale + bias) · v.
-    out: [tokens, heads · head_dim].
+    qkv: [tokens, 3 · heads · head_dim], q then k then v. Order: rotation of q and k (in halves),
+    softmax(q · kᵀ · scale + bias) · v. out: [tokens, heads · head_dim].
     """
 
     out: str
@@ -142,6 +142,8 @@ class SelfAttention:
     head_dim: int
     scale: float
     bias: str | None = None  # name of a table of the plan
+    rope: str | None = None  # name of a table of the plan
+    window: int = 0  # tokens that are seen on either side; 0: all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

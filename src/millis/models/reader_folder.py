@@ -49,7 +49,7 @@ def decoder(config: ModelConfig, values: Mapping[str, Any], path: Path) -> Model
     return config
 
 
-def head_of(settings: Settings, activation: Literal["tanh", "relu"] = "tanh") -> Head | None:
+def head_of(settings: Settings, activation: Literal["tanh", "relu", "gelu"] = "tanh") -> Head | None:
     """The classifier that config.json's architecture says there is. FormatError for a head of another kind."""
     names = settings.get("architectures") or ["Model"]
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):

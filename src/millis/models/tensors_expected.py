@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from millis.models.config import ModelConfig, RopeScaling, Stack
+from millis.models.config import BOTH_WAYS, ModelConfig, RopeScaling, Stack
 from millis.models.seq2seq_shapes import Shapes, affine, expected, optional
 from millis.models.tensor import Tensor
 from millis.types import FormatError
@@ -35,7 +35,7 @@ def check_config(config: ModelConfig) -> None:
     if config.heads % config.kv_heads:
         raise FormatError(f"{config.heads} heads cannot share {config.kv_heads} key-value heads evenly")
     whole = config.hidden == config.heads * config.head_dim == _kv_width(config)
-    if config.architecture in ("gpt2", "bert") and not whole:
+    if config.architecture in ("gpt2", *BOTH_WAYS) and not whole:
         raise FormatError(
             f"{config.architecture}'s {config.heads} heads of {config.head_dim} must make up its {config.hidden} values"
         )
@@ -120,6 +120,8 @@ def expected_shapes(config: ModelConfig) -> Shapes:
     """Name → shape of every tensor that must be there."""
     if config.architecture == "bert":
         return _bert(config)
+    if config.architecture == "modernbert":
+        return _modernbert(config)
     if config.encoder is not None:
         return expected(config)
     shapes: Shapes = {"token_embd.weight": (config.vocab, config.hidden), "output_norm.weight": (config.hidden,)}
@@ -138,6 +140,8 @@ def optional_shapes(config: ModelConfig) -> Shapes:
     """Name → shape of tensors that may be there: an output matrix of its own, rotary factors, a pooler."""
     if config.architecture == "bert":
         return {"cls.weight": (config.hidden, config.hidden), "cls.bias": (config.hidden,)}
+    if config.architecture == "modernbert":
+        return {}
     if config.encoder is not None:
         return optional(config)
     shapes: Shapes = {"output.weight": (config.vocab, config.hidden)}
@@ -191,6 +195,23 @@ def _bert(config: ModelConfig) -> Shapes:
         shapes |= affine(f"{blk}.attn_output_norm", (hidden,)) | affine(f"{blk}.layer_output_norm", (hidden,))
     if config.head is not None:
         shapes |= affine("cls", (hidden, hidden)) | affine("cls.output", (len(config.head.labels), hidden))
+    return shapes
+
+
+def _modernbert(config: ModelConfig) -> Shapes:
+    hidden, ffn = config.hidden, config.ffn
+    shapes: Shapes = {"token_embd.weight": (config.vocab, hidden)}
+    shapes |= {f"{name}.weight": (hidden,) for name in ("token_embd_norm", "output_norm")}
+    for index in range(config.layers):
+        blk = f"blk.{index}"
+        shapes |= {f"{blk}.attn_{part}.weight": (hidden, hidden) for part in ("q", "k", "v", "output")}
+        shapes |= {f"{blk}.ffn_{part}.weight": (ffn, hidden) for part in ("gate", "up")}
+        shapes |= {f"{blk}.ffn_down.weight": (hidden, ffn), f"{blk}.ffn_norm.weight": (hidden,)}
+        if index > 0:
+            shapes[f"{blk}.attn_norm.weight"] = (hidden,)
+    if config.head is not None:
+        shapes |= {"cls.weight": (hidden, hidden), "cls.norm.weight": (hidden,)}
+        shapes |= affine("cls.output", (len(config.head.labels), hidden))
     return shapes
 
 

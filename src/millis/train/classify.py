@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from millis.models import bert_folder, reader_folder
+from millis.models import reader_folder
+from millis.models.load import ENCODERS
 from millis.models.ngrams import TOKENS, Ngrams
 from millis.samples.labelled import read_labelled
 from millis.samples.read import Row, Skipped, normal
@@ -49,7 +50,7 @@ class Classify:
         self._base, self._pad = base, base.pad
         self.model = base.classifier(labels, settings.layers, settings.dropout)
         kind = self.model.config.model_type
-        self._runs = kind in bert_folder.TYPES or kind in reader_folder.DECODERS
+        self._runs = kind in ENCODERS or kind in reader_folder.DECODERS
         self._adds = self._runs if settings.ngrams is None else settings.ngrams
         if self._adds and not self._runs:
             raise RequestError(f"--ngrams goes with a model that Millis runs, not with one of the type {kind}")
