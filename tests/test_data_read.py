@@ -69,6 +69,15 @@ def test_encodings_of_a_few_words(text: str, encoding: str) -> None:
     assert encoding_of(Path("a.txt"), text.encode(encoding)) == encoding
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+@pytest.mark.parametrize("before", ["", "x"])
+def test_one_line_longer_than_what_is_looked_at(before: str, encoding: str, tmp_path: Path) -> None:
+    path, text = tmp_path / "a.json", before + CHINESE.replace("\n", "") * 4000
+    path.write_bytes(f'["{text}"]'.encode(encoding))
+    told = Told()
+    assert told.rows(path) == [{"text": text}] and told.reader.encodings.get(str(path), "utf-8") == encoding
+
+
 def test_a_zero_byte_in_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes("text,label\nhe\0llo there,a\n你好，世界,b\n".encode())

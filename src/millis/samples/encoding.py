@@ -33,12 +33,14 @@ def encoding_of(path: Path, sample: bytes, remedy: str = "name its encoding with
     for mark, name in MARKS:
         if sample.startswith(mark):
             return name
-    lines = sample.split(b"\n")
-    lines = lines[:-1] if len(sample) >= SAMPLE_BYTES and len(lines) > 1 else lines  # the last may be cut
-    bad = sum(not is_utf8(line) for line in lines)
+    cut = len(sample) >= SAMPLE_BYTES
+    *lines, last = sample.split(b"\n")
+    bad = sum(not is_utf8(line) for line in lines) + (not is_utf8(last, cut))
     if b"\0" in sample and (bad or 10 * sample.count(0) > len(sample)):
         return _wide(path, sample, remedy)
-    return "utf-8" if bad <= BAD_LINES * sum(not line.isascii() for line in lines) else _guess(path, sample, remedy)
+    if bad <= BAD_LINES * sum(not line.isascii() for line in (*lines, last)):
+        return "utf-8"
+    return _guess(path, _whole(sample) if cut else sample, remedy)
 
 
 def text_lines(file: IO[bytes], encoding: str, most_bytes: int) -> Iterator[bytes | str | None]:
@@ -59,10 +61,10 @@ def text_lines(file: IO[bytes], encoding: str, most_bytes: int) -> Iterator[byte
         yield None
 
 
-def is_utf8(line: bytes) -> bool:
-    """Whether these bytes are UTF-8."""
+def is_utf8(line: bytes, cut: bool = False) -> bool:
+    """Whether these bytes are UTF-8; where they were cut, the last character may be a part of one."""
     try:
-        line.decode("utf-8")
+        codecs.utf_8_decode(line, "strict", not cut)
     except UnicodeDecodeError:
         return False
     return True
@@ -80,6 +82,13 @@ def _wide(path: Path, sample: bytes, remedy: str) -> str:
 def _common(text: str) -> float:
     """The share of ASCII but controls, other Latin, Greek and Cyrillic letters, kana, Han, and their punctuation."""
     return len(COMMON.findall(text)) / max(1, len(text))
+
+
+def _whole(sample: bytes) -> bytes:
+    """A sample without the half of a character at its end, where characters are of two bytes."""
+    decoder = codecs.getincrementaldecoder("gb18030")("replace")  # the others part bytes as it does
+    decoder.decode(sample)
+    return sample.removesuffix(decoder.getstate()[0])
 
 
 def _guess(path: Path, sample: bytes, remedy: str) -> str:
@@ -102,7 +111,7 @@ def _guess(path: Path, sample: bytes, remedy: str) -> str:
 def _rare(sample: bytes, encoding: str) -> float:
     """The share of rare characters among those beyond ASCII; 1 for what is not of this encoding."""
     try:
-        text = codecs.getincrementaldecoder(encoding)().decode(sample)  # the last character may be cut
+        text = sample.decode(encoding)
     except UnicodeDecodeError:
         return 1.0
     leads = [char.encode(encoding)[0] for char in text if not char.isascii()]
