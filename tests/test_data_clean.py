@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -125,6 +126,40 @@ def test_every_row_is_kept_or_counted(tmp_path: Path) -> None:
     assert near["like"].startswith("The committee met on Tuesday") and near["similarity"] >= 0.8
 
 
+def test_what_is_taken_back_was_counted_so() -> None:
+    """Masks that were in the text before, a language that the masks change, and a label that only one copy has."""
+    rows: list[Row] = [
+        {"text": "call me at [PHONE]", "label": "b", "note": {"tel": ["电话13812345678", 7]}},
+        {"text": "call me at [PHONE]", "label": "a"},
+        {"text": "a@b.com http bonjour", "label": "a"},
+        {"text": "a@b.com http bonjour", "label": "b"},
+        {"text": "this one stays", "note": {"tel": ["电话13812345678", 7]}},
+        {"text": "this one stays", "label": "b"},
+    ]
+    kept, report = data.clean_rows(rows)
+    value = report.asdict()
+    assert kept == [{"text": "this one stays", "note": {"tel": ["电话[PHONE]", 7]}}]
+    assert report.reasons == {"two labels": 4, "copy": 1}
+    assert value["languages"] == {"en": 1} and value["labels"] == {} and value["masked"] == {"phone": 1}
+    assert sum(value["characters_kept"].values()) == 1 and sum(value["characters_dropped"].values()) == 5
+
+
+def test_names_and_values_that_are_no_unicode(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
+    path.write_text(
+        '{"text": "one fine text", "label": "\\ud800"}\n{"text": "one fine text", "label": "\\ud800"}\n', "utf-8"
+    )
+    report = data.clean([path], tmp_path / "out.jsonl")
+    assert report.reasons == {"copy": 1} and report.examples["copy"][0].like_where == f"{path}:1"
+    report.save(tmp_path / "r.html")
+    report.save(tmp_path / "r.json")
+    nested: Row = {"text": "another fine text"}
+    for _ in range(2000):
+        nested = {"text": "another fine text", "more": nested}
+    kept, report = data.clean_rows([nested, {"text": "one fine text"}])
+    assert len(kept) == 1 and report.bad_examples == ["row 1: nested too deeply"]
+
+
 def test_pairs_languages_and_other_names(tmp_path: Path) -> None:
     pairs: list[Row] = [{"source": "你好，世界", "target": "Hello, world"}, {"source": "", "target": "x"}]
     assert clean(tmp_path, pairs)[0] == pairs[:1]
@@ -134,9 +169,10 @@ def test_pairs_languages_and_other_names(tmp_path: Path) -> None:
 
 
 def test_rows_that_copy_the_test_side_are_dropped(tmp_path: Path) -> None:
-    test = write_rows(tmp_path / "test.jsonl", [{"text": PROSE}, {"text": "Where is my card?"}])
+    test = write_rows(tmp_path / "test.jsonl", [{"text": PROSE}, {"text": "Where  is my card?"}])
     rows = [{"text": PROSE.replace("Tuesday", "Friday")}, {"text": "WHERE is my card?"}, {"text": "Something else."}]
     report = data.clean([write_rows(tmp_path / "in.jsonl", rows)], tmp_path / "out.jsonl", against=[test])
+    assert report.changed == 0  # of the rows read
     assert read_rows(tmp_path / "out.jsonl") == rows[2:] and report.reasons == {"in the test set": 2}
 
 
@@ -167,6 +203,10 @@ def test_what_cannot_be_cleaned_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="out.jsonl is also read from"):
         data.clean([out.rename(tmp_path / "out.jsonl")], out)
     assert out.read_text(encoding="utf-8") == "old" and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(DataError, match="out.jsonl lies in .*, whose files are read; choose another folder"):
+        data.clean([tmp_path], out)
+    with pytest.raises(DataError, match="out.jsonl.gz would be read as what its name says, but holds JSON lines"):
+        data.clean([out], tmp_path / "out.jsonl.gz")
     with pytest.raises(DataError, match="there are no rules 'good'"):
         data.Settings(rules="good")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="name cannot be masked; email, id, card, ip, phone can"):
@@ -219,6 +259,14 @@ def test_bars_are_as_long_as_their_counts(tmp_path: Path) -> None:
     assert widths[1] / widths[0] == pytest.approx(10 / 30, abs=0.001)
 
 
+def test_names_of_bars_fit_before_them(tmp_path: Path) -> None:
+    names = ("短", "一" * 10, "一" * 11, "twenty-one letters ..", "twenty-two letters ...")
+    _, report = clean(tmp_path, [{"text": f"the text number {n}", "label": n} for n in names], near=0)
+    chart = page(report.asdict()).partition("Labels of what was kept")[2].partition("</svg>")[0]
+    told = re.findall(r'text-anchor="end">([^<]*)<', chart)
+    assert told == ["短", "一" * 10, "一" * 10 + "…", "twenty-one letters ..", "twenty-two letters .…"]
+
+
 def test_the_command_with_its_reports(tmp_path: Path) -> None:
     path = tmp_path / "in.csv"
     path.write_bytes("text,category\n你好世界你好,a\n你好世界你好,a\n再见了我的朋友,b\nx,y,z\n".encode("gb18030"))
@@ -262,7 +310,11 @@ def test_wrong_use_is_said(tmp_path: Path) -> None:
         ("pack", __file__, "--tokenizer", "smollm2", "--out", tmp_path / "no" / "o.npy"),
     ):
         assert f"there is no folder {tmp_path / 'no'} to write" in error_line(shell("data", *verb), 2)
-    assert not (tmp_path / "o.jsonl").exists()
+    text = tmp_path / "in.txt"
+    text.write_text("fine words here\n", encoding="utf-8")
+    for report, why in ((text, "in.txt is also read from"), (tmp_path / "o.jsonl", "o.jsonl cannot hold two files")):
+        assert why in error_line(shell("data", "clean", text, "--out", tmp_path / "o.jsonl", "--report", report), 2)
+    assert not (tmp_path / "o.jsonl").exists() and text.read_text("utf-8") == "fine words here\n"
     for verb in ("clean", "split", "pack", "pull", "list"):
         assert "Example: millis data" in shell("data", verb, "--help").stdout
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from data_support import read_rows, write_rows
 from millis import data
@@ -67,6 +68,36 @@ def test_near_copies_are_found_and_others_are_not() -> None:
         assert found >= 290
         assert seen.exact(texts[7].upper().replace(" ", "\u3000")) == Known(7, "f:7", None, texts[7])
         assert seen.exact("never seen") is None
+
+
+def test_near_copies_among_texts_that_are_somewhat_alike() -> None:
+    """A form filled in many times: what agrees with one text in a band is compared with the others there, too."""
+    draw, signatures, missed, found = random.Random(5), list[NDArray[np.uint32]](), 0, 0
+    form = [f"word{n}" for n in range(60)]
+    with Seen(0.8) as seen:
+        for number in range(600):
+            words = list(form)
+            for place in draw.sample(range(60), draw.randint(1, 4)):
+                words[place] = f"other{draw.randrange(1000)}"
+            entries = signature(text := " ".join(words))
+            near = max((float(np.mean(entries == other)) for other in signatures), default=0.0) >= 0.8
+            if seen.near(entries) is None:
+                missed += near
+                signatures.append(entries)
+                seen.keep(Known(number, "", None, ""), text, entries)
+            else:
+                found += 1
+    assert found > 150 and missed <= 0.05 * found
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="copies .* not go to .*/no.* is full.*name another folder in TMPDIR"):
+        (tmp_path / "now").mkdir()
+        with Seen(0.8, tmp_path / "now") as seen:
+            seen._base.execute("PRAGMA max_page_count = 8")
+            for number in range(5000):
+                seen.keep(Known(number, "", None, ""), text := f"text {number}", signature(text))
+    assert list((tmp_path / "now").iterdir()) == []
 
 
 def test_chinese_is_compared_by_characters() -> None:

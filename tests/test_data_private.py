@@ -32,6 +32,9 @@ from millis.data.private import KINDS, luhn, valid_card, valid_id
         ("身份证号11010519491231002X，勿外传", "身份证号[ID]，勿外传"),
         ("card 4111 1111 1111 1111 exp", "card [CARD] exp"),
         ("卡号6222021234567890128", "卡号[CARD]"),
+        ("card 4111 1111 1111 1111 123", "card [CARD] 123"),  # a security code
+        ("4111111111111111 12/27 123, thanks", "[CARD] 12/27 123, thanks"),
+        ("我的电话138 12345678，手机138.1234.5678", "我的电话[PHONE]，手机[PHONE]"),
         ("Amex 378282246310005", "Amex [CARD]"),
         ("from 8.8.8.8 and 2001:db8::1", "from [IP] and [IP]"),
         ("IP地址192.168.1.20的", "IP地址[IP]的"),

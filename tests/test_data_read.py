@@ -11,6 +11,7 @@ import pytest
 from data_support import write_rows
 from millis.data import Reader, clean, split
 from millis.data.scrub import scrub
+from millis.samples.encoding import encoding_of
 from millis.types import DataError
 
 CHINESE = "这是一个测试文件，内容用简体中文写成。\n今天天气很好，适合出门散步。\n客服专线请在上班时间拨打。\n"
@@ -50,6 +51,39 @@ def test_encodings_by_name(text: str, encoding: str, name: str | None, tmp_path:
     assert told.reader.encodings == ({} if name is None else {str(path): name})
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("我们明天开会。\n", "gb18030"),
+        ("苹果手机壳\n", "gb18030"),
+        ("退款怎么办\n订单还没到\n", "gb18030"),
+        ("text,label\n手机很好,好评\n", "gb18030"),
+        ("고객 서비스\n", "euc-kr"),
+        ("안녕하세요 반갑습니다\n", "euc-kr"),
+        ("你好，謝謝\n", "big5"),
+        ("こんにちは世界\n", "euc-jp"),
+        ("こんにちは\n", "shift-jis"),
+    ],
+)
+def test_encodings_of_a_few_words(text: str, encoding: str) -> None:
+    assert encoding_of(Path("a.txt"), text.encode(encoding)) == encoding
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+@pytest.mark.parametrize("before", ["", "x"])
+def test_one_line_longer_than_what_is_looked_at(before: str, encoding: str, tmp_path: Path) -> None:
+    path, text = tmp_path / "a.json", before + CHINESE.replace("\n", "") * 4000
+    path.write_bytes(f'["{text}"]'.encode(encoding))
+    told = Told()
+    assert told.rows(path) == [{"text": text}] and told.reader.encodings.get(str(path), "utf-8") == encoding
+
+
+def test_a_zero_byte_in_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text,label\nhe\0llo there,a\n你好，世界,b\n".encode())
+    assert [row["text"] for row in Told().rows(path)] == ["hello there", "你好，世界"]
+
+
 def test_a_bad_byte_makes_a_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     lines = [f"第{n}行，这是正常的内容。".encode() for n in range(30)]
@@ -86,11 +120,13 @@ def test_json_lines_with_bad_ones(tmp_path: Path) -> None:
 
 def test_compressed_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 3))
-    assert len(Told().rows(path)) == 3
-    path.write_bytes(path.read_bytes()[:-6])
-    with pytest.raises(DataError, match="damaged gzip file"):
-        Told().rows(path)
+    path.write_bytes(gzip.compress(b"".join(b'{"text": "row %d"}\n' % n for n in range(3000))))
+    assert len(Told().rows(path)) == 3000
+    whole = path.read_bytes()
+    for damaged in (whole[:-6], whole[:12] + b"\xff\xff" + whole[14:], whole[:-6] + b"odd..."):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="damaged gzip file"):
+            Told().rows(path)
 
 
 def test_tables_are_what_the_csv_module_wrote(tmp_path: Path) -> None:
@@ -105,6 +141,14 @@ def test_tables_are_what_the_csv_module_wrote(tmp_path: Path) -> None:
     path.write_text("a,a\n1,2\n", encoding="utf-8")
     with pytest.raises(DataError, match="must begin with the names of its columns, each once"):
         Told().rows(path)
+
+
+def test_a_table_parted_by_semicolons(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('"text";"label"\r\n"one; two, three";a\r\nfour, five;b\r\n', encoding="utf-8-sig", newline="")
+    assert Told().rows(path) == [{"text": "one; two, three", "label": "a"}, {"text": "four, five", "label": "b"}]
+    path.write_text("text,a;b\none;two,c\n", encoding="utf-8")
+    assert Told().rows(path) == [{"text": "one;two", "a;b": "c"}]
 
 
 def test_what_a_stray_quote_swallows_is_told(tmp_path: Path) -> None:
@@ -155,6 +199,14 @@ def test_parquet(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="not a sound Parquet file"):
         Told().rows(path)
+    offsets, odd = arrow.py_buffer(b"\0\0\0\0\2\0\0\0"), arrow.py_buffer(b"a\xff")
+    for column in (
+        arrow.Array.from_buffers(arrow.utf8(), 1, [None, offsets, odd]),  # text that is not UTF-8
+        arrow.array([1 << 62], arrow.duration("s")),
+    ):
+        parquet.write_table(arrow.table({"text": column}), path)
+        with pytest.raises(DataError, match="not a sound Parquet file"):
+            Told().rows(path)
 
 
 def test_a_folder_labels_by_its_folders(tmp_path: Path) -> None:

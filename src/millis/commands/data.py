@@ -114,6 +114,7 @@ def clean(
             mask=() if mask == "none" else _names(mask),
         )
     _check_folders(out, *(report or []))
+    _check_reports(report or [], out, [*inputs, *(against or [])])
     with _reader(unit, encoding) as reader:
         result = data.clean(inputs, out, settings, against=against or [], reader=reader)
     for path in report or []:
@@ -150,7 +151,7 @@ def split(
     train: Annotated[Path | None, typer.Option(help="Default: NAME.train.jsonl beside the first input.")] = None,
     test_out: Annotated[Path | None, typer.Option(help="Default: NAME.test.jsonl beside the first input.")] = None,
     test: Annotated[float, typer.Option(min=0, max=1, help="The share of texts for testing.")] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, another split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=1 << 62, help="Another seed, another split.")] = 0,
     by: Annotated[str | None, typer.Option(help="The field that decides; default: text, context or source.")] = None,
     stratify: Annotated[str | None, typer.Option(help="The same share of each value of this field: label.")] = None,
     near: Annotated[float, typer.Option(min=0, max=1, help="Similarity of near copies; 0: do not look.")] = 0.8,
@@ -162,7 +163,7 @@ def split(
     """Splits rows by the hash of their text: the same text is always on the same side, and so are its copies."""
     from millis import data
 
-    stem = Path(inputs[0]).with_suffix("")
+    stem = Path(inputs[0] if Path(inputs[0]).name else Path(inputs[0]).resolve()).with_suffix("")
     train, test_out = (
         train or stem.with_name(f"{stem.name}.train.jsonl"),
         test_out or stem.with_name(f"{stem.name}.test.jsonl"),
@@ -215,6 +216,16 @@ def pack(
     else:
         print(f"{result['rows']:,} rows of {length} tokens, {result['documents']:,} documents  {out}")
         print(f"left out at the end: {result['left_out_tokens']:,} tokens")
+
+
+def _check_reports(reports: list[Path], out: Path, read: list[str]) -> None:
+    from millis.data.write import apart
+
+    for number, path in enumerate(reports):
+        with common.usage():
+            apart(path, read)
+        if path.resolve() in [other.resolve() for other in (out, *reports[:number])]:
+            raise typer.BadParameter(f"{path} cannot hold two files; give each its own name")
 
 
 def _check_folders(*files: Path) -> None:

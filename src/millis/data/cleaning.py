@@ -6,8 +6,8 @@ One row is in memory at a time; what copies need is in a temporary file (duplica
 
 from __future__ import annotations
 
-import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ def clean(
         complain(where, why)
 
     reader.complain = note
-    with write.replacing(path, tuple(Path(name) for name in (*inputs, *against))) as file:
+    with write.rows_file(path, (*inputs, *against)) as file:
         with Seen(settings.near or 1.0) as tests, Seen(settings.near or 1.0) as seen:
             cleaner = _Cleaner(settings, report, seen, tests)
             for number, (where, row) in enumerate(reader.rows(against)):
@@ -92,8 +92,7 @@ def clean(
             report.encodings = dict(reader.encodings)
             if report.read == 0 and report.bad:
                 raise DataError(f"no row could be read: {report.bad_examples[0]}")
-            for line in write.take_out(file, cleaner.retracted):
-                cleaner.take_back(json.loads(line))
+            write.take_out(file, cleaner.retracted)
     reader.complain = complain
     return report
 
@@ -107,8 +106,6 @@ def clean_rows(rows: Iterable[Mapping[str, Any]], settings: Settings | None = No
         for number, row in enumerate(rows, 1):
             if (made := cleaner.judge(f"row {number}", dict(row))) is not None:
                 kept.append(made)
-        for number in cleaner.retracted:
-            cleaner.take_back(kept[number])
         return [row for number, row in enumerate(kept) if number not in cleaner.retracted], report
 
 
@@ -124,7 +121,8 @@ class _Cleaner:
     def keep_for_test(self, number: int, where: str, row: Row) -> None:
         """Remembers a row of the test side, cleaned as the others are."""
         if (made := self._plain(where, row)) is not None:
-            text = _compared(self._masked(made)[0], self._fields(made))
+            fields = self._fields(made)
+            text = _compared(self._masked({name: made[name] for name in fields})[0], fields)
             self.has_tests = True
             self.tests.keep(Known(number, where, None, text[:EXCERPT_CHARS]), text, self._signature(text))
 
@@ -133,25 +131,29 @@ class _Cleaner:
         plain = self._plain(where, row)
         if plain is None:
             return None
+        try:
+            masked, masks = self._masked(plain)
+        except RecursionError:
+            self.report.bad_line(where, "nested too deeply")
+            return None
         self.report.read += 1
         fields = self._fields(plain)
-        text = _compared(plain, fields)
+        text, shown = _compared(plain, fields), _compared(masked, fields)
+        self.report.changed += text != _compared(row, self._named(row))
         code, _ = language.language(text)
         reason = self._broken(text, [plain[name] for name in fields], code)
-        masked, counts = self._masked(plain)
-        shown = _compared(masked, fields)
+        counted: dict[str, Any] = {"language": code, "characters": len(shown), "masks": masks}
         if reason is not None:
             self.report.dropped(reason, where, shown)
-        elif not self._is_copy(where, shown, masked.get("label")):
-            self.report.kept(shown, code, masked.get("label"), counts)
+        elif not self._is_copy(where, shown, masked.get("label"), counted):
+            self.report.kept(masked.get("label"), **counted)
             self.kept += 1
             return masked
         return None
 
     def _plain(self, where: str, row: Row) -> Row | None:
         """The row scrubbed, its label called "label"; None, and noted, where it has no text."""
-        settings = self.settings
-        fields = settings.text or next((names for names in FIELDS if all(n in row for n in names)), ())
+        settings, fields = self.settings, self._named(row)
         missing = [name for name in fields if not isinstance(row.get(name), str)]
         if missing or not fields:
             has = ", ".join(map(str, row)) or "nothing"
@@ -161,13 +163,16 @@ class _Cleaner:
             name: scrub.scrub(row[name], html=settings.html, nfkc=settings.nfkc, space=settings.space)
             for name in fields
         }
-        self.report.changed += any(made[name] != row[name] for name in fields)
         if len(fields) == 1:
             made = {"text": made[fields[0]]}
         if (label := row.get(settings.label)) is not None:
             made["label"] = label
         rest = {name: value for name, value in row.items() if name not in (*fields, settings.label, *made)}
         return {**made, **rest}
+
+    def _named(self, row: Row) -> tuple[str, ...]:
+        """The text fields of a row as it was read."""
+        return self.settings.text or next((names for names in FIELDS if all(name in row for name in names)), ())
 
     def _fields(self, plain: Row) -> tuple[str, ...]:
         """The text fields of a row that `_plain` made."""
@@ -182,18 +187,25 @@ class _Cleaner:
         return next((rule for part in parts if (rule := quality.first_broken(part, self.rules))), None)
 
     def _masked(self, row: Row) -> tuple[Row, dict[str, int]]:
-        """Every string of the row masked, but its id and label."""
-        counts: dict[str, int] = {}
-        masked = dict(row)
-        for name, value in row.items() if self.settings.mask else ():
-            if isinstance(value, str) and name not in UNTOUCHED:
-                masked[name], found = private.mask(value, self.settings.mask, self.settings.regions)
-                for kind, count in found.items():
-                    counts[kind] = counts.get(kind, 0) + count
-        return masked, counts
+        """Every string of the row masked, those inside lists and objects, too, but its id and label."""
+        counts = Counter[str]()
 
-    def _is_copy(self, where: str, text: str, label: Any) -> bool:
-        """Whether a text was seen before; if not, it is remembered."""
+        def masked(value: Any) -> Any:
+            if isinstance(value, str):
+                value, found = private.mask(value, self.settings.mask, self.settings.regions)
+                counts.update(found)
+            elif isinstance(value, dict):
+                value = {name: masked(part) for name, part in value.items()}
+            elif isinstance(value, list | tuple):
+                value = [masked(part) for part in value]
+            return value
+
+        if not self.settings.mask:
+            return row, counts
+        return {name: value if name in UNTOUCHED else masked(value) for name, value in row.items()}, counts
+
+    def _is_copy(self, where: str, text: str, label: Any, counted: dict[str, Any]) -> bool:
+        """Whether a text was seen before; if not, it is remembered, with what the report counts it as."""
         entries = self._signature(text)
         test = self._in_test(text, entries) if self.has_tests else None
         if test is not None:
@@ -201,7 +213,9 @@ class _Cleaner:
             return True
         named = None if label is None else str(label)
         known = self.seen.exact(text)
-        if known is not None and known.label != named:
+        if known is not None and None not in (known.label, named) and known.label != named:
+            if known.number not in self.retracted:
+                self.report.taken_back("two labels", known.label, **known.counted)
             self.retracted.add(known.number)
             self.report.dropped("two labels", where, text, known)
         elif known is not None:
@@ -209,16 +223,11 @@ class _Cleaner:
         elif entries is not None and (known := self.seen.near(entries)) is not None:
             self.report.dropped("near copy", where, text, known)
         else:
-            self.seen.keep(Known(self.kept, where, named, text[:EXCERPT_CHARS]), text, entries)
+            self.seen.keep(Known(self.kept, where, named, text[:EXCERPT_CHARS], counted=counted), text, entries)
         return known is not None
 
     def _in_test(self, text: str, entries: Any) -> Known | None:
         return self.tests.exact(text) or (None if entries is None else self.tests.near(entries))
-
-    def take_back(self, row: Row) -> None:
-        """Counts out a row that was kept, whose text came again with another label."""
-        text = _compared(row, self._fields(row))
-        self.report.taken_back("two labels", text, language.language(text)[0], row.get("label"))
 
     def _signature(self, text: str) -> Any:
         return signature(text) if self.settings.near else None

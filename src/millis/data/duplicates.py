@@ -8,9 +8,10 @@ seen lies in a temporary SQLite file, of which only a cache is in memory.
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ from millis.types import DataError
 PERMUTATIONS = 128  # the estimate of a similarity s has standard deviation sqrt(s(1-s)/128): 0.035 at 0.8
 RECALL = 0.9  # of pairs that are just similar enough; more similar ones are missed far less often
 SEED = 20
+BAND_TEXTS = 16  # that are compared, of those that agree in a band: of a form filled in a million times, all do
 CACHE_KIB = 65_536
 WORDS_APIECE, CHARS_APIECE = 3, 5
 SHORT_WORDS = 8  # below this many words, runs of three are too few to compare
@@ -64,17 +66,24 @@ def signature(text: str) -> NDArray[np.uint32]:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A text that was seen: its number, where it stood, its label, how it begins, and how similar it is."""
+    """A text that was seen: its number, where it stood, its label, how it begins, and how similar it is.
+
+    `counted`: what a report counted it as, should it be taken back: values of JSON by name.
+    """
 
     number: int
     where: str
     label: str | None
     text: str
     similarity: float = 1.0
+    counted: dict[str, Any] = field(default_factory=dict)
 
 
 class Seen:
-    """Texts seen before, in a temporary file; to be used as a context manager. Raises DataError for the threshold."""
+    """Texts seen before, in a temporary file; to be used as a context manager.
+
+    Raises DataError for the threshold, and where the body ends because the file cannot be written.
+    """
 
     def __init__(self, threshold: float = 0.8, folder: Path | None = None) -> None:
         if not 0.3 <= threshold <= 1:
@@ -86,9 +95,9 @@ class Seen:
         for line in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", f"cache_size=-{CACHE_KIB}"):
             self._base.execute(f"PRAGMA {line}")
         self._base.execute("CREATE TABLE exact (hash INTEGER PRIMARY KEY, number INTEGER) WITHOUT ROWID")
-        self._base.execute("CREATE TABLE band (hash INTEGER PRIMARY KEY, number INTEGER) WITHOUT ROWID")
+        self._base.execute("CREATE TABLE band (hash INTEGER, number INTEGER, PRIMARY KEY (hash, number)) WITHOUT ROWID")
         self._base.execute("CREATE TABLE sketch (number INTEGER PRIMARY KEY, entries BLOB)")
-        self._base.execute("CREATE TABLE known (number INTEGER PRIMARY KEY, place TEXT, label TEXT, text TEXT)")
+        self._base.execute("CREATE TABLE known (number INTEGER PRIMARY KEY, facts BLOB)")
         self._base.execute("BEGIN")
 
     def __enter__(self) -> Seen:
@@ -99,6 +108,11 @@ class Seen:
     ) -> None:
         self._base.close()
         self._folder.cleanup()
+        if isinstance(error, sqlite3.Error):
+            raise DataError(
+                f"what copies are found by does not go to {Path(self._folder.name).parent} ({error}); "
+                "free some space there, or name another folder in TMPDIR"
+            ) from error
 
     def exact(self, text: str) -> Known | None:
         """The text that equals this one once both are normalised."""
@@ -117,10 +131,13 @@ class Seen:
         """Remembers a text; without a signature, only exact copies of it will be found."""
         number, key = known.number, _exact_key(text)
         self._base.execute("INSERT OR IGNORE INTO exact VALUES (?, ?)", (key, number))
-        self._base.execute("INSERT INTO known VALUES (?, ?, ?, ?)", (number, known.where, known.label, known.text))
+        facts = json.dumps([known.where, known.label, known.text, known.counted], ensure_ascii=False)
+        self._base.execute("INSERT INTO known VALUES (?, ?)", (number, facts.encode("utf-8", "surrogatepass")))
         if entries is not None:
-            rows = ((key, number) for key in self._keys(entries))
-            self._base.executemany("INSERT OR IGNORE INTO band VALUES (?, ?)", rows)
+            rows = ((key, number, key, BAND_TEXTS) for key in self._keys(entries))
+            self._base.executemany(
+                "INSERT INTO band SELECT ?, ? WHERE (SELECT COUNT(*) FROM band WHERE hash = ?) < ?", rows
+            )
             self._base.execute("INSERT INTO sketch VALUES (?, ?)", (number, entries.tobytes()))
 
     def _keys(self, entries: NDArray[np.uint32]) -> list[int]:
@@ -133,10 +150,9 @@ class Seen:
         return float(np.mean(np.frombuffer(blob, np.uint32) == entries))
 
     def _known(self, number: int, similarity: float) -> Known:
-        where, label, text = self._base.execute(
-            "SELECT place, label, text FROM known WHERE number = ?", (number,)
-        ).fetchone()
-        return Known(number, where, label, text, similarity)
+        (facts,) = self._base.execute("SELECT facts FROM known WHERE number = ?", (number,)).fetchone()
+        where, label, text, counted = json.loads(facts.decode("utf-8", "surrogatepass"))
+        return Known(number, where, label, text, similarity, counted)
 
 
 def _exact_key(text: str) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from html import escape
+from itertools import accumulate
 from typing import Any
+from unicodedata import east_asian_width
 
 ROW, BAR, NAME, SHOWN = 22, 420, 170, 24  # pixels of a chart's rows, bars and names; rows shown before "others"
+COLUMNS = 21  # that NAME has room for; Chinese characters take two
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2126; --dim: #626a73; --ground: #fff; --line: #dfe3e8; --kept: #2b7a5d;
   --dropped: #c2543a; --box: #f6f7f9 }
@@ -92,8 +96,7 @@ def _bars(rows: list[tuple[str, list[tuple[str, int]]]]) -> str:
     drawn = []
     for number, (name, parts) in enumerate(rows):
         y, x = ROW * number, float(NAME)
-        shown = name if len(name) <= SHOWN else name[: SHOWN - 1] + "…"
-        drawn.append(f'<text x="{NAME - 8}" y="{y + 15}" text-anchor="end">{escape(shown)}</text>')
+        drawn.append(f'<text x="{NAME - 8}" y="{y + 15}" text-anchor="end">{escape(_short(name))}</text>')
         for kind, count in parts:
             width = BAR * count / most
             drawn.append(
@@ -105,6 +108,12 @@ def _bars(rows: list[tuple[str, list[tuple[str, int]]]]) -> str:
     size = f'width="{NAME + BAR + 120}" height="{height}" viewBox="0 0 {NAME + BAR + 120} {height}"'
     told = "; ".join(f"{name}: {sum(count for _, count in parts):,}" for name, parts in rows)
     return f'<svg role="img" aria-label="{escape(told)}" {size}>{"".join(drawn)}</svg>'
+
+
+def _short(name: str) -> str:
+    """As much of a name as a chart has room for."""
+    ends = list(accumulate(2 if east_asian_width(char) in "WF" else 1 for char in name))
+    return name if not ends or ends[-1] <= COLUMNS else name[: bisect_left(ends, COLUMNS)] + "…"
 
 
 def _examples(report: Mapping[str, Any]) -> str:

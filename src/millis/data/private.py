@@ -33,7 +33,7 @@ MOBILE_CN = re.compile(r"(?<![\w.+-])(?:(?:\+|00)?86[ -]?)?1[3-9]\d(?:\d{8}|[ -]
 LANDLINE_CN = re.compile(r"(?<![\w.-])(?:\(0\d{2,3}\) ?|0\d{2,3}[ -])[2-9]\d{6,7}(?:-\d{1,5})?(?![\w-])", re.A)
 SERVICE_CN = re.compile(r"(?<![\w.-])[48]00-\d{3}-?\d{4}(?![\w-])", re.A)
 LOOSE_CN = re.compile(  # what is a telephone only where the text says so
-    r"(?<![\w.-])(?:[48]00[ -]?\d{3}[ -]?\d{4}"
+    r"(?<![\w.-])(?:[48]00[ -]?\d{3}[ -]?\d{4}|1[3-9]\d[ .-]?\d{4}[ .-]?\d{4}"
     r"|(?:\(0\d{2,3}\) ?|0(?:10|2\d|[3-9]\d\d)[ -]?)[2-9]\d{2,3}[ -]?\d{4}(?:-\d{1,5})?)(?![\w-])",
     re.A,
 )
@@ -141,10 +141,12 @@ def _ids(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
 
 
 def _cards(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    """The longest card number at a place: an expiry date or a security code may follow behind a space."""
     for match in CARD.finditer(text):
-        another = ANOTHER_NUMBER.search(_before(text, match.start()))
-        if not another and valid_card(re.sub(r"[ -]", "", match.group())):
-            yield match.span()
+        ends = [match.start() + end.start() for end in re.finditer(r"[ -]|$", match.group())]
+        card = next((e for e in reversed(ends) if valid_card(re.sub(r"[ -]", "", text[match.start() : e]))), None)
+        if card is not None and not ANOTHER_NUMBER.search(_before(text, match.start())):
+            yield match.start(), card
 
 
 def _addresses(text: str, regions: tuple[str, ...]) -> Iterator[Span]:

@@ -9,6 +9,7 @@ import gzip
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,7 +153,7 @@ class Reader:
                 encoding = self.encoding or encoding_of(path, sample)
                 file.seek(0)
                 yield from self._decoded(path, file, raw, encoding)
-            except (gzip.BadGzipFile, EOFError) as error:
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
                 raise DataError(f"{path} is a damaged gzip file ({error})") from error
 
     def _decoded(self, path: Path, file: IO[bytes], raw: IO[bytes], encoding: str) -> Iterator[tuple[int, str]]:
@@ -214,7 +215,7 @@ def _parquet(path: Path) -> Rows:
         batches = parquet.ParquetFile(path).iter_batches(1024)
         rows = (row for batch in batches for row in batch.to_pylist())
         yield from ((f"{path}:{number}", row) for number, row in enumerate(rows, 1))
-    except (arrow.ArrowException, OSError) as error:
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a sound Parquet file ({' '.join(str(error).split())[:200]})") from error
 
 

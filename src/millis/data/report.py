@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 EXCERPT_CHARS = 200
 EXAMPLES = 5  # of each rule, drawn evenly from all that it dropped
 BAD_EXAMPLES = 20
-MASK = re.compile(r"\[(EMAIL|ID|CARD|IP|PHONE)\]")
 
 
 @dataclass(slots=True)
@@ -58,32 +56,32 @@ class Report:
     began: float = field(default_factory=time.monotonic)
     _draw: random.Random = field(default_factory=lambda: random.Random(0))
 
-    def kept(self, text: str, language: str, label: Any, masks: Mapping[str, int]) -> None:
+    def kept(self, label: Any, *, language: str, characters: int, masks: Mapping[str, int]) -> None:
         self.written += 1
         self.languages[language] += 1
         if label is not None:
             self.labels[str(label)] += 1
         self.masked.update(masks)
-        self.lengths_kept[_bin(text)] += 1
+        self.lengths_kept[_bin(characters)] += 1
 
     def dropped(self, rule: Rule | str, where: str, text: str, like: Known | None = None) -> None:
         name = rule if isinstance(rule, str) else rule.name
         self.reasons[name] += 1
-        self.lengths_dropped[_bin(text)] += 1
+        self.lengths_dropped[_bin(len(text))] += 1
         example = Example(where, text[:EXCERPT_CHARS])
         if like is not None:
             example.like, example.like_where, example.similarity = like.text, like.where, round(like.similarity, 3)
         self._show(name, example)
 
-    def taken_back(self, name: str, text: str, language: str, label: Any) -> None:
-        """A row that was counted as kept is dropped after all."""
+    def taken_back(self, name: str, label: Any, *, language: str, characters: int, masks: Mapping[str, int]) -> None:
+        """A row that was counted as kept is dropped after all; all but the first argument as it was counted."""
         self.written -= 1
         self.reasons[name] += 1
         self.languages[language] -= 1
         self.labels[str(label)] -= 1
-        self.lengths_kept[_bin(text)] -= 1
-        self.lengths_dropped[_bin(text)] += 1
-        self.masked.subtract(kind.lower() for kind in MASK.findall(text))
+        self.masked.subtract(masks)
+        self.lengths_kept[_bin(characters)] -= 1
+        self.lengths_dropped[_bin(characters)] += 1
 
     def bad_line(self, where: str, why: str) -> None:
         self.bad += 1
@@ -147,8 +145,8 @@ def _counts(counter: Counter[str]) -> dict[str, int]:
     return {name: count for name, count in counter.most_common() if count}
 
 
-def _bin(text: str) -> int:
-    return max(0, len(text).bit_length() - 1)
+def _bin(characters: int) -> int:
+    return max(0, characters.bit_length() - 1)
 
 
 def _ranges(counts: Counter[int]) -> dict[str, int]:

@@ -15,7 +15,7 @@ import numpy as np
 from millis.data.duplicates import Known, Seen, signature
 from millis.data.read import Reader, Row
 from millis.data.sides import Side, key, share, side
-from millis.data.write import line, replacing, take_out
+from millis.data.write import line, rows_file, take_out
 from millis.hub.progress import Progress
 from millis.types import DataError
 
@@ -73,8 +73,7 @@ def split(
     reader, result = reader or Reader(), Split(Path(train), Path(test))
     reader.progress = progress or reader.progress
     limits = _Limits(_keyed(reader.quiet(), inputs, by), share_of_test, seed, stratify) if stratify else None
-    names = tuple(Path(name) for name in inputs)
-    with replacing(result.train, names) as first, replacing(result.test, names) as second:
+    with rows_file(result.train, inputs) as first, rows_file(result.test, inputs) as second:
         for text, row in _keyed(reader, inputs, by):
             chosen: Side = limits.side(text) if limits else side(text, share_of_test, seed)
             (second if chosen == "test" else first).write(line(row))
@@ -144,4 +143,6 @@ def _look_across(
             if drop:
                 result.count("train", row.get(label), -1)
     result.near_copies = len(copies)
-    result.dropped = sum(1 for _ in take_out(first, copies)) if drop else 0
+    if drop:
+        take_out(first, copies)
+        result.dropped = len(copies)

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from millis.types import DataError
@@ -26,12 +27,18 @@ class Fault:
 def table(path: Path, lines: Iterable[tuple[int, str]], delimiter: str) -> Iterator[tuple[int, dict[str, str]] | Fault]:
     """(first line, column → value) of each row after the first, which names the columns; or why there is none.
 
-    `lines`: number and text with its end. DataError: the first line does not name the columns, each once.
+    `lines`: number and text with its end. Where semicolons, no commas, part the names, they part the values, too.
+    DataError: the first line does not name the columns, each once.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MOST_CHARS))
     taken: list[tuple[int, str]] = []  # of the row under way
     names: list[str] | None = None
-    reader = csv.reader(_taking(_numbered(lines), taken), delimiter=delimiter, strict=True)
+    rest = _numbered(lines)
+    if (head := next(rest, None)) is None:
+        return
+    if delimiter == "," and "," not in head[1] and ";" in head[1]:
+        delimiter = ";"
+    reader = csv.reader(_taking(chain([head], rest), taken), delimiter=delimiter, strict=True)
     while True:
         taken.clear()
         try:
@@ -56,7 +63,7 @@ def table(path: Path, lines: Iterable[tuple[int, str]], delimiter: str) -> Itera
             yield first, dict(zip(names, values, strict=True))
 
 
-def _taking(lines: Iterator[tuple[int, str]], taken: list[tuple[int, str]]) -> Iterator[str]:
+def _taking(lines: Iterable[tuple[int, str]], taken: list[tuple[int, str]]) -> Iterator[str]:
     for line in lines:
         taken.append(line)
         yield line[1]
