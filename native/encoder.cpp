@@ -15,16 +15,17 @@ void require(bool ok, const std::string& what) {
 
 }  // namespace
 
-void Runtime::attend_all(const std::string& out, const std::string& qkv, int heads, int head_dim, float scale, const std::string& bias,
-                         const std::string& rope, int window) {
+void Runtime::attend_all(const std::string& out, const std::string& qkv, int heads, int kv_heads, int head_dim, float scale, const std::string& bias,
+                         const std::string& rope, int window, const std::string& q_norm, const std::string& k_norm, float eps) {
   const auto lock = building();
   require(heads >= 1 && heads <= kMostHeads && head_dim >= 1 && head_dim % kPanelRows == 0, "attention: head_dim must be a multiple of 16");
-  require(window >= 0, "attention: window out of range");
-  AttendAllOp op{buffer(out), buffer(qkv), heads, head_dim, scale, nullptr, nullptr, window < config_.context ? window : 0};
-  const int64_t width = int64_t{heads} * head_dim;
-  require(op.out != op.qkv && op.out->width == width && op.qkv->width == 3 * width, "attention: buffers do not fit");
-  op.bias = vector(bias, bias_size(heads, config_.context));
-  op.rope = vector(rope, static_cast<size_t>(config_.context) * static_cast<size_t>(head_dim));
+  require(kv_heads >= 1 && heads % kv_heads == 0 && window >= 0, "attention: heads or window out of range");
+  AttendAllOp op{buffer(out), buffer(qkv), heads, kv_heads, head_dim, window < config_.context ? window : 0, scale, eps};
+  require(op.out != op.qkv && op.out->width == int64_t{heads} * head_dim && op.qkv->width == (heads + int64_t{2} * kv_heads) * head_dim,
+          "attention: buffers do not fit");
+  const auto width = static_cast<size_t>(head_dim);
+  op.bias = vector(bias, bias_size(heads, config_.context)), op.rope = vector(rope, static_cast<size_t>(config_.context) * width);
+  op.q_norm = vector(q_norm, width), op.k_norm = vector(k_norm, width);
   ops_.emplace_back(op);
 }
 
@@ -60,23 +61,32 @@ size_t Runtime::text_width(bool head) const {
   return static_cast<size_t>(output_of(head ? ops_.back() : ops_[pooled_ - 1])->width);
 }
 
-// Heads of q and k.
-void Runtime::rotate_all(const AttendAllOp& op, const Step& step, int thread) {
+// Heads of q and k: norm, rotation.
+void Runtime::turn_heads(const AttendAllOp& op, const Step& step, int thread) {
   const auto half = static_cast<size_t>(op.head_dim / 2), sines = static_cast<size_t>(config_.context) * half;
   const Range rows = share(step.count, thread, pool_.threads());
-  for (int t = rows.first; t < rows.last; ++t) {
-    const float* cosines = op.rope->data() + static_cast<size_t>(positions_[static_cast<size_t>(t)]) * half;
-    for (int h = 0; h < 2 * op.heads; ++h) kernels_.rotate(row(*op.qkv, t) + h * op.head_dim, cosines, cosines + sines, op.head_dim, false);
-  }
+  float* normal = private_[static_cast<size_t>(thread)].attention.data();
+  for (int t = rows.first; t < rows.last; ++t)
+    for (int h = 0; h < op.heads + op.kv_heads; ++h) {
+      float* x = row(*op.qkv, t) + h * op.head_dim;
+      if (const Vector* weight = h < op.heads ? op.q_norm : op.k_norm) {
+        kernels_.rms_norm(x, weight->data(), op.eps, op.head_dim, normal);
+        std::copy(normal, normal + op.head_dim, x);
+      }
+      if (!op.rope) continue;
+      const float* cosines = op.rope->data() + static_cast<size_t>(positions_[static_cast<size_t>(t)]) * half;
+      kernels_.rotate(x, cosines, cosines + sines, op.head_dim, false);
+    }
 }
 
 void Runtime::execute(const AttendAllOp& op, Step& step, int thread) {
-  if (op.rope) {
-    rotate_all(op, step, thread);
+  if (op.rope || op.q_norm || op.k_norm) {
+    turn_heads(op, step, thread);
     pool_.barrier(thread);
   }
   const auto& lengths = step.batch.lengths;
-  const size_t width = static_cast<size_t>(op.qkv->width), third = width / 3;
+  const size_t width = static_cast<size_t>(op.qkv->width), keys = static_cast<size_t>(op.heads) * static_cast<size_t>(op.head_dim);
+  const size_t values = static_cast<size_t>(op.kv_heads) * static_cast<size_t>(op.head_dim);  // behind the keys
   const int threads = pool_.threads();
   const bool few = op.window > 0 || static_cast<int64_t>(lengths.size()) * op.heads < 4 * threads;
   int unit = 0;
@@ -88,12 +98,13 @@ void Runtime::execute(const AttendAllOp& op, Step& step, int thread) {
         const int last = std::min(first + each, length);
         const int begin = op.window > 0 ? std::max(first - op.window, 0) : 0,
                   end = op.window > 0 ? std::min(last - 1 + op.window, length - 1) + 1 : length;
-        const float* q = row(*op.qkv, begins_[s]) + h * op.head_dim;
+        const float* text = row(*op.qkv, begins_[s]);
         AttendAll a{};
-        a.q = q + static_cast<size_t>(first) * width, a.k = q + static_cast<size_t>(begin) * width + third, a.v = a.k + third, a.stride = width;
+        a.q = text + static_cast<size_t>(first) * width + h * op.head_dim;
+        a.k = text + static_cast<size_t>(begin) * width + keys + h / (op.heads / op.kv_heads) * op.head_dim, a.v = a.k + values, a.stride = width;
         a.queries = last - first, a.keys = end - begin, a.head_dim = op.head_dim, a.scale = op.scale;
         a.window = op.window, a.at = first - begin;
-        a.out = row(*op.out, begins_[s] + first) + h * op.head_dim, a.out_stride = third;
+        a.out = row(*op.out, begins_[s] + first) + h * op.head_dim, a.out_stride = keys;
         a.scratch = private_[static_cast<size_t>(thread)].attention.data();
         a.bias = op.bias ? score_bias(op.bias, h, config_.context) + begin - first : nullptr;
         kernels_.attend_all(a);

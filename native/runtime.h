@@ -107,10 +107,9 @@ struct SelectOp {
 };
 struct AttendAllOp {
   Buffer *out, *qkv;
-  int heads, head_dim;
-  float scale;
-  const Vector *bias, *rope;
-  int window;  // tokens on either side; 0: all
+  int heads, kv_heads, head_dim, window;  // tokens on either side; 0: all
+  float scale, eps;
+  const Vector *bias = nullptr, *rope = nullptr, *q_norm = nullptr, *k_norm = nullptr;
 };
 struct PoolOp {
   Buffer *out, *x;
@@ -138,8 +137,8 @@ class Runtime {
               const std::string& activation, const std::string& residual, const std::string& gate);
   void attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope, bool interleaved,
                  int window, const std::string& q_norm, const std::string& k_norm, float eps, const std::string& bias);
-  void attend_all(const std::string& out, const std::string& qkv, int heads, int head_dim, float scale, const std::string& bias,
-                  const std::string& rope, int window);
+  void attend_all(const std::string& out, const std::string& qkv, int heads, int kv_heads, int head_dim, float scale, const std::string& bias,
+                  const std::string& rope, int window, const std::string& q_norm, const std::string& k_norm, float eps);
   // Ops up to end_source() read a text; those behind it write one, looking at what was remembered of it.
   void remember(const std::string& kv, int layer);
   void end_source();
@@ -235,7 +234,7 @@ class Runtime {
   Keys keys_of(const AttentionOp& op, const Step& step, size_t s, int head, int low, int high) const;
   void execute(const AttentionOp& op, Step& step, int thread);
   void execute(const SelectOp& op, Step& step, int thread);
-  void rotate_all(const AttendAllOp& op, const Step& step, int thread);
+  void turn_heads(const AttendAllOp& op, const Step& step, int thread);
   void execute(const AttendAllOp& op, Step& step, int thread);
   void execute(const PoolOp& op, Step& step, int thread);
   void execute(const RememberOp& op, Step& step, int thread);

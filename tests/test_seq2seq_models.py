@@ -377,9 +377,9 @@ def test_plans_whose_halves_are_mixed_up() -> None:
         ((embed, ("cross_attention", ("q", "x", 7, 1, 1.0))), "no such layer"),
         ((embed, ("cross_attention", ("q", "x", 0, 2, 1.0))), "do not fit"),
         ((embed, ("cross_attention", ("q", "x", 0, 1 << 30, 1.0))), "out of range"),
-        ((embed, ("attend_all", ("q", "qkv", 1, 16, 1.0, "c"))), "no vector c"),
+        ((embed, ("attend_all", ("q", "qkv", 1, 1, 16, 1.0, "c"))), "no vector c"),
         (
-            (embed, end, embed, ("attend_all", ("q", "qkv", 1, 16, 1.0, "b")), *last),
+            (embed, end, embed, ("attend_all", ("q", "qkv", 1, 1, 16, 1.0, "b")), *last),
             "both directions where text is written",
         ),
         ((embed, ("attention", ("kv", "qkv", 0, 2, 1.0, "", False, 0, "", "", 1e-6, "b"))), "b must hold 96 values"),

@@ -252,11 +252,15 @@ class Runtime:
         out: str,
         qkv: str,
         heads: int,
+        kv_heads: int,
         head_dim: int,
         scale: float,
         bias: str = "",
         rope: str = "",
         window: int = 0,
+        q_norm: str = "",
+        k_norm: str = "",
+        eps: float = 1e-6,
     ) -> None: ...
     def remember(self, kv: str, layer: int) -> None: ...
     def end_source(self) -> None: ...

@@ -257,7 +257,10 @@ def _add(runtime: Any, op: Op) -> None:
                 op.window, op.q_norm or "", op.k_norm or "", op.norm_eps, op.bias or "",
             )  # fmt: skip
         case SelfAttention():
-            runtime.attend_all(op.out, op.qkv, op.heads, op.head_dim, op.scale, op.bias or "", op.rope or "", op.window)
+            runtime.attend_all(
+                op.out, op.qkv, op.heads, op.kv_heads, op.head_dim, op.scale, op.bias or "", op.rope or "", op.window,
+                op.q_norm or "", op.k_norm or "", op.norm_eps,
+            )  # fmt: skip
         case Remember():
             runtime.remember(op.kv, op.layer)
         case CrossAttention():

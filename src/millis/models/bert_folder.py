@@ -166,6 +166,7 @@ def _config(family: _Family, settings: Settings, path: Path) -> ModelConfig:
         token_types=types if family.types else 0,
         pooling=pooling_of(path, POOLINGS),
         reads=True,
+        both_ways=True,
         text_tokens=longest_text(path),
         head=head_of(settings, family.activation),
     )

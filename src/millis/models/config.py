@@ -9,7 +9,6 @@ Architecture = Literal[
     "llama", "qwen2", "qwen3", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2", "bert", "modernbert", "t5", "marian"
 ]  # fmt: skip
 Pooling = Literal["mean", "first", "last"]  # of a text's hidden states; the first is bert's, the last a decoder's
-BOTH_WAYS: tuple[Architecture, ...] = ("bert", "modernbert")  # encoders: tokens see those behind them, too
 # Architectures whose q and k rows GGUF stores in the order that rotates neighbours, transformers in that of halves.
 PERMUTED: tuple[Architecture, ...] = ("llama", "granite", "smollm3")
 
@@ -82,8 +81,10 @@ class ModelConfig:
     logit_scale: float = 1.0  # by which logits are divided (granite)
     # Models that read and write nothing: encoders, and decoders trained for embeddings or labels.
     reads: bool = False
+    both_ways: bool = False  # whether tokens see those behind them, too
     token_types: int = 0  # rows of the table of token types (bert)
     pooling: Pooling = "mean"  # how an embedding is made of a text's hidden states
+    dense: int = 0  # width of what a last matrix makes of an embedding, 0 without one (gemma3)
     text_tokens: int | None = None  # longest text it was trained on, where that is less than its context
     head: Head | None = None
     # Encoder-decoder models only, whose decoder's sizes stand above.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,12 @@ def read_folder(path: Path) -> Checkpoint:
         config, tied = huggingface_config(values, path.resolve().name)
         if reader_folder.is_decoder(values):
             config, tied = reader_folder.decoder(config, values, path), True
+        elif config.both_ways:
+            raise FormatError("a model that looks both ways writes no text; its architectures must be Gemma3TextModel")
         tensors = _renamed(folder_parts(read_folder_tensors(path), config), config)
+        if config.both_ways and (dense := reader_folder.dense_of(path, config.hidden)):
+            config = replace(config, dense=dense.shape[0])
+            tensors[dense.name] = dense
         if tied:
             tensors.pop("output.weight", None)  # a copy of the embedding, if it was stored at all
         elif "output.weight" not in tensors:

@@ -41,6 +41,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_bias": (False,),
     "use_bidirectional_attention": (False,),
 }
+_READ = {"gemma3_text": ("use_bidirectional_attention",)}  # what is read there and neutral elsewhere
 # transformers' defaults of configurations whose published files may leave them out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
@@ -119,7 +120,7 @@ def huggingface_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfi
             (*_TYPES, "gemma3", "bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "t5", "mt5", "marian")
         )
         raise FormatError(f"config.json: the model type {kind!r:.40} is not one of {known}")
-    refuse_settings(settings, _NEUTRAL)
+    refuse_settings(settings, {key: _NEUTRAL[key] for key in _NEUTRAL if key not in _READ.get(kind, ())})
     fields = _SPECIFIC[kind](Settings(_DEFAULTS.get(kind, {}) | dict(settings._values)))
     config = ModelConfig(architecture=_TYPES[kind], name=name, **fields)
     check_config(config)
@@ -352,6 +353,7 @@ def _gemma3(settings: Settings) -> dict[str, Any]:
         "rope_local_theta": local.real("rope_theta", settings.real("rope_local_base_freq", 10000.0)),
         "attention_scale": _inverse_root(settings.real("query_pre_attn_scalar", _GEMMA3["scalar"])),
         "activation": "gelu_tanh",
+        "both_ways": settings.truth("use_bidirectional_attention", False),
     }
 
 

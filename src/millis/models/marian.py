@@ -60,7 +60,9 @@ def _source_layer(config: ModelConfig, blk: str) -> list[Op]:
     heads, head_dim = config.encoder.heads, config.encoder.head_dim
     return [
         _linear("source_qkv", "x", blk, "attn_q", "attn_k", "attn_v"),
-        SelfAttention(out="source_a", qkv="source_qkv", heads=heads, head_dim=head_dim, scale=head_dim**-0.5),
+        SelfAttention(
+            out="source_a", qkv="source_qkv", heads=heads, kv_heads=heads, head_dim=head_dim, scale=head_dim**-0.5
+        ),
         *_added(config, "source_a", blk, "attn_output", "attn_output_norm"),
         _linear("source_f", "x", blk, "ffn_up", activation=config.activation),
         *_added(config, "source_f", blk, "ffn_down", "layer_output_norm"),

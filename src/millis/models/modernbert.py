@@ -54,6 +54,7 @@ def _layer(config: ModelConfig, layer: int) -> list[Op]:
         out="a",
         qkv="qkv",
         heads=config.heads,
+        kv_heads=config.kv_heads,
         head_dim=config.head_dim,
         scale=config.head_dim**-0.5,
         rope="local" if window else "global",

@@ -91,6 +91,7 @@ def _config(settings: Settings, path: Path) -> ModelConfig:
         activation=HIDDEN_ACTIVATIONS[activation],
         pooling=pooling_of(path, POOLINGS),
         reads=True,
+        both_ways=True,
         text_tokens=longest_text(path),
         head=_head(settings),
     )

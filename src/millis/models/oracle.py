@@ -98,10 +98,8 @@ class Oracle:
             case GatedMatMul():
                 x = buffers[op.x]
                 return _activate(x @ self._weight(op.gate).T, op.activation) * (x @ self._weight(op.up).T)
-            case Attention():
+            case Attention() | SelfAttention():
                 return self._attend(op, buffers[op.qkv])
-            case SelfAttention():
-                return self._attend_all(op, buffers[op.qkv])
             case CrossAttention():
                 return self._attend_source(op, buffers[op.q])
             case Pool():
@@ -134,7 +132,7 @@ class Oracle:
             out = _activate(out, op.activation)
         return out if op.residual is None else out + buffers[op.residual]
 
-    def _attend(self, op: Attention, qkv: Floats) -> Floats:
+    def _attend(self, op: Attention | SelfAttention, qkv: Floats) -> Floats:
         rows, group = len(qkv), op.heads // op.kv_heads
         heads = qkv.reshape(rows, op.heads + 2 * op.kv_heads, op.head_dim)
         q, k, v = np.split(heads, [op.heads, op.heads + op.kv_heads], axis=1)
@@ -143,29 +141,16 @@ class Oracle:
         if op.k_norm is not None:
             k = _rms(k, op.norm_eps) * self._weight(op.k_norm)
         if op.rope is not None:
-            table = self._plan.ropes[op.rope][:, :rows, None]
-            q, k = rotate(q, table, op.rope_style), rotate(k, table, op.rope_style)
+            table, style = self._plan.ropes[op.rope][:, :rows, None], getattr(op, "rope_style", "half")
+            q, k = rotate(q, table, style), rotate(k, table, style)
         q = q.reshape(rows, op.kv_heads, group, op.head_dim)  # query head h reads the keys of head h // group
         scores = np.einsum("tkgd,skd->kgts", q, k, optimize=True) * np.float32(op.scale)
         if op.bias is not None:
             scores = scores + self._bias(op.bias, rows).reshape(op.kv_heads, group, rows, rows)
-        weights = softmax(np.where(visible(rows, op.window), scores, np.float32(-np.inf)))
+        seen = visible(rows, op.window) if isinstance(op, Attention) else near(rows, op.window)
+        weights = softmax(np.where(seen, scores, np.float32(-np.inf)))
         out: Floats = np.einsum("kgts,skd->tkgd", weights, v, optimize=True)
         return out.reshape(rows, op.heads * op.head_dim)
-
-    def _attend_all(self, op: SelfAttention, qkv: Floats) -> Floats:
-        rows = len(qkv)
-        q, k, v = np.moveaxis(qkv.reshape(rows, 3, op.heads, op.head_dim), 1, 0)
-        if op.rope is not None:
-            table = self._plan.ropes[op.rope][:, :rows, None]
-            q, k = rotate(q, table, "half"), rotate(k, table, "half")
-        scores = np.einsum("thd,shd->hts", q, k, optimize=True) * np.float32(op.scale)
-        if op.bias is not None:
-            scores = scores + self._bias(op.bias, rows)
-        distance = np.abs(np.arange(rows)[:, None] - np.arange(rows)[None, :])
-        weights = softmax(np.where(distance <= (op.window or rows), scores, np.float32(-np.inf)))
-        out: Floats = np.einsum("hts,shd->thd", weights, v, optimize=True)
-        return out.reshape(len(qkv), op.heads * op.head_dim)
 
     def _attend_source(self, op: CrossAttention, q: Floats) -> Floats:
         kv = self._remembered[op.layer]
@@ -217,6 +202,12 @@ def visible(rows: int, window: int) -> NDArray[np.bool_]:
     """[T, T]: whether the row's token attends to the column's."""
     distance = np.arange(rows)[:, None] - np.arange(rows)[None, :]
     return (distance >= 0) & (distance < (window or rows))
+
+
+def near(rows: int, window: int) -> NDArray[np.bool_]:
+    """[T, T]: whether the row's token sees the column's, where it looks both ways."""
+    distance: NDArray[np.int64] = np.abs(np.arange(rows)[:, None] - np.arange(rows)[None, :])
+    return distance <= (window or rows)
 
 
 def softmax(scores: Floats) -> Floats:

@@ -132,18 +132,22 @@ class Select:
 class SelfAttention:
     """Attention of every token to all tokens of its sequence, before it and behind it; nothing is kept for later steps.
 
-    qkv: [tokens, 3 · heads · head_dim], q then k then v. Order: rotation of q and k (in halves),
-    softmax(q · kᵀ · scale + bias) · v. out: [tokens, heads · head_dim].
+    qkv: [tokens, (heads + 2 · kv_heads) · head_dim], q then k then v. Order: norm of each q and k head as in
+    `Attention`, rotation in halves, softmax(q · kᵀ · scale + bias) · v. out: [tokens, heads · head_dim].
     """
 
     out: str
     qkv: str
     heads: int
+    kv_heads: int
     head_dim: int
     scale: float
     bias: str | None = None  # name of a table of the plan
     rope: str | None = None  # name of a table of the plan
     window: int = 0  # tokens that are seen on either side; 0: all
+    q_norm: str | None = None  # [head_dim]
+    k_norm: str | None = None
+    norm_eps: float = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,8 +202,8 @@ def _weights_of(op: Op) -> list[str]:
             found = [*op.weights, *op.biases]
         case GatedMatMul():
             found = [op.gate, op.up]
-        case Attention():
+        case Attention() | SelfAttention():
             found = [op.q_norm, op.k_norm]
-        case SelfAttention() | Remember() | CrossAttention() | Select() | Pool():
+        case Remember() | CrossAttention() | Select() | Pool():
             found = []
     return [name for name in found if name is not None]

@@ -13,9 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from millis.models.config import Head, ModelConfig, Pooling
 from millis.models.huggingface_config import Settings
 from millis.models.mapped import map_file, read_json
+from millis.models.safetensors import read_folder_tensors
+from millis.models.tensor import GgmlType, Tensor
 from millis.models.tensors_expected import MOST_LABELS, check_config
 from millis.types import FormatError
 
@@ -41,12 +46,34 @@ def decoder(config: ModelConfig, values: Mapping[str, Any], path: Path) -> Model
     config = replace(
         config,
         reads=True,
-        pooling=pooling_of(path, _POOLINGS),
+        pooling=pooling_of(path, _POOLINGS, ("Dense",) if config.both_ways else ()),
         text_tokens=longest_text(path),
         head=head_of(Settings(values)),
     )
+    if config.both_ways and (config.head or config.pooling != "mean"):
+        raise FormatError("of models that look both ways Millis makes embeddings: the mean of their states, no labels")
     check_config(config)
     return config
+
+
+def dense_of(path: Path, hidden: int) -> Tensor | None:
+    """The product [outputs, hidden] of the Dense modules in modules.json: without bias and activation they are one."""
+    found: NDArray[np.float32] | None = None
+    for module in _modules(path / "modules.json") if (path / "modules.json").is_file() else []:
+        if str(module.get("type")).rpartition(".")[2] != "Dense":
+            continue
+        folder = _beside(path, module.get("path"))
+        settings = Settings(read_json(folder / "config.json", _MAX_JSON_BYTES))
+        if settings.truth("bias", True) or not str(settings.get("activation_function")).endswith(".Identity"):
+            raise FormatError(f"{folder.name}: Millis runs Dense modules without bias and activation only")
+        weight = read_folder_tensors(folder).get("linear.weight")
+        inputs = hidden if found is None else len(found)
+        if weight is None or len(weight.shape) != 2 or weight.shape[1] != inputs:
+            raise FormatError(f"{folder.name}: linear.weight must be a matrix of {inputs} columns")
+        found = weight.numpy() if found is None else weight.numpy() @ found
+    if found is None:
+        return None
+    return Tensor("dense.weight", GgmlType.F32, found.shape, np.ascontiguousarray(found).reshape(-1).view(np.uint8))
 
 
 def head_of(settings: Settings, activation: Literal["tanh", "relu", "gelu"] = "tanh") -> Head | None:
@@ -92,8 +119,11 @@ def _problem(settings: Settings, labels: int) -> Literal["single_label", "multi_
     return kinds[kind]
 
 
-def pooling_of(path: Path, modes: Mapping[str, Pooling]) -> Pooling:
-    """What modules.json asks for, the mean where there is none. FormatError for what is not among `modes`."""
+def pooling_of(path: Path, modes: Mapping[str, Pooling], others: tuple[str, ...] = ()) -> Pooling:
+    """What modules.json asks for, the mean where there is none. FormatError for what is not among `modes`.
+
+    others: kinds of modules that are read elsewhere.
+    """
     file = path / "modules.json"
     if not file.is_file():
         return "mean"
@@ -102,17 +132,21 @@ def pooling_of(path: Path, modes: Mapping[str, Pooling]) -> Pooling:
         kind = str(module.get("type")).rpartition(".")[2]
         if kind == "Pooling":
             folder = module.get("path")
-        elif kind not in ("Transformer", "Normalize"):
+        elif kind not in ("Transformer", "Normalize", *others):
             raise FormatError(f"modules.json: Millis does not run the module {kind!r:.40}")
     if folder is None:
         return "mean"
-    if not isinstance(folder, str) or Path(folder).name != folder:
-        raise FormatError(f"modules.json: the path {folder!r:.60} must name a folder beside it")
-    values = read_json(path / folder / "config.json", _MAX_JSON_BYTES)
+    values = read_json(_beside(path, folder) / "config.json", _MAX_JSON_BYTES)
     chosen = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
     if len(chosen) != 1 or chosen[0] not in modes:
         raise FormatError(f"the pooling {' with '.join(chosen) or 'none'} is not one of {', '.join(modes)}")
     return modes[chosen[0]]
+
+
+def _beside(path: Path, folder: Any) -> Path:
+    if not isinstance(folder, str) or Path(folder).name != folder:
+        raise FormatError(f"modules.json: the path {folder!r:.60} must name a folder beside it")
+    return path / folder
 
 
 def _modules(file: Path) -> list[dict[str, Any]]:

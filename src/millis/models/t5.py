@@ -78,7 +78,13 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> P
 
 def _source_layer(config: ModelConfig, blk: str) -> list[Op]:
     attend = SelfAttention(
-        out="a", qkv="source_qkv", heads=config.heads, head_dim=config.head_dim, scale=1.0, bias="enc.bias"
+        out="a",
+        qkv="source_qkv",
+        heads=config.heads,
+        kv_heads=config.heads,
+        head_dim=config.head_dim,
+        scale=1.0,
+        bias="enc.bias",
     )
     return [
         _norm(config, "h", "x", f"{blk}.attn_norm"),

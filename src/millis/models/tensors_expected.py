@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from millis.models.config import BOTH_WAYS, ModelConfig, RopeScaling, Stack
+from millis.models.config import ModelConfig, RopeScaling, Stack
 from millis.models.seq2seq_shapes import Shapes, affine, expected, optional
 from millis.models.tensor import Tensor
 from millis.types import FormatError
@@ -35,7 +35,7 @@ def check_config(config: ModelConfig) -> None:
     if config.heads % config.kv_heads:
         raise FormatError(f"{config.heads} heads cannot share {config.kv_heads} key-value heads evenly")
     whole = config.hidden == config.heads * config.head_dim == _kv_width(config)
-    if config.architecture in ("gpt2", *BOTH_WAYS) and not whole:
+    if config.architecture in ("gpt2", "bert", "modernbert") and not whole:
         raise FormatError(
             f"{config.architecture}'s {config.heads} heads of {config.head_dim} must make up its {config.hidden} values"
         )
@@ -130,6 +130,8 @@ def expected_shapes(config: ModelConfig) -> Shapes:
         shapes["output_norm.bias"] = (config.hidden,)
     if config.head is not None:
         shapes["cls.output.weight"] = (len(config.head.labels), config.hidden)
+    if config.dense:
+        shapes["dense.weight"] = (config.dense, config.hidden)
     layer = _gpt2_layer(config) if config.architecture == "gpt2" else _llama_layer(config)
     for index in range(config.layers):
         shapes.update({f"blk.{index}.{name}": shape for name, shape in layer.items()})

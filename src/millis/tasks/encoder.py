@@ -18,7 +18,7 @@ from millis.engine.decoder_reader import DecoderReader
 from millis.engine.encoder_runner import EncoderRunner, Reader
 from millis.engine.reading import Reading
 from millis.engine.timely import TimelyReader
-from millis.models.config import BOTH_WAYS, Head
+from millis.models.config import Head
 from millis.models.load import is_encoder, load_model
 from millis.models.ngrams import read_ngrams
 from millis.tasks import checks
@@ -58,7 +58,7 @@ class Encoder:
             self._head, ngrams = config.head, None
             if self._head is not None:
                 ngrams = read_ngrams(self.path, config.vocab, len(self._head.labels))
-            kind = EncoderRunner if config.architecture in BOTH_WAYS else DecoderReader
+            kind = EncoderRunner if config.both_ways else DecoderReader
             self.runner: Reader = kind(self.model, self.config, ngrams, len(self._around[1]))
         self._timely = TimelyReader(
             self.runner.embeddings,
