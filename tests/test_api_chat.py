@@ -45,6 +45,7 @@ def test_every_parameter_arrives() -> None:
     )  # fmt: skip
     p = found.params
     assert (p.max_tokens, p.temperature, p.top_p, p.top_k, p.min_p, p.repetition_penalty) == (5, 0.5, 0.9, 3, 0.1, 1.1)
+    assert job("chat", top_k=-1).params.top_k == 0  # vLLM's word for it
     assert (p.presence_penalty, p.frequency_penalty, p.logit_bias, p.seed) == (1, -1, {7: -100.0}, 2**64 - 1)
     assert (p.stop, p.ignore_eos, p.logprobs) == (("a", "b"), False, 2)
     assert job("chat", ignore_eos=True).params.ignore_eos
