@@ -320,6 +320,17 @@ def test_clients_may_send_what_changes_nothing() -> None:
     said = {"role": "assistant", "content": "Hi"}
     sent = {**said, "reasoning": None, "reasoning_content": None, "refusal": None, "tool_calls": []}
     assert job("chat", messages=[USER, sent, USER]) == job("chat", messages=[USER, said, USER])
+    assert job("chat", top_logprobs=0, logprobs=False) == job("chat")
+
+
+def test_what_openais_client_parsed_may_be_sent_back() -> None:
+    """As `chat.completions.parse` and `stream` give it: beside each text, what the client made of it."""
+    function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    call = {"id": "c1", "type": "function", "function": {**function, "parsed_arguments": {"city": "Oslo"}}}
+    said = {"role": "assistant", "content": '{"a": 1}', "refusal": None, "annotations": None, "audio": None,
+            "function_call": None, "tool_calls": [call], "parsed": {"a": 1}}  # fmt: skip
+    plain = {"role": "assistant", "content": '{"a": 1}', "tool_calls": [{**call, "function": function}]}
+    assert job("chat", messages=[USER, said, USER]) == job("chat", messages=[USER, plain, USER])
 
 
 @pytest.mark.parametrize(
