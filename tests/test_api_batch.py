@@ -40,6 +40,13 @@ def test_embeddings() -> None:
     assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (7, 7)
 
 
+def test_embeddings_may_be_asked_for_in_the_models_own_width() -> None:
+    assert embedding_body(job("embeddings", input=["a"], dimensions=2), HEAD, VECTORS, timings())["data"]
+    with pytest.raises(ApiError, match="dimensions is not supported: vectors of .* have 2;") as caught:
+        embedding_body(job("embeddings", input=["a"], dimensions=3), HEAD, VECTORS, timings())
+    assert (caught.value.status, caught.value.param) == (400, "dimensions")
+
+
 def test_embeddings_in_base64_are_little_endian_floats() -> None:
     found = job("embeddings", input=[[1, 2], [3]], encoding_format="base64")
     assert found.prompts == ((1, 2), (3,))
@@ -147,7 +154,7 @@ def test_models() -> None:
 @pytest.mark.parametrize(
     ("endpoint", "fields", "param"),
     [
-        ("embeddings", {"dimensions": 64}, "dimensions"),
+        ("embeddings", {"dimensions": 0}, "dimensions"),
         ("embeddings", {"encoding_format": "int8"}, "encoding_format"),
         ("embeddings", {"input": ["a"] * 2049}, "input"),
         ("classify", {"labels": ["a"]}, "labels"),

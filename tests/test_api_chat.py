@@ -45,6 +45,7 @@ def test_every_parameter_arrives() -> None:
     )  # fmt: skip
     p = found.params
     assert (p.max_tokens, p.temperature, p.top_p, p.top_k, p.min_p, p.repetition_penalty) == (5, 0.5, 0.9, 3, 0.1, 1.1)
+    assert job("chat", top_k=-1).params.top_k == 0  # vLLM's word for it
     assert (p.presence_penalty, p.frequency_penalty, p.logit_bias, p.seed) == (1, -1, {7: -100.0}, 2**64 - 1)
     assert (p.stop, p.ignore_eos, p.logprobs) == (("a", "b"), False, 2)
     assert job("chat", ignore_eos=True).params.ignore_eos
@@ -319,6 +320,17 @@ def test_clients_may_send_what_changes_nothing() -> None:
     said = {"role": "assistant", "content": "Hi"}
     sent = {**said, "reasoning": None, "reasoning_content": None, "refusal": None, "tool_calls": []}
     assert job("chat", messages=[USER, sent, USER]) == job("chat", messages=[USER, said, USER])
+    assert job("chat", top_logprobs=0, logprobs=False) == job("chat")
+
+
+def test_what_openais_client_parsed_may_be_sent_back() -> None:
+    """As `chat.completions.parse` and `stream` give it: beside each text, what the client made of it."""
+    function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
+    call = {"id": "c1", "type": "function", "function": {**function, "parsed_arguments": {"city": "Oslo"}}}
+    said = {"role": "assistant", "content": '{"a": 1}', "refusal": None, "annotations": None, "audio": None,
+            "function_call": None, "tool_calls": [call], "parsed": {"a": 1}}  # fmt: skip
+    plain = {"role": "assistant", "content": '{"a": 1}', "tool_calls": [{**call, "function": function}]}
+    assert job("chat", messages=[USER, said, USER]) == job("chat", messages=[USER, plain, USER])
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ def test_an_error_in_a_stream_is_an_event_of_anthropics_shape() -> None:
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "unsupported_parameter", "thinking"),
         ({"container": "c"}, "unsupported_parameter", "container"),
         ({"mcp_servers": []}, "unsupported_parameter", "mcp_servers"),
+        ({"thread": {"type": "create"}}, "unsupported_parameter", "thread"),
         ({"max_tokens": None}, "invalid_type", "max_tokens"),
         ({"messages": []}, "invalid_value", "messages"),
         ({"messages": [USER, {"role": "assistant", "content": "I"}]}, "invalid_value", "messages"),
@@ -171,3 +172,16 @@ def test_what_cannot_be_done_is_named(fields: dict[str, Any], code: str, param: 
     error = refused("messages", **fields)
     assert (error.code, error.param) == (code, param)
     assert error.anthropic_body()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_thread_is_refused_so_that_tool_runners_go_on_without_it() -> None:
+    """Anthropic's tool runners ask for one with every first request; this answer has them send all messages instead."""
+    error = refused("messages", thread={"type": "create"}).anthropic_body()["error"]
+    assert error["details"] == {"error_code": "thread_unsupported_request"}
+    assert "details" not in refused("messages", container="c").anthropic_body()["error"]
+
+
+def test_a_tool_may_ask_for_its_input_as_it_is_written() -> None:
+    """As the AI SDK does of every tool in a stream; a call comes when it is whole all the same."""
+    (tool,) = job("messages", stream=True, tools=[{**TOOL, "eager_input_streaming": True}]).tools
+    assert tool.name == TOOL["name"]

@@ -63,6 +63,18 @@ def test_items_become_messages() -> None:
     assert conversation.tools == ({"type": "function", "function": {"name": "weather", "parameters": SCHEMA}},)
 
 
+def test_what_openais_client_parsed_may_be_sent_back() -> None:
+    """As `model_dump` writes the items of `responses.parse`: what the client made of them, and all that is null."""
+    text = {"type": "output_text", "text": '{"a": 1}', "annotations": [], "logprobs": []}
+    said = {"type": "message", "role": "assistant", "id": "m", "status": "completed", "content": [text]}
+    call = {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}", "id": "f", "status": None}
+    more = {"parsed_arguments": {}, "caller": None, "namespace": None, "async_": None}
+    asked = {"role": "user", "content": "Hi"}
+    sent = [asked, {**said, "content": [{**text, "parsed": {"a": 1}}], "phase": None}, {**call, **more}, asked]
+    assert job("responses", input=sent) == job("responses", input=[asked, said, call, asked])
+    assert job("responses", top_logprobs=0).params.logprobs is None
+
+
 def test_an_answer_is_a_response() -> None:
     made = writer(job("responses", metadata={"a": "b"}, include=["message.output_text.logprobs"]), HEAD)
     made.feed(0, "Hi", [TokenLogprob(72, -0.5)])

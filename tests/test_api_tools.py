@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from api_support import CALL, SCHEMA, WEATHER, job
+from api_support import CALL, HEAD, SCHEMA, WEATHER, job, timings
 from millis.models.gguf import read_gguf
+from millis.server.api.endpoints import writer
 from millis.server.api.job import prompt_ids
 from millis.server.api.tool_parser import Call, Piece, ToolParser
 from millis.tokenizer import Tokenizer, load_tokenizer
@@ -197,6 +198,43 @@ def test_grammars_take_right_calls_only(
     asked = {"tools": [WEATHER, NOW], **fields}
     assert [accepts(guide, asked, text) for text in good] == [True] * len(good)
     assert [accepts(guide, asked, text) for text in bad] == [False] * len(bad)
+
+
+BARE = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+STRICT = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA, "strict": True}}
+
+
+def test_a_strict_tools_calls_may_lack_their_tags(guide: LLTokenizer) -> None:
+    """Small models forget them; then the arguments keep to the schema, too, and JSON of other things stays text."""
+    wrong = BARE.replace('"Oslo"', "3")
+    fields: dict[str, Any] = {"tools": [STRICT, NOW]}
+    called = [BARE, f"\n{BARE}", f"{BARE}\n{BARE}", f"```json\n{BARE}\n```", BARE.replace('e": "', 'e":"')]
+    called.append('{\n  "name": "weather",\n  "arguments": {"city": "Oslo"}\n}')
+    said = ['{"name": "Ada", "arguments": 1}', '{"name": "weatherman"}', '```json\n{"name": 1}\n```', BARE[:16]]
+    said.append(f"As {wrong}")
+    called += [f"{BARE} So.", f"{BARE}\nThen:\n{CALL}\n{CALL_NOW}", f"```json\n{BARE}\n```\n```json\n{BARE}\n```\nSo."]
+    for text in (*called, *said):
+        assert accepts(guide, fields, text), text
+    bad = [wrong, f"```\n{wrong}\n```", f"{wrong}{CALL}", BARE.replace("arguments", "parameters"), f"{BARE}\n{WRONG}"]
+    bad += [f"{BARE}\n{wrong}", f"```json\n{BARE}\n```\n```json\n{wrong}\n```"]
+    for text in bad:
+        assert not accepts(guide, fields, text), text
+    one = {**fields, "parallel_tool_calls": False}
+    assert accepts(guide, one, BARE)
+    assert not any(accepts(guide, one, f"{BARE}\n{more}") for more in (BARE, CALL, WRONG))
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [({"tools": [STRICT]}, True), ({"tools": [WEATHER]}, True), ({"tools": [STRICT], "tool_choice": "required"}, False),
+     ({"tools": [STRICT], "response_format": {"type": "json_object"}}, False)],
+)  # fmt: skip
+def test_calls_without_tags_are_found_in_free_text(fields: dict[str, Any], found: bool) -> None:
+    made = writer(job("chat", **fields), HEAD)
+    made.feed(0, BARE)
+    made.finish(0, "stop", timings())
+    (choice,) = made.body()["choices"]
+    assert (choice["finish_reason"] == "tool_calls") == found
 
 
 @pytest.mark.parametrize("choice", ["auto", "required"])

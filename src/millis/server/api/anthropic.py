@@ -68,6 +68,7 @@ class ToolDefinition(Wire):
     input_schema: dict[str, Any]
     strict: bool | None = None
     cache_control: CacheControl | None = None
+    eager_input_streaming: bool | None = None  # changes no answer: a call is sent when it is whole
 
 
 class AutoChoice(Wire):
@@ -110,6 +111,7 @@ class Turns(Request):
         "thinking": "the models served here do not think apart from their answer",
         "container": "no code is run here",
         "mcp_servers": "tools are called by the client",
+        "thread": "nothing is stored here; send the whole conversation as messages",
         "context_management": "the conversation is read as it is sent",
         "service_tier": "there is one tier; use priority: interactive, standard or batch",
         "inference_geo": "answers are computed on this machine",

@@ -191,7 +191,7 @@ def _max_tokens(request: ChatRequest) -> int | None:
 
 
 def _logprobs(request: ChatRequest) -> int | None:
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise invalid("top_logprobs needs logprobs=true", "top_logprobs")
     return (request.top_logprobs or 0) if request.logprobs else None
 

@@ -50,6 +50,7 @@ class UserMessage(Wire):
 class CalledFunction(Wire):
     name: Name
     arguments: str
+    parsed_arguments: Any = None  # the same, added by OpenAI's client
 
 
 class ToolCall(Wire):
@@ -60,13 +61,14 @@ class ToolCall(Wire):
 
 
 class AssistantMessage(Wire):
-    """The fields that are null stand in every answer, and clients send answers back."""
+    """The fields that are null stand in every answer, and clients send answers back; `parsed` is what theirs added."""
 
     role: Literal["assistant"]
     content: Said | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     refusal: str | None = None
+    parsed: Any = None
     audio: None = None
     function_call: None = None
     reasoning: None = None

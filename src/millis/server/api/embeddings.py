@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from millis.server.api.body import Body, read
 from millis.server.api.completions import TextOrTokens, inputs
+from millis.server.api.errors import unsupported
 from millis.server.api.fields import Texts, schedule
 from millis.server.api.job import Job, Limits
 from millis.server.api.writer import Head, timings_json
@@ -20,13 +21,10 @@ from millis.types import Timings
 class EmbeddingRequest(Texts):
     """The body of POST /v1/embeddings."""
 
-    refused: ClassVar[Mapping[str, str]] = {
-        "dimensions": "vectors have the width of the model; cut and normalise them yourself",
-    }
-
     model: str
     input: TextOrTokens
     encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1, description="the width of the model; no other can be had")] | None = None
     user: str | None = None
 
 
@@ -38,14 +36,16 @@ def parse_embedding(body: Body, limits: Limits) -> Job:
         kind="embed",
         model=request.model,
         prompts=inputs(request.input, limits, "input", limits.inputs),
-        extra={"base64": request.encoding_format == "base64"},
+        extra={"base64": request.encoding_format == "base64", "dimensions": request.dimensions},
         **schedule(request),
     )
 
 
 def embedding_body(job: Job, head: Head, vectors: NDArray[np.float32], timings: Timings) -> dict[str, Any]:
-    """The answer. vectors: [prompts, dimensions] f32, unit length."""
-    packed = job.extra["base64"]
+    """The answer. vectors: [prompts, dimensions] f32, unit length. ApiError 400: another width was asked for."""
+    packed, width = job.extra["base64"], vectors.shape[1]
+    if job.extra["dimensions"] not in (None, width):
+        raise unsupported("dimensions", f"vectors of {head.model} have {width}; cut and normalise them yourself")
     data = [
         {"object": "embedding", "index": i, "embedding": _base64(row) if packed else row.tolist()}
         for i, row in enumerate(vectors)

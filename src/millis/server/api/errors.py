@@ -67,6 +67,8 @@ class ApiError(MillisError):
     def anthropic_body(self) -> dict[str, Any]:
         """As Anthropic's clients read it; `param`, `code` and `predicted_ms` stand beside what they know."""
         error = {**self.body()["error"], "type": _ANTHROPIC_TYPES.get(self.status, "api_error")}
+        if self.param == "thread":  # its tool runners then send the whole conversation, without it
+            error["details"] = {"error_code": "thread_unsupported_request"}
         return {"type": "error", "error": {key: value for key, value in error.items() if value is not None}}
 
     def body_for(self, path: str) -> dict[str, Any]:

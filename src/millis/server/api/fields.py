@@ -26,6 +26,7 @@ COMMON_REFUSED: Mapping[str, str] = {
     "guided_regex": _GUIDED,
     "guided_choice": _GUIDED,
     "guided_grammar": _GUIDED,
+    "guided_decoding_backend": _GUIDED,
     "best_of": "every choice that is generated is returned; use n",
     "use_beam_search": "answers are sampled",
     "length_penalty": "answers are sampled, not searched",
@@ -88,7 +89,7 @@ class Sampling(Deadline):
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31, description="0 or -1: all")] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -179,7 +180,7 @@ def sampling(
     grammar = _one_grammar(grammar, structured(request.structured_outputs, limits))
     given = {
         name: value
-        for name in ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos")
+        for name in ("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos")
         if (value := getattr(request, name)) is not None
     }
     if max_tokens is not None:
@@ -188,6 +189,7 @@ def sampling(
         return SamplingParams(
             temperature=1.0 if request.temperature is None else request.temperature,
             top_p=1.0 if request.top_p is None else request.top_p,
+            top_k=max(0, request.top_k or 0),
             seed=None if request.seed is None else request.seed % 2**64,
             stop=stop_texts(request.stop, limits),
             logit_bias=_biases(request.logit_bias, limits),

@@ -36,12 +36,13 @@ class InputText(Wire):
 
 
 class OutputText(Wire):
-    """Part of an earlier answer, as it was sent."""
+    """Part of an earlier answer, as it was sent; `parsed` is the text as OpenAI's client understood it."""
 
     type: Literal["output_text"]
     text: str
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: list[Any] | None = None
+    parsed: Any = None
 
 
 Part = Annotated[InputText | OutputText | RefusalPart, Field(discriminator="type")]
@@ -57,12 +58,18 @@ class InputMessage(Wire):
 
 
 class FunctionCall(Wire):
+    """A call of an earlier answer, and what OpenAI's client adds to it."""
+
     type: Literal["function_call"]
     call_id: str
     name: Name
     arguments: str
     id: str | None = None
     status: str | None = None
+    parsed_arguments: Any = None
+    caller: None = None
+    namespace: None = None
+    async_: None = None
 
 
 class FunctionCallOutput(Wire):
@@ -177,7 +184,7 @@ def parse_response(body: Body, limits: Limits) -> Job:
     )
     if request.structured_outputs is not None and tools and choice.mode != "none":
         raise unsupported("structured_outputs", "not together with tools; use text.format or tool_choice=none")
-    if request.top_logprobs is not None and not request.include:
+    if request.top_logprobs and not request.include:
         raise invalid(f"top_logprobs needs include=[{_LOGPROBS!r}]", "top_logprobs")
     answer = _grammar(request.text, limits)
     grammar = call_grammar(tools, choice, answer)

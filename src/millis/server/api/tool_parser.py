@@ -1,7 +1,7 @@
 """Finds tool calls in an answer as it is written. What may become a call is held back until it is one or is not.
 
-A call is `<tool_call>{"name": …, "arguments": {…}}</tool_call>` of a known tool. Small models forget the tags: where no
-grammar forces them, an answer that begins with such an object, bare or in a ```json block, begins with a call too.
+A call is `<tool_call>{"name": …, "arguments": {…}}</tool_call>` of a known tool. Small models forget the tags: where
+the answer may be any text, one that begins with such an object, bare or in a ```json block, begins with a call too.
 """
 
 from __future__ import annotations

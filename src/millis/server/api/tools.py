@@ -18,6 +18,9 @@ from millis.types import Grammar
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 MAX_CALLS = 8  # in one answer that must be a call; small models would go on
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+_FREE = "TEXT: "  # what the grammar of an answer begins with that may be any text
+# What a call begins with that lacks its tags, as tool_parser.py finds it: a name follows.
+_BARE = r'\s*(```(json)?\s*)*\{\s*"name"\s*:\s*'
 
 # As templates write calls: what is fixed need not be computed.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -99,7 +102,8 @@ def parameters(schema: Mapping[str, Any] | None) -> Mapping[str, Any]:
 def call_grammar(tools: Sequence[Tool], choice: ToolChoice, answer: Grammar | None) -> Grammar | None:
     """The grammar of an answer that must be a call, or may be one where calls or other answers must keep to a form.
 
-    `answer` is the form of an answer that is no call. None: any text will do, and what looks like a call is one.
+    `answer` is the form of an answer that is no call. None: any text will do, and what looks like a call is one, with
+    its tags or, where the answer begins, without.
     Objects in the arguments of a strict tool have the properties that are named and no others, as OpenAI has it.
     """
     if not tools or choice.mode == "none":
@@ -118,12 +122,21 @@ def call_grammar(tools: Sequence[Tool], choice: ToolChoice, answer: Grammar | No
     if choice.mode == "required":
         lines.insert(0, "start: calls")
     elif answer is None:
-        lines = [f"start: TEXT | before call{further}", *lines[1:]]
-        lines += ["TEXT: /(.|\\n)*/", f'before[suffix="{OPEN}"]: /(.|\\n)*/']
+        names = "|".join(tool.name for _, tool in allowed)
+        text = rf'{_FREE}/(.|\n)*/ & ~/{_BARE}"({names})"(.|\n)*/'
+        start = f"start: bare{{0,{more}}} (TEXT | before call{further})" if more else "start: TEXT | before call | bare"
+        lines = [text, start, f'before[suffix="{OPEN}"]: TEXT', *lines[1:]]
+        lines.append("bare: (" + " | ".join(f"bare_{i}" for i, _ in allowed) + r") /\s*\}/")
+        lines += [rf'bare_{i}: /{_BARE}"{tool.name}"\s*,\s*"arguments"\s*:\s*/ arguments_{i}' for i, tool in allowed]
     else:
         lines.insert(0, "start: answer | calls")
         lines.append(f"answer: %json {answer.source or compact({'type': 'object'})}")
     return Grammar("lark", "\n".join(lines) + "\n")
+
+
+def free_text(grammar: Grammar | None) -> bool:
+    """Whether an answer with tools may be any text, and a call in it may lack its tags."""
+    return grammar is None or grammar.source.startswith(_FREE)
 
 
 def rule_fields(tools: Sequence[Tool], parameters: str, answer: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 from millis.server.api.errors import ApiError, deadline_exceeded
 from millis.server.api.job import Job
 from millis.server.api.tool_parser import Call, Piece, ToolParser
+from millis.server.api.tools import free_text
 from millis.tasks.text import Detokenizer
 from millis.types import FinishReason, Timings, TokenLogprob
 
@@ -81,7 +82,7 @@ class Writer:
         names = [tool.name for tool in job.tools] if job.tool_choice.mode != "none" else []
         count = len(job.prompts) * job.n
         self.prompt_tokens = 0  # until the timings say
-        bare = job.params.grammar is None
+        bare = free_text(job.params.grammar)
         self.choices = [Choice(i, ToolParser(names, bare=bare) if names else None) for i in range(count)]
 
     def begin(self, prompt_tokens: int = 0) -> bytes:
