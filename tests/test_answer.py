@@ -68,6 +68,12 @@ def test_documents_are_added_replaced_and_deleted(tmp_path: Path, embedder: Hash
         assert len(index) == 0 and index.search("anything").hits == []
 
 
+def test_plain_texts_replace_none() -> None:
+    with Index.of(["The fee is 5.", "A card costs 7."], embedder=None) as index:
+        index.delete("1")
+        assert index.add(["The limit is 9."]).added == 1 and index.ids() == ["2", "3"]
+
+
 def test_chinese_questions_find_chinese_documents(index: Index) -> None:
     out = ask(None, "金卡年费是多少？", index).result()
     assert out.found and out.sources[0].document == "zh" and out.text == "金卡的年费是三百元。"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,7 @@ REFUSED: list[tuple[str, Call]] = [
     ("threshold must be above 0", lambda lm: lm.moderate("x", threshold=0)),
     ("categories must be a list, not 5", lambda lm: lm.moderate("x", categories=5)),
     ("categories must be a list, not 'ab'", lambda lm: lm.moderate("x", categories="ab")),
+    ("categories: at least 2 labels are needed, not 1", lambda lm: lm.moderate("x", categories=["a"])),
     ("the instruction must be a str", lambda lm: lm.extract("x", True, instruction=5)),
     ("confidence must lie", lambda lm: Cascade([lm, lm], confidence="x")),  # type: ignore[arg-type]
     ("number 1 of labels holds a lone surrogate", lambda lm: lm.classify("x", ["a", "\ud800"])),
@@ -177,6 +179,12 @@ def test_a_cascade_says_which_model_could_not_be_loaded(monkeypatch: pytest.Monk
     with pytest.raises(OverloadError, match="^smollm2: no room$") as refused:
         millis.cascade(["smollm2", "qwen2.5-0.5b"])
     assert copy.copy(refused.value).retry_after_s == 2.0
+
+
+def test_a_loaded_model_is_neither_pickled_nor_copied(lm: millis.LanguageModel) -> None:
+    for use in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(RequestError, match="cannot be pickled or copied; load it in each process"):
+            use(lm)
 
 
 def test_what_is_like_a_list_is_taken() -> None:

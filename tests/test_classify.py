@@ -12,7 +12,7 @@ import pytest
 
 import millis
 from millis.tasks.calibration import CONTENT_FREE, Calibration, softmax
-from millis.tasks.labels import Question, shown
+from millis.tasks.labels import Question, exclusive, shown
 from millis.types import DeadlineError, RequestError
 from shell import error_line
 from shell import millis as shell
@@ -49,6 +49,29 @@ def test_scores_are_those_of_one_label_at_a_time(lm: Any, scores_of: Callable[[s
     assert out.timings.steps == 1
     again = lm.classify(TEXT.replace("two", "three"), LABELS)
     assert again.timings.steps == 1 and again.timings.cached_tokens > again.timings.prompt_tokens / 2
+
+
+def test_labels_that_others_begin_with_exclude_them(lm: Any) -> None:
+    log, labels = math.log, [[1], [1, 2], [1, 2, 3], [1, 4], [5]]
+    values = exclusive([log(0.8), log(0.4), log(0.1), log(0.2), log(0.1)], labels)
+    assert [math.exp(value) for value in values] == pytest.approx([0.2, 0.3, 0.1, 0.2, 0.1])
+    assert exclusive([log(0.5), -math.inf], [[1], [1, 2]]) == [log(0.5), -math.inf]
+    assert exclusive([log(0.5), log(0.5)], [[1], [1, 2]])[0] < -20
+    names = ["intent number 1", "intent number 17", "intent number 2"]
+    out = lm.classify("intent number 17", names)
+    prompt = lm.tokenizer.encode_chat([{"role": "user", "content": Question(names).text("intent number 17")}])
+    one, other, two = (math.exp(value) for value in lm.score(prompt, names))
+    assert one > other  # as every text is likelier than the same and more
+    want = [(one - other) / (one + two), other / (one + two), two / (one + two)]
+    assert [out.scores[name] for name in names] == pytest.approx(want, abs=2e-3)
+
+
+def test_what_looks_like_a_place_in_a_template_stays_as_it_is() -> None:
+    names = ["{text}", "{examples}", "{label}"]
+    for multi in (False, True):
+        question = Question(names, [("a {label} of {labels}", "{text}")], multi=multi).text("the {examples}")
+        assert "Text: a {label} of {labels}\n\nLabel: {text}\n" in question and "Text: the {examples}\n" in question
+    assert "one of: {text}, {examples}, {label}." in Question(names).text("x")
 
 
 def test_a_list_is_answered_as_its_texts_are_in_fewer_steps(lm: Any) -> None:

@@ -208,6 +208,13 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
     assert classify._labels(f"@{file}")[0] == "bank=银行"
 
 
+def test_labels_of_a_file_may_hold_commas(tmp_path: Path) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_text("fees, cards\r\n\n 其他，不明 \n", encoding="utf-8")
+    assert classify._labels(f"@{file}") == ["fees, cards", "其他，不明"]
+    assert classify._labels("a，b, c") == ["a", "b", "c"]
+
+
 # Misuse
 
 
@@ -227,6 +234,7 @@ def test_misuse_is_known_before_a_model_is_loaded(
         (["classify", "x", "--labels", "a,b", "--save", "f"], "--save keeps what --calibrate finds"),
         (["classify", "x", "--labels", "a", "-m", smollm2], "at least 2 labels are needed, not 1"),
         (["classify", "x", "--labels", "a,a", "-m", smollm2], "a label is given twice"),
+        (["moderate", "x", "--categories", "a，a"], "categories: a label is given twice"),
         (
             ["classify", "x", "--labels", "a,b", "--calibrate", table, "--save", tmp_path / "none" / "c.json"],
             "there is no folder",

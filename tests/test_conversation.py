@@ -77,6 +77,15 @@ def test_what_is_forgotten_may_stay_as_a_summary(lm: millis.LanguageModel, monke
     assert asked[count][1] == 300_000 and asked[count][0].startswith(f"summary: {known}\n") and talk.summary == known
 
 
+def test_a_summary_without_room_is_left_out(lm: millis.LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm, "summarize", lambda text, **_: type("Summary", (), {"text": "long " * 60}))
+    talk = Conversation(lm, persona="a pirate", memory_tokens=64, summarize=True)
+    prompts = [talk.say(f"What is {i} plus {i}?", max_tokens=12).timings.prompt_tokens for i in range(4)]
+    assert max(prompts) <= 64 and talk.forgotten >= 2 and talk.summary
+    with pytest.raises(RequestError, match="does not fit a memory of 64 tokens"):
+        talk.say("word " * 100)
+
+
 def test_a_deadline_that_cannot_be_kept_leaves_it_as_it_was(lm: millis.LanguageModel) -> None:
     talk = Conversation(lm)
     with pytest.raises(DeadlineError):

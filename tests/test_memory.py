@@ -34,5 +34,18 @@ def test_the_oldest_turns_go_whole() -> None:
         fitting(opening, turns, 2, count)
 
 
+def test_a_long_conversation_is_not_counted_turn_by_turn() -> None:
+    asked = 0
+
+    def counted(messages: list[dict[str, Any]]) -> int:
+        nonlocal asked
+        asked += 1
+        return count(messages)
+
+    turns = [turn(role, "aaaa") for _ in range(500) for role in ("user", "assistant")]
+    kept, gone = fitting([], [*turns, turn("user", "b")], 50, counted)
+    assert (len(kept), len(gone), asked) == (13, 988, pytest.approx(11, abs=1))
+
+
 def test_a_transcript_says_who_spoke() -> None:
     assert transcript([turn("user", "hi"), turn("assistant", "yes?")]) == "user: hi\nassistant: yes?"

@@ -94,6 +94,25 @@ def test_a_glossary_is_asked_for_and_checked() -> None:
     assert len(lm.asked) == 1 and lm.options[0]["deadline_ms"] == 500
 
 
+def test_terms_are_whole_words_and_the_longest() -> None:
+    glossary = {
+        "card": "卡",
+        "bank card": "银行卡",
+        "art": "艺术",
+        "C++ (v2.0)": "C加加",
+        "{text}": "文本",
+        "API": "接口",
+    }
+    lm = Scripted("", "")
+    lm.translate("He discarded an article on bank cards, c++ (V2.0) and {text}. 调用API时", "zh", glossary=glossary)
+    assert "：bank card → 银行卡；C++ (v2.0) → C加加；{text} → 文本；API → 接口。\n" in lm.asked[0]
+    lm = Scripted("", "")
+    lm.translate("The card is no bank card.", "zh", glossary=glossary)
+    assert "：card → 卡；bank card → 银行卡。\n" in lm.asked[0]
+    for text, missing in (("Two cards were discarded.", ()), ("It was discarded.", ("card",))):
+        assert Scripted(text).translate("卡", "en", glossary={"卡": "card"}, deadline_ms=9).missing == missing
+
+
 class Person(BaseModel):
     name: str
     age: int = Field(ge=0, le=150)
@@ -141,6 +160,12 @@ class Named(TypedDict):
     name: str
 
 
+def test_what_a_schema_says_in_braces_is_no_place_for_the_text() -> None:
+    lm = Scripted('{"a": 1}')
+    lm.extract("a {schema}", {"type": "object", "properties": {"a": {"type": "integer", "description": "of {text}"}}})
+    assert '"of {text}"' in lm.asked[0] and lm.asked[0].endswith("Text: a {schema}")
+
+
 def test_types_are_what_pydantic_makes_of_them() -> None:
     al = '{"name": "Al", "age": 3}'
     bag = f'{{"people": [{al}], "counts": {{"red": 2}}, "sizes": [1, 1], "data": "x", "more": {{"name": "b", "y": 1}}}}'
@@ -185,6 +210,7 @@ def test_lengths_are_kept_at_sentence_ends() -> None:
     assert Length(1, "sentences").cut(text) == "One two three."
     assert Length(6, "characters").cut("他来了。她走了，又回来了。") == "他来了。"
     assert Length(3, "characters").cut("他又回来了。") == "他又回"
+    assert Length(4, "words").cut("他说，Millis 是 fast 的。") == "他说，Millis 是"
     assert words("他来了 today") == 4 and words("he came") == 2
 
 
@@ -318,6 +344,8 @@ def test_a_real_model_does_the_tasks(lm: millis.LanguageModel) -> None:
     assert len(sentences(short.text)) == 1
     verdict = lm.moderate(["Have a nice day", "I hate you"])
     assert all(sum(one.scores.values()) == pytest.approx(1) for one in verdict)
+    timings = lm.moderate("I hate you", threshold=0.001, deadline_ms=600_000).timings
+    assert timings.deadline_ms == 600_000 and timings.slack_ms == 600_000 - timings.total_ms
     lm.engine.scheduler.check_integrity()
 
 

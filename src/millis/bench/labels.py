@@ -13,6 +13,7 @@ import numpy as np
 from millis.engine.runner import Batch
 from millis.tasks.calibration import softmax
 from millis.tasks.classify import Classifier
+from millis.tasks.labels import exclusive
 from millis.tasks.model import LanguageModel
 from millis.types import RequestError
 
@@ -62,7 +63,7 @@ def label_times(lm: LanguageModel, texts: Sequence[str], labels: Sequence[str], 
         begin = time.perf_counter()
         sums = [_alone(lm, tokens, label) for label in continuations]
         alone.append(1000 * (time.perf_counter() - begin))
-        scores = softmax(sums)
+        scores = softmax(exclusive(sums, continuations))
         difference = max(difference, *(abs(a - b) for a, b in zip(scores, found, strict=True)))
     tree_ms, single_ms = statistics.median(took), statistics.median(alone)
     return LabelTimes(

@@ -116,8 +116,9 @@ def command(
 
 
 def _labels(given: str) -> list[str]:
-    text = lines.read_text(Path(given[1:])).replace("\n", ",") if given.startswith("@") else given.replace("，", ",")
-    return [label.strip() for label in text.split(",") if label.strip()]
+    if not given.startswith("@"):
+        return lines.listed(given)
+    return [label.strip() for label in lines.read_text(Path(given[1:])).splitlines() if label.strip()]
 
 
 def _record(one: Classification) -> dict[str, Any]:

@@ -27,6 +27,11 @@ Text = Annotated[
 Together = Annotated[int, typer.Option("--batch", min=1, max=256, help="Lines of standard input answered together.")]
 
 
+def listed(given: str) -> list[str]:
+    """The names of an option that takes several, with commas between them, Chinese ones, too."""
+    return [name.strip() for name in given.replace("，", ",").split(",") if name.strip()]
+
+
 def read_text(path: Path) -> str:
     """A file's text. RequestError: it cannot be read, or is not UTF-8."""
     try:

@@ -27,7 +27,12 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Whether a text is safe, and which kind of harm it does; with - one JSON line for each line of standard input."""
-    kinds = None if categories is None else [kind.strip() for kind in categories.split(",") if kind.strip()]
+    from millis.tasks.moderate import check_categories
+
+    kinds = None if categories is None else lines.listed(categories)
+    if kinds is not None:
+        with common.usage():
+            check_categories(kinds)
     lm = common.load(model, threads=threads, context=context, precision=precision)
     lines.answer(
         text,

@@ -29,8 +29,9 @@ def read(paths: Iterable[Path]) -> Iterator[Document]:
             yield from _documents(file)
 
 
-def from_values(values: Iterable[Document | Mapping[str, Any] | str]) -> list[Document]:
-    """Documents as Python programs have them: objects, mappings of id, title and text, or plain texts.
+def from_values(values: Iterable[Document | Mapping[str, Any] | str], first: int = 1) -> list[Document]:
+    """Documents as Python programs have them: objects, mappings of id, title and text, or plain texts, whose ids are
+    their numbers from `first` on.
 
     RequestError: one that is wrong; a single text, which may be meant as the path of a file.
     """
@@ -44,7 +45,7 @@ def from_values(values: Iterable[Document | Mapping[str, Any] | str]) -> list[Do
     found = []
     for i, value in enumerate(values):
         if isinstance(value, str):
-            value = {"id": str(i + 1), "text": value}
+            value = {"id": str(first + i), "text": value}
         found.append(value if isinstance(value, Document) else _document(value, f"document {i}"))
     return found
 

@@ -25,7 +25,7 @@ from millis.server.messages import Embed, Score, Scores, Vectors
 from millis.server.rewriting import rewritten
 from millis.server.service import Service
 from millis.tasks.encoder import sigmoid, softmax
-from millis.tasks.labels import Question
+from millis.tasks.labels import Question, exclusive
 from millis.tokenizer import Tokenizer, shortened
 from millis.types import Timings
 
@@ -146,11 +146,11 @@ class Classification(Batch):
         info = self.served.client.info
         assert info is not None
         question: Question = job.extra["question"]
+        answers = question.answers(tokenizer)
         if question.multi:
             size = len(question.labels) * sum(map(len, job.extra["texts"]))
             asked = await self.service.run(size, _yes_or_no, question, job.extra["texts"], tokenizer)
         else:
-            answers = question.answers(tokenizer)
             asked = [(prompt, answers) for prompt in ids]
         order = []
         for i, (prompt, continuations) in enumerate(asked):
@@ -173,7 +173,10 @@ class Classification(Batch):
             found[reply.id] = reply
             self._open.discard(reply.id)
         replies = [found[number] for number in order]
-        rows = [question.scores(reply.values) for reply in replies]
+        rows = [
+            question.scores(reply.values if question.multi or not reply.complete else exclusive(reply.values, answers))
+            for reply in replies
+        ]
         cut = [{} if reply.complete else {"complete": False} for reply in replies]
         timings = self.timed(job, [reply.timings for reply in replies])
         await self.finish(labels_body(job, self.head(tokenizer), rows, timings, question.multi, cut), timings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,11 @@ def ask(
                 found.append(stream.result())
                 advance()
     return found
+
+
+def filled(template: str, **parts: str) -> str:
+    """A template with its parts at their {names}; names in braces within a part stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda place: parts.get(place[1], place[0]), template)
 
 
 def _stream(lm: LanguageModel, prompt: str, system: str | None, options: dict[str, Any]) -> Stream:

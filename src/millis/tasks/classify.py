@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from millis.engine.request import Request
 from millis.tasks import checks
 from millis.tasks.calibration import CONTENT_FREE, Calibration, contextual, fit_temperature
-from millis.tasks.labels import Example, Question, check_labelled, chosen
+from millis.tasks.labels import Example, Question, check_labelled, chosen, exclusive
 from millis.types import Classification, RequestError, brief, number
 
 if TYPE_CHECKING:
@@ -136,7 +136,11 @@ class Classifier:
         assert request.score is not None
         values = request.score.values
         values = [*values, *[-math.inf] * (len(request.score.continuations) - len(values))]
-        if not self._normalized or self._multi:
+        if self._multi:
+            return values
+        if request.finish_reason == "stop":  # else some were not scored whole
+            values = exclusive(values, self._continuations)
+        if not self._normalized:
             return values
         depth = request.score.depth or math.inf
         return [v / min(depth, len(ids)) for v, ids in zip(values, self._continuations, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,12 +115,19 @@ class Conversation:
         turns = [*self._turns[self.forgotten :], question]
         if self.memory_tokens is None:
             return [*self._opening, *turns]
-        kept, gone = fitting(self._head(), turns, self.memory_tokens, self._count)
+        head, kept, gone = self._fitted(turns, self.memory_tokens)
         if gone and self._summarize:
             self.summary = self._summary(gone, deadline_ms)
-            kept, _ = fitting(self._head(), kept, self.memory_tokens, self._count)
+            head, kept, _ = self._fitted(kept, self.memory_tokens)
         self.forgotten += len(turns) - len(kept)
-        return [*self._head(), *kept]
+        return [*head, *kept]
+
+    def _fitted(self, turns: Messages, most_tokens: int) -> tuple[Messages, Messages, Messages]:
+        """The system message, which goes without the summary where that leaves no room, and as `fitting`."""
+        if self.summary:
+            with suppress(RequestError):
+                return (head := self._head(), *fitting(head, turns, most_tokens, self._count))
+        return (self._opening, *fitting(self._opening, turns, most_tokens, self._count))
 
     def _summary(self, gone: Messages, deadline_ms: float | None) -> str:
         """Of what went, and went before; where no time is left for one, what there was before."""

@@ -23,7 +23,7 @@ from millis.models.load import is_encoder, load_model
 from millis.models.ngrams import read_ngrams
 from millis.tasks import checks
 from millis.tasks.embed import token_ids, unit_vectors
-from millis.tasks.model import config_of, no_collection
+from millis.tasks.model import config_of, no_collection, not_pickled
 from millis.tasks.readable import check_readable
 from millis.tokenizer import Tokenizer, load_tokenizer, shortened
 from millis.types import Classification, ModelError, RequestError, Timings, whole
@@ -181,6 +181,7 @@ class Encoder:
         )
 
     stream = chat = chat_stream = score = generate
+    __reduce__ = not_pickled
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from millis.engine.schema import of_a_type
 from millis.tasks import checks
-from millis.tasks.ask import ask
+from millis.tasks.ask import ask, filled
 from millis.tasks.language import language
 from millis.types import Completion, FinishReason, GrammarError, RequestError, Timings, brief
 
@@ -51,10 +51,7 @@ def extract(
     form, read = _form(schema)
     shown = _shown(form)
     own = checks.template(instruction, "{text}", what="instruction")
-    prompts = [
-        text.join((_ASKED[language(text)] if own is None else own).replace("{schema}", shown).split("{text}"))
-        for text in given
-    ]
+    prompts = [filled(_ASKED[language(text)] if own is None else own, schema=shown, text=text) for text in given]
     outs = ask(lm, prompts, deadline_ms=deadline_ms, schema=form, max_tokens=max_tokens)
     found = [_read(out, read) for out in outs]
     return found[0] if single else found

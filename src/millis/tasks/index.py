@@ -160,13 +160,15 @@ class Index:
     ) -> Change:
         """Adds documents, replaces those whose id is known and whose title or text has changed, deletes others by id.
 
-        Documents are objects or mappings of id, title and text, or plain texts. All or nothing: until it returns,
-        searches see the index as it was. `progress` is told passages embedded and passages in all.
+        Documents are objects or mappings of id, title and text, or plain texts, which are always added, under ids that
+        are numbers not used yet. All or nothing: until it returns, searches see the index as it was. `progress` is told
+        passages embedded and passages in all.
         """
         with self._lock:
             known = self._store.documents()
             new: dict[str, Document] = {}
-            for document in from_values(documents):
+            first = 1 + max((int(id) for id in known if id.isdecimal()), default=0)
+            for document in from_values(documents, first):
                 if new.setdefault(document.id, document) != document:
                     raise RequestError(f"two documents have the id {brief(document.id)}; give each its own")
             deleted = list(dict.fromkeys(checks.strings(delete, "the ids to delete")))

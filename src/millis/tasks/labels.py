@@ -12,7 +12,8 @@ from itertools import takewhile
 from typing import Any, Protocol
 
 from millis.tasks import checks
-from millis.tasks.calibration import softmax
+from millis.tasks.ask import filled
+from millis.tasks.calibration import LEAST_PROBABILITY, softmax
 from millis.tasks.language import Language, language
 from millis.types import RequestError
 
@@ -54,14 +55,14 @@ class Question:
         self.labels, self.multi = _checked(labels, 1 if multi else 2), multi
         self.language = language(" ".join(self.labels))
         self._shown = shown(self.labels)
-        self._around = self._parts(checks.pairs(examples, "examples"), template)
+        self._asked, self._parts = self._template(checks.pairs(examples, "examples"), template)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Question) and vars(self) == vars(other)
 
     def text(self, text: str) -> str:
         """What the model is asked about a text; with {label} for each in turn where a text may have several."""
-        return text.join(self._around)
+        return filled(self._asked, text=text, **self._parts)
 
     def prompt(self, text: str, tokenizer: Tokens) -> list[int]:
         """The ids of `text(text)`, as the model's user says it."""
@@ -75,9 +76,7 @@ class Question:
 
     def yes_or_no(self, text: str, tokenizer: Tokens) -> tuple[list[int], list[list[int]]]:
         """The common beginning of all labels' questions, and what follows it: each question, with yes and with no."""
-        asked = [
-            _ids(text.join(part.replace("{label}", label) for part in self._around), tokenizer) for label in self._shown
-        ]
+        asked = [_ids(filled(self._asked, text=text, label=label, **self._parts), tokenizer) for label in self._shown]
         head = len(list(takewhile(lambda tokens: len(set(tokens)) == 1, zip(*asked, strict=False))))
         head = max(1, min(head, min(map(len, asked)) - 1))
         answers = self.answers(tokenizer)
@@ -89,8 +88,8 @@ class Question:
             return [_sigmoid(yes - no) for yes, no in zip(values[::2], values[1::2], strict=True)]
         return softmax(values)
 
-    def _parts(self, examples: Sequence[Example], template: str | None) -> list[str]:
-        """What stands around the text, with all but the label of `multi` in it."""
+    def _template(self, examples: Sequence[Example], template: str | None) -> tuple[str, dict[str, str]]:
+        """The question, and all that stands in it but the text and the label of `multi`."""
         places = ("{text}", "{label}") if self.multi else ("{text}",)
         own = checks.template(template, *places)
         asked = (_MULTI if self.multi else _TEMPLATE)[self.language] if own is None else own
@@ -99,11 +98,11 @@ class Question:
             if label not in self.labels and not self.multi:
                 raise RequestError(f"an example has the label {label!r}, which is none of the labels")
             name = dict(zip(self.labels, self._shown, strict=True)).get(label, label)
-            seen += _EXAMPLE[self.language].replace("{text}", text).replace("{label}", name)
+            seen += filled(_EXAMPLE[self.language], text=text, label=name)
         if seen and "{examples}" not in asked:
             raise RequestError("the template must hold {examples} where examples are given")
         names = ("、" if self.language == "zh" else ", ").join(self._shown)
-        return [part.replace("{labels}", names).replace("{examples}", seen) for part in asked.split("{text}")]
+        return asked, {"labels": names, "examples": seen}
 
 
 def chosen(
@@ -119,6 +118,23 @@ def chosen(
     best = max(scores, key=scores.__getitem__)
     enough = [name for name, score in scores.items() if score >= least]
     return best if best in enough else None, enough
+
+
+def exclusive(values: Sequence[float], answers: Sequence[Sequence[int]]) -> list[float]:
+    """Log-probabilities (nats) of answers that begin so → of those that are so, and not a longer one of `answers`.
+
+    Otherwise no label could win against one that it begins with: `card arrival` is never likelier than `card`.
+    """
+    places = {tuple(ids): i for i, ids in enumerate(answers)}
+    taken = [0.0] * len(answers)  # of each answer's probability, the share of longer ones
+    for value, ids in zip(values, answers, strict=True):
+        begun = next((at for n in range(len(ids) - 1, 0, -1) if (at := places.get(tuple(ids[:n]))) is not None), None)
+        if begun is not None and value > -math.inf:
+            taken[begun] += math.exp(value - values[begun])
+    return [
+        value + math.log(max(1 - share, LEAST_PROBABILITY)) if share else value
+        for value, share in zip(values, taken, strict=True)
+    ]
 
 
 def check_labelled(samples: Sequence[Example], labels: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,14 +19,17 @@ def fitting(
     A turn is a question with its answer, and goes whole, the oldest first. RequestError: the last question alone is
     too long.
     """
-    kept, gone = list(turns), []
-    while count([*opening, *kept]) > most_tokens:
-        end = next((i for i in range(1, len(kept)) if kept[i]["role"] == "user"), None)
-        if end is None:
-            raise RequestError(f"the message does not fit a memory of {most_tokens} tokens; shorten it, or allow more")
-        gone += kept[:end]
-        kept = kept[end:]
-    return kept, gone
+
+    def fits(start: int) -> bool:
+        return count([*opening, *turns[start:]]) <= most_tokens
+
+    if fits(0):
+        return list(turns), []
+    questions = [i for i in range(1, len(turns)) if turns[i]["role"] == "user"]
+    found = bisect_left(questions, True, key=fits)
+    if found == len(questions):
+        raise RequestError(f"the message does not fit a memory of {most_tokens} tokens; shorten it, or allow more")
+    return turns[questions[found] :], turns[: questions[found]]
 
 
 def transcript(turns: Sequence[dict[str, Any]]) -> str:

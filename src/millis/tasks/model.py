@@ -13,7 +13,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,6 +154,11 @@ class Stream:
             )
             if self.on_completion is not None:
                 self.on_completion(self.completion)
+
+
+def not_pickled(model: object) -> NoReturn:
+    """A loaded model's `__reduce__`: RequestError instead of a pickle or copy of weights and threads."""
+    raise RequestError("a loaded model cannot be pickled or copied; load it in each process that uses it")
 
 
 class LanguageModel(TaskMethods):
@@ -324,6 +329,8 @@ class LanguageModel(TaskMethods):
         """Forgets an adapter; answers under way go on with it. RequestError: there is none of that name."""
         checks.text(name, "an adapter's name")
         self.adapters.remove(name)
+
+    __reduce__ = not_pickled
 
     def _adapter(self, name: str | None) -> Adapter | None:
         return None if name is None else self.adapters.use(checks.text(name, "an adapter's name"))

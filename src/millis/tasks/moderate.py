@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from millis.tasks import checks
 from millis.tasks.ask import within
 from millis.tasks.classify import Classifier
+from millis.tasks.labels import Question
 from millis.types import Classification, RequestError, Timings, number
 
 if TYPE_CHECKING:
@@ -51,13 +52,23 @@ class Moderator:
 
 def moderator(lm: LanguageModel, categories: Sequence[str] | None) -> Moderator:
     """With the questions encoded, and calibrated by texts that say nothing."""
-    labels = list(CATEGORIES) if categories is None else checks.strings(categories, "categories")
-    if SAFE in labels or UNSAFE in labels:
-        raise RequestError("safe and unsafe are no categories of harm; leave them out")
+    labels = list(CATEGORIES) if categories is None else check_categories(categories)
     return Moderator(
         Classifier(lm, [SAFE, UNSAFE], template=_HARM, calibration="contextual"),
         Classifier(lm, labels, template=_KIND, calibration="contextual"),
     )
+
+
+def check_categories(categories: Sequence[str]) -> list[str]:
+    """Kinds of harm that can be told apart. RequestError: they cannot be used."""
+    found = checks.strings(categories, "categories")
+    if SAFE in found or UNSAFE in found:
+        raise RequestError("safe and unsafe are no categories of harm; leave them out")
+    try:
+        Question(found, template=_KIND)
+    except RequestError as error:
+        raise RequestError(f"categories: {error}") from None
+    return found
 
 
 def moderate(
@@ -73,13 +84,20 @@ def moderate(
     with within(deadline_ms, begin, 1 / 2):
         harms = judge.harm.classify(given, half_ms)
     unsafe = [text for text, harm in zip(given, harms, strict=True) if harm.scores[UNSAFE] >= threshold]
+    asked_ms = 1000 * (time.perf_counter() - begin)
     with within(deadline_ms, begin, 1 / 2):
         kinds = iter(judge.kind.classify(unsafe, half_ms))
-    found = [_judged(harm, next(kinds) if harm.scores[UNSAFE] >= threshold else None, threshold) for harm in harms]
+    found = [
+        _judged(harm, next(kinds) if harm.scores[UNSAFE] >= threshold else None, threshold, asked_ms) for harm in harms
+    ]
+    if deadline_ms is not None:  # not its half
+        for one in found:
+            one.timings.deadline_ms, one.timings.slack_ms = deadline_ms, deadline_ms - one.timings.total_ms
     return found[0] if single else found
 
 
-def _judged(harm: Classification, kind: Classification | None, threshold: float) -> Moderation:
+def _judged(harm: Classification, kind: Classification | None, threshold: float, asked_ms: float) -> Moderation:
+    """asked_ms: from arrival to the second question."""
     if kind is None:
         return Moderation(safe=True, categories=(), scores=harm.scores, timings=harm.timings)
     scores = {name: harm.scores[UNSAFE] * score for name, score in kind.scores.items()}
@@ -88,7 +106,7 @@ def _judged(harm: Classification, kind: Classification | None, threshold: float)
     timings = replace(
         harm.timings,
         prefill_ms=harm.timings.prefill_ms + kind.timings.prefill_ms,
-        total_ms=harm.timings.total_ms + kind.timings.total_ms,
+        total_ms=asked_ms + kind.timings.total_ms,
         steps=harm.timings.steps + kind.timings.steps,
     )
     return Moderation(safe=False, categories=named, scores={SAFE: harm.scores[SAFE], **scores}, timings=timings)

@@ -19,7 +19,7 @@ from millis.models.mapped import read_json
 from millis.tasks import checks
 from millis.tasks.embed import token_ids
 from millis.tasks.language import LANGUAGES
-from millis.tasks.model import config_of, no_collection
+from millis.tasks.model import config_of, no_collection, not_pickled
 from millis.tasks.readable import check_readable
 from millis.tasks.sentences import sentence_ends
 from millis.tasks.summarize import Summary
@@ -180,6 +180,7 @@ class Seq2Seq:
         )
 
     stream = chat_stream = score = embed = chat
+    __reduce__ = not_pickled
 
     def _clock_for(self, deadline_ms: float | None) -> float:
         if checks.deadline(deadline_ms) is not None:

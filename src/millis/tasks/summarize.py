@@ -6,10 +6,11 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from millis.tasks import checks
-from millis.tasks.ask import ask, within
+from millis.tasks.ask import ask, filled, within
 from millis.tasks.language import language
 from millis.types import FinishReason, RequestError, Timings, whole
 
@@ -27,6 +28,7 @@ _ASKED = {
 }
 INNER = r"[^。！？!?.]|\.+(?=[^\s.\"'”’)\]])"  # a full stop ends nothing within a number or a name
 SENTENCE = re.compile(rf"(?:{INNER})*(?:[。！？!?]+|\.+)?[\"'”’』」)\]]*\s*")
+_WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")  # of a Chinese text
 TOKENS = {"words": 1.6, "sentences": 40.0, "characters": 1.0}  # of an answer for each unit, at most
 PART_TOKENS = 96  # of the summary of a part
 MOST = 1_000_000  # words, sentences or characters
@@ -78,7 +80,8 @@ class Length:
         if self.unit == "characters":
             return sentence[: self.count].strip()
         if language(sentence) == "zh":
-            return "".join(_words(sentence)[: self.count])
+            *_, last = islice(_WORD.finditer(sentence), self.count)
+            return sentence[: last.end()].strip()
         return " ".join(sentence.split()[: self.count])
 
 
@@ -89,11 +92,7 @@ def sentences(text: str) -> list[str]:
 
 def words(text: str) -> int:
     """Words, every Han character counting as one."""
-    return len(_words(text)) if language(text) == "zh" else len(text.split())
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+", text)
+    return len(_WORD.findall(text)) if language(text) == "zh" else len(text.split())
 
 
 def summarize(
@@ -204,7 +203,7 @@ def _first_round(
 
 def _prompt(text: str, length: Length) -> str:
     tongue = language(text)
-    return text.join(_ASKED[tongue].replace("{length}", length.said(tongue)).split("{text}"))
+    return filled(_ASKED[tongue], length=length.said(tongue), text=text)
 
 
 def _left_ms(begin: float, deadline_ms: float | None) -> float | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from millis.tasks import checks
-from millis.tasks.ask import ask
+from millis.tasks.ask import ask, filled
 from millis.tasks.language import LANGUAGES, Language, language
 from millis.types import FinishReason, RequestError, Timings, brief, whole
 
@@ -24,6 +25,7 @@ _AGAIN: dict[Language, str] = {
     "zh": "译文中必须出现：{terms}。",
 }
 GROWTH = 3  # tokens of a translation for each of its text, at most
+_LETTER = r"[^\W_\u3400-\u9fff]"  # or digit, and no Han character
 PAIRS = (("“", "”"), ('"', '"'), ("「", "」"))
 
 
@@ -54,7 +56,7 @@ def translate(
     target, terms = known(to, "to"), _terms(glossary)
     deadline_ms = checks.deadline(deadline_ms)
     sources = [language(text) if source is None else known(source, "source") for text in given]
-    wanted = [{a: b for a, b in terms.items() if _holds(text, a)} for text in given]
+    wanted = [_occurring(terms, text) for text in given]
     prompts = [prompt(text, target, used) for text, used in zip(given, wanted, strict=True)]
     if max_tokens is None:
         longest = max((len(lm.tokenizer.encode(text, add_special=False)) for text in given), default=0)
@@ -108,10 +110,10 @@ def prompt(text: str, target: Language, used: Mapping[str, str] | None = None, m
     terms = ""
     if used:
         between = "；" if target == "zh" else "; "
-        terms = _TERMS[target].replace("{terms}", between.join(f"{a} → {b}" for a, b in used.items()))
+        terms = filled(_TERMS[target], terms=between.join(f"{a} → {b}" for a, b in used.items()))
     if missing:
-        terms += _AGAIN[target].replace("{terms}", ("、" if target == "zh" else ", ").join(missing))
-    return text.join(_ASKED[target].replace("{terms}", terms).split("{text}"))
+        terms += filled(_AGAIN[target], terms=("、" if target == "zh" else ", ").join(missing))
+    return filled(_ASKED[target], terms=terms, text=text)
 
 
 def _terms(glossary: Mapping[str, str] | None) -> dict[str, str]:
@@ -132,8 +134,26 @@ def known(name: str, what: str) -> Language:
     raise RequestError(f"{what}={name!r}: Millis translates between zh and en")
 
 
+def _occurring(terms: Mapping[str, str], text: str) -> dict[str, str]:
+    """The terms that a text holds, those left out that stand in longer ones only, as `card` in `bank card`."""
+    folded, found = text.casefold(), set()
+    likely = [term for term in terms if term.casefold() in folded]
+    for term in sorted(likely, key=lambda term: (-len(term), term not in text)):
+        text, times = _pattern(term).subn("\0", text)
+        if times:
+            found.add(term)
+    return {term: translation for term, translation in terms.items() if term in found}
+
+
 def _holds(text: str, term: str) -> bool:
-    return term.casefold() in text.casefold()
+    return term.casefold() in text.casefold() and _pattern(term).search(text) is not None
+
+
+def _pattern(term: str) -> re.Pattern[str]:
+    """A term in either case: whole words, which may be inflected as English ones are; Chinese has nothing between."""
+    before = f"(?<!{_LETTER})" if re.match(_LETTER, term) else ""
+    after = f"(?:e?s|e?d|ing)?(?!{_LETTER})" if re.match(_LETTER, term[-1]) else ""
+    return re.compile(before + re.escape(term) + after, re.IGNORECASE)
 
 
 def _bare(text: str, source: str) -> str:
