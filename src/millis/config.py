@@ -53,18 +53,18 @@ class EngineConfig:
     """Read of a large output matrix only what may decide. Greedy choices stay the same, to six standard deviations of
     what is left out; draws too, but for tokens of less than 6e-6 of the best one's probability."""
     context: int | None = None
-    """Longest sequence in tokens; None: what the model was made for, at most 8,192."""
+    """Longest sequence in tokens; unless given, what the model was made for, at most 8,192."""
     max_sequences: int = 8
     """Sequences computed in one step."""
     max_batch_tokens: int = 512
     """Tokens computed in one step: the size of a prefill chunk."""
     cache_tokens: int | None = None
-    """Positions the KV cache holds for all sequences together; None: one full context or, with a prefix cache, one for
-    each of max_sequences where a quarter of the available memory suffices."""
+    """Positions the KV cache holds for all sequences together; unless given, one full context or, with a prefix cache,
+    one for each of max_sequences where a quarter of the available memory suffices."""
     prefix_cache: bool = False
     """Keep the KV cache of earlier prompts and answers, and compute of a prompt only what is new. A text may then
     differ where two tokens were nearly as likely: cached keys come from steps of another shape, which round otherwise.
-    So it is off here, where a seed gives the same text every time, and on in a server, whose steps mix requests."""
+    So it is off in Python programs, where a seed gives the same text every time, and on in a server."""
     max_waiting: int = 1024
     """Requests that may wait; more are refused."""
     max_gap_ms: float = 50.0
@@ -72,7 +72,7 @@ class EngineConfig:
     four times as many for a standard one, any number for batch."""
     max_step_ms: float | None = None
     """Milliseconds a step should take at most, so that a request that comes meanwhile waits no longer; a long prompt is
-    cut accordingly. None: any number, which is fastest for a single request."""
+    cut accordingly. Python programs have no such limit, which is fastest for a single request."""
     delivery_ms: float = 0.0
     """Milliseconds from an answer's last token to its reader: deadlines are kept so much earlier."""
     speculation: Speculation = "auto"
@@ -165,7 +165,7 @@ class ServerConfig:
     max_header_bytes: int = 16 << 10
     """Largest request line and headers together."""
     max_prompt_tokens: int | None = None
-    """Longest prompt in tokens; None: what the context holds."""
+    """Longest prompt in tokens; unless given, what the context holds."""
     max_n: int = 8
     """Most answers to one request."""
     max_requests: int = 1024
