@@ -148,6 +148,24 @@ def test_a_refusal_is_shown_with_its_forecast_and_a_way_out(browser: Browser, op
     page.problems.clear()  # Chromium writes each 503 into its log
 
 
+def test_an_answer_that_breaks_off_says_so(browser: Browser, opened: Open) -> None:
+    page = opened(language="zh-CN")
+    beginning = json.dumps(said("Once upon").decode().partition("data: [DONE]")[0])
+    page.run(
+        "globalThis.real = fetch, globalThis.fetch = (path, how) => path !== 'v1/chat/completions' ? real(path, how) :"
+        "Promise.resolve(new Response(new ReadableStream({ start(body) {"
+        f"body.enqueue(new TextEncoder().encode({beginning}));"
+        "setTimeout(() => body.error(new TypeError('network error')), 50); } })))"
+    )
+    ask(page, "Tell me a story.")
+    page.wait(ANSWERED)
+    assert page.text(".text") == "Once upon" and page.text(".failure").split() == ["回答中断", "无法连接服务器"]
+    assert page.run("document.querySelector('#announce').textContent") == ""  # the alert says it
+    page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+    page.wait("document.querySelector('#load-note').textContent === '无法读取指标：无法连接服务器'")
+    page.problems.clear()  # Chromium writes each request that fails into its log
+
+
 def test_text_of_a_model_is_text(browser: Browser, opened: Open) -> None:
     page = opened()
     hostile = '<img src=x onerror="window.hit=1"><script>window.hit=1</script> [x](javascript:window.hit=1)'
@@ -162,6 +180,15 @@ def test_text_of_a_model_is_text(browser: Browser, opened: Open) -> None:
     assert page.text(".text strong") == "bold" and page.text(".text em") == "slanted"
     assert page.text(".text p code") == "code <b>" and page.text(".text pre code") == "<i>**raw**</i>"
     assert page.count(".text > ol > li") == 2 and page.text(".text ol li:last-child ul li") == "in two"
+    blocks = '```py title="x"\n**x**\n```\n\n| a | b |\n|--|:-:|\n| <i> | **c** |\n\nسلام!\n\n- שלום'
+    page.answer(CHAT, 200, STREAM, said(blocks))
+    ask(page, "سلام")
+    page.wait(f"document.querySelectorAll('.turn').length === 2 && {ANSWERED}")
+    assert page.text(".turn:last-child .text pre code") == "**x**"
+    cells = page.run("[...document.querySelectorAll('.text :is(th, td)')].map((cell) => cell.innerText)")
+    assert cells == ["a", "b", "<i>", "c"] and page.text(".text td strong") == "c"
+    blocks = "[...document.querySelectorAll('.turn:last-child :is(p, ul, pre)')]"
+    assert page.run(blocks + ".map((block) => getComputedStyle(block).direction)") == ["rtl", "ltr", "rtl", "rtl"]
 
 
 def test_it_speaks_the_browsers_language_and_the_chosen_one(browser: Browser, opened: Open) -> None:
@@ -200,6 +227,69 @@ def test_every_control_has_a_name_and_the_keyboard_reaches_it(browser: Browser, 
     assert page.run("document.querySelector('#deadline').getAttribute('aria-valuetext')") == "50 ms"
 
 
+def test_keys_of_an_input_method_are_its_own_and_the_focus_is_kept(browser: Browser, opened: Open) -> None:
+    page = opened()
+    page.click("#prompt")
+    page.type("Write a very long story about the sea, in a hundred chapters.")
+    press = "document.querySelector('#prompt').dispatchEvent(new KeyboardEvent('keydown', {{ bubbles: true, {} }}))"
+    for sign in ("isComposing: true", "keyCode: 229"):  # Safari's Enter that ends composing says so by its code alone
+        page.run(press.format(f"key: 'Enter', {sign}"))
+    assert page.count(".turn") == 0
+    page.choose("#max-tokens", 4000)
+    page.run("document.querySelector('#send').focus()")
+    page.press("Enter")
+    page.wait("document.querySelector('.answer .text')?.innerText.length > 20")
+    assert page.run("document.activeElement.id") == "log"  # its button is gone
+    page.run(press.format("key: 'Escape', isComposing: true"))
+    assert page.run("document.querySelector('#stop').hidden") is False
+    page.run("document.querySelector('#stop').focus()")
+    page.press("Enter")
+    page.wait(ANSWERED)
+    page.wait("document.activeElement.id === 'log'")
+    assert page.run("document.querySelector('#announce').textContent") == "Stopped"
+
+
+def test_without_storage_the_page_works(browser: Browser, opened: Open) -> None:
+    page = opened()
+    for storage in (
+        "for (const name of ['localStorage', 'sessionStorage'])"
+        "Object.defineProperty(window, name, { get() { throw new DOMException('denied', 'SecurityError'); } })",
+        "Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }",
+    ):
+        script = page.call("Page.addScriptToEvaluateOnNewDocument", source=storage)["identifier"]
+        page.go(page.run("location.href"))
+        page.wait(READY)
+        page.choose("#language", "zh")
+        page.choose("#deadline", 0)
+        assert page.text("#send") == "发送" and page.text("#deadline-text") == "50 ms"
+        page.call("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+
+
+def test_a_model_stays_chosen_and_a_key_is_asked_for(browser: Browser, opened: Open) -> None:
+    page = opened()
+
+    def models(*names: str) -> None:
+        listed = {"data": [{"id": name} for name in names]}
+        page.answer("/v1/models", 200, {"content-type": "application/json"}, json.dumps(listed).encode())
+        page.choose("#key", "密\u200bk")  # looks at once
+        page.wait(f"document.querySelectorAll('#model option').length === {len(names)}")
+
+    assert page.run("import('/page/settings.js').then((settings) => settings.key())") == ""
+    models("m", "other")
+    assert page.run("import('/page/settings.js').then((settings) => settings.key())") == "k"
+    page.run("for (let last = setTimeout(() => 0); last; last--) clearTimeout(last)")  # it looks for nothing by itself
+    page.choose("#model", "other")
+    page.wait("document.querySelector('#state-text').textContent === 'other · ready'")
+    models("m", "more", "other")
+    assert page.run("document.querySelector('#model').value") == "other"
+    error = {"error": {"message": "the API key is not valid", "code": "invalid_api_key"}}
+    page.answer(CHAT, 401, {"content-type": "application/json"}, json.dumps(error).encode())
+    page.size(380, 700)
+    ask(page, "Hello!")
+    page.wait("document.activeElement.id === 'key'")  # shown for it, where it lies behind a button
+    page.problems.clear()
+
+
 def test_light_dark_and_narrow(browser: Browser, opened: Open) -> None:
     page = opened(scheme="dark")
     colour = "getComputedStyle(document.body).backgroundColor"
@@ -209,7 +299,16 @@ def test_light_dark_and_narrow(browser: Browser, opened: Open) -> None:
     page.click("#theme")
     page.click("#theme")
     assert page.run(colour) == dark and page.text("#theme") == "Theme: dark"
+    placeholder = "getComputedStyle(document.querySelector('#prompt'), '::placeholder').color"
+    assert page.run(placeholder) == page.run("getComputedStyle(document.querySelector('#keys')).color")
+    page.size(320, 256)
+    assert page.run("document.querySelector('#log').clientHeight") >= 100
     page.size(380, 700)
+    timings = {name: 9.0 for name in ("queue_ms", "tokenize_ms", "first_token_ms", "decode_ms", "total_ms")}
+    page.answer(CHAT, 200, STREAM, said("Hi.", timings=timings))
+    ask(page, "Hello!")
+    page.wait(ANSWERED)
+    assert page.run("document.querySelector('.waterfall .name').getBoundingClientRect().height") > 11
     assert page.run("document.documentElement.scrollWidth") <= 380
     assert page.run("getComputedStyle(document.querySelector('#side')).display") == "none"
     page.click("#side-open")
@@ -228,6 +327,17 @@ def test_the_figures_are_those_of_prometheus(browser: Browser, opened: Open) -> 
         "m.quantile(b, a, 'h', 0.99), m.quantile(a, a, 'h', 0.5), b.most.get('c_total')]; })"
     )
     assert found == [2, 7, pytest.approx(0.1 + 0.1 * (5 - 2) / (8 - 2)), 0.2, None, 5]  # of ten: 2, 6 and 2
+
+
+def test_figures_from_before_a_gap_are_not_of_the_last_minute(browser: Browser, opened: Open) -> None:
+    found = opened().run(
+        "import('/page/load.js').then(({ Load }) => { const load = new Load(document.createElement('div'),"
+        "document.createElement('p'), () => ''), figures = { values: new Map(), most: new Map(), buckets: new Map() };"
+        "const first = [['millis:time_to_first_token_seconds', [[0.1, 9], [Infinity, 9]]]];"
+        "return [0, 1000, 3600000].map((at) => { load.take({ ...figures, buckets: new Map(first), at });"
+        "return [load.readings.length, load.lines.get('Tokens').length, load.figures.First.big()]; }); })"
+    )
+    assert found == [[1, 1, "–"], [2, 2, "–"], [1, 1, "–"]]
 
 
 def test_files_are_asked_for_again_only_when_they_changed(server: Server) -> None:

@@ -3,7 +3,8 @@
 import { element } from "./dom.js";
 import { Load } from "./load.js";
 import * as settings from "./settings.js";
-import { ServerError, chat, read } from "./stream.js";
+import { keep, recall } from "./store.js";
+import { ServerError, chat, get } from "./stream.js";
 import { Turn } from "./turn.js";
 import { preferredLanguage, speak, word } from "./words.js";
 
@@ -27,14 +28,15 @@ async function ask(question) {
   const controller = (running = new AbortController());
   show();
   try {
-    await answer(turn, asked, controller);
-    at("announce").textContent = word("answered");
+    const outcome = await answer(turn, asked, controller);
+    if (running === controller) at("announce").textContent = outcome;
   } finally {
     if (running === controller) running = null;
     show();
   }
 }
 
+/** Shows the answer as it comes. Gives what is to be said of its end: nothing where an alert says it. */
 async function answer(turn, asked, controller) {
   const began = performance.now();
   let seen = null, reason = null, timings = null;
@@ -49,15 +51,17 @@ async function answer(turn, asked, controller) {
       timings = chunk.timings ?? timings;
     }
     following(() => turn.finish(reason, timings, seen));
+    return word("answered");
   } catch (error) {
-    if (error.name === "AbortError") following(() => turn.finish("stopped", null, seen));
-    else if (error instanceof ServerError) {
-      following(() => turn.fail(error, asked.deadline_ms));
-      if (error.status === 401) at("key").focus();
-    } else {
-      turn.fail(new ServerError(0, { message: String(error) }), asked.deadline_ms);
-      throw error;
+    if (error.name === "AbortError") {
+      following(() => turn.finish("stopped", null, seen));
+      return word("stopped");
     }
+    const known = error instanceof ServerError;
+    following(() => turn.fail(known ? error : new ServerError(0, { message: String(error) }), asked.deadline_ms));
+    if (!known) throw error;
+    if (error.status === 401) askForKey();
+    return "";
   }
 }
 
@@ -89,6 +93,7 @@ function restart() {
 function show() {
   at("send").hidden = running !== null;
   at("stop").hidden = running === null;
+  if (document.activeElement?.offsetParent === null) at("log").focus({ preventScroll: true }); // what had the focus is gone
 }
 
 function submit() {
@@ -105,30 +110,37 @@ function grow() {
   at("prompt").style.height = `${at("prompt").scrollHeight + 2}px`;
 }
 
+function askForKey() {
+  if (at("key").offsetParent === null) at("side-open").click(); // where it is narrow the field lies behind the button
+  at("key").focus();
+}
+
 /** Which models there are that chat, and whether they answer. Asks again every few seconds. */
 async function watch() {
   let state = "ready";
   try {
-    const served = (await read("v1/models", settings.key())).data;
+    const served = (await (await get("v1/models", settings.key())).json()).data;
     const models = served.filter((model) => model.endpoints?.includes(CHAT) ?? true).map((model) => model.id);
     if (served.length === 0) state = "starting";
     else if (models.length === 0) state = "readsOnly";
     else if (String(models) !== String([...at("model").options].map((option) => option.value))) {
-      at("model").replaceChildren(...models.map((id) => element("option", { value: id }, id)));
+      const chosen = at("model").value || recall("sessionStorage", "model");
+      at("model").replaceChildren(...models.map((id) => element("option", { value: id, selected: id === chosen }, id)));
     }
   } catch (error) {
     state = error.status === 401 ? "needsKey" : "unreachable";
   }
   at("state").dataset.state = state;
   for (const node of [at("prompt"), at("send"), ...at("examples").children]) node.disabled = state === "readsOnly";
-  at("state-text").textContent = state === "ready" ? `${at("model").value} · ${word(state)}` : word(state);
+  const text = state === "ready" ? `${at("model").value} · ${word(state)}` : word(state);
+  if (at("state-text").textContent !== text) at("state-text").textContent = text; // screen readers say each change
   clearTimeout(watch.timer);
   watch.timer = setTimeout(watch, ["ready", "readsOnly"].includes(state) ? 10000 : 1500);
 }
 
 function theme(name) {
   document.documentElement.dataset.theme = name;
-  localStorage.setItem("millis-theme", name);
+  keep("localStorage", "theme", name);
   at("theme").textContent = word("theme")[name];
 }
 
@@ -136,7 +148,11 @@ function examples() {
   at("examples").replaceChildren(...word("examples").map((text) => element("button", { type: "button", onclick: () => ask(text) }, text)));
 }
 
+/** Whether a key is meant for an input method. Safari ends composing before it tells of the key, and says so by 229 alone. */
+const composing = (event) => event.isComposing || event.keyCode === 229;
+
 function keyboard(event) {
+  if (composing(event)) return;
   if (event.key === "Escape") running?.abort();
   else if (event.key === "/" && !event.target.matches("input, textarea, select")) {
     event.preventDefault();
@@ -148,16 +164,16 @@ function listen(load) {
   at("ask").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
   at("prompt").addEventListener("input", grow);
   at("prompt").addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // an input method's Enter chooses characters
+    if (event.key !== "Enter" || event.shiftKey || composing(event)) return;
     event.preventDefault();
     submit();
   });
   at("stop").addEventListener("click", () => running?.abort());
   at("new").addEventListener("click", restart);
-  at("key").addEventListener("change", watch);
+  for (const id of ["key", "model"]) at(id).addEventListener("change", watch);
   at("theme").addEventListener("click", () => theme(THEMES[(THEMES.indexOf(document.documentElement.dataset.theme) + 1) % THEMES.length]));
   at("language").addEventListener("change", () => {
-    localStorage.setItem("millis-language", at("language").value);
+    keep("localStorage", "language", at("language").value);
     translate(load);
   });
   at("side-open").addEventListener("click", () => {
@@ -177,7 +193,7 @@ function translate(load) {
   watch();
 }
 
-const stored = localStorage.getItem("millis-theme");
+const stored = recall("localStorage", "theme");
 document.documentElement.dataset.theme = THEMES.includes(stored) ? stored : "auto";
 at("language").value = preferredLanguage();
 speak(at("language").value);

@@ -13,10 +13,10 @@ export function shape(tag, attributes = {}, ...children) {
 }
 
 function fill(node, attributes, children) {
+  node.append(...children); // before dir="auto", which would look through the text again with each
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== false && value != null) node.setAttribute(name, value === true ? "" : value);
   }
-  node.append(...children);
   return node;
 }

@@ -2,10 +2,10 @@
 
 import { element, shape } from "./dom.js";
 import { growth, parse, quantile } from "./metrics.js";
-import { headers } from "./stream.js";
+import { get } from "./stream.js";
 import { milliseconds, word } from "./words.js";
 
-const POLL_MS = 1000, KEPT = 61, WINDOW = 30, CHART = { width: 120, height: 28 };
+const POLL_MS = 1000, GAP_MS = 5000, KEPT = 61, WINDOW = 30, CHART = { width: 120, height: 28 };
 const FIRST = "millis:time_to_first_token_seconds", END = "millis:e2e_request_latency_seconds";
 const CARDS = ["First", "Tokens", "Requests", "Deadlines", "Step", "End", "Kv", "Prefix"];
 
@@ -31,11 +31,10 @@ export class Load {
   async poll() {
     if (!document.hidden) {
       try {
-        const response = await fetch("metrics", { headers: headers(this.key()), cache: "no-store" });
-        if (!response.ok) throw new Error(word("httpStatus", response.status));
+        const response = await get("metrics", this.key());
         this.take({ at: performance.now(), ...parse(await response.text()) });
       } catch (error) {
-        this.problem = error.message;
+        this.problem = error.status ? word("httpStatus", error.status) : word("unreachable");
       }
       this.show();
     }
@@ -44,6 +43,7 @@ export class Load {
 
   take(reading) {
     this.problem = null;
+    if (reading.at - this.readings.at(-1)?.at > GAP_MS) this.forget();
     this.readings.push(reading);
     if (this.readings.length > KEPT) this.readings.shift();
     this.figures = figures(this.readings);
@@ -51,6 +51,12 @@ export class Load {
       line.push(this.figures[name].line);
       if (line.length > KEPT) line.shift();
     }
+  }
+
+  /** After a while without readings, as in a hidden tab: those before it are not of the last minute. */
+  forget() {
+    this.readings = [];
+    for (const line of this.lines.values()) line.length = 0;
   }
 
   show() {
@@ -79,13 +85,12 @@ function figures(readings) {
   const most = (name) => now.most.get(`millis:${name}`) ?? 0; // of any model, where a sum of theirs means nothing
   const time = (seconds) => (!seconds ? "–" : milliseconds(1000 * seconds));
   const share = (part, whole) => (whole > 0 ? `${((100 * part) / whole).toFixed(part === whole ? 0 : 1)} %` : "–");
-  const past = readings.length > 1 ? window : null;
-  const [first, first99] = [0.5, 0.99].map((q) => quantile(now, past, FIRST, q));
-  const [end, end99] = [0.5, 0.99].map((q) => quantile(now, past, END, q));
+  const [first, first99] = [0.5, 0.99].map((q) => quantile(now, window, FIRST, q));
+  const [end, end99] = [0.5, 0.99].map((q) => quantile(now, window, END, q));
   const sent = (before) => growth(now, before, `${FIRST}_count`) + growth(now, before, "millis:inter_token_latency_seconds_count");
   const rate = last ? (1000 * sent(last)) / (now.at - last.at) : 0;
   const [met, missed] = [value("deadlines_met_total"), value("deadlines_missed_total")];
-  const [hits, queries] = ["hits", "queries"].map((name) => growth(now, past, `millis:prefix_cache_${name}_total`));
+  const [hits, queries] = ["hits", "queries"].map((name) => growth(now, window, `millis:prefix_cache_${name}_total`));
   return {
     First: { big: () => time(first), small: () => word("p99", time(first99)), line: last ? quantile(now, last, FIRST, 0.5) : null },
     Tokens: { big: () => rate.toFixed(0), small: () => word("tokens", value("generation_tokens_total")), line: rate },

@@ -1,9 +1,11 @@
-// A little Markdown as document nodes: code blocks, headings, lists, bold, italic, code. What it does not know stays text.
+// A little Markdown as document nodes: code blocks, headings, lists, tables, bold, italic, code. What it does not know stays text.
 
 import { element } from "./dom.js";
 
 const INLINE = /(`+)([^`]+?)\1|\*\*(?=\S)(.+?)(?<=\S)\*\*|(?<![\w*])\*(?=[^\s*])([^*]+?)(?<=\S)\*(?![\w*])/g;
 const ITEM = /^(\s*)(?:([-*+])|(\d{1,9})[.)])\s+(.*)$/;
+const FENCE = /^\s*(```+(?=[^`]*$)|~~~+)\s*([\w+#.-]*)/;
+const ROW = /^\s*\|.*\|\s*$/, RULE = /^\s*\|(?:\s*:?-+:?\s*\|)+\s*$/;
 
 /** Nodes for a text that a model wrote. */
 export function render(text) {
@@ -11,10 +13,11 @@ export function render(text) {
   const nodes = [];
   let at = 0;
   while (at < lines.length) {
-    const fence = lines[at].match(/^\s*(```+|~~~+)\s*([\w+#.-]*)\s*$/);
+    const fence = lines[at].match(FENCE);
     if (fence) at = code(lines, at, fence, nodes);
-    else if (/^#{1,6}\s/.test(lines[at])) nodes.push(element("h3", {}, ...inline(lines[at++].replace(/^#+\s+/, ""))));
+    else if (/^#{1,6}\s/.test(lines[at])) nodes.push(element("h3", { dir: "auto" }, ...inline(lines[at++].replace(/^#+\s+/, ""))));
     else if (ITEM.test(lines[at])) at = list(lines, at, nodes);
+    else if (ROW.test(lines[at]) && RULE.test(lines[at + 1] ?? "")) at = table(lines, at, nodes);
     else if (!lines[at].trim()) at++;
     else at = paragraph(lines, at, nodes);
   }
@@ -46,17 +49,28 @@ function list(lines, at, nodes) {
     } else if (!lines[at].trim() && ITEM.test(lines[at + 1] ?? "")) at++;
     else break;
   }
+  items.dir = "auto";
   nodes.push(items);
+  return at;
+}
+
+function table(lines, at, nodes) {
+  const row = (line, tag) =>
+    element("tr", {}, ...line.trim().slice(1, -1).split("|").map((cell) => element(tag, { dir: "auto" }, ...inline(cell.trim()))));
+  const body = element("tbody"), head = element("thead", {}, row(lines[at], "th"));
+  for (at += 2; at < lines.length && ROW.test(lines[at]); at++) body.append(row(lines[at], "td"));
+  nodes.push(element("table", {}, head, body));
   return at;
 }
 
 function paragraph(lines, at, nodes) {
   const node = element("p");
-  const ends = (line) => !line.trim() || ITEM.test(line) || /^#{1,6}\s/.test(line) || /^\s*(```+|~~~+)/.test(line);
+  const ends = (line) => !line.trim() || ITEM.test(line) || /^#{1,6}\s/.test(line) || FENCE.test(line) || ROW.test(line);
   do {
     if (node.firstChild) node.append(element("br"));
     node.append(...inline(lines[at++]));
   } while (at < lines.length && !ends(lines[at]));
+  node.dir = "auto";
   nodes.push(node);
   return at;
 }

@@ -1,19 +1,20 @@
 // What the visitor chose: the fields of a request, and where each is kept. Nothing outlives the tab but language and theme.
 
+import { keep, recall } from "./store.js";
 import { roundMilliseconds, word } from "./words.js";
 
 const DEADLINES = [50, 100, 150, 200, 300, 400, 500, 750, 1000, 1500, 2000, 3000, 5000, 10000, 20000, 60000, null];
-const KEPT = ["deadline", "on-deadline", "priority", "fallback", "system", "temperature", "max-tokens", "key"];
+const KEPT = ["deadline", "on-deadline", "priority", "fallback", "system", "temperature", "max-tokens", "key", "model"];
 
 const field = (id) => document.getElementById(id);
 
 /** Restores the fields, keeps them from now on, and shows what the sliders say. */
 export function begin() {
   for (const id of KEPT) {
-    const node = field(id), kept = sessionStorage.getItem(`millis-${id}`);
+    const node = field(id), kept = recall("sessionStorage", id);
     if (kept !== null) node.value = kept;
     node.addEventListener("input", () => {
-      sessionStorage.setItem(`millis-${id}`, node.value);
+      keep("sessionStorage", id, node.value);
       show();
     });
   }
@@ -31,8 +32,8 @@ export function show() {
   field("fallback").hidden = deadline === null || field("on-deadline").value !== "fallback";
 }
 
-/** The API key of the moment, or "". */
-export const key = () => field("key").value.trim();
+/** The API key of the moment, or "", without what no header can carry: it came along as the key was copied. */
+export const key = () => field("key").value.replace(/[^\x21-\x7e]/g, "");
 
 /** The body of a request for an answer to `messages`. */
 export function body(messages) {

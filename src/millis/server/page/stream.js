@@ -15,15 +15,15 @@ export class ServerError extends Error {
 }
 
 /** Headers that every request carries. */
-export function headers(key) {
+function headers(key) {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-/** JSON of a GET. Raises ServerError. */
-export async function read(path, key) {
+/** The response to a GET. Raises ServerError. */
+export async function get(path, key) {
   const response = await reached(fetch(path, { headers: headers(key), cache: "no-store" }));
   if (!response.ok) throw await failure(response);
-  return response.json();
+  return response;
 }
 
 /** The chunks of a streamed chat completion. Raises ServerError; AbortError once `signal` is given. */
@@ -47,7 +47,7 @@ export async function* chat(body, key, signal) {
 async function* events(reader) {
   let rest = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reached(reader.read());
     if (done) return;
     const whole = (rest + value).split(/\r?\n\r?\n/);
     rest = whole.pop();

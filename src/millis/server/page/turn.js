@@ -20,7 +20,7 @@ export class Turn {
     this.body = element("div", { class: "text" });
     this.foot = element("div", { class: "foot" });
     this.answer = element("article", { class: "answer", "aria-busy": "true", "aria-label": model }, element("h3", {}, model), this.body, this.foot);
-    this.asked = element("article", { class: "question", "aria-label": word("you") }, element("p", {}, question));
+    this.asked = element("article", { class: "question", "aria-label": word("you") }, element("p", { dir: "auto" }, question));
     this.node = element("div", { class: "turn" }, this.asked, this.answer);
     this.drawing = 0;
     this.body.append(element("span", { class: "waiting", "aria-hidden": "true" }));
@@ -56,7 +56,7 @@ export class Turn {
 
   /** There is no answer, or none to its end: a refusal with its forecast, or an error. */
   fail(error, deadlineMs) {
-    const title = TITLES[error.code] ?? (error.refusal ? "refused" : "failed");
+    const title = TITLES[error.code] ?? (error.refusal ? "refused" : this.text ? "brokeOff" : "failed");
     this.settle(() => {
       const card = element("div", { class: error.refusal ? "refusal" : "failure", role: "alert" }, element("strong", {}, word(title)));
       card.append(element("p", {}, error.message || word(error.status ? "httpStatus" : "unreachable", error.status)));

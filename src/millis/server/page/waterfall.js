@@ -3,7 +3,7 @@
 import { element, shape } from "./dom.js";
 import { milliseconds, roundMilliseconds, word } from "./words.js";
 
-const WIDTH = 640, LEFT = 84, RIGHT = 72, ROW = 20, BAR = 10;
+const WIDEST = 640, LEFT = 84, RIGHT = 72, ROW = 20, BAR = 10;
 
 /** The stages of an answer, one after the other. Arrival is 0; the queue's time includes the tokenizer's. */
 export function stages(timings) {
@@ -23,32 +23,34 @@ export function waterfall(timings) {
     rows.push({ name: late ? "late" : "slack", from: Math.min(timings.total_ms, deadline), to: Math.max(timings.total_ms, deadline) });
   }
   const end = Math.max(timings.total_ms, deadline ?? 0, 0.001);
-  const x = (ms) => LEFT + (ms / end) * (WIDTH - LEFT - RIGHT);
+  const width = Math.min(WIDEST, innerWidth - 70); // on a phone, what an answer has: text keeps its size
+  const x = (ms) => LEFT + (ms / end) * (width - LEFT - RIGHT);
   const height = rows.length * ROW + 22;
   const description = rows.map((row) => `${word(row.name)} ${milliseconds(row.to - row.from)}`).join(", ");
-  const picture = shape("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", class: "waterfall", "aria-label": `${word("timingsOf")}: ${description}` });
-  for (const tick of ticks(end)) {
+  const picture = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", class: "waterfall", "aria-label": `${word("timingsOf")}: ${description}` });
+  for (const tick of ticks(end, (width - LEFT - RIGHT) / 96)) {
     picture.append(
       shape("line", { x1: x(tick), x2: x(tick), y1: 0, y2: height - 18, class: "grid" }),
       shape("text", { x: x(tick), y: height - 4, class: "tick", "text-anchor": "middle" }, roundMilliseconds(tick)),
     );
   }
-  rows.forEach((row, i) => picture.append(...bar(row, i * ROW, x)));
+  rows.forEach((row, i) => picture.append(...bar(row, i * ROW, x, width - RIGHT + 10)));
   if (deadline !== undefined) picture.append(shape("line", { x1: x(deadline), x2: x(deadline), y1: 0, y2: height - 18, class: "deadline" }));
   return picture;
 }
 
-function bar(row, y, x) {
+function bar(row, y, x, right) {
   const width = Math.max(2, x(row.to) - x(row.from));
   return [
     shape("text", { x: LEFT - 10, y: y + 14, class: "name", "text-anchor": "end" }, word(row.name)),
     shape("rect", { x: x(row.from), y: y + 5, width, height: BAR, rx: 2, class: `stage-${row.name}` }),
-    shape("text", { x: WIDTH - RIGHT + 10, y: y + 14, class: "value" }, milliseconds(row.to - row.from)),
+    shape("text", { x: right, y: y + 14, class: "value" }, milliseconds(row.to - row.from)),
   ];
 }
 
-function ticks(end) {
-  const step = [1, 2, 5].flatMap((n) => [0.1, 1, 10, 100, 1000, 10000].map((p) => n * p)).sort((a, b) => a - b).find((n) => end / n <= 5);
+/** Round times from 0 to `end`, in `most` steps at most. */
+function ticks(end, most) {
+  const step = [1, 2, 5].flatMap((n) => [0.1, 1, 10, 100, 1000, 10000].map((p) => n * p)).sort((a, b) => a - b).find((n) => end / n <= most);
   return Array.from({ length: Math.floor(end / (step ?? end)) + 1 }, (_, i) => i * (step ?? end));
 }
 

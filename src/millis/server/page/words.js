@@ -1,5 +1,7 @@
 // Every text of the page in its languages, and putting them into the document.
 
+import { recall } from "./store.js";
+
 export const WORDS = {
   en: {
     skip: "Skip to the message box", pageTools: "Page", newChat: "New chat", language: "Language", panels: "Load and settings",
@@ -21,6 +23,7 @@ export const WORDS = {
     you: "You", copy: "Copy", copied: "Copied", again: "Answer again", tryAgain: "Try again",
     answering: "Answering", answered: "The answer is complete", stopped: "Stopped", landed: "Shortened to be in time",
     cutOff: "Cut off at the most tokens", refused: "Refused before any work", tooLate: "Not complete by its deadline", failed: "No answer",
+    brokeOff: "The answer broke off",
     predicted: "would need about {0}", allowed: "deadline {0}", extend: "Deadline {0}, and try again",
     queue: "Queue", tokenize: "Tokenize", prefill: "Prefill", decode: "Decode", finish: "Finish", slack: "Slack", late: "late",
     timingsOf: "Timings of the answer", firstToken: "first token {0}", inBrowser: "seen here after {0}", tokensPerSecond: "{0} tokens/s",
@@ -51,7 +54,7 @@ export const WORDS = {
     readsOnly: "这里的模型只阅读文本，不能对话；可用接口见 /docs",
     you: "你", copy: "复制", copied: "已复制", again: "重新回答", tryAgain: "再试一次",
     answering: "正在回答", answered: "回答完毕", stopped: "已停止", landed: "为按时而缩短",
-    cutOff: "已达最多词元数", refused: "未开始即被拒绝", tooLate: "未能在时限内完成", failed: "没有回答",
+    cutOff: "已达最多词元数", refused: "未开始即被拒绝", tooLate: "未能在时限内完成", failed: "没有回答", brokeOff: "回答中断",
     predicted: "预计约需 {0}", allowed: "时限 {0}", extend: "时限改为 {0} 再试",
     queue: "排队", tokenize: "分词", prefill: "预填充", decode: "解码", finish: "收尾", slack: "余量", late: "超时",
     timingsOf: "回答的用时", firstToken: "首词元 {0}", inBrowser: "浏览器 {0} 后看到", tokensPerSecond: "{0} 词元/秒",
@@ -75,7 +78,7 @@ export function word(name, ...values) {
 
 /** The language that the visitor chose, or that the browser prefers. */
 export function preferredLanguage() {
-  const chosen = localStorage.getItem("millis-language");
+  const chosen = recall("localStorage", "language");
   if (chosen in WORDS) return chosen;
   const first = navigator.languages.map((tag) => tag.slice(0, 2).toLowerCase()).find((tag) => tag in WORDS);
   return first ?? "en";
