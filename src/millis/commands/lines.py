@@ -37,6 +37,12 @@ def read_text(path: Path) -> str:
         raise RequestError(f"{path} is not UTF-8 text; convert it first") from None
 
 
+def labels_of(given: str) -> list[str]:
+    """The labels of --labels: by commas, Chinese ones among them; of @FILE the lines."""
+    several = read_text(Path(given[1:])).split("\n") if given.startswith("@") else given.replace("，", ",").split(",")
+    return [label.strip() for label in several if label.strip()]
+
+
 def read_schema(path: Path) -> str:
     """The text of a JSON schema. RequestError: it cannot be read, or is no JSON."""
     text = read_text(path)
