@@ -12,16 +12,14 @@ import pytest
 import torch
 
 from millis.samples.read import Skipped, column, files_of, read_rows, text_of
-from millis.tokenizer import Tokenizer
 from millis.train.batches import divided, epoch_steps, micro_batches, padding, split
 from millis.train.checkpoints import Checkpoints
 from millis.train.schedule import progress, rate
-from millis.train.scratch import best_shape, config_of
+from millis.train.scratch import best_shape
 from millis.train.settings import amount, seconds
 from millis.train.vocabulary_loss import vocabulary_loss
 from millis.train.watch import averages
 from millis.types import DataError, RequestError
-from tokenizer_tiny import bpe
 
 
 def test_the_rate_rises_then_follows_a_cosine() -> None:
@@ -171,13 +169,6 @@ def test_lengths_of_time(text: str, value: float) -> None:
 def test_what_is_no_length_of_time(text: str) -> None:
     with pytest.raises(RequestError, match="no length of time"):
         seconds(text)
-
-
-def test_a_new_model_that_memory_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millis.train.scratch.available_memory_bytes", lambda: 10**9)
-    tokenizer = Tokenizer.from_gguf(bpe())
-    with pytest.raises(RequestError, match="training 100,000,000 weights takes 2 GB, and 1 are free here"):
-        config_of("llama", 100_000_000, 64, tokenizer)
 
 
 def test_amounts() -> None:

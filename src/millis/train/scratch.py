@@ -9,7 +9,6 @@ from typing import Any
 
 import transformers as library
 
-from millis.config import available_memory_bytes
 from millis.samples.read import Skipped, column, files_of, read_rows, text_of
 from millis.tokenizer import Tokenizer
 from millis.train.base import Base
@@ -20,7 +19,6 @@ from millis.types import RequestError
 transformers: Any = library
 END = "<|endoftext|>"
 _HEAD_DIM = 64
-_BYTES_A_WEIGHT = 16  # itself, its gradient, and two averages of AdamW
 _SHORT = 256  # tokens up to which plain attention is faster than the fused kernel, backward above all
 _WIDTH_PER_LAYER = 48  # hidden values a layer; it matters little (Kaplan et al., 2020)
 
@@ -73,12 +71,6 @@ def train_tokenizer(texts: Iterator[str], vocab: int, folder: Path) -> None:
 def config_of(shape: str, parameters: int, context: int, tokenizer: Tokenizer) -> Any:
     """A configuration of about `parameters` weights. RequestError where no shape comes near it."""
     vocab, end = tokenizer.vocab_size, min(tokenizer.eos)
-    room = available_memory_bytes()
-    if room is not None and _BYTES_A_WEIGHT * parameters > room:
-        raise RequestError(
-            f"training {parameters:,} weights takes {_BYTES_A_WEIGHT * parameters / 1e9:,.0f} GB, "
-            f"and {room / 1e9:,.0f} are free here; give fewer"
-        )
     hidden, layers = best_shape(shape, parameters, vocab, context)
     if shape == "gpt2":
         return transformers.GPT2Config(
