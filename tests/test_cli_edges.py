@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from millis import cli
-from millis.commands import classify, common, lines, translate
+from millis.commands import common, lines, translate
 from millis.config import usable_cores
 from millis.types import DeadlineError, GrammarError, RequestError, Timings
 from shell import LIMIT_S, Terminal, error_line, millis, started
@@ -205,7 +205,7 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
     file.write_text("\ufeffbank=银行\nb=乙\n", encoding="utf-8")
     assert lines.read_text(file).startswith("bank")
     assert translate._glossary(file) == {"bank": "银行", "b": "乙"}
-    assert classify._labels(f"@{file}")[0] == "bank=银行"
+    assert lines.labels_of(f"@{file}")[0] == "bank=银行"
 
 
 def test_labels_of_a_file_may_hold_commas(tmp_path: Path) -> None:

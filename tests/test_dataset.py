@@ -54,6 +54,32 @@ def test_what_is_wrong_is_named(name: str, text: str, message: str, tmp_path: Pa
         read_rows(path, ("text", "label"))
 
 
+@pytest.mark.parametrize(
+    "answers", ['"a, b"', '["a, b"]', '{"text": ["a, b"]}', '[{"text": "a, b"}]', '"[\\"a, b\\"]"']
+)
+def test_answers_in_every_form(answers: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"question": "q", "context": "c", "answers": {answers}}}')
+    assert read_rows(path, ("answers",)) == [{"answers": ["a, b"]}]
+
+
+@pytest.mark.parametrize(
+    "answers", ["{}", "null", "[null]", '[{"x": 1}]', '{"text": []}', '"[]"', "[[1]]", '"\\ud800"']
+)
+def test_answers_that_are_none_are_named(answers: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"question": "q", "context": "c", "answers": {answers}}}')
+    with pytest.raises(RequestError, match="line 1: "):
+        read_rows(path, ("answers",))
+
+
+def test_half_a_pair_of_surrogates_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"source": "a", "target": "b"}\n{"source": "\\ud800", "target": "b"}\n')
+    with pytest.raises(RequestError, match="line 2: source is not UTF-8"):
+        read_rows(path, ("source", "target"))
+
+
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no file or folder"):
         read_labelled(tmp_path / "none.csv")

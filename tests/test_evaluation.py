@@ -19,6 +19,7 @@ from millis.tasks.evaluation import (
     evaluate_summarize,
     evaluate_translate,
 )
+from millis.tasks.methods import TaskMethods
 from millis.types import DeadlineError, RequestError
 from shell import error_line
 from shell import millis as shell
@@ -99,8 +100,11 @@ def test_summaries_answers_and_extractions() -> None:
 
     out = evaluate_extract(lambda text: Got(said[text]), values)
     assert out.metrics == {"exact": 0.0, "fields": 0.5, "valid": 0.5}
-    with pytest.raises(RequestError, match="must be an object"):
-        evaluate_extract(lambda text: Got(None), [{"text": "a", "value": "3"}])
+    for value, why in (("3", "the value of example 3 must be an object"), ("x", "of example 3 is no JSON")):
+        asked_of: list[str] = []
+        with pytest.raises(RequestError, match=why):
+            evaluate_extract(asked_of.append, [*values, {"text": "c", "value": value}])
+        assert not asked_of  # it is said before anything is computed
 
 
 def test_figures_are_printed_before_they_are_plotted(
@@ -119,6 +123,35 @@ def test_figures_are_printed_before_they_are_plotted(
     shown = capsys.readouterr()
     assert ended.value.code == 1 and json.loads(shown.out)["metrics"]["accuracy"] == 1
     assert "No space left" in shown.err
+
+
+def test_a_plot_of_a_file_with_dollars_in_its_name(tmp_path: Path) -> None:
+    found = evaluate_classify(lambda text: Said("x", {"x": 0.9}), ROWS)
+    evaluate.reliability_plot(found, tmp_path / "a.png", "model on a$b_{$.csv")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_and_confidence_are_read_as_classify_reads_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[str]] = []
+
+    class Writer(TaskMethods):
+        def __init__(self) -> None:
+            pass
+
+        def classify(self, text: Any, labels: Any, **options: Any) -> Any:
+            asked.append(list(labels))
+            return Said("x", {"x": 0.9})
+
+    (tmp_path / "labels.txt").write_text("late, lost\nfound\n", encoding="utf-8")
+    given = dict.fromkeys(("abstain", "calibration", "examples"))
+    for labels, names in (("x，y,", ["x", "y"]), (f"@{tmp_path / 'labels.txt'}", ["late, lost", "found"])):
+        evaluate._classifier(Writer(), ROWS, given | {"labels": labels}, None)("a")
+        assert asked[-1] == names
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", "classify", "none.csv", "-m", "one", "--confidence", "0.5"])
+    assert ended.value.code == 2 and "--confidence is for two models" in capsys.readouterr().err
 
 
 def test_the_command_prints_and_plots(model_path: Callable[[str], Path], tmp_path: Path) -> None:

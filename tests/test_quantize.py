@@ -122,7 +122,7 @@ def test_a_larger_file_promises_a_smaller_loss_and_none_is_too_large(calibrated:
         assert 0.85 * limit < report.file_bytes <= limit
         losses.append(report.measured["predicted_loss"])
     assert losses[0] > losses[1] > losses[2]
-    with pytest.raises(RequestError, match="even the smallest types take more than 0.1 MB"):
+    with pytest.raises(RequestError, match=r"even the smallest types take 0\.06\d MB, more than 0\.06$"):
         calibrated.write(tmp_path / "none.gguf", Target(max_bytes=60_000))
     assert not (tmp_path / "none.gguf").exists()
 
@@ -203,6 +203,8 @@ def test_the_command_writes_what_it_says_and_keeps_what_it_learned(source: Path,
         ((), 2, "exactly one of --type, --max-mb, --max-ms and --max-ppl-loss"),
         (("--type", "Q4_K", "--max-mb", "1"), 2, "exactly one"),
         (("--type", "Q4_X"), 2, "'Q4_X' is not one of Q2_K"),
+        (("--max-mb", "inf", "--calibration", "x"), 2, "'--max-mb'"),
+        (("--max-ms", "inf", "--calibration", "x"), 2, "'--max-ms'"),
         (("--max-mb", "1"), 2, "needs --calibration FILE"),
         (("--max-ppl-loss", "lots", "--calibration", "x"), 2, "as 1% or 0.01, not 'lots'"),
         (("--max-ppl-loss", "1%", "--calibration", "none.txt"), 1, "cannot read none.txt: No such file"),
@@ -213,6 +215,17 @@ def test_wrong_use_is_told_in_one_line(
 ) -> None:
     refused(["quantize", str(source), str(tmp_path / "out.gguf"), *arguments], code, fault, capsys)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_importance_that_is_another_file_is_told_and_stays(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "out.gguf"
+    text.write_text(TEXT, encoding="utf-8")
+    arguments = ["quantize", str(source), str(out), "--max-mb", "1", "--calibration", str(text), "--importance"]
+    refused([*arguments, str(text)], 1, "text.txt is no importance matrix of Millis; give another name for it", capsys)
+    refused([*arguments, str(out)], 2, "which is to be the model; give another name", capsys)
+    assert text.read_text(encoding="utf-8") == TEXT and not out.exists()
 
 
 def refused(arguments: list[str], code: int, fault: str, capsys: pytest.CaptureFixture[str]) -> None:

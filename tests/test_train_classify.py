@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from millis import Encoder
+from millis.samples.labelled import read_labelled
+from millis.samples.read import Skipped
 from millis.train.base import Base
 from millis.train.classify import scores
 from millis.train.start import settings_of, train
@@ -234,6 +236,51 @@ def test_options_without_meaning_are_refused(tmp_path: Path) -> None:
         settings_of("lm", [data], [], {"shape": "llama", "model": "smollm2"})
     with pytest.raises(RequestError, match="--shape llama too"):
         settings_of("lm", [data], [], {"vocab": 500})
+    with pytest.raises(RequestError, match="--params has no meaning for --task classify"):
+        settings_of("classify", [data], [], {"parameters": 500})
+    with pytest.raises(RequestError, match="--rank is an adapter's; give --finetune lora too"):
+        settings_of("lm", [data], [], {"rank": 8, "finetune": "full"})
+    for task in ("embed", "chat"):
+        with pytest.raises(RequestError, match=f"--text-column has no meaning for --task {task}"):
+            settings_of(task, [data], [], {"text_column": "text"})
+    with pytest.raises(RequestError, match="--eval names .* give one"):
+        settings_of("lm", [data], [data], {"eval_split": 0.5})
+    with pytest.raises(RequestError, match="--batch 1 leaves a pair no other"):
+        settings_of("embed", [data], [], {"batch": 1})
+
+
+def test_labels_that_are_none_are_skipped_with_the_reason(tmp_path: Path) -> None:
+    labels = ['["cold", "wet"]', '{"a": 1}', "NaN", "null", '" "', '"\\ud800"', "1", "true", '"寒い"']
+    data = tmp_path / "a.jsonl"
+    data.write_text("".join(f'{{"text": "snow", "label": {label}}}\n' for label in labels), encoding="utf-8")
+    skipped = Skipped()
+    assert [label for _, _, label in read_labelled([data], skipped)] == ["1", "true", "寒い"]
+    assert [row["reason"] for row in skipped.rows] == [
+        "malformed: label is a list, not one label",
+        "malformed: label is a dict, not one label",
+        *["no label"] * 3,
+        "not UTF-8",
+    ]
+
+
+def test_samples_longer_than_the_models_positions_are_refused(tmp_path: Path) -> None:
+    base = bert_folder(tmp_path / "base")  # of 64 positions
+    data = jsonl(tmp_path / "a.jsonl", [{"text": "snow " * 99, "label": "cold"}, {"text": "sun", "label": "warm"}])
+    pairs = jsonl(tmp_path / "p.jsonl", [{"query": "snow " * 99, "positive": "ice"}, {"query": "sun", "positive": "b"}])
+    for task, file in (("classify", data), ("embed", pairs)):
+        with pytest.raises(
+            RequestError, match="a sample has 80 tokens, and the model takes at most 64; give --max-tok"
+        ):
+            run(task, file, tmp_path / task, base, steps=1, max_tokens=80)
+        assert run(task, file, tmp_path / task, base, steps=1, max_tokens=64)["steps"] == 1
+
+
+def test_pairs_of_which_none_can_be_used_are_told(tmp_path: Path) -> None:
+    base, good = bert_folder(tmp_path / "base"), [{"query": word, "positive": word} for word in ("snow", "sun", "ice")]
+    data = jsonl(tmp_path / "a.jsonl", good)
+    held = jsonl(tmp_path / "b.jsonl", [{"query": 1, "positive": "a"}, {"query": "", "positive": "x"}])
+    with pytest.raises(RequestError, match=r"no usable row in .*b.jsonl: 2 rows skipped \(1 malformed, 1 empty\)"):
+        run("embed", data, tmp_path / "out", base, held=[held], steps=1)
 
 
 def test_one_label_is_no_classification(tmp_path: Path) -> None:

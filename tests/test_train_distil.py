@@ -18,7 +18,7 @@ from millis.train.distil import layer_kinds, soft_loss, spread
 from millis.train.gguf_out import write_gguf
 from millis.train.start import settings_of, train
 from millis.types import RequestError
-from training import bert_folder, chat_gguf, command, loaded, spm_gguf
+from training import bert_folder, chat_gguf, command, jsonl, loaded, spm_gguf
 
 TEXT = "the hello hell of wells. hello hello. " * 20
 
@@ -124,6 +124,15 @@ def test_texts_too_short_to_go_on_from_are_told(tmp_path: Path, capsys: pytest.C
     assert command("distil", data, *arguments, "--write", "8") == 1
     assert "no text has 32 tokens for the teacher to go on from; give longer ones" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("write", ["0", "8"])
+def test_texts_in_a_column_of_another_name(write: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher, data = chat_gguf(tmp_path / "t.gguf"), jsonl(tmp_path / "a.jsonl", [{"body": TEXT}])
+    arguments = ["--student", "layers=1", "--out", tmp_path / "out", "--max-tokens", "64", "--steps", "1", "--json"]
+    arguments += ["--text-column", "body", "--write", write, "--threads", "1"]
+    assert command("distil", data, "--teacher", teacher, *arguments) == 0
+    assert json.loads(capsys.readouterr().out)["served"]["teacher_ms_a_token"] > 0
 
 
 def test_a_teacher_of_short_texts_is_measured_on_short_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from millis.samples.read import Skipped, column, files_of, read_rows, text_of
-from millis.train.batches import epoch_steps, micro_batches, padding, split
+from millis.train.batches import divided, epoch_steps, micro_batches, padding, split
 from millis.train.checkpoints import Checkpoints
 from millis.train.schedule import progress, rate
 from millis.train.scratch import best_shape
 from millis.train.settings import amount, seconds
 from millis.train.vocabulary_loss import vocabulary_loss
+from millis.train.watch import averages
 from millis.types import DataError, RequestError
 
 
@@ -65,6 +66,23 @@ def test_copies_stand_on_one_side_of_a_split() -> None:
     train, held = split(keys, 0.2, 1)
     assert sorted(train + held) == list(range(200)) and 30 <= len(held) <= 40
     assert not {keys[i] for i in train} & {keys[i] for i in held}
+
+
+def test_a_share_that_leaves_none_on_one_side_is_refused() -> None:
+    assert divided("abcd", "abcd", 0.0, 7) == (list("abcd"), [])
+    train, held = divided("abcd", "abcd", 0.5, 7)
+    assert len(train) == len(held) == 2 and sorted(train + held) == list("abcd")
+    with pytest.raises(RequestError, match="--eval-split 0.1 of 4 samples, .* leaves none to evaluate on"):
+        divided("abcd", "abcd", 0.1, 7)
+    with pytest.raises(RequestError, match="leaves none to train on"):
+        divided("a", "a", 0.9, 7)
+    with pytest.raises(RequestError, match="copies together, leaves none to evaluate on"):
+        divided("aaaa", "aaaa", 0.5, 7)
+
+
+def test_a_loss_that_is_no_number_does_not_spoil_the_average() -> None:
+    found = averages([math.nan, 2.0, math.nan, math.inf, 3.0])
+    assert math.isnan(found[0]) and found[1:] == pytest.approx([2, 2, 2, 0.9 * 2 + 0.1 * 3])
 
 
 def test_bad_rows_are_named_by_file_and_line(tmp_path: Path) -> None:

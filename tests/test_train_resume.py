@@ -212,6 +212,21 @@ def test_unusable_data_leaves_an_earlier_model(tmp_path: Path) -> None:
     assert train(settings(tmp_path, steps=1), out, Path, resume=False)["steps"] == 1
 
 
+@pytest.mark.parametrize("resume", [None, False])
+def test_a_users_own_folder_named_train_is_left_alone(resume: bool | None, tmp_path: Path) -> None:
+    out, chosen = tmp_path / "out", settings(tmp_path, steps=1)
+    mine = out / "train" / "cold" / "a.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("snow")
+    if resume is None:
+        with pytest.raises(RequestError, match=r"is not empty \(it holds train/cold\)"):
+            train(chosen, out, Path)
+    else:
+        assert train(chosen, out, Path, resume=False)["steps"] == 1
+        assert train(chosen, out, Path, resume=False)["steps"] == 1
+    assert mine.read_text() == "snow"
+
+
 def test_damaged_checkpoints_are_removed_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen, folder = settings(tmp_path, steps=3), tmp_path / "out" / "train" / "checkpoints"
     with pytest.raises(KeyboardInterrupt):
@@ -311,6 +326,8 @@ def test_one_run_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("train", tmp_path, "--task", "lm", "--out", tmp_path / "out", "--epochs", "inf") == 2
+    assert "'--epochs'" in capsys.readouterr().err
     absent = millis("train", tmp_path / "absent.csv", "--task", "classify", "--out", tmp_path / "out")
     assert "no file or folder" in error_line(absent)
     settings(tmp_path)  # makes the data

@@ -70,7 +70,7 @@ def command(
         raise typer.BadParameter("a calibration belongs to one model; give one with -m")
     if save is not None and not save.absolute().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {save.absolute().parent} to write {save.name} to")
-    names = [] if labels is None else _labels(labels)
+    names = [] if labels is None else lines.labels_of(labels)
     options: dict[str, Any] = {"length_normalized": length_normalized}
     options["examples"] = [] if examples is None else read_labelled(examples)
     samples = None if calibrate is None else read_labelled(calibrate)
@@ -113,12 +113,6 @@ def command(
         lambda one: _show(one, multi),
         as_json=json,
     )
-
-
-def _labels(given: str) -> list[str]:
-    if not given.startswith("@"):
-        return lines.listed(given)
-    return [label.strip() for label in lines.read_text(Path(given[1:])).splitlines() if label.strip()]
 
 
 def _record(one: Classification) -> dict[str, Any]:

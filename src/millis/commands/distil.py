@@ -79,10 +79,11 @@ def command(
         raise RequestError(f"a draft model shares the vocabulary of the model it drafts for; {student} does not")
     if not alike and not write:
         raise RequestError(f"{named} and {student} have different vocabularies; give --write 128 to learn from texts")
-    texts = [_written(named, data, out, write, threads)] if write else data
+    texts = [_written(named, data, text_column, out, write, threads)] if write else data
+    column = "text" if write else text_column
     given: dict[str, Any] = dict(
         epochs=epochs, steps=steps, lr=lr, batch=batch, max_tokens=max_tokens, eval_split=eval_split,
-        text_column="text" if write else text_column, seed=seed,
+        text_column=column, seed=seed,
     )  # fmt: skip
     if alike:
         given |= {"model": named, "student": student, "top_k": top_k, "soft_temperature": temperature, "hard": hard}
@@ -95,21 +96,23 @@ def command(
         common.tell("measuring teacher and student in Millis")
         source = common.resolve(named if alike else student)
         report["gguf_bytes"] = add_gguf(out, gguf, source)
-        report["served"] = _measure(named, out / "model.gguf", texts, draft_for, threads)
+        report["served"] = _measure(named, out / "model.gguf", texts, column, draft_for, threads)
     training.show(report, json)
 
 
-def _written(teacher: str, data: Sequence[Path], out: Path, tokens: int, threads: int | None) -> Path:
+def _written(
+    teacher: str, data: Sequence[Path], column: str | None, out: Path, tokens: int, threads: int | None
+) -> Path:
     """Texts that begin as those of `data` do and go on as the teacher would: a file beside OUT, made once."""
     from millis.files import whole
     from millis.train.settings import fingerprints
 
-    mark = hashlib.sha256(repr((teacher, tokens, sorted(fingerprints(data).items()))).encode()).hexdigest()[:12]
+    mark = hashlib.sha256(repr((teacher, tokens, column, sorted(fingerprints(data).items()))).encode()).hexdigest()[:12]
     path = out.with_name(f"{out.name}.written-{mark}.jsonl")
     if path.exists():
         return path
     lm = common.load(teacher, threads=threads)
-    prompts = _prompts(lm, data, None)
+    prompts = _prompts(lm, data, column)
     if not prompts:
         raise RequestError(f"no text has {_PROMPT_TOKENS} tokens for the teacher to go on from; give longer ones")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,13 +125,13 @@ def _written(teacher: str, data: Sequence[Path], out: Path, tokens: int, threads
     return path
 
 
-def _prompts(lm: LanguageModel, data: Sequence[Path], limit: int | None) -> list[list[int]]:
+def _prompts(lm: LanguageModel, data: Sequence[Path], wanted: str | None, limit: int | None = None) -> list[list[int]]:
     """The beginnings of stretches of the texts, as ids."""
     from millis.samples.read import Skipped, column, files_of, read_rows, text_of
     from millis.train.lm import TEXT_COLUMNS
 
     rows, quiet = list(read_rows(files_of(data), Skipped())), Skipped()
-    name = column(rows, None, TEXT_COLUMNS, "the text", "--text-column")
+    name = column(rows, wanted, TEXT_COLUMNS, "the text", "--text-column")
     found: list[list[int]] = []
     for row in rows:
         ids = lm.tokenizer.encode(text_of(row, name, quiet) or "", add_special=False)
@@ -139,15 +142,17 @@ def _prompts(lm: LanguageModel, data: Sequence[Path], limit: int | None) -> list
     return found
 
 
-def _measure(teacher: str, student: Path, data: Sequence[Path], draft_for: str | None, threads: int | None) -> Any:
+def _measure(
+    teacher: str, student: Path, data: Sequence[Path], column: str | None, draft_for: str | None, threads: int | None
+) -> Any:
     """Milliseconds a token of both in Millis; with a draft also those of the pair, and the share of guesses taken."""
     lm = common.load(teacher, threads=threads)
-    prompts = _prompts(lm, data, _PROMPTS)
+    prompts = _prompts(lm, data, column, _PROMPTS)
     if not prompts:
         return None
     found: dict[str, Any] = {"teacher_ms_a_token": _speed(lm, prompts)[0]}
     lm = common.load(str(student), threads=threads)
-    found["student_ms_a_token"] = _speed(lm, _prompts(lm, data, _PROMPTS))[0]
+    found["student_ms_a_token"] = _speed(lm, _prompts(lm, data, column, _PROMPTS))[0]
     if draft_for is not None:
         alone = common.load(draft_for, threads=threads)
         pair = common.load(draft_for, threads=threads, draft=str(student))

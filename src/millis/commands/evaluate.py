@@ -31,7 +31,9 @@ def command(
     ] = None,
     model: Annotated[str, typer.Option("-m", "--model", help="A model; for classify also SMALL,LARGE.")] = "smollm2",
     rows: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many examples, spread evenly.")] = None,
-    labels: Annotated[str | None, typer.Option(metavar="A,B,C", help="Labels, instead of those of the file.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="Labels, instead of those of the file; @FILE: one a line.")
+    ] = None,
     examples: Annotated[Path | None, typer.Option(metavar="FILE", help="Labelled texts shown to the model.")] = None,
     calibration: Annotated[
         str | None, typer.Option(metavar="contextual|FILE", help="Calibration of the labels' scores.")
@@ -99,6 +101,8 @@ def command(
             precision=precision,
             json=json,
         )
+    if confidence is not None and "," not in model:
+        raise typer.BadParameter("--confidence is for two models, as -m SMALL,LARGE")
     if task is None or file is None:
         raise typer.BadParameter("give a task and a file, or --perplexity FILE")
     _refuse_given({"window": window, "windows": limit, "reference": reference}, task)
@@ -162,6 +166,7 @@ def _evaluate(
 
     everything = _labelled(file, given) if task == "classify" else read_rows(file, evaluation.COLUMNS[task])
     some = spread(everything, limit)
+    form = lines.read_schema(given["schema"]) if task == "extract" else ""
     lm = load()
     with common.progress(task, len(some)) as progress:
 
@@ -184,7 +189,6 @@ def _evaluate(
             from millis.tasks.question import question
 
             return evaluation.evaluate_answer(lambda q, text: question(lm, q, text, deadline_ms), some, advance)
-        form = lines.read_text(given["schema"])
         return evaluation.evaluate_extract(lambda text: lm.extract(text, form, deadline_ms=deadline_ms), some, advance)
 
 
@@ -214,7 +218,7 @@ def _classifier(lm: Any, rows: list[Any], given: dict[str, Any], deadline_ms: fl
             lm.prepare_deadlines(deadline_ms)
         return lambda text: lm.classify(text, truncate=True, deadline_ms=deadline_ms)
     names = given["labels"]
-    names = sorted({str(row["label"]) for row in rows}) if names is None else [n.strip() for n in names.split(",")]
+    names = sorted({str(row["label"]) for row in rows}) if names is None else lines.labels_of(names)
     kind = given["calibration"]
     options: dict[str, Any] = {"abstain": given["abstain"]}
     options["calibration"] = kind if kind in (None, "contextual") else Calibration.loads(lines.read_text(Path(kind)))
@@ -249,7 +253,7 @@ def reliability_plot(found: Evaluation, path: Path, title: str) -> None:
         [b.confidence for b in found.bins], [b.accuracy for b in found.bins], "o", color="C1", label="mean confidence"
     )
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
-    axes.set_title(f"{title}\nECE {found.metrics['ece']:.3f}, {found.count} texts", fontsize=10)
+    axes.set_title(f"{title}\nECE {found.metrics['ece']:.3f}, {found.count} texts", fontsize=10, parse_math=False)
     axes.legend(fontsize=8, loc="upper left")
     try:
         figure.savefig(path, dpi=150)

@@ -42,6 +42,13 @@ def read_text(path: Path) -> str:
         raise RequestError(f"{path} is not UTF-8 text; convert it first") from None
 
 
+def labels_of(given: str) -> list[str]:
+    """The labels of --labels: by commas, or of @FILE the lines. RequestError as `read_text`."""
+    if not given.startswith("@"):
+        return listed(given)
+    return [label.strip() for label in read_text(Path(given[1:])).split("\n") if label.strip()]
+
+
 def read_schema(path: Path) -> str:
     """The text of a JSON schema. RequestError: it cannot be read, or is no JSON."""
     text = read_text(path)

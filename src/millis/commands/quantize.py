@@ -26,8 +26,12 @@ def command(
     type: Annotated[
         str | None, typer.Option(help=f"{', '.join(TYPES)}. K-types become their nearest where rows do not fit.")
     ] = None,
-    max_mb: Annotated[float | None, typer.Option(min=0.001, help="Best model in a file of so many MB.")] = None,
-    max_ms: Annotated[float | None, typer.Option(min=0.001, help="Best model of so many ms a token, here.")] = None,
+    max_mb: Annotated[
+        float | None, typer.Option(min=0.001, max=1e9, help="Best model in a file of so many MB.")
+    ] = None,
+    max_ms: Annotated[
+        float | None, typer.Option(min=0.001, max=1e9, help="Best model of so many ms a token, here.")
+    ] = None,
     max_ppl_loss: Annotated[
         str | None, typer.Option(metavar="SHARE", help="Smallest whose perplexity rises at most by this, as 1%.")
     ] = None,
@@ -56,10 +60,12 @@ def command(
     if out.suffix != ".gguf":
         raise typer.BadParameter(f"{out}: the name must end in .gguf, or no command takes it for a model")
     with common.usage():
-        folders = [place(file).parent for file in (out, importance) if file is not None]
-    for folder in folders:
-        if not folder.is_dir():
-            raise typer.BadParameter(f"there is no folder {folder} to write to")
+        files = [place(file) for file in (out, importance) if file is not None]
+    if len(set(files)) < len(files):
+        raise typer.BadParameter(f"--importance names {out}, which is to be the model; give another name")
+    for file in files:
+        if not file.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder {file.parent} to write to")
     count = EngineConfig().threads if threads is None else threads
     with common.terminated_as_interrupted(), common.progress("reading") as progress:
         job = Quantizer(

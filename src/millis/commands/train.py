@@ -15,7 +15,7 @@ EXAMPLE = "millis train intents.csv --task classify -m minilm --out intents --ev
 
 Data = Annotated[list[Path], typer.Argument(metavar="DATA...", help="CSV, TSV, JSON, JSONL or text files, or folders.")]
 Out = Annotated[Path, typer.Option(file_okay=False, help="Folder for the model and all that belongs to the run.")]
-Epochs = Annotated[float | None, typer.Option(min=0.001, help="How often to go through the data.")]
+Epochs = Annotated[float | None, typer.Option(min=0.001, max=1e6, help="How often to go through the data.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="At most so many updates.")]
 TimeLimit = Annotated[
     str | None, typer.Option(help="Stop by then, with the learning rate down: 90s, 30m, 2h. Evaluation follows.")

@@ -126,5 +126,5 @@ def load(path: Path, key: str) -> dict[str, Importance] | None:
                 name: Importance(arrays[f"{name}/columns"], arrays[f"{name}/rows"], float(arrays[f"{name}/embedding"]))
                 for name in names
             }
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise FormatError(f"{path} is no importance matrix of Millis ({str(error)[:80]}); delete it") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        raise FormatError(f"{path} is no importance matrix of Millis; give another name for it") from None

@@ -21,7 +21,7 @@ from millis.models.gguf_write import TensorOut, head_bytes
 from millis.models.load import Model, build_plan, read_checkpoint
 from millis.models.tensor import GgmlType, Tensor
 from millis.quantize import importance, tensors
-from millis.quantize.choose import Choice, Option, within_loss, within_size
+from millis.quantize.choose import Choice, Option, smallest, within_loss, within_size
 from millis.quantize.export import exportable, write_export
 from millis.quantize.importance import Importance
 from millis.quantize.measure import Measured, mean_loss
@@ -129,7 +129,8 @@ class Quantizer:
         if target.max_bytes is not None:
             choice = within_size(options, target.max_bytes - self._fixed_bytes())
             if choice is None:
-                raise RequestError(f"even the smallest types take more than {target.max_bytes / 1e6:.1f} MB")
+                least = (self._fixed_bytes() + sum(o.size for o in smallest(options).values())) / 1e6
+                raise RequestError(f"even the smallest types take {least:.3f} MB, more than {target.max_bytes / 1e6:g}")
         elif target.max_ms is not None:
             choice = self._within_ms(options, target.max_ms, report)
         else:
@@ -225,7 +226,7 @@ class Quantizer:
             if not search.go_on(holds, _AIM * limit / max(mean + doubt, 0.1 * limit)):
                 break
         if best is None:
-            raise RequestError(f"no choice of types keeps the rise within {math.expm1(limit):.2%} on this text")
+            raise RequestError(f"no choice of types keeps the rise within {100 * math.expm1(limit):.3g} % on this text")
         return best
 
     def _losses(self, made: dict[str, Tensor]) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from millis.samples.read import Row, Skipped, column, files_of, read_rows, text_of
+from millis.samples.read import Row, Skipped, column, files_of, is_unicode, read_rows, text_of
 from millis.types import RequestError
 
 TEXT = ("text", "sentence", "content", "question", "review", "message")
@@ -29,11 +30,12 @@ def read_labelled(
     found = []
     for row in rows:
         text = text_of(row, _name(row, text_column, TEXT, usual_text), skipped)
-        label = _label_of(row, _name(row, label_column, LABEL, usual_label))
+        name = _name(row, label_column, LABEL, usual_label)
+        label = _label_of(row, name)
         if text is None:
             continue
         if label is None or (known is not None and label not in known):
-            skipped.add(row.file, row.line, "no label" if label is None else f"unknown label: {label[:60]!r}")
+            skipped.add(row.file, row.line, _why(row, label, name))
             continue
         found.append((row, text, label))
     if not found:
@@ -55,5 +57,17 @@ def _with_folder_label(row: Row) -> Row:
 def _label_of(row: Row, name: str) -> str | None:
     value = row.fields.get(name)
     if isinstance(value, bool | int | float):
-        value = str(value).lower() if isinstance(value, bool) else str(value)
-    return value.strip() or None if isinstance(value, str) else None
+        value = str(value).lower() if isinstance(value, bool) else str(value) if math.isfinite(value) else None
+    if not isinstance(value, str) or not is_unicode(value):
+        return None
+    return value.strip() or None
+
+
+def _why(row: Row, label: str | None, name: str) -> str:
+    """Why a row is left out that has this label, or none."""
+    if label is not None:
+        return f"unknown label: {label[:60]!r}"
+    value = row.fields.get(name)
+    if isinstance(value, list | dict):
+        return f"malformed: {name} is a {type(value).__name__}, not one label"
+    return "not UTF-8" if isinstance(value, str) and not is_unicode(value) else "no label"

@@ -209,9 +209,16 @@ def text_of(row: Row, name: str, skipped: Skipped) -> str | None:
     if not value:
         skipped.add(row.file, row.line, "empty")
         return None
-    try:
-        value.encode()
-    except UnicodeEncodeError:
+    if not is_unicode(value):
         skipped.add(row.file, row.line, "not UTF-8")
         return None
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether UTF-8 can say it: no half of a pair of surrogates stands alone, as JSON may have it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

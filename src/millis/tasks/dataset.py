@@ -10,7 +10,7 @@ from typing import Any
 
 from millis.samples import labelled
 from millis.samples.encoding import SAMPLE_BYTES, encoding_of
-from millis.samples.read import Skipped
+from millis.samples.read import Skipped, is_unicode
 from millis.samples.table import Fault, table
 from millis.types import RequestError
 
@@ -114,24 +114,32 @@ def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
         if row.get(known) not in (None, "", []):
             value = row[known]
             if name == "answers":
-                return _answers(value)
+                return _answers(value, f"{where}: {known}")
             if name != "value" and not isinstance(value, (str, int)):
                 raise RequestError(f"{where}: {known} must be a text")
-            return value if name == "value" else str(value)
+            return value if name == "value" else _unicode(str(value), f"{where}: {known}")
     if empty := [known for known in NAMES[name] if known in row]:
         raise RequestError(f"{where}: {empty[0]} is empty")
     raise RequestError(f"{where}: no column {' or '.join(NAMES[name])}")
 
 
-def _answers(value: Any) -> list[str]:
+def _answers(value: Any, where: str) -> list[str]:
     """A list of texts; SQuAD's and the hub's {"text": [...]} and a plain text are taken, too."""
     if isinstance(value, str) and value.startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
-            return [str(value)]
+        except (ValueError, RecursionError):
+            return [_unicode(value, where)]
     if isinstance(value, Mapping):
         value = value.get("text", [])
-    return (
-        [value] if isinstance(value, str) else [one["text"] if isinstance(one, Mapping) else str(one) for one in value]
-    )
+    several = value if isinstance(value, list) else [value]
+    texts = [one.get("text") if isinstance(one, Mapping) else one for one in several]
+    if not texts or not all(isinstance(one, (str, int, float)) for one in texts):
+        raise RequestError(f"{where} must be a text, or a list of one or more")
+    return [_unicode(str(one), where) for one in texts]
+
+
+def _unicode(text: str, where: str) -> str:
+    if not is_unicode(text):
+        raise RequestError(f"{where} is not UTF-8: it holds half a pair of surrogates")
+    return text

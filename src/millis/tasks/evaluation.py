@@ -165,11 +165,11 @@ def evaluate_extract(
     extract: Callable[[str], Any], rows: Sequence[Row], advance: Callable[[], None] = _nothing
 ) -> Evaluation:
     """Share of whole values that are right, of their top fields, and of answers that are JSON of the schema."""
+    wanted = [_value(row["value"], number) for number, row in enumerate(rows, 1)]  # before anything is computed
     timed = Timed(advance)
     answers = timed.answers(rows, lambda row: extract(row["text"]))
     exact = fields = expected = valid = 0
-    for one, row in zip(answers, rows, strict=True):
-        want = _value(row["value"])
+    for one, want in zip(answers, wanted, strict=True):
         got = None if one is None else one.value
         valid += got is not None
         exact += got == want
@@ -179,13 +179,13 @@ def evaluate_extract(
     return timed.result("extract", found)
 
 
-def _value(given: Any) -> dict[str, Any]:
+def _value(given: Any, number: int) -> dict[str, Any]:
     try:
         value = json.loads(given) if isinstance(given, str) else given
-    except ValueError as error:
-        raise RequestError(f"a value is no JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"the value of example {number} is no JSON: {error}") from None
     if not isinstance(value, dict):
-        raise RequestError("a value to extract must be an object")
+        raise RequestError(f"the value of example {number} must be an object")
     return value
 
 

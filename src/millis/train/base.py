@@ -155,6 +155,18 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return stacks[0]
 
 
+def check_positions(model: nn.Module, longest: int) -> None:
+    """RequestError: the model has learned positions, and fewer than the longest sample's tokens."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe"):
+            before = 0 if module.padding_idx is None else module.padding_idx + 1  # roberta's positions begin behind it
+            most = module.num_embeddings - before
+            if longest > most:
+                raise RequestError(
+                    f"a sample has {longest} tokens, and the model takes at most {most}; give --max-tokens {most}"
+                )
+
+
 def keep_layers(model: Any, kept: Any) -> None:
     """Drops all layers but `kept`, numbers in order. RequestError where there is no such layer."""
     stack: Any = layers_of(model)

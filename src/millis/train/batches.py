@@ -6,9 +6,13 @@ The order follows from seed and epoch alone, so that a resumed run goes on with 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+from millis.types import RequestError
+
+Sample = TypeVar("Sample")
 Micro = list[int]  # numbers of samples that are computed together
 Step = list[Micro]  # what one update of the weights is computed from
 
@@ -56,3 +60,16 @@ def split(keys: Sequence[Hashable], share: float, seed: int) -> tuple[list[int],
         if len(held) + len(alike[group]) <= most:
             held += alike[group]
     return sorted(set(range(len(keys))) - set(held)), sorted(held)
+
+
+def divided(
+    samples: Sequence[Sample], keys: Sequence[Hashable], share: float, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Samples to train on, and a `share` to evaluate on, as `split` has it. RequestError where either has none."""
+    kept, out = split(keys, share, seed)
+    if share and not (kept and out):
+        raise RequestError(
+            f"--eval-split {share:g} of {len(samples)} samples, copies together, leaves none to "
+            f"{'evaluate' if kept else 'train'} on; give more data, another share, or --eval FILE"
+        )
+    return [samples[i] for i in kept], [samples[i] for i in out]

@@ -11,7 +11,7 @@ from millis.tasks.language import language
 from millis.tasks.translate import prompt
 from millis.tokenizer import Tokenizer
 from millis.train.base import Base
-from millis.train.batches import split
+from millis.train.batches import divided
 from millis.train.lm import LanguageModelling, Tokens
 from millis.train.settings import Settings
 from millis.types import RequestError, TemplateError
@@ -100,6 +100,6 @@ def prepare(
     if held:
         other = conversations(base.tokenizer, settings, skipped, held)
     else:
-        kept, out = split([tuple(sample.ids) for sample in train], settings.eval_split, settings.seed)
-        train, other = [train[i] for i in kept], [train[i] for i in out]
+        keys = [tuple(sample.ids) for sample in train]
+        train, other = divided(train, keys, settings.eval_split, settings.seed)
     return LanguageModelling(base, settings, base.causal(), train, other)

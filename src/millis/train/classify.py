@@ -20,8 +20,8 @@ from millis.models.ngrams import TOKENS, Ngrams
 from millis.samples.labelled import read_labelled
 from millis.samples.read import Row, Skipped, normal
 from millis.train import ngrams
-from millis.train.base import Base, freeze_layers, layers_of
-from millis.train.batches import Micro, Step, epoch_steps, micro_batches
+from millis.train.base import Base, check_positions, freeze_layers, layers_of
+from millis.train.batches import Micro, Step, divided, epoch_steps, micro_batches
 from millis.train.loop import autocast
 from millis.train.rows import UsedRows
 from millis.train.settings import Settings
@@ -49,6 +49,7 @@ class Classify:
         self._edges = tuple(map(len, base.tokenizer.around))
         self._base, self._pad = base, base.pad
         self.model = base.classifier(labels, settings.layers, settings.dropout)
+        check_positions(self.model, max(len(self._piece(ids)) for ids in [*train.ids, *held.ids]))
         kind = self.model.config.model_type
         self._runs = kind in ENCODERS or kind in reader_folder.DECODERS
         self._adds = self._runs if settings.ngrams is None else settings.ngrams
@@ -195,8 +196,6 @@ def _depths(model: Any) -> dict[str, int]:
 
 def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Path], held: Sequence[Path]) -> Classify:
     """Reads the data and makes the job. RequestError where there are fewer than two labels."""
-    from millis.train.batches import split
-
     columns = settings.text_column, settings.label_column
     rows = read_labelled(data, skipped, *columns)
     labels = sorted({label for _, _, label in rows})
@@ -205,8 +204,8 @@ def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Pat
     if held:
         train, other = rows, read_labelled(held, skipped, *columns, known=labels)
     else:
-        kept, out = split([normal(text) for _, text, _ in rows], settings.eval_split, settings.seed)
-        train, other = [rows[i] for i in kept], [rows[i] for i in out]
+        keys = [normal(text) for _, text, _ in rows]
+        train, other = divided(rows, keys, settings.eval_split, settings.seed)
     limit, places = settings.max_tokens, _PLACES if settings.elsewhere else 1
     whole = 0 if settings.ngrams is False else TOKENS
     parts = ((train, max(limit * places, whole)), (other, max(limit, whole)))

@@ -15,7 +15,7 @@ import transformers as library
 from torch import Tensor, nn
 
 from millis.samples.read import Skipped
-from millis.train.base import Base, keep_layers, layers_of
+from millis.train.base import Base, check_positions, keep_layers, layers_of
 from millis.train.lm import IGNORED, LanguageModelling, Tokens, split_texts
 from millis.train.scratch import config_of
 from millis.train.settings import Settings, amount
@@ -37,6 +37,7 @@ class Distil(LanguageModelling):
         train: Sequence[Tokens],
         held: Sequence[Tokens],
     ) -> None:
+        check_positions(teacher, max(len(sample.ids) for sample in [*train, *held]))
         self._teacher = teacher.eval().requires_grad_(False)
         if settings.bf16:
             self._teacher.to(torch.bfloat16)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from millis.samples.read import Skipped, files_of, read_rows, text_of
-from millis.train.base import Base, layers_of
-from millis.train.batches import Micro, Step, epoch_steps, micro_batches, split
+from millis.train.base import Base, check_positions, layers_of
+from millis.train.batches import Micro, Step, divided, epoch_steps, micro_batches
 from millis.train.loop import autocast
 from millis.train.settings import Settings
 from millis.train.texts import encode_cut, padded
@@ -41,6 +41,7 @@ class Embed:
         self._base, self._settings, self._train, self._held = base, settings, train, held
         self._pad = base.pad
         self.model = base.encoder()
+        check_positions(self.model, max(len(ids) for pair in [*train, *held] for ids in (pair.left, pair.right)))
         stack = layers_of(self.model)
         self._depths = {id(p): len(stack) - 1 - i for i, layer in enumerate(stack) for p in layer.parameters()}
         self._parameters = dict(self.model.named_parameters())
@@ -121,8 +122,8 @@ def prepare(base: Base, settings: Settings, skipped: Skipped, data: Sequence[Pat
     if held:
         other = read_pairs(base, settings, skipped, held)
     else:
-        kept, out = split([tuple(pair.left) for pair in train], settings.eval_split, settings.seed)
-        train, other = [train[i] for i in kept], [train[i] for i in out]
+        keys = [tuple(pair.left) for pair in train]
+        train, other = divided(train, keys, settings.eval_split, settings.seed)
     if len(train) < 2:
         raise RequestError("contrastive training needs two pairs or more: each is told from the others")
     return Embed(base, settings, train, other)
@@ -132,7 +133,8 @@ def read_pairs(base: Base, settings: Settings, skipped: Skipped, paths: Sequence
     """The pairs of every usable row. RequestError where the columns are none we know."""
     rows = list(read_rows(files_of(paths), skipped))
     if not rows:
-        raise RequestError(f"no usable row in {', '.join(map(str, paths))}")
+        why = f": {skipped.summary()}" if skipped.count else ""
+        raise RequestError(f"no usable row in {', '.join(map(str, paths))}{why}")
     names = next((pair for pair in _COLUMNS if set(pair) <= rows[0].fields.keys()), None)
     if names is None:
         known = "; ".join(f"{left}, {right}" for left, right in _COLUMNS)
@@ -144,4 +146,6 @@ def read_pairs(base: Base, settings: Settings, skipped: Skipped, paths: Sequence
         if left is not None and right is not None:
             cut = [encode_cut(base.tokenizer, text, settings.max_tokens) or [base.pad] for text in (left, right)]
             found.append(Pair(*cut))
+    if not found:
+        raise RequestError(f"no usable row in {', '.join(map(str, paths))}: {skipped.summary()}")
     return found

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from millis.samples.read import Skipped, column, files_of, read_rows, text_of
 from millis.tokenizer import Tokenizer
-from millis.train.base import Base
-from millis.train.batches import Micro, Step, epoch_steps, micro_batches, split
+from millis.train.base import Base, check_positions
+from millis.train.batches import Micro, Step, divided, epoch_steps, micro_batches, split
 from millis.train.loop import autocast
 from millis.train.lora import add_adapter, merge_adapter, write_adapter
 from millis.train.settings import Settings
@@ -53,6 +53,7 @@ class LanguageModelling:
         self.model, self._base, self._settings, self._train, self._held = model, base, settings, train, held
         self._lengths = [len(sample.ids) for sample in train]
         self._weights = [sample.counted for sample in train]
+        check_positions(model, max(len(sample.ids) for sample in [*train, *held]))
         self.peak_flops = matmul_flops(settings.bf16)
         if settings.finetune == "lora":
             add_adapter(model, settings.rank, settings.alpha)
@@ -186,10 +187,9 @@ def split_texts(
     if kept and out:
         return packed([texts[i] for i in kept], length), packed([texts[i] for i in out], length)
     train = packed(texts, length)
-    kept, out = split([tuple(sample.ids) for sample in train], settings.eval_split, settings.seed)
-    if not kept:
-        raise RequestError("nothing is left to train on; give more text or a smaller --eval-split")
-    return [train[i] for i in kept], [train[i] for i in out]
+    if not train:
+        raise RequestError("a single token is all there is to train on; give more text")
+    return divided(train, [tuple(sample.ids) for sample in train], settings.eval_split, settings.seed)
 
 
 def prepare(

@@ -32,6 +32,10 @@ Report = dict[str, Any]
 
 GGUF = "model.gguf"  # made of the model when that is there; the same command makes it again
 _EXPORTED = "exported.json"
+_OURS = (  # what a run makes in OUT/train
+    "settings.json", "exported.json", "report.json", "settings.part", "exported.part", "report.part", "skipped.jsonl",
+    "checkpoints", "tensorboard", "tokenizer", "export", "loss.png", "loss.part.png",
+)  # fmt: skip
 _LAST = ("config.json", "adapter_config.json")  # files that make a folder a model: moved into place last
 
 
@@ -61,7 +65,7 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         before = _read(self.folder / "settings.json")
         if before is None:
-            others = [p.name for p in self.out.iterdir() if p.name not in ("train", ".lock")]
+            others = self._others()
             if others and resume is not False:
                 raise RequestError(
                     f"{self.out} is not empty (it holds {others[0]}); give another --out, or --no-resume"
@@ -167,14 +171,24 @@ class Run:
         """Whether the earlier run left a checkpoint, or its report."""
         return any(self.checkpoints.paths()) or (self.folder / "report.json").exists()
 
+    def _others(self) -> list[str]:
+        """What the folder holds that is of no run: a user's own `train` is told from ours by what it holds."""
+        found = [path.name for path in self.out.iterdir() if path.name not in ("train", ".lock")]
+        if self.folder.is_dir():
+            return found + [f"train/{path.name}" for path in self.folder.iterdir() if path.name not in _OURS]
+        return found + ["train"] * self.folder.exists()
+
     def _clear(self) -> None:
         """Takes away what the earlier run left of itself; its model is replaced when this one is done."""
-        self.checkpoints.clear()
+        if not self.folder.is_dir():
+            return
         names = exported(self.out)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        for name in _OURS:
+            _remove(self.folder / name)
         if names:
-            self.folder.mkdir()
             note_exported(self.out, names)
+        with suppress(OSError):  # one that holds something stays
+            self.folder.rmdir()
 
     def __enter__(self) -> Run:
         self._made = [path for path in (self.out, *self.out.parents) if not path.exists()]

@@ -103,5 +103,7 @@ def best_shape(shape: str, parameters: int, vocab: int, context: int) -> tuple[i
         found.append((max(0.05, off), odd, hidden, layers))
     off, _, hidden, layers = min(found)
     if off > 0.5:
-        raise RequestError(f"no model of {parameters:,} weights holds a vocabulary of {vocab}; give a smaller --vocab")
+        raise RequestError(
+            f"no model of {parameters:,} weights holds a vocabulary of {vocab}; give more, or a smaller --vocab"
+        )
     return hidden, layers

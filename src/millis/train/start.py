@@ -40,7 +40,8 @@ _ONLY = {
     "layers": ("classify",), "freeze_layers": ("classify",), "token_dropout": ("classify",),
     "label_smoothing": ("classify",), "dropout": ("classify",), "label_column": ("classify",),
     "elsewhere": ("classify",), "ngrams": ("classify",), "alpha": ("lm", "chat"),
-    "temperature": ("embed",), "rank": ("lm", "chat"), "shape": ("lm",), "parameters": ("lm",), "vocab": ("lm",),
+    "temperature": ("embed",), "text_column": ("classify", "lm", "distil"), "rank": ("lm", "chat"), "shape": ("lm",),
+    "parameters": ("lm",), "vocab": ("lm",),
 }  # fmt: skip
 
 Prepare = Callable[[Base, Settings, Skipped, Sequence[Path], Sequence[Path]], Task]
@@ -57,7 +58,8 @@ def settings_of(task: str, data: Sequence[Path], held: Sequence[Path], given: Ma
     chosen = {name: value for name, value in given.items() if value is not None}
     for name in chosen:
         if task not in _ONLY.get(name, (task,)):
-            raise RequestError(f"{name} has no meaning for --task {task}, only for {' and '.join(_ONLY[name])}")
+            flag = {"parameters": "params"}.get(name, name).replace("_", "-")
+            raise RequestError(f"--{flag} has no meaning for --task {task}, only for {' and '.join(_ONLY[name])}")
     new = chosen.get("shape") is not None
     if new and (chosen.get("model") or chosen.get("finetune") == "lora"):
         raise RequestError("--shape starts from nothing; it goes with neither -m nor --finetune lora")
@@ -69,6 +71,12 @@ def settings_of(task: str, data: Sequence[Path], held: Sequence[Path], given: Ma
         if task not in ("lm", "chat"):
             raise RequestError(f"--finetune lora is for lm and chat, not for {task}")
         values["lr"] = _LORA_LR
+    elif "rank" in chosen:
+        raise RequestError("--rank is an adapter's; give --finetune lora too")
+    if held and chosen.get("eval_split"):
+        raise RequestError("--eval names what to evaluate on, --eval-split holds out a share of the data; give one")
+    if task == "embed" and chosen.get("batch") == 1:
+        raise RequestError("--batch 1 leaves a pair no other to be told from; give --batch 2 or more")
     if chosen.get("time_limit_s") and "epochs" not in chosen:
         values["epochs"] = None  # the time is to be used
     elif chosen.get("steps") and "epochs" not in chosen:

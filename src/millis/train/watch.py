@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ class Watch:
         self._folder = folder
         self._board: Any = None
         self._smooth: float | None = None
-        self._speed = 0.0
+        self._speed: float | None = None
         self._begin = (0.0, 0.0)  # share done and seconds when this process began
         self._last_line = time.monotonic()
 
@@ -66,7 +67,8 @@ class Watch:
         self._smooth_in(point)
         for name in ("loss", "lr", "tokens_s"):
             self._board.add_scalar(name, getattr(point, name), point.step)
-        text = f"step {point.step} · loss {self._smooth:.4f} · {self._speed:,.0f} tokens/s · {self._left(done)}"
+        loss = math.nan if self._smooth is None else self._smooth
+        text = f"step {point.step} · loss {loss:.4f} · {self._speed or 0:,.0f} tokens/s · {self._left(done)}"
         self._bar.update(self._task, completed=done, text=text)
         if not self._terminal and time.monotonic() - self._last_line >= _LINE_EVERY_S:
             self._last_line = time.monotonic()
@@ -77,9 +79,8 @@ class Watch:
         self._bar.console.print(text, markup=False, highlight=False)
 
     def _smooth_in(self, point: Point) -> None:
-        first = self._smooth is None
-        self._smooth = point.loss if first else _SMOOTHING * self._smooth + (1 - _SMOOTHING) * point.loss  # type: ignore[operator]
-        self._speed = point.tokens_s if first else _SMOOTHING * self._speed + (1 - _SMOOTHING) * point.tokens_s
+        self._smooth = _smoothed(self._smooth, point.loss)
+        self._speed = _smoothed(self._speed, point.tokens_s)
 
     def _left(self, done: float) -> str:
         share = done - self._begin[0]
@@ -89,6 +90,22 @@ class Watch:
         minutes, seconds = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)
         return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
+
+
+def _smoothed(before: float | None, value: float) -> float | None:
+    """The moving average with `value`; one that is not finite updated nothing, and counts for nothing."""
+    if not math.isfinite(value):
+        return before
+    return value if before is None else _SMOOTHING * before + (1 - _SMOOTHING) * value
+
+
+def averages(losses: Sequence[float]) -> list[float]:
+    """The moving average after each; NaN before the first that is finite."""
+    found, smooth = list[float](), None
+    for loss in losses:
+        smooth = _smoothed(smooth, loss)
+        found.append(math.nan if smooth is None else smooth)
+    return found
 
 
 def draw_losses(history: Sequence[Point], path: Path) -> None:
@@ -101,11 +118,7 @@ def draw_losses(history: Sequence[Point], path: Path) -> None:
     axes = figure.subplots()
     steps, losses = [p.step for p in history], [p.loss for p in history]
     axes.plot(steps, losses, color="#9db4d0", linewidth=0.8, label="each step")
-    smooth, averages = losses[0], []
-    for loss in losses:
-        smooth = _SMOOTHING * smooth + (1 - _SMOOTHING) * loss
-        averages.append(smooth)
-    axes.plot(steps, averages, color="#1f4e8c", linewidth=1.6, label="moving average")
+    axes.plot(steps, averages(losses), color="#1f4e8c", linewidth=1.6, label="moving average")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(alpha=0.3)
