@@ -39,20 +39,12 @@ from millis.server.messages import (
     UnloadAdapter,
     Vectors,
 )
-from millis.server.process import STATS_S, Line, Report, main
+from millis.server.process import STATS_S, Line, Report, main, refusal
 from millis.server.turns import Turns
 from millis.tasks.embed import unit_vectors
 from millis.tasks.model import LanguageModel
 from millis.tasks.sentences import sentence_ends
-from millis.types import (
-    DeadlineError,
-    GrammarError,
-    MillisError,
-    OverloadError,
-    RequestError,
-    SamplingParams,
-    Timings,
-)
+from millis.types import DeadlineError, GrammarError, MillisError, RequestError, SamplingParams, Timings
 
 WARM_TOKENS = 8
 
@@ -145,10 +137,8 @@ class Worker:
                 if not embedding.whole:
                     return embedding.hurries(_due_s(job))
                 self._answer(job, _vectors(job, embedding, begin_s, self.engine.clock()))
-            except DeadlineError as error:
-                self._answer(job, Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, 1.0))
-            except RequestError as error:
-                self._answer(job, Refused(job.id, "invalid_request", str(error)))
+            except (DeadlineError, RequestError) as error:
+                self._answer(job, refusal(job.id, error))
             break
         return False
 
@@ -334,10 +324,8 @@ class Worker:
                 self._adapters.add(message.name, Path(message.path))
             else:
                 self._adapters.remove(message.name)
-        except OverloadError as error:
-            self._refuse(Refused(message.id, "overloaded", str(error), None, error.retry_after_s))
         except MillisError as error:
-            self._refuse(Refused(message.id, "invalid_request", str(error)))
+            self._refuse(refusal(message.id, error))
         else:
             self.send(Batch([Done(message.id)]))
 
@@ -376,14 +364,8 @@ class Worker:
             request = self._submit(job) if isinstance(job, Submit) else self._submit_score(job)
             with self._changed:
                 self._table[job.id] = request
-        except DeadlineError as error:
-            self._refuse(Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, error.retry_after_s))
-        except OverloadError as error:
-            self._refuse(Refused(job.id, "overloaded", str(error), None, error.retry_after_s))
-        except GrammarError as error:
-            self._refuse(Refused(job.id, "invalid_grammar", str(error), rule=error.rule))
         except MillisError as error:
-            self._refuse(Refused(job.id, "invalid_request", str(error)))
+            self._refuse(refusal(job.id, error))
 
     def _refuse(self, refusal: Refused) -> None:
         self.send(Batch([refusal]))
