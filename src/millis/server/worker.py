@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from millis.engine.adapters import Adapter
 from millis.engine.embedding import Embedding
 from millis.engine.predict import Work
 from millis.engine.request import Request
@@ -244,14 +243,9 @@ class Worker:
     def take(self, message: Any) -> None:
         """Admits, refuses and cancels, also while a step runs."""
         match message:
-            case Submit():
-                grammar = message.params.grammar
+            case Submit() | Score():
+                grammar = message.params.grammar if isinstance(message, Submit) else None
                 if self._adapters.ready(message.adapter) and (grammar is None or self._grammars.ready(grammar)):
-                    self._admit(message)
-                else:
-                    self._queue(message, message.tenant)
-            case Score():
-                if self._adapters.ready(message.adapter):
                     self._admit(message)
                 else:
                     self._queue(message, message.tenant)
@@ -329,39 +323,23 @@ class Worker:
         else:
             self.send(Batch([Done(message.id)]))
 
-    def _adapter(self, name: str | None) -> Adapter | None:
-        return None if name is None else self._adapters.use(name)
-
-    def _submit(self, job: Submit) -> Request:
-        return self.engine.submit(
-            job.prompt,
-            job.params,
-            arrival_s=job.arrival_s,
-            deadline_s=job.deadline_s,
-            asked_ms=job.asked_ms,
-            priority=job.priority,
-            tenant=job.tenant,
-            on_deadline=job.on_deadline,
-            minimum_tokens=job.minimum_tokens,
-            adapter=self._adapter(job.adapter),
-        )
-
-    def _submit_score(self, job: Score) -> Request:
-        return self.engine.submit_score(
-            job.prompt,
-            job.continuations,
-            arrival_s=job.arrival_s,
-            deadline_s=job.deadline_s,
-            asked_ms=job.asked_ms,
-            priority=job.priority,
-            tenant=job.tenant,
-            adapter=self._adapter(job.adapter),
-            best=job.best,
-        )
+    def _submit(self, job: Submit | Score) -> Request:
+        shared: dict[str, Any] = {
+            "arrival_s": job.arrival_s,
+            "deadline_s": job.deadline_s,
+            "asked_ms": job.asked_ms,
+            "priority": job.priority,
+            "tenant": job.tenant,
+            "adapter": None if job.adapter is None else self._adapters.use(job.adapter),
+        }
+        if isinstance(job, Score):
+            return self.engine.submit_score(job.prompt, job.continuations, best=job.best, **shared)
+        shared |= {"on_deadline": job.on_deadline, "minimum_tokens": job.minimum_tokens}
+        return self.engine.submit(job.prompt, job.params, **shared)
 
     def _admit(self, job: Submit | Score) -> None:
         try:
-            request = self._submit(job) if isinstance(job, Submit) else self._submit_score(job)
+            request = self._submit(job)
             with self._changed:
                 self._table[job.id] = request
         except MillisError as error:
