@@ -90,29 +90,20 @@ def command(
     if labels is None and not encoder:
         raise typer.BadParameter(f"{model} has no trained head; give the labels: --labels a,b,c")
     lm = common.load_reader(model, confidence, threads=threads, context=context, precision=precision)
-    if isinstance(lm, Encoder):
-        head = lm
-
-        def run(texts: list[str]) -> list[Classification]:
-            return head.classify(texts, truncate=True, deadline_ms=deadline_ms)
-
-        lines.answer(text, batch, run, _record, _shown, as_json=json)
-        return
     if samples is not None:
-        assert not isinstance(lm, Cascade)
+        assert not isinstance(lm, Cascade | Encoder)
         made = lm.calibrate(samples, names, **options)
         common.say(f"temperature {made.temperature:.3f} from {common.count(len(samples), 'text')}")
         if save is not None:
             common.write_text(save, made.dumps() + "\n")
     options |= {"calibration": made, "multi": multi, "abstain": abstain, "deadline_ms": deadline_ms}
-    lines.answer(
-        text,
-        batch,
-        lambda texts: lm.classify(texts, names, **options),
-        _record,
-        lambda one: _show(one, multi),
-        as_json=json,
-    )
+
+    def run(texts: list[str]) -> list[Classification]:
+        if isinstance(lm, Encoder):
+            return lm.classify(texts, truncate=True, deadline_ms=deadline_ms)
+        return lm.classify(texts, names, **options)
+
+    lines.answer(text, batch, run, _record, lambda one: _show(one, multi), as_json=json)
 
 
 def _record(one: Classification) -> dict[str, Any]:
@@ -120,10 +111,6 @@ def _record(one: Classification) -> dict[str, Any]:
     if one.labels:
         found["labels"] = list(one.labels)
     return {**found, "complete": one.complete, "timings": one.timings.asdict()}
-
-
-def _shown(one: Classification) -> str:
-    return _show(one, multi=False)
 
 
 def _show(one: Classification, multi: bool) -> str:

@@ -73,14 +73,8 @@ def command(
         return _cascade(model, text, system, options, json, **loading)
     path = common.resolve(model)
     if is_seq2seq(path):
-        options = {
-            "speculation": speculation != "auto",
-            "draft": draft,
-            "system": system,
-            "raw": raw,
-            "schema": schema,
-        }
-        options |= {"stop": stop, "ignore_eos": ignore_eos, "adapter": adapter}
+        options = {"speculation": speculation != "auto", "draft": draft, "system": system, "raw": raw}
+        options |= {"schema": schema, "stop": stop, "ignore_eos": ignore_eos, "adapter": adapter}
         sampling = {key: value for key, value in sampling.items() if key not in ("stop", "ignore_eos", "max_tokens")}
         sampling |= {"max_tokens": max_tokens, "beams": beams, "deadline_ms": deadline_ms}
         common.refuse(path, **options)

@@ -85,12 +85,12 @@ class Seen:
     Raises DataError for the threshold, and where the body ends because the file cannot be written.
     """
 
-    def __init__(self, threshold: float = 0.8, folder: Path | None = None) -> None:
+    def __init__(self, threshold: float = 0.8) -> None:
         if not 0.3 <= threshold <= 1:
             raise DataError(f"the similarity of near copies must lie in [0.3, 1], not {threshold}")
         self.threshold = threshold
         self.bands, self.rows = bands_for(threshold)
-        self._folder = tempfile.TemporaryDirectory(prefix="millis-seen-", dir=folder, ignore_cleanup_errors=True)
+        self._folder = tempfile.TemporaryDirectory(prefix="millis-seen-", ignore_cleanup_errors=True)
         self._base = sqlite3.connect(Path(self._folder.name) / "seen.db", isolation_level=None)
         for line in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", f"cache_size=-{CACHE_KIB}"):
             self._base.execute(f"PRAGMA {line}")

@@ -61,8 +61,8 @@ def fewer_than(words: int, source: str = "Gopher") -> Rule:
     return Rule("short", f"fewer than {words} words", source, lambda s: len(s.words) < words)
 
 
-def more_than(words: int, source: str = "Gopher") -> Rule:
-    return Rule("long", f"more than {words:,} words", source, lambda s: len(s.words) > words)
+def more_than(words: int) -> Rule:
+    return Rule("long", f"more than {words:,} words", "Gopher", lambda s: len(s.words) > words)
 
 
 def _mean_length(shape: Shape) -> bool:

@@ -130,19 +130,15 @@ class Outcomes:
             self.finish(request, "stop", token, logprob)
         elif len(request.tokens) >= request.limit:
             self.finish(request, "length", token, logprob)
-        elif not whole:
-            request.inbox.append(Event(token, logprob))
-        elif request.stage and request.lands and token in self.sentence_ends:
+        elif whole and request.stage and request.lands and token in self.sentence_ends:
             self._counters.landed += 1
             self.finish(request, "deadline", token, logprob)
-        elif request.stage is Stage.LAST:
-            if request.constraint is None:
-                self.finish(request, "deadline", token, logprob)
-            else:
-                request.inbox.append(Event(token, logprob))
-                self._finish_late(request)
+        elif whole and request.stage is Stage.LAST and request.constraint is None:
+            self.finish(request, "deadline", token, logprob)
         else:
             request.inbox.append(Event(token, logprob))
+            if whole and request.stage is Stage.LAST:
+                self._finish_late(request)
 
     def take_scores(self, chunk: Chunk, found: NDArray[np.float32] | Ranked, now: float) -> None:
         """Takes in the log-probabilities (nats) of a part of the continuation that is scored now."""

@@ -56,11 +56,6 @@ class Reading:
         """Whether every text is read."""
         return len(self.made) == len(self.texts)
 
-    @property
-    def order(self) -> tuple[float, int, float]:
-        """Deadlines first; what has none by its class, then as it came."""
-        return self.due_s, CLASSES[self.priority], self.arrival_s
-
 
 class Readings:
     """All that waits. Not safe for several threads at once."""
@@ -241,7 +236,8 @@ def calibrate(
 
 
 def _order(reading: Reading) -> tuple[float, int, float]:
-    return reading.order
+    """Deadlines first; what has none by its class, then as it came."""
+    return reading.due_s, CLASSES[reading.priority], reading.arrival_s
 
 
 def _add(work: Work, tokens: int) -> Work:

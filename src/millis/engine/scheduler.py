@@ -443,9 +443,7 @@ class Scheduler:
         if request.due_s is not None:
             left_ms = 1000 * (request.due_s - now_s)
             left_ms -= self.promises.caution.hand_ms(max(0.0, left_ms), self.costs.margin_ms)
-        limit_ms = (
-            min(limits.hard_ms, limits.soft_ms) if not self.work.rows else min(limits.hard_ms, limits.soft_ms, left_ms)
-        )
+        limit_ms = min(limits.hard_ms, limits.soft_ms, left_ms if self.work.rows else math.inf)
         plan = plan_tree(
             request.score, request.computed, begin, self._max_tokens, self.work, self.costs, left_ms, limit_ms
         )

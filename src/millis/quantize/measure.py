@@ -18,7 +18,7 @@ from millis.models.tensor import Tensor
 
 Floats = NDArray[np.float32]
 
-_ROWS = 64  # of logits compared at once: a large vocabulary makes each of them half a megabyte
+_ROWS = 64  # of logits taken at once: a large vocabulary makes each of them half a megabyte
 _STEPS = 24
 
 
@@ -72,15 +72,6 @@ def _log_softmax(logits: Floats) -> Floats:
     shifted = logits - logits.max(axis=-1, keepdims=True)
     out: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return out
-
-
-def divergence(truth: Floats, found: Floats) -> float:
-    """Mean KL(truth ‖ found) of rows of log-probabilities [T, vocab], in nats (Kullback and Leibler, 1951)."""
-    total = 0.0
-    for at in range(0, len(truth), _ROWS):
-        p, q = truth[at : at + _ROWS], found[at : at + _ROWS]
-        total += float(np.sum(np.exp(p) * (p - q), dtype=np.float64))
-    return total / len(truth)
 
 
 def mean_loss(

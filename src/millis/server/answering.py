@@ -97,16 +97,8 @@ class Answering(Generation):
         ids = await self.service.run(len(question), tokenizer.encode, question)
         ids = shortened(ids, info.context, tokenizer.around[1])
         self.tokenize_ms += 1000 * (time.monotonic() - begin)
-        self._embedding = embedder.client.number()
-        work = Embed(
-            id=self._embedding,
-            prompts=(tuple(ids),),
-            arrival_s=self.arrival_s,
-            deadline_s=self.service.deadline_s(embedder, job, self.arrival_s),
-            asked_ms=job.deadline_ms,
-            priority=job.priority,
-            tenant=self.tenant,
-        )
+        work = Embed(prompts=(tuple(ids),), **self.shared(job, embedder))
+        self._embedding = work.id
         embedder.client.submit(work, self.mailbox)
         reply = await self.next()
         assert isinstance(reply, Vectors)

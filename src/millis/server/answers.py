@@ -46,18 +46,10 @@ class Batch(Answer):
             self.served.client.cancel(number)
 
     def common(self, job: Job) -> dict[str, Any]:
-        """The fields that all messages of work share."""
-        number = self.served.client.number()
-        self._open.add(number)
-        deadline_s = self.service.deadline_s(self.served, job, self.arrival_s)
-        return {
-            "id": number,
-            "arrival_s": self.arrival_s,
-            "deadline_s": deadline_s,
-            "asked_ms": job.deadline_ms,
-            "priority": job.priority,
-            "tenant": self.tenant,
-        }
+        """The fields of a message, whose work `close` calls off."""
+        found = self.shared(job, self.served)
+        self._open.add(found["id"])
+        return found
 
     async def finish(self, body: Mapping[str, Any], timings: Timings, size: int = 0) -> None:
         """Sends the answer, of about `size` bytes where they may be many, and counts it."""

@@ -16,7 +16,7 @@ from millis.engine.predict import Work
 from millis.engine.reading import Reading
 from millis.engine.timely import TimelyReader
 from millis.server.messages import Batch, Cancel, Embed, EngineInfo, Refused, Start, Stats, Vectors
-from millis.server.process import STATS_S, Line, Report, main
+from millis.server.process import STATS_S, Line, Report, main, refusal
 from millis.tasks.embed import unit_vectors
 from millis.tasks.encoder import Encoder
 from millis.types import DeadlineError, OverloadError, Timings
@@ -101,10 +101,8 @@ class Worker:
         )
         try:
             self._reader.admit(reading)
-        except DeadlineError as error:
-            self._refuse(Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, error.retry_after_s))
-        except OverloadError as error:
-            self._refuse(Refused(job.id, "overloaded", str(error), None, error.retry_after_s))
+        except (DeadlineError, OverloadError) as error:
+            self._refuse(refusal(job.id, error))
 
     def _send_stats(self, *, idle: bool) -> None:
         now = time.monotonic()

@@ -17,6 +17,7 @@ from millis.server.api.writer import Head, to_json
 from millis.server.client import Lost, Mailbox
 from millis.server.messages import Failed, Refused
 from millis.server.protocol import connection_of
+from millis.server.served import Model
 from millis.server.service import DELIVERY_S, LONG_BYTES, Service
 from millis.server.telemetry import Told
 from millis.tokenizer import Tokenizer
@@ -124,6 +125,17 @@ class Answer:
         self.connection.on_gone = None
         if self._timer is not None:
             self._timer.cancel()
+
+    def shared(self, job: Job, model: Model) -> dict[str, Any]:
+        """The fields that all messages of work share."""
+        return {
+            "id": model.client.number(),
+            "arrival_s": self.arrival_s,
+            "deadline_s": self.service.deadline_s(model, job, self.arrival_s),
+            "asked_ms": job.deadline_ms,
+            "priority": job.priority,
+            "tenant": self.tenant,
+        }
 
     def watch_deadline(self, job: Job) -> None:
         """Where the engine is held up, what there is goes out in time."""

@@ -161,16 +161,7 @@ class Generation(Answer):
 
     def _common(self, prompt: _Prompt) -> dict[str, Any]:
         """The fields that all messages of a prompt share."""
-        return {
-            "id": self.served.client.number(),
-            "prompt": prompt.tokens,
-            "arrival_s": self.arrival_s,
-            "deadline_s": self.service.deadline_s(self.served, self._job, self.arrival_s),
-            "asked_ms": self._job.deadline_ms,
-            "priority": self._job.priority,
-            "tenant": self.tenant,
-            "adapter": self.adapter,
-        }
+        return {**self.shared(self._job, self.served), "prompt": prompt.tokens, "adapter": self.adapter}
 
     def _read(self, prompt: _Prompt) -> None:
         """Asks what the model holds of each of a prompt's tokens."""

@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from millis.server.messages import EngineInfo, Failed, Frames, Progress, Ready, Start, frame
-from millis.types import MillisError
+from millis.server.messages import EngineInfo, Failed, Frames, Progress, Ready, Refused, Start, frame
+from millis.types import DeadlineError, GrammarError, MillisError, OverloadError
 
 CRASHED = 70  # exit code after a failed step: EX_SOFTWARE
 STATS_S = 0.1  # a worker that is busy sends its figures so often
@@ -68,6 +68,19 @@ class Report:
 
     def advance(self, count: int) -> None:
         pass
+
+
+def refusal(number: int, error: MillisError) -> Refused:
+    """What a request is told that the engine does not take."""
+    match error:
+        case DeadlineError():
+            return Refused(number, "deadline_unmeetable", str(error), error.predicted_ms, error.retry_after_s)
+        case OverloadError():
+            return Refused(number, "overloaded", str(error), None, error.retry_after_s)
+        case GrammarError():
+            return Refused(number, "invalid_grammar", str(error), rule=error.rule)
+        case _:
+            return Refused(number, "invalid_request", str(error))
 
 
 class Worker(Protocol):

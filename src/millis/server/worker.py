@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from millis.engine.adapters import Adapter
 from millis.engine.embedding import Embedding
 from millis.engine.predict import Work
 from millis.engine.request import Request
@@ -39,20 +38,12 @@ from millis.server.messages import (
     UnloadAdapter,
     Vectors,
 )
-from millis.server.process import STATS_S, Line, Report, main
+from millis.server.process import STATS_S, Line, Report, main, refusal
 from millis.server.turns import Turns
 from millis.tasks.embed import unit_vectors
 from millis.tasks.model import LanguageModel
 from millis.tasks.sentences import sentence_ends
-from millis.types import (
-    DeadlineError,
-    GrammarError,
-    MillisError,
-    OverloadError,
-    RequestError,
-    SamplingParams,
-    Timings,
-)
+from millis.types import DeadlineError, GrammarError, MillisError, RequestError, SamplingParams, Timings
 
 WARM_TOKENS = 8
 
@@ -145,10 +136,8 @@ class Worker:
                 if not embedding.whole:
                     return embedding.hurries(_due_s(job))
                 self._answer(job, _vectors(job, embedding, begin_s, self.engine.clock()))
-            except DeadlineError as error:
-                self._answer(job, Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, 1.0))
-            except RequestError as error:
-                self._answer(job, Refused(job.id, "invalid_request", str(error)))
+            except (DeadlineError, RequestError) as error:
+                self._answer(job, refusal(job.id, error))
             break
         return False
 
@@ -254,14 +243,9 @@ class Worker:
     def take(self, message: Any) -> None:
         """Admits, refuses and cancels, also while a step runs."""
         match message:
-            case Submit():
-                grammar = message.params.grammar
+            case Submit() | Score():
+                grammar = message.params.grammar if isinstance(message, Submit) else None
                 if self._adapters.ready(message.adapter) and (grammar is None or self._grammars.ready(grammar)):
-                    self._admit(message)
-                else:
-                    self._queue(message, message.tenant)
-            case Score():
-                if self._adapters.ready(message.adapter):
                     self._admit(message)
                 else:
                     self._queue(message, message.tenant)
@@ -334,56 +318,32 @@ class Worker:
                 self._adapters.add(message.name, Path(message.path))
             else:
                 self._adapters.remove(message.name)
-        except OverloadError as error:
-            self._refuse(Refused(message.id, "overloaded", str(error), None, error.retry_after_s))
         except MillisError as error:
-            self._refuse(Refused(message.id, "invalid_request", str(error)))
+            self._refuse(refusal(message.id, error))
         else:
             self.send(Batch([Done(message.id)]))
 
-    def _adapter(self, name: str | None) -> Adapter | None:
-        return None if name is None else self._adapters.use(name)
-
-    def _submit(self, job: Submit) -> Request:
-        return self.engine.submit(
-            job.prompt,
-            job.params,
-            arrival_s=job.arrival_s,
-            deadline_s=job.deadline_s,
-            asked_ms=job.asked_ms,
-            priority=job.priority,
-            tenant=job.tenant,
-            on_deadline=job.on_deadline,
-            minimum_tokens=job.minimum_tokens,
-            adapter=self._adapter(job.adapter),
-        )
-
-    def _submit_score(self, job: Score) -> Request:
-        return self.engine.submit_score(
-            job.prompt,
-            job.continuations,
-            arrival_s=job.arrival_s,
-            deadline_s=job.deadline_s,
-            asked_ms=job.asked_ms,
-            priority=job.priority,
-            tenant=job.tenant,
-            adapter=self._adapter(job.adapter),
-            best=job.best,
-        )
+    def _submit(self, job: Submit | Score) -> Request:
+        shared: dict[str, Any] = {
+            "arrival_s": job.arrival_s,
+            "deadline_s": job.deadline_s,
+            "asked_ms": job.asked_ms,
+            "priority": job.priority,
+            "tenant": job.tenant,
+            "adapter": None if job.adapter is None else self._adapters.use(job.adapter),
+        }
+        if isinstance(job, Score):
+            return self.engine.submit_score(job.prompt, job.continuations, best=job.best, **shared)
+        shared |= {"on_deadline": job.on_deadline, "minimum_tokens": job.minimum_tokens}
+        return self.engine.submit(job.prompt, job.params, **shared)
 
     def _admit(self, job: Submit | Score) -> None:
         try:
-            request = self._submit(job) if isinstance(job, Submit) else self._submit_score(job)
+            request = self._submit(job)
             with self._changed:
                 self._table[job.id] = request
-        except DeadlineError as error:
-            self._refuse(Refused(job.id, "deadline_unmeetable", str(error), error.predicted_ms, error.retry_after_s))
-        except OverloadError as error:
-            self._refuse(Refused(job.id, "overloaded", str(error), None, error.retry_after_s))
-        except GrammarError as error:
-            self._refuse(Refused(job.id, "invalid_grammar", str(error), rule=error.rule))
         except MillisError as error:
-            self._refuse(Refused(job.id, "invalid_request", str(error)))
+            self._refuse(refusal(job.id, error))
 
     def _refuse(self, refusal: Refused) -> None:
         self.send(Batch([refusal]))

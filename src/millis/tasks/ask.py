@@ -20,7 +20,6 @@ def ask(
     lm: LanguageModel,
     prompts: Sequence[str],
     *,
-    system: str | None = None,
     deadline_ms: float | None = None,
     advance: Callable[[], None] = lambda: None,
     **options: Any,
@@ -35,7 +34,7 @@ def ask(
         with ExitStack() as streams:
             together: list[Stream] = []
             for prompt in prompts[at : at + TOGETHER]:
-                stream = _stream(lm, prompt, system, {**options, "deadline_ms": deadline_ms})
+                stream = _stream(lm, prompt, {**options, "deadline_ms": deadline_ms})
                 together.append(streams.enter_context(stream))
             for stream in together:
                 found.append(stream.result())
@@ -48,11 +47,10 @@ def filled(template: str, **parts: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda place: parts.get(place[1], place[0]), template)
 
 
-def _stream(lm: LanguageModel, prompt: str, system: str | None, options: dict[str, Any]) -> Stream:
-    if not lm.tokenizer.has_chat_template:
-        return lm.stream(prompt if system is None else f"{system}\n\n{prompt}", **options)
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    return lm.chat_stream([*messages, {"role": "user", "content": prompt}], **options)
+def _stream(lm: LanguageModel, prompt: str, options: dict[str, Any]) -> Stream:
+    if lm.tokenizer.has_chat_template:
+        return lm.chat_stream([{"role": "user", "content": prompt}], **options)
+    return lm.stream(prompt, **options)
 
 
 @contextmanager
