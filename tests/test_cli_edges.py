@@ -211,8 +211,8 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
 def test_labels_of_a_file_may_hold_commas(tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("fees, cards\r\n\n 其他，不明 \n", encoding="utf-8")
-    assert classify._labels(f"@{file}") == ["fees, cards", "其他，不明"]
-    assert classify._labels("a，b, c") == ["a", "b", "c"]
+    assert lines.labels_of(f"@{file}") == ["fees, cards", "其他，不明"]
+    assert lines.labels_of("a，b, c") == ["a", "b", "c"]
 
 
 # Misuse
