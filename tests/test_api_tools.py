@@ -224,6 +224,18 @@ def test_a_strict_tools_calls_may_lack_their_tags(guide: LLTokenizer) -> None:
     assert not any(accepts(guide, one, f"{BARE}\n{more}") for more in (BARE, CALL, WRONG))
 
 
+@pytest.mark.parametrize("end", ["</tool_call>", "\n</tool_call>\n", "</tool_call>\nSo."])
+@pytest.mark.parametrize("begin", [BARE, f"```json\n{BARE}\n```", f"{BARE}\n{BARE}"])
+def test_a_closing_tag_that_was_not_opened_is_no_text(begin: str, end: str) -> None:
+    """As a deadline's closing may end a call without tags."""
+    count = begin.count("name")
+    for size in (1, 5, 1000):
+        text = begin + end
+        found = pieces(*(text[i : i + size] for i in range(0, len(text), size)), bare=True)
+        assert found[:count] == [Call("weather", '{"city": "Oslo"}')] * count
+        assert "".join(map(str, found[count:])) == ("So." if "So." in end else "")
+
+
 @pytest.mark.parametrize(
     ("fields", "found"),
     [({"tools": [STRICT]}, True), ({"tools": [WEATHER]}, True), ({"tools": [STRICT], "tool_choice": "required"}, False),

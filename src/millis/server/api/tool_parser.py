@@ -72,6 +72,11 @@ class ToolParser:
         pieces: list[Piece] = []
         while self._bare:
             text = self._held.lstrip()
+            if self._after_call and text.startswith(CLOSE):  # of a tag that was not opened
+                self._held = text.removeprefix(CLOSE)
+                continue
+            if self._after_call and CLOSE.startswith(text) and not done:
+                break
             begun = "".join(text[:64].split())
             if not any(form.startswith(begun) or begun.startswith(form) for form in _BEGINNINGS):
                 self._bare = False
