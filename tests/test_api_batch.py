@@ -18,7 +18,7 @@ from millis.server.api.embeddings import embedding_body
 from millis.server.api.errors import ApiError
 from millis.server.api.job import Conversation, Instruction
 from millis.server.api.models import Served, model_body, models_body
-from millis.server.api.similarity import rerank_body, score_body
+from millis.server.api.similarity import cosines, rerank_body, score_body
 from millis.server.api.tokenize import detokenize_body, tokenize_body
 
 VECTORS = np.array([[1, 0], [0.6, 0.8], [0.8, 0.6]], np.float32)
@@ -107,25 +107,25 @@ def test_classify_takes_a_template_of_ones_own() -> None:
 def test_score() -> None:
     one = job("score", text_1="a", text_2=["b", "c"])
     assert one.prompts == ("a", "b", "c")
-    body = clean(score_body(one, HEAD, VECTORS, timings()))
+    body = clean(score_body(one, HEAD, cosines(one, VECTORS), timings()))
     assert [entry["score"] for entry in body["data"]] == pytest.approx([0.6, 0.8])
     pairs = job("score", text_1=["a", "b"], text_2=["c", "d"], encoding_format="float")  # as vLLM's clients say it
     assert pairs.extra["fields"] == ["text_1[0]", "text_1[1]", "text_2[0]", "text_2[1]"]
     vectors = np.eye(4, dtype=np.float32)[[0, 1, 0, 2]]
-    body = clean(score_body(pairs, HEAD, vectors, timings()))
+    body = clean(score_body(pairs, HEAD, cosines(pairs, vectors), timings()))
     assert [entry["score"] for entry in body["data"]] == [1, 0]
 
 
 def test_rerank() -> None:
     found = job("rerank", documents=["b", {"text": "c"}], top_n=5)
-    body = clean(rerank_body(found, HEAD, VECTORS, timings()))
+    body = clean(rerank_body(found, HEAD, cosines(found, VECTORS), timings()))
     assert [(r["index"], r["document"]["text"]) for r in body["results"]] == [(1, "c"), (0, "b")]
     assert [r["relevance_score"] for r in body["results"]] == pytest.approx([0.8, 0.6])
     found = job("rerank", documents=["b", "c"], top_n=1, return_documents=False)
-    (only,) = clean(rerank_body(found, HEAD, VECTORS, timings()))["results"]
+    (only,) = clean(rerank_body(found, HEAD, cosines(found, VECTORS), timings()))["results"]
     assert only["index"] == 1 and "document" not in only
     found = job("rerank", documents=["b", "c"], top_n=0)  # vLLM's default
-    assert len(rerank_body(found, HEAD, VECTORS, timings())["results"]) == 2
+    assert len(rerank_body(found, HEAD, cosines(found, VECTORS), timings())["results"]) == 2
 
 
 def test_tokenize_and_detokenize() -> None:

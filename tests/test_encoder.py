@@ -79,6 +79,40 @@ def test_a_head_of_one_number(tmp_path: Path) -> None:
         encoder.classify(TEXTS[0])
 
 
+QUERY, DOCUMENTS = "where is my parcel", ["The parcel is late.", "a new card", "lost lost lost ?"]
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "modernbert"])
+def test_a_cross_encoder_relates_texts_as_transformers_does(family: str, tmp_path: Path) -> None:
+    """One number of two texts read together, those of the second of another kind where the model knows kinds."""
+    folder = save(tiny(family, id2label={0: "LABEL_0"}, label2id={"LABEL_0": 0}), tmp_path)
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder).eval(), tokenizer_of(folder)
+    wanted = []
+    for document in DOCUMENTS:
+        given = tokenizer(QUERY, document, return_tensors="pt", return_token_type_ids=family == "bert")
+        with torch.no_grad():
+            found = model(**given)
+        wanted.append(float(found.logits[0, 0].sigmoid()))
+    encoder = millis.Encoder(folder, threads=2, precision="exact")
+    np.testing.assert_allclose(encoder.relevance(QUERY, DOCUMENTS), wanted, atol=2e-5)
+    np.testing.assert_allclose(encoder.relevance(QUERY, DOCUMENTS, deadline_ms=60_000), wanted, atol=2e-5)
+    long = " ".join(["card"] * CONTEXT)
+    with pytest.raises(RequestError, match=rf"document 1 and the query have {CONTEXT + 7} tokens"):
+        encoder.relevance(QUERY, ["a", long])
+    cut = " ".join(["card"] * (CONTEXT - 7))
+    np.testing.assert_allclose(
+        encoder.relevance(QUERY, [long], truncate=True), encoder.relevance(QUERY, [cut]), atol=1e-6
+    )
+    with pytest.raises(RequestError, match="the first text leaves no room"):
+        encoder.relevance(long, ["a"], truncate=True)
+
+
+def test_texts_are_related_by_what_was_trained_to(encoder: millis.Encoder) -> None:
+    assert not encoder.relates
+    with pytest.raises(RequestError, match=r"was not trained to relate two texts; compare the vectors of \.embed"):
+        encoder.relevance("a", ["b"])
+
+
 def test_the_real_model_embeds_as_transformers_does(model_path: Callable[[str], Path]) -> None:
     path = model_path("minilm")
     texts = ["Where is my parcel?", "My package has not arrived yet.", "Zinsen für Kredite 利率", "cat " * 200]

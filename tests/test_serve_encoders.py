@@ -17,11 +17,13 @@ from transformers import AutoTokenizer
 
 from encoders import CONTEXT, LABELS, decoder, hidden, logits, save, tiny
 from gguf_files import DROP, HIDDEN, write_tiny
+from millis import Encoder
 from serving import CHAT, Server, chat, until
 from shell import error_line, millis
 from tokenizer_tiny import bpe
 
 TEXTS = ["where is my parcel", "late loan ?", "help"]
+ONE: dict[str, Any] = {"id2label": {0: "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 EXACT = ("--precision", "exact", "--threads", "1")
 
 
@@ -31,22 +33,24 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     vocabulary = bpe() | {"tokenizer.ggml.scores": DROP, ".context_length": 256}
     size = len(vocabulary["tokenizer.ggml.tokens"])
     write_tiny(root / "tiny.gguf", keys=vocabulary, tensors={"token_embd.weight": (size, HIDDEN)})
-    body, head, many, causal = (root / name for name in ("body", "head", "many", "causal"))
+    body, head, many, causal, rank = (root / name for name in ("body", "head", "many", "causal", "rank"))
+    save(tiny("bert", **ONE), rank)
     save(decoder("Llama"), causal)
     save(tiny("bert", head=False), body)
     save(tiny("bert"), head)
     save(tiny("distilbert", problem_type="multi_label_classification"), many)
-    return {"lm": root / "tiny.gguf", "body": body, "head": head, "many": many, "causal": causal}
+    return {"lm": root / "tiny.gguf", "body": body, "head": head, "many": many, "causal": causal, "rank": rank}
 
 
 @pytest.fixture(scope="module")
 def server(folders: dict[str, Path]) -> Iterator[Server]:
-    """A model that writes, and four that read, a decoder among them."""
+    """A model that writes, and five that read, a decoder and a cross-encoder among them."""
     beside = [
         f"--encoder={folders['body']}",
         f"--encoder=intents={folders['head']}",
         f"--encoder=many={folders['many']}",
         f"--encoder=causal={folders['causal']}",
+        f"--encoder=rank={folders['rank']}",
     ]
     with Server(folders["lm"], *EXACT, *beside) as running:
         yield running
@@ -93,6 +97,26 @@ def test_vectors_are_those_of_transformers(server: Server, folders: dict[str, Pa
     assert again[1]["data"] == score["data"] and server.ask("/score")[0] == 405
     ids = server.json("/tokenize", {"model": "body", "prompt": TEXTS[0]})[1]
     assert ids["tokens"] == given[0] and ids["max_model_len"] == CONTEXT
+
+
+def test_a_cross_encoder_reads_two_texts_together(server: Server, folders: dict[str, Path]) -> None:
+    encoder = Encoder(folders["rank"], threads=1, precision="exact")
+    wanted = encoder.relevance(TEXTS[0], TEXTS[1:])
+    ranked = server.json("/v1/rerank", {"model": "rank", "query": TEXTS[0], "documents": TEXTS[1:]})[1]
+    assert [one["index"] for one in ranked["results"]] == (-wanted).argsort().tolist()
+    assert [one["relevance_score"] for one in ranked["results"]] == pytest.approx(
+        sorted(wanted, reverse=True), abs=1e-5
+    )
+    both = {"model": "rank", "text_1": TEXTS[:2], "text_2": TEXTS[1:]}
+    score = server.json("/v1/score", both)[1]
+    apart = [float(encoder.relevance(a, [b])[0]) for a, b in zip(TEXTS[:2], TEXTS[1:], strict=True)]
+    assert [one["score"] for one in score["data"]] == pytest.approx(apart, abs=1e-5)
+    long = {"model": "rank", "query": TEXTS[0], "documents": ["a", "card " * CONTEXT]}
+    status, answer = server.json("/v1/rerank", long)
+    assert (status, answer["error"]["param"]) == (400, "documents[1]")
+    assert "query and documents[1] have" in answer["error"]["message"]
+    assert server.json("/v1/rerank", {**long, "truncate_prompt_tokens": -1})[0] == 200
+    assert server.json("/v1/embeddings", {"model": "rank", "input": "card"})[0] == 200
 
 
 def softmax(row: np.ndarray) -> np.ndarray:

@@ -25,17 +25,18 @@ Ids = Sequence[Sequence[int]]  # of each text
 class Reader(ABC):
     """What makes vectors and logits of texts. Calls from several threads take turns.
 
-    ngrams: what is added to the head's logits. suffix: how many tokens the tokenizer puts behind a text.
+    ngrams: what is added to the head's logits. suffix: how many tokens the tokenizer puts behind a text. end: where a
+    model reads pairs, the token behind the first text; what follows it is of kind 1.
     """
 
     max_tokens: int  # of a step
     isa: str  # the instruction set in use
     weight_bytes: int  # of the packed weights
 
-    def __init__(self, context: int, ngrams: Ngrams | None, suffix: int) -> None:
+    def __init__(self, context: int, ngrams: Ngrams | None, suffix: int, end: int | None = None) -> None:
         self.context = context  # tokens of a text that the network reads,
         self.reads = context if ngrams is None else max(context, TOKENS)  # and that `logits` looks at
-        self._ngrams, self._suffix = ngrams, suffix
+        self._ngrams, self._suffix, self._end = ngrams, suffix, end
 
     def embeddings(self, ids: Ids, types: Ids | None = None) -> NDArray[np.float32]:
         """[N, width] the pooled hidden states of each text. types: the kind of each token, 0 unless given."""
@@ -43,6 +44,8 @@ class Reader(ABC):
 
     def logits(self, ids: Ids, types: Ids | None = None) -> NDArray[np.float32]:
         """[N, labels] what the head makes of each text, of which the network reads no more than the context."""
+        if types is None and self._end is not None:
+            types = [kinds(text, self._end) for text in ids]
         found = self._run([self.cut(text) for text in ids], types and [self.cut(text) for text in types], head=True)
         if self._ngrams is not None:
             found = found + np.stack([self._ngrams.logits(text) for text in ids])
@@ -63,9 +66,16 @@ class EncoderRunner(Reader):
     """Raises FormatError when the weights do not fit the plan or hold NaN or infinite values, ModelError when
     the machine's memory is too small for them."""
 
-    def __init__(self, model: Model, config: EngineConfig, ngrams: Ngrams | None = None, suffix: int = 1) -> None:
+    def __init__(
+        self,
+        model: Model,
+        config: EngineConfig,
+        ngrams: Ngrams | None = None,
+        suffix: int = 1,
+        end: int | None = None,
+    ) -> None:
         plan = model.plan
-        super().__init__(plan.context, ngrams, suffix)
+        super().__init__(plan.context, ngrams, suffix, end)
         self.max_tokens = max(config.max_batch_tokens, plan.context)
         try:
             check_values(plan, model.checkpoint.tensors)
@@ -110,6 +120,12 @@ class EncoderRunner(Reader):
         kinds = None if types is None else np.fromiter(chain.from_iterable(types), np.int32)
         found: NDArray[np.float32] = self._runtime.texts(tokens, lengths, head, kinds)
         return found
+
+
+def kinds(pair: Sequence[int], end: int) -> list[int]:
+    """Of each token: 0 up to the first `end`, 1 behind it."""
+    first = pair.index(end) + 1 if end in pair else len(pair)
+    return [0] * first + [1] * (len(pair) - first)
 
 
 def groups(lengths: Sequence[int], max_tokens: int) -> list[range]:

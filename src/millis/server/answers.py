@@ -17,8 +17,9 @@ from millis.server.api.classify import labels_body
 from millis.server.api.embeddings import embedding_body
 from millis.server.api.errors import invalid, unsupported
 from millis.server.api.job import PROMPT_FIELDS, Endpoint, Job, check_ids
-from millis.server.api.similarity import rerank_body, score_body
+from millis.server.api.similarity import cosines, rerank_body, score_body
 from millis.server.api.tokenize import detokenize_body, tokenize_body
+from millis.server.api.writer import Head
 from millis.server.cascading import Cascading
 from millis.server.exchange import Answer
 from millis.server.messages import Embed, Score, Scores, Vectors
@@ -27,10 +28,10 @@ from millis.server.service import Service
 from millis.tasks.encoder import sigmoid, softmax
 from millis.tasks.labels import Question, exclusive
 from millis.tokenizer import Tokenizer, shortened
-from millis.types import Timings
+from millis.types import RequestError, Timings
 
 TIMES = ("queue", "tokenize", "prefill", "total")
-VECTOR_BODIES = {"embeddings": embedding_body, "score": score_body, "rerank": rerank_body}
+PAIR_BODIES = {"score": score_body, "rerank": rerank_body}
 
 
 class Batch(Answer):
@@ -192,20 +193,48 @@ def _yes_or_no(
 
 
 class Embedding(Batch):
-    """/v1/embeddings, /v1/score and /v1/rerank: a vector of each prompt."""
+    """/v1/embeddings, /v1/score and /v1/rerank: a vector of each prompt, or a cross-encoder's number of each pair."""
 
     async def answer(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer) -> None:
         info = self.served.client.info
         assert info is not None
         if self.adapter is not None:
             raise unsupported("model", "adapters write and classify; vectors come from the model itself")
+        if info.relates and job.endpoint in PAIR_BODIES:
+            logits, timings = await self.read(job, self._pairs(job, ids, tokenizer, info.context), head=True)
+            body = PAIR_BODIES[job.endpoint](job, self.head(tokenizer), sigmoid(logits[:, 0]).tolist(), timings)
+            return await self.finish(body, timings)
         ids = self.cut(job, ids, tokenizer, info.context)
         vectors, timings = await self.read(job, ids)
         size = vectors.nbytes if job.endpoint == "embeddings" else 0
-        body = await self.service.run(
-            vectors.nbytes, VECTOR_BODIES[job.endpoint], job, self.head(tokenizer), vectors, timings
-        )
+        body = await self.service.run(vectors.nbytes, _vector_body, job, self.head(tokenizer), vectors, timings)
         await self.finish(body, timings, size)
+
+    def _pairs(self, job: Job, ids: list[list[int]], tokenizer: Tokenizer, room: int) -> list[list[int]]:
+        """The ids of the texts that are compared, two by two. ApiError: two are longer than the model reads."""
+        before, behind = map(len, tokenizer.around)
+        bare = [text[before : len(text) - behind] for text in ids]
+        if job.truncate is not None and job.truncate > 0:
+            room = min(room, job.truncate)
+        found = []
+        for first, second in job.extra["pairs"]:
+            field, other = job.extra["fields"][second], job.extra["fields"][first]
+            pair = tokenizer.pair(bare[first], bare[second])
+            if len(pair) > room and job.truncate is None:
+                message = f"{other} and {field} have {len(pair)} tokens; {self.served.name} reads {room}: shorten them"
+                message += ", or send truncate_prompt_tokens: -1 to have the end cut off"
+                raise invalid(message, field, "context_length_exceeded")
+            try:
+                found.append(tokenizer.pair(bare[first], bare[second], room))
+            except RequestError as error:
+                raise invalid(f"{other}: {error}", other, "context_length_exceeded") from None
+        return found
+
+
+def _vector_body(job: Job, head: Head, vectors: NDArray[np.float32], timings: Timings) -> dict[str, Any]:
+    if job.endpoint == "embeddings":
+        return embedding_body(job, head, vectors, timings)
+    return PAIR_BODIES[job.endpoint](job, head, cosines(job, vectors), timings)
 
 
 class Tokenization(Answer):

@@ -55,6 +55,7 @@ class Worker:
             weight_bytes=self._runner.weight_bytes,
             head=config.head,
             reads=self._runner.reads,
+            relates=self._encoder.relates,
             load_s=load_s,
             warm_s=warm_s,
         )

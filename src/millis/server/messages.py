@@ -135,6 +135,7 @@ class EngineInfo:
     head: Head | None = None  # what an encoder was trained to tell
     answer_tokens: int = 0  # of an encoder-decoder model's answer, at most, unless a request says otherwise
     reads: int = 0  # tokens of a text that its head looks at; the network reads `context` of them
+    relates: bool = False  # a cross-encoder: its head says how well two texts fit
 
 
 @dataclass(frozen=True, slots=True)

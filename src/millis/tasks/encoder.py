@@ -58,8 +58,13 @@ class Encoder:
             self._head, ngrams = config.head, None
             if self._head is not None:
                 ngrams = read_ngrams(self.path, config.vocab, len(self._head.labels))
-            kind = EncoderRunner if config.both_ways else DecoderReader
-            self.runner: Reader = kind(self.model, self.config, ngrams, len(self._around[1]))
+            suffix = self._around[1]
+            self.runner: Reader
+            if config.both_ways:
+                end = suffix[0] if self.relates and config.token_types > 1 and suffix else None
+                self.runner = EncoderRunner(self.model, self.config, ngrams, len(suffix), end)
+            else:
+                self.runner = DecoderReader(self.model, self.config, ngrams, len(suffix))
         self._timely = TimelyReader(
             self.runner.embeddings,
             self.runner.logits,
@@ -71,6 +76,32 @@ class Encoder:
     def labels(self) -> tuple[str, ...]:
         """What `classify` tells apart, in the order of `logits`; empty where the model has no head."""
         return () if self._head is None else self._head.labels
+
+    @property
+    def relates(self) -> bool:
+        """Whether it was trained to say how well one text fits another: a cross-encoder, whose head has one number."""
+        config = self.model.checkpoint.config
+        return config.both_ways and config.head is not None and config.head.problem == "regression"
+
+    def relevance(
+        self, query: str, documents: Sequence[str], *, truncate: bool = False, deadline_ms: float | None = None
+    ) -> NDArray[np.float32]:
+        """[N] float32 in (0, 1), how well each document fits the query, which a cross-encoder reads together (Nogueira
+        and Cho, 2019): the sigmoid of its logit. RequestError: the model is none, or as `embed`; the rest as there."""
+        if not self.relates:
+            raise RequestError(f"{self.path.name} was not trained to relate two texts; compare the vectors of .embed")
+        self._prepare(deadline_ms)
+        begin = time.perf_counter()
+        asked, *texts = (
+            self.tokenizer.encode(text, add_special=False)
+            for text in (checks.text(query, "the query"), *checks.strings(documents, "documents"))
+        )
+        room = self.runner.context
+        pairs = [self.tokenizer.pair(asked, text, room if truncate else None) for text in texts]
+        for i, pair in enumerate(pairs):
+            if len(pair) > room:
+                raise RequestError(f"document {i} and the query have {len(pair)} tokens; {self.path.name} reads {room}")
+        return sigmoid(self._read(pairs, True, begin, deadline_ms)[0][:, 0])
 
     def embed(
         self, texts: Sequence[str], *, truncate: bool = False, deadline_ms: float | None = None

@@ -45,6 +45,13 @@ class FolderEncoder:
                 return full[:start], full[start + len(bare) :]
         return [], []
 
+    def between(self, prefix: list[int], suffix: list[int]) -> list[int] | None:
+        """The ids that it puts between two texts that are read together; None where it knows no such pairs."""
+        bare, full = self("a"), list(self._backend.encode("a", "a", add_special_tokens=True).ids)
+        begin, end = len(prefix) + len(bare), len(full) - len(suffix) - len(bare)
+        whole = full == [*prefix, *bare, *full[begin:end], *bare, *suffix]
+        return full[begin:end] if whole and end > begin else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folder:
@@ -60,6 +67,7 @@ class Folder:
     ends: frozenset[int]
     special: Mapping[str, str]  # bos_token and eos_token, for the template
     template: str | None
+    between: list[int] | None = None  # of two texts that are read together
     later: Callable[[str], list[int]] | None = None  # of text behind a special token, where that is another
 
 
@@ -88,6 +96,7 @@ def read_folder(path: Path) -> Folder:
         ends=ends_of(path, eos, control, backend.get_vocab_size()),
         special={name: text for name in ("bos_token", "eos_token") if (text := content(config.get(name)))},
         template=template_of(path, config),
+        between=encoder.between(prefix, suffix),
         later=_later(backend),
     )
 

@@ -35,6 +35,7 @@ class Tokenizer:
         eos: frozenset[int],
         chat: Chat,
         later: Callable[[str], list[int]] | None = None,
+        between: Sequence[int] | None = None,
         limit: int | None = None,
     ) -> None:
         self.bos = bos
@@ -45,6 +46,7 @@ class Tokenizer:
         self._control = control
         self._prefix = list(prefix)
         self._suffix = list(suffix)
+        self._between = between
         self._chat = chat
         self._limit = limit  # ids the model has an embedding for
 
@@ -105,6 +107,7 @@ class Tokenizer:
             eos=folder.ends,
             chat=Chat(folder.template, folder.special, control),
             later=folder.later,
+            between=folder.between,
         )
 
     @property
@@ -126,6 +129,17 @@ class Tokenizer:
     def around(self) -> tuple[list[int], list[int]]:
         """The ids that `encode` puts before and after a text."""
         return list(self._prefix), list(self._suffix)
+
+    def pair(self, first: Sequence[int], second: Sequence[int], room: int | None = None) -> list[int]:
+        """The ids of two texts that are read together, given without what stands around them, in at most `room`: the
+        second loses its end. RequestError: the files do not say how, or there is no room for the first."""
+        if self._between is None:
+            raise RequestError("this model's tokenizer does not say how two texts are read together")
+        begin = [*self._prefix, *first, *self._between]
+        left = len(second) if room is None else room - len(begin) - len(self._suffix)
+        if left < 1 <= len(second):
+            raise RequestError(f"the first text leaves no room for the second in {room} tokens; shorten it")
+        return [*begin, *second[:left], *self._suffix]
 
     def same_ids(self, other: Tokenizer) -> bool:
         """Whether every id stands for the same token in both."""
@@ -214,6 +228,7 @@ class Tokenizer:
             eos=self.eos,
             chat=self._chat,
             later=self._later,
+            between=self._between,
             limit=size,
         )
 

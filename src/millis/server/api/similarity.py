@@ -1,4 +1,4 @@
-"""/v1/score and /v1/rerank: texts compared by the cosine of their embeddings. Pure."""
+"""/v1/score and /v1/rerank: texts compared by the cosine of their embeddings, or by a cross-encoder. Pure."""
 
 from __future__ import annotations
 
@@ -87,6 +87,7 @@ def parse_rerank(body: Body, limits: Limits) -> Job:
         model=request.model,
         prompts=(request.query, *documents),
         extra={
+            "pairs": [(0, 1 + i) for i in range(len(documents))],
             "top": request.top_n or len(documents),
             "documents": request.return_documents is not False,
             "fields": ["query", *_places("documents", documents)],
@@ -95,9 +96,13 @@ def parse_rerank(body: Body, limits: Limits) -> Job:
     )
 
 
-def score_body(job: Job, head: Head, vectors: NDArray[np.float32], timings: Timings) -> dict[str, Any]:
-    """The answer. vectors: [prompts, dimensions] f32, unit length."""
-    scores = [float(vectors[i] @ vectors[j]) for i, j in job.extra["pairs"]]
+def cosines(job: Job, vectors: NDArray[np.float32]) -> list[float]:
+    """Of the job's pairs. vectors: [prompts, dimensions] f32, unit length."""
+    return [float(vectors[i] @ vectors[j]) for i, j in job.extra["pairs"]]
+
+
+def score_body(job: Job, head: Head, scores: Sequence[float], timings: Timings) -> dict[str, Any]:
+    """The answer. scores: of the job's pairs."""
     return {
         "id": f"score-{head.id}",
         "object": "list",
@@ -109,9 +114,8 @@ def score_body(job: Job, head: Head, vectors: NDArray[np.float32], timings: Timi
     }
 
 
-def rerank_body(job: Job, head: Head, vectors: NDArray[np.float32], timings: Timings) -> dict[str, Any]:
-    """The answer, best document first. vectors: [1 + documents, dimensions] f32, unit length."""
-    scores = [float(value) for value in vectors[1:] @ vectors[0]]
+def rerank_body(job: Job, head: Head, scores: Sequence[float], timings: Timings) -> dict[str, Any]:
+    """The answer, best document first. scores: of the documents."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])[: job.extra["top"]]
     results = []
     for i in order:
