@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +91,11 @@ def test_near_copies_among_texts_that_are_somewhat_alike() -> None:
     assert found > 150 and missed <= 0.05 * found
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "now"))
     with pytest.raises(DataError, match="copies .* not go to .*/no.* is full.*name another folder in TMPDIR"):
         (tmp_path / "now").mkdir()
-        with Seen(0.8, tmp_path / "now") as seen:
+        with Seen(0.8) as seen:
             seen._base.execute("PRAGMA max_page_count = 8")
             for number in range(5000):
                 seen.keep(Known(number, "", None, ""), text := f"text {number}", signature(text))
