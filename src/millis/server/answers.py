@@ -201,7 +201,9 @@ class Embedding(Batch):
         if self.adapter is not None:
             raise unsupported("model", "adapters write and classify; vectors come from the model itself")
         if info.relates and job.endpoint in PAIR_BODIES:
-            logits, timings = await self.read(job, self._pairs(job, ids, tokenizer, info.context), head=True)
+            size = 8 * sum(len(ids[i]) + len(ids[j]) for i, j in job.extra["pairs"])
+            pairs = await self.service.run(size, self._pairs, job, ids, tokenizer, info.context)
+            logits, timings = await self.read(job, pairs, head=True)
             body = PAIR_BODIES[job.endpoint](job, self.head(tokenizer), sigmoid(logits[:, 0]).tolist(), timings)
             return await self.finish(body, timings)
         ids = self.cut(job, ids, tokenizer, info.context)
@@ -224,10 +226,12 @@ class Embedding(Batch):
                 message = f"{other} and {field} have {len(pair)} tokens; {self.served.name} reads {room}: shorten them"
                 message += ", or send truncate_prompt_tokens: -1 to have the end cut off"
                 raise invalid(message, field, "context_length_exceeded")
-            try:
-                found.append(tokenizer.pair(bare[first], bare[second], room))
-            except RequestError as error:
-                raise invalid(f"{other}: {error}", other, "context_length_exceeded") from None
+            if len(pair) > room:
+                try:
+                    pair = tokenizer.pair(bare[first], bare[second], room)
+                except RequestError as error:
+                    raise invalid(f"{other}: {error}", other, "context_length_exceeded") from None
+            found.append(pair)
         return found
 
 

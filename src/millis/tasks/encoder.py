@@ -81,7 +81,7 @@ class Encoder:
     def relates(self) -> bool:
         """Whether it was trained to say how well one text fits another: a cross-encoder, whose head has one number."""
         config = self.model.checkpoint.config
-        return config.both_ways and config.head is not None and config.head.problem == "regression"
+        return config.both_ways and config.head is not None and len(config.head.labels) == 1
 
     def relevance(
         self, query: str, documents: Sequence[str], *, truncate: bool = False, deadline_ms: float | None = None
