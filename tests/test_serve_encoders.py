@@ -227,7 +227,7 @@ def test_what_a_model_does_not_do_is_refused(server: Server, path: str, body: An
 
 def test_models_say_what_they_answer(server: Server, alone: Server) -> None:
     models = {one["id"]: one for one in server.json("/v1/models")[1]["data"]}
-    assert list(models) == ["m", "body", "intents", "many", "causal"]
+    assert list(models) == ["m", "body", "intents", "many", "causal", "rank"]
     assert CHAT in models["m"]["endpoints"] and CHAT not in models["intents"]["endpoints"]
     assert "/v1/classify" in models["intents"]["endpoints"] and "/v1/classify" not in models["body"]["endpoints"]
     assert models["intents"]["labels"] == list(LABELS.values()) and "labels" not in models["m"]
@@ -255,7 +255,7 @@ def test_deadlines_and_figures(server: Server) -> None:
     assert server.metric("requests_refused_total", model_name="body", reason="deadline_unmeetable") == 1
     assert server.metric("deadlines_met_total", model_name="intents") == 1
     assert server.metric("request_success_total", model_name="intents") > 0
-    assert server.metric("engine_up") == 5 and server.metric("step_actual_seconds", model_name="body") > 0
+    assert server.metric("engine_up") == 6 and server.metric("step_actual_seconds", model_name="body") > 0
 
 
 def test_requests_at_once_are_each_answered_with_their_own(server: Server) -> None:
