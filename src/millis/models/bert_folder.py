@@ -12,7 +12,7 @@ from millis.models.checkpoint import Checkpoint
 from millis.models.config import ModelConfig, Pooling
 from millis.models.huggingface_config import Settings, check_activation, divide, refuse_settings
 from millis.models.reader_folder import head_of, longest_text, pooling_of
-from millis.models.safetensors import read_folder_tensors
+from millis.models.safetensors import read_folder_tensors, renamed
 from millis.models.tensor import Tensor
 from millis.models.tensors_expected import check_config, check_tensors
 from millis.types import FormatError
@@ -129,14 +129,7 @@ def read(path: Path, values: Mapping[str, Any]) -> Checkpoint:
     family, settings = TYPES[kind], Settings(values)
     refuse_settings(settings, _NEUTRAL)
     config = _config(family, settings, path)
-    tensors = {}
-    for theirs, tensor in read_folder_tensors(path).items():
-        name = _name(theirs, family)
-        if name is None:
-            continue
-        if name in tensors:
-            raise FormatError(f"the tensor {theirs!r} appears twice, under two prefixes")
-        tensors[name] = Tensor(name, tensor.type, tensor.shape, tensor.data)
+    tensors = renamed(read_folder_tensors(path), lambda theirs: _name(theirs, family))
     if family.padded:
         tensors["position_embd.weight"] = _behind(tensors, _first_position(settings), config)
     check_tensors(config, tensors)

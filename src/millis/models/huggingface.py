@@ -20,7 +20,7 @@ from millis.models.config import ModelConfig
 from millis.models.huggingface_config import huggingface_config
 from millis.models.mapped import read_json
 from millis.models.parts import folder_parts
-from millis.models.safetensors import read_folder_tensors
+from millis.models.safetensors import read_folder_tensors, renamed
 from millis.models.tensor import Tensor
 from millis.models.tensors_expected import check_tensors
 from millis.types import FormatError, ModelError
@@ -105,16 +105,11 @@ def read_folder(path: Path) -> Checkpoint:
 
 
 def _renamed(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for theirs, tensor in tensors.items():
+    def name_of(theirs: str) -> str | None:
         head = config.head is not None and theirs == "score.weight"
-        name = "cls.output.weight" if head else gguf_name(theirs, config.architecture)
-        if name is None:
-            continue
-        if name in found:
-            raise FormatError(f"the tensor {theirs!r} appears twice, under two prefixes")
-        found[name] = _converted(Tensor(name, tensor.type, tensor.shape, tensor.data), config.architecture)
-    return found
+        return "cls.output.weight" if head else gguf_name(theirs, config.architecture)
+
+    return {name: _converted(tensor, config.architecture) for name, tensor in renamed(tensors, name_of).items()}
 
 
 def gguf_name(name: str, architecture: str) -> str | None:

@@ -238,11 +238,17 @@ def _yarn(scaling: Settings, settings: Settings) -> RopeScaling:
     )
 
 
-def _windows(settings: Settings, layers: int) -> tuple[int, ...]:
-    """Positions attended per layer, from `layer_types`; () where every layer attends to all."""
+def layer_kinds(settings: Settings) -> list[str]:
+    """`layer_types`: of each layer full_attention or sliding_attention. FormatError for others."""
     kinds = settings.get("layer_types")
     if not isinstance(kinds, list) or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
         raise FormatError(f"config.json: layer_types must list full_attention or sliding_attention, not {kinds!r:.60}")
+    return kinds
+
+
+def _windows(settings: Settings, layers: int) -> tuple[int, ...]:
+    """Positions attended per layer, from `layer_types`; () where every layer attends to all."""
+    kinds = layer_kinds(settings)
     if "sliding_attention" not in kinds:
         return ()
     window = settings.whole("sliding_window")

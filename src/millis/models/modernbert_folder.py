@@ -11,11 +11,10 @@ from typing import Any
 from millis.models.bert_folder import HIDDEN_ACTIVATIONS, POOLINGS
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import Head, ModelConfig
-from millis.models.huggingface_config import Settings, check_activation, divide, refuse_settings
+from millis.models.huggingface_config import Settings, check_activation, divide, layer_kinds, refuse_settings
 from millis.models.parts import gguf_parts
 from millis.models.reader_folder import head_of, longest_text, pooling_of
-from millis.models.safetensors import read_folder_tensors
-from millis.models.tensor import Tensor
+from millis.models.safetensors import read_folder_tensors, renamed
 from millis.models.tensors_expected import MOST_LAYERS, check_config, check_tensors
 from millis.types import FormatError
 
@@ -54,15 +53,7 @@ _PRETRAINING = re.compile(r"(head|decoder)\..*")  # what predicts masked words, 
 def read(path: Path, values: Mapping[str, Any]) -> Checkpoint:
     """The encoder in a folder whose config.json holds `values`. FormatError names what is malformed or unknown."""
     config = _config(Settings(values), path)
-    tensors: dict[str, Tensor] = {}
-    for theirs, tensor in read_folder_tensors(path).items():
-        name = _name(theirs, config.head)
-        if name is None:
-            continue
-        if name in tensors:
-            raise FormatError(f"the tensor {theirs!r} appears twice, under two prefixes")
-        tensors[name] = Tensor(name, tensor.type, tensor.shape, tensor.data)
-    tensors = gguf_parts(tensors, config)
+    tensors = gguf_parts(renamed(read_folder_tensors(path), lambda theirs: _name(theirs, config.head)), config)
     check_tensors(config, tensors)
     return Checkpoint(path=path, config=config, tensors=tensors)
 
@@ -111,12 +102,9 @@ def _windows(settings: Settings, layers: int) -> tuple[int, ...]:
     window, period = settings.whole("local_attention", 128), settings.whole("global_attn_every_n_layers", 3)
     if window < 2 or period < 1 or not 1 <= layers <= MOST_LAYERS:
         raise FormatError(f"config.json: {layers} layers, one in {period} global, others {window} wide, make no sense")
-    kinds = settings.get("layer_types")
-    if kinds is None:
-        kinds = ["sliding_attention" if index % period else "full_attention" for index in range(layers)]
-    if not isinstance(kinds, list) or any(kind not in ("full_attention", "sliding_attention") for kind in kinds):
-        raise FormatError(f"config.json: layer_types must list full_attention or sliding_attention, not {kinds!r:.60}")
-    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+    if settings.get("layer_types") is None:
+        return tuple(window if index % period else 0 for index in range(layers))
+    return tuple(window if kind == "sliding_attention" else 0 for kind in layer_kinds(settings))
 
 
 def _head(settings: Settings) -> Head | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,19 @@ def _check_spans(spans: dict[str, tuple[int, int]], size: int) -> None:
         raise FormatError(f"the file ends {at - size} bytes early; pull it again")
     if at < size:
         raise FormatError(f"{size - at} bytes after the last tensor belong to no tensor")
+
+
+def renamed(tensors: Mapping[str, Tensor], name_of: Callable[[str], str | None]) -> dict[str, Tensor]:
+    """The tensors under our names, without those that `name_of` gives none. FormatError: two have the same."""
+    found: dict[str, Tensor] = {}
+    for theirs, tensor in tensors.items():
+        name = name_of(theirs)
+        if name is None:
+            continue
+        if name in found:
+            raise FormatError(f"the tensor {theirs!r} appears twice, under two prefixes")
+        found[name] = Tensor(name, tensor.type, tensor.shape, tensor.data)
+    return found
 
 
 def read_folder_tensors(folder: Path) -> dict[str, Tensor]:
