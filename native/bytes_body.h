@@ -13,7 +13,7 @@ namespace {
 template <const Format& f, int M>
 void bytes_rows(const uint8_t* p, int cols, const ByteBlock* x, int group, float* tile) {
   constexpr bool super = f.scales != Scales::Block32, both = f.groups() == 2;  // the weights, too, have a scale for each half
-  constexpr unsigned offset = f.offset - (f.bits == 8 ? kWideOffset : 0);
+  constexpr unsigned offset = f.offset - (f.wide() ? kWideOffset : 0);
   static_assert(offset == 0 || std::has_single_bit(offset));
   F32 total[M];
   for (F32& t : total) t = set1(0.0f);
@@ -34,7 +34,7 @@ void bytes_rows(const uint8_t* p, int cols, const ByteBlock* x, int group, float
         if constexpr (offset == 0) sum[m] = set1_i32(0);
         else sum[m] = shifted<std::countr_zero(offset)>(set1_i32(x[m].less[i]));
       }
-      dot_high<4 * i, 4, M>(Block<f.bits>{q}, x, 1, sum);
+      dot_high<4 * i, 4, M>(Block<f>{q}, x, 1, sum);
       for (int m = 0; m < M; ++m) {
         const F32 scaled = set1(x[m].d[i]);
         halves[m] = both || i == 0 ? mul(scaled, to_float(sum[m])) : fma(scaled, to_float(sum[m]), halves[m]);

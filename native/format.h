@@ -3,13 +3,14 @@
 // Packed layout. A matrix [rows, cols] is cut into panels of 16 rows. A panel holds, one block of 32 columns after the
 // other, everything one thread reads, in the order in which it reads it:
 //
-//   Block32 scales:   d f16[16] | m f16[16] where mins | quants of 16 x 32 values          (Q4_0 Q4_1 Q5_0 Q5_1 Q8_0)
+//   Block32 scales:   d f16[16] | m f16[16] where mins | quants of 16 x 32 values          (Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 IQ4_NL)
 //   Super scales:     each 256 columns: d f16[16] | dmin f16[16] where mins, then each 32 columns:
-//                     sc 8-bit[groups][16] | m 8-bit[groups][16] where mins | quants       (Q2_K .. Q6_K)
+//                     sc 8-bit[groups][16] | m 8-bit[groups][16] where mins | quants       (Q2_K .. Q6_K, IQ4_XS)
 //                     with one group of 32 columns (Super32) or two groups of 16 (Super16)
 //
 // Quants are unsigned bytes q = value + offset in eight vectors of 64: byte 4r + c of vector j is row r, column 4j + c,
 // the operand order of VPDPBUSD. 4-bit planes: byte vector v holds vector v in its low and v + 4 in its high nibbles.
+// Four bits of IQ4_NL and IQ4_XS are a place in kLevels, where the unsigned byte stands.
 // A fifth bit is one more vector whose bit j belongs to vector j; bits five and six are two more, vectors 0-3 and 4-7.
 // The output matrix of a vocabulary in Q8_0 is kept in two planes: first of all panels, block after block, scales |
 // the high nibbles in the order of a 4-bit plane, then of all panels the low nibbles. The first plane alone screens (screen_body.h).
@@ -32,25 +33,27 @@ constexpr int kMostSide = 1 << 24;  // rows or columns of a matrix, floats of a 
 // Numbers of the GGUF specification.
 enum class GgmlType : int32_t {
   F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8,
-  Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30,
+  Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23, BF16 = 30,
 };
 // clang-format on
 
 enum class Scales { None, Block32, Super32, Super16 };
 
-enum class FormatId : int { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0Planes, Count };
+enum class FormatId : int { F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0Planes, IQ4_NL, IQ4_XS, Count };
 constexpr int kFormats = static_cast<int>(FormatId::Count);
 
 struct Format {
   GgmlType type;
-  int file_values;  // values in one block of the file
-  int file_bytes;   // bytes of one block of the file
-  Scales scales;    // None: floats, panels are [cols][16]
-  int bits;         // of a packed quant: 4, 5, 6 or 8; of a float otherwise
-  int offset;       // subtracted from the unsigned quant
-  bool mins;        // value = scale * q + min (Block32) or scale * q - min (Super)
+  int file_values;      // values in one block of the file
+  int file_bytes;       // bytes of one block of the file
+  Scales scales;        // None: floats, panels are [cols][16]
+  int bits;             // of a packed quant: 4, 5, 6 or 8; of a float otherwise
+  int offset;           // subtracted from the unsigned quant
+  bool mins;            // value = scale * q + min (Block32) or scale * q - min (Super)
+  bool levels = false;  // what is packed are places in kLevels
 
   constexpr bool is_float() const { return scales == Scales::None; }
+  constexpr bool wide() const { return bits == 8 || levels; }  // unsigned quants of more than 6 bits
   constexpr int groups() const { return scales == Scales::Super16 ? 2 : 1; }
   constexpr size_t quant_bytes() const { return static_cast<size_t>(bits) * kPanelRows * kBlock / 8; }
   // Bytes of scales that precede the quants of each 32 columns, and of each 256.
@@ -82,8 +85,14 @@ constexpr Format kFormat[kFormats] = {
     {GgmlType::Q5_K, 256, 176, Scales::Super32, 5, 0, true},
     {GgmlType::Q6_K, 256, 210, Scales::Super16, 6, 32, false},
     {GgmlType::Q8_0, 32, 34, Scales::Block32, 8, 128, false},  // in two planes
+    {GgmlType::IQ4_NL, 32, 18, Scales::Block32, 4, 128, false, true},
+    {GgmlType::IQ4_XS, 256, 136, Scales::Super32, 4, 128, false, true},
 };
 // clang-format on
+
+// The sixteen levels of IQ4_NL and IQ4_XS as GGML defines them, and the offset of 128: -127, -104, -83 ... 113. Weights are normal
+// rather than uniform, so levels lie closer together about zero.
+alignas(16) constexpr uint8_t kLevels[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
 constexpr int kVocabularyRows = 16384;  // a Q8_0 matrix of at least so many rows is kept in two planes
 constexpr size_t kPlaneBytes = kPanelRows * kBlock / 2;

@@ -81,13 +81,20 @@ inline U8 quants(const uint8_t* p) {
   return four;
 }
 
-template <int bits>
+// The same as unsigned bytes of a format.
+template <const Format& f, int j>
+inline U8 weights(const uint8_t* p) {
+  if constexpr (f.levels) return looked_up(kLevels, quants<f.bits, j>(p));
+  else return quants<f.bits, j>(p);
+}
+
+template <const Format& f>
 struct Block {
-  static constexpr bool wide = bits == 8;  // bytes of more than 6 bits
+  static constexpr bool wide = f.wide();
   const uint8_t* p;
   template <int j>
   U8 vector() const {
-    return quants<bits, j>(p);
+    return weights<f, j>(p);
   }
 };
 
@@ -154,7 +161,7 @@ template <const Format& f, int M>
 void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, float* tile, Ahead& ahead) {
   constexpr int groups = f.groups(), vectors = 8 / groups;
   constexpr bool super = f.scales != Scales::Block32;
-  constexpr int offset = f.offset - (f.bits == 8 ? kWideOffset : 0);
+  constexpr int offset = f.offset - (f.wide() ? kWideOffset : 0);
   F32 total[M];
   for (int m = 0; m < M; ++m) total[m] = set1(0.0f);
   F32 d = set1(0.0f), dmin = d;
@@ -173,7 +180,7 @@ void quant_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, fl
         const int32_t sum = groups == 1 ? x[m * stride].sum[0] + x[m * stride].sum[1] : x[m * stride].sum[g];
         high[m] = set1_i32(0), low[m] = set1_i32(offset == 0 ? 0 : -offset * sum);
       }
-      dot_vectors<g * vectors, vectors, M>(Block<f.bits>{q}, x, stride, high, low);
+      dot_vectors<g * vectors, vectors, M>(Block<f>{q}, x, stride, high, low);
       F32 scale = d, least = dmin;
       if constexpr (super) scale = mul(d, f.mins ? load_u8(p + 16 * g) : load_i8(p + 16 * g));
       if constexpr (super && f.mins) least = mul(dmin, load_u8(p + 16 * (groups + g)));

@@ -11,7 +11,7 @@
 namespace millis {
 namespace {
 
-// One file block of any quantised type, decoded: value = (d * sc[g]) * (q - offset) (+ m, or - dmin * mn[g]).
+// One file block of any quantised type, decoded: value = (d * sc[g]) * (q - offset) (+ m, or - dmin * mn[g]), where levels q is a place.
 struct Decoded {
   uint16_t d = 0, m = 0;             // f16 bits; m is the block's min, or dmin
   uint8_t sc[16] = {}, mn[16] = {};  // per group, of Super types; sc is signed where there are no mins
@@ -85,10 +85,21 @@ void decode_q6_k(const uint8_t* p, Decoded& out) {
   }
 }
 
+void decode_iq4_xs(const uint8_t* p, Decoded& out) {
+  const uint16_t high = read_u16(p + 2);
+  out.d = read_u16(p);
+  for (int b = 0; b < 8; ++b) {
+    const int four = (p[4 + b / 2] >> (b % 2 * 4)) & 15, two = (high >> (2 * b)) & 3;
+    out.sc[b] = static_cast<uint8_t>((four | two << 4) - 32);
+    split_nibbles(p + 8 + 16 * b, out.q + kBlock * b);
+  }
+}
+
 void decode(FormatId id, const uint8_t* p, Decoded& out) {
   out.d = read_u16(p);
   switch (id) {
-    case FormatId::Q4_0: return split_nibbles(p + 2, out.q);
+    case FormatId::Q4_0:
+    case FormatId::IQ4_NL: return split_nibbles(p + 2, out.q);
     case FormatId::Q4_1: return out.m = read_u16(p + 2), split_nibbles(p + 4, out.q);
     case FormatId::Q5_0: return split_nibbles(p + 6, out.q), add_fifth_bits(p + 2, out.q);
     case FormatId::Q5_1: return out.m = read_u16(p + 2), split_nibbles(p + 8, out.q), add_fifth_bits(p + 4, out.q);
@@ -101,13 +112,14 @@ void decode(FormatId id, const uint8_t* p, Decoded& out) {
     case FormatId::Q4_K: return decode_q4_k(p, out, nullptr, p + 16);
     case FormatId::Q5_K: return decode_q4_k(p, out, p + 16, p + 48);
     case FormatId::Q6_K: return decode_q6_k(p, out);
+    case FormatId::IQ4_XS: return decode_iq4_xs(p, out);
     default: throw std::logic_error("decode: not a quantised format");
   }
 }
 
 float decoded_value(const Format& f, const Decoded& b, int k) {
   const float d = half_to_float(b.d), m = half_to_float(b.m);
-  const float q = static_cast<float>(static_cast<int>(b.q[k]) - f.offset);
+  const float q = static_cast<float>((f.levels ? kLevels[b.q[k]] : b.q[k]) - f.offset);
   if (f.scales == Scales::Block32) return f.mins ? d * q + m : d * q;
   const int g = k / (f.scales == Scales::Super16 ? 16 : 32);
   if (f.mins) return d * static_cast<float>(b.sc[g]) * q - m * static_cast<float>(b.mn[g]);

@@ -22,10 +22,10 @@ float as_half(float x, uint16_t* bits) {
   return half_to_float(*bits);
 }
 
-template <int N>
-void round_all(const float* x, float scale, float offset, Levels range, float bias, uint8_t* quants) {
+template <int N, class Grid>
+void round_all(const float* x, float scale, float offset, const Grid& grid, uint8_t* quants) {
   const float inverse = scale != 0 ? 1 / scale : 0;
-  for (int i = 0; i < N; ++i) quants[i] = static_cast<uint8_t>(static_cast<int>(rounded(x[i], inverse, offset, range) + bias));
+  for (int i = 0; i < N; ++i) quants[i] = grid.stored((x[i] - offset) * inverse);
 }
 
 // Each run of `stride` bytes holds, in its lowest bits, the first values, then the next. `out` must be zero.
@@ -41,17 +41,26 @@ void put_bits(const uint8_t* quants, int count, int bits, int shift, int stride,
 template <int Bits, bool Offset>
 void block(const float* x, const float* w, uint8_t* out) {
   constexpr float half = 1 << (Bits - 1);
-  constexpr Levels range = Offset ? Levels{0, 2 * half - 1} : Levels{Bits == 8 ? 1 - half : -half, half - 1};
-  const Fit fit = Offset ? fit_affine<kBlock>(x, w, range, false) : fit_symmetric<kBlock>(x, w, range, Bits == 8 ? 3 : 12);
+  constexpr Whole grid = Offset ? Whole{0, 2 * half - 1} : Bits == 8 ? Whole{1 - half, half - 1} : Whole{-half, half - 1, half};
+  const Fit fit = Offset ? fit_affine<kBlock>(x, w, grid, false) : fit_symmetric<kBlock>(x, w, grid, Bits == 8 ? 3 : 12);
   uint16_t d, m = 0;
   const float scale = as_half(fit.scale, &d), offset = Offset ? as_half(fit.offset, &m) : 0;
   uint8_t quants[kBlock];
-  round_all<kBlock>(x, scale, offset, range, Bits == 8 || Offset ? 0 : half, quants);
+  round_all<kBlock>(x, scale, offset, grid, quants);
   std::memcpy(out, &d, 2), out += 2;
   if (Offset) std::memcpy(out, &m, 2), out += 2;
   if (Bits == 5) put_bits(quants, kBlock, 1, 4, 1, out), out += 4;
   if (Bits == 8) std::memcpy(out, quants, kBlock);
   else put_bits(quants, kBlock, 4, 0, 16, out);
+}
+
+void iq4_nl(const float* x, const float* w, uint8_t* out) {
+  uint16_t d;
+  const float scale = as_half(fit_symmetric<kBlock>(x, w, Curve{}, 12).scale, &d);
+  uint8_t places[kBlock];
+  round_all<kBlock>(x, scale, 0, Curve{}, places);
+  std::memcpy(out, &d, 2);
+  put_bits(places, kBlock, 4, 0, 16, out + 2);
 }
 
 // What a super-block says: value = d * scales[g] * (q - bias) (- m * mins[g]).
@@ -61,18 +70,17 @@ struct Super {
 };
 
 // The scales of a super-block, searched.
-template <int Bits, int Group, bool Mins>
+template <int Group, bool Mins, class Grid = Whole>
 class SuperFit {
  public:
   static constexpr int kGroups = kSuperBlock / Group;
-  static constexpr float kHalf = 1 << (Bits - 1);
-  static constexpr Levels kRange = Mins ? Levels{0, 2 * kHalf - 1} : Levels{-kHalf, kHalf - 1};
 
-  SuperFit(const float* x, const float* w, Levels scales) : x_(x), w_(w), range_(scales) {
+  SuperFit(const float* x, const float* w, Grid grid, Whole scales, int trials = 12) : x_(x), w_(w), grid_(grid), range_(scales) {
     float largest = 0, lowest = 0;
     for (int g = 0; g < kGroups; ++g) {
       const float *gx = x + g * Group, *gw = w + g * Group;
-      fits_[g] = Mins ? fit_affine<Group>(gx, gw, kRange, true) : fit_symmetric<Group>(gx, gw, kRange, Bits == 6 ? 4 : 12);
+      if constexpr (Mins) fits_[g] = fit_affine<Group>(gx, gw, grid_, true);
+      else fits_[g] = fit_symmetric<Group>(gx, gw, grid_, trials);
       if (std::abs(fits_[g].scale) > std::abs(largest)) largest = fits_[g].scale;
       lowest = std::min(lowest, fits_[g].offset);
     }
@@ -90,8 +98,7 @@ class SuperFit {
 
   void quants(uint8_t* out) const {
     const float d = half_to_float(kept_.d), m = half_to_float(kept_.m);
-    for (int g = 0; g < kGroups; ++g)
-      round_all<Group>(x_ + g * Group, d * kept_.scales[g], -m * kept_.mins[g], kRange, Mins ? 0 : kHalf, out + g * Group);
+    for (int g = 0; g < kGroups; ++g) round_all<Group>(x_ + g * Group, d * kept_.scales[g], -m * kept_.mins[g], grid_, out + g * Group);
   }
 
  private:
@@ -104,7 +111,7 @@ class SuperFit {
       float least = -1;
       for (float s = std::max(scale - 1, range_.low); s <= std::min(scale + 1, range_.high); ++s) {
         for (float n = Mins ? std::max(min - 1, 0.0f) : 0; n <= (Mins ? std::min(min + 1, range_.high) : 0); ++n) {
-          const float error = error_at<Group>(x_ + g * Group, w_ + g * Group, d * s, -m * n, kRange);
+          const float error = error_at<Group>(x_ + g * Group, w_ + g * Group, d * s, -m * n, grid_);
           if (least < 0 || error < least) least = error, now_.scales[g] = s, now_.mins[g] = n;
         }
       }
@@ -121,7 +128,7 @@ class SuperFit {
     const float d0 = half_to_float(now_.d), m0 = half_to_float(now_.m);
     for (int g = 0; g < kGroups; ++g) {
       const float scale = d0 * now_.scales[g], offset = -m0 * now_.mins[g], v = -now_.mins[g];
-      const Sums s = sums_at<Group>(x_ + g * Group, w_ + g * Group, scale != 0 ? 1 / scale : 0, offset, kRange);
+      const Sums s = sums_at<Group>(x_ + g * Group, w_ + g * Group, scale != 0 ? 1 / scale : 0, offset, grid_);
       uu += now_.scales[g] * now_.scales[g] * s.qq, uv += now_.scales[g] * s.q * v, vv += v * v * s.w;
       xu += now_.scales[g] * s.xq, xv += v * s.x;
     }
@@ -134,7 +141,8 @@ class SuperFit {
   }
 
   const float *x_, *w_;
-  Levels range_;
+  Grid grid_;
+  Whole range_;  // of the scales
   Fit fits_[kGroups];
   Super now_, kept_;
 };
@@ -151,7 +159,7 @@ void put_six_bits(const Super& s, uint8_t* out) {
 
 template <int Bits>
 void q4_or_q5_k(const float* x, const float* w, uint8_t* out) {
-  const SuperFit<Bits, 32, true> fit(x, w, {0, 63});
+  const SuperFit<32, true> fit(x, w, {0, (1 << Bits) - 1}, {0, 63});
   uint8_t q[kSuperBlock];
   fit.quants(q);
   std::memcpy(out, &fit.super().d, 2), std::memcpy(out + 2, &fit.super().m, 2);
@@ -161,7 +169,7 @@ void q4_or_q5_k(const float* x, const float* w, uint8_t* out) {
 }
 
 void q6_k(const float* x, const float* w, uint8_t* out) {
-  const SuperFit<6, 16, false> fit(x, w, {-128, 127});
+  const SuperFit<16, false> fit(x, w, {-32, 31, 32}, {-128, 127}, 4);
   uint8_t q[kSuperBlock];
   fit.quants(q);
   put_bits(q, kSuperBlock, 4, 0, 64, out), put_bits(q, kSuperBlock, 2, 4, 32, out + 128);
@@ -170,7 +178,7 @@ void q6_k(const float* x, const float* w, uint8_t* out) {
 }
 
 void q3_k(const float* x, const float* w, uint8_t* out) {
-  const SuperFit<3, 16, false> fit(x, w, {-32, 31});
+  const SuperFit<16, false> fit(x, w, {-4, 3, 4}, {-32, 31});
   uint8_t q[kSuperBlock], scales[16];
   fit.quants(q);
   for (int g = 0; g < 16; ++g) scales[g] = static_cast<uint8_t>(fit.super().scales[g] + 32);
@@ -180,12 +188,27 @@ void q3_k(const float* x, const float* w, uint8_t* out) {
 }
 
 void q2_k(const float* x, const float* w, uint8_t* out) {
-  const SuperFit<2, 16, true> fit(x, w, {0, 15});
+  const SuperFit<16, true> fit(x, w, {0, 3}, {0, 15});
   uint8_t q[kSuperBlock];
   fit.quants(q);
   for (int g = 0; g < 16; ++g) out[g] = static_cast<uint8_t>(static_cast<int>(fit.super().scales[g]) | static_cast<int>(fit.super().mins[g]) << 4);
   put_bits(q, kSuperBlock, 2, 0, 32, out + 16);
   std::memcpy(out + 80, &fit.super().d, 2), std::memcpy(out + 82, &fit.super().m, 2);
+}
+
+void iq4_xs(const float* x, const float* w, uint8_t* out) {
+  const SuperFit<32, false, Curve> fit(x, w, {}, {-32, 31});
+  uint8_t places[kSuperBlock];
+  fit.quants(places);
+  std::memcpy(out, &fit.super().d, 2);
+  uint16_t high = 0;
+  for (int g = 0; g < 8; ++g) {
+    const int scale = static_cast<int>(fit.super().scales[g]) + 32;
+    high = static_cast<uint16_t>(high | scale >> 4 << 2 * g);
+    out[4 + g / 2] |= static_cast<uint8_t>((scale & 15) << g % 2 * 4);
+  }
+  std::memcpy(out + 2, &high, 2);
+  put_bits(places, kSuperBlock, 4, 0, 16, out + 8);
 }
 
 // One row of `cols` values.
@@ -203,6 +226,8 @@ MILLIS_CLONES void row(FormatId id, const float* x, const float* w, size_t cols,
       case FormatId::Q4_K: q4_or_q5_k<4>(x + c, w + c, out); break;
       case FormatId::Q5_K: q4_or_q5_k<5>(x + c, w + c, out); break;
       case FormatId::Q6_K: q6_k(x + c, w + c, out); break;
+      case FormatId::IQ4_NL: iq4_nl(x + c, w + c, out); break;
+      case FormatId::IQ4_XS: iq4_xs(x + c, w + c, out); break;
       default: break;
     }
   }

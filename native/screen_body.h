@@ -35,6 +35,8 @@ void planes_panel(const uint8_t* high, const uint8_t* low, int cols, const ActBl
   in_row_groups(x, stride, rows, tile, [&]<int M>(const ActBlock* at, float* to) { planes_rows<M>(high, low, cols, at, stride, to); });
 }
 
+using Nibbles = Block<kFormat[static_cast<int>(FormatId::Q4_0)]>;  // the first plane is one of these
+
 // A quant is 16 high + low, and low is taken for 7.5. Its error is that of a uniform choice of 16, and those of a row's
 // weights are taken for independent.
 template <int M>
@@ -48,7 +50,7 @@ void screen_rows(const uint8_t* p, int cols, const ActBlock* x, size_t stride, c
     const F32 d = load_half(reinterpret_cast<const uint16_t*>(p)), dd = mul(d, d);
     I32 high[M];
     for (int m = 0; m < M; ++m) high[m] = set1_i32(0);
-    dot_high<0, 8, M>(Block<4>{p + 32}, x, stride, high);
+    dot_high<0, 8, M>(Nibbles{p + 32}, x, stride, high);
     for (int m = 0; m < M; ++m) {
       const ScreenBlock& block = s[static_cast<size_t>(m) * blocks];
       total[m] = fma(d, fma(set1(block.scale), to_float(high[m]), set1(block.offset)), total[m]);

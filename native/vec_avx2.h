@@ -105,6 +105,11 @@ inline U8 low_nibbles(U8 x) {
   return {_mm256_and_si256(x.a, mask), _mm256_and_si256(x.b, mask)};
 }
 inline U8 high_nibbles(U8 x) { return low_nibbles({_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}); }
+// table[x], of x below 16.
+inline U8 looked_up(const uint8_t* table, U8 x) {
+  const __m256i both = _mm256_broadcastsi128_si256(load_16(table));
+  return {_mm256_shuffle_epi8(both, x.a), _mm256_shuffle_epi8(both, x.b)};
+}
 template <int from, int mask>
 inline __m256i with_high_bits(__m256i a, __m256i plane) {
   const __m256i moved = from <= 4 ? _mm256_slli_epi16(plane, 4 - from) : _mm256_srli_epi16(plane, from - 4);

@@ -85,6 +85,8 @@ inline void bytes_of_each(const F32 (&x)[4], int8_t* out, int32_t* sums) {
 inline U8 load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 inline U8 low_nibbles(U8 x) { return {_mm512_and_si512(x.v, _mm512_set1_epi8(15))}; }
 inline U8 high_nibbles(U8 x) { return low_nibbles({_mm512_srli_epi16(x.v, 4)}); }
+// table[x], of x below 16.
+inline U8 looked_up(const uint8_t* table, U8 x) { return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(load_16(table)), x.v)}; }
 template <int from, int mask>
 inline U8 with_high_bits(U8 x, U8 plane) {
   const __m512i moved = from <= 4 ? _mm512_slli_epi16(plane.v, static_cast<unsigned>(from <= 4 ? 4 - from : 0))

@@ -96,6 +96,10 @@ inline U8 low_nibbles(U8 x) {
 inline U8 high_nibbles(U8 x) {
   return each<U8>([](auto p) { return vshrq_n_u8(p, 4); }, x);
 }
+// table[x], of x below 16.
+inline U8 looked_up(const uint8_t* table, U8 x) {
+  return each<U8>([places = vld1q_u8(table)](auto p) { return vqtbl1q_u8(places, p); }, x);
+}
 template <int from, int mask>
 inline uint8x16_t with_high_bits(uint8x16_t a, uint8x16_t plane) {
   uint8x16_t moved;

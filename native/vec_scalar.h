@@ -102,6 +102,10 @@ inline U8 low_nibbles(U8 a) {
 inline U8 high_nibbles(U8 a) {
   return map_bytes([&](int i) { return a.v[i] >> 4; });
 }
+// table[x], of x below 16.
+inline U8 looked_up(const uint8_t* table, U8 a) {
+  return map_bytes([&](int i) { return table[a.v[i]]; });
+}
 // a | the bits of `plane` under `mask`, moved from bit `from` to bit 4 upwards.
 template <int from, int mask>
 inline U8 with_high_bits(U8 a, U8 plane) {

@@ -52,12 +52,12 @@ inline void put_grown(uint32_t*& out, F32 even, F32 odd) { put_columns(out, even
 #endif
 
 // Vectors [first, first + count) of a block: value = scale * (1 + q / 256) + base.
-template <int bits, int first, int count>
+template <const Format& f, int first, int count>
 inline void unpack_vectors(const uint8_t* p, F32 scale, F32 base, uint32_t*& out) {
-  const U8 q = quants<bits, first>(p);
+  const U8 q = weights<f, first>(p);
   put_grown(out, fma(scale, one_plus<0>(q), base), fma(scale, one_plus<1>(q), base));
   put_grown(out, fma(scale, one_plus<2>(q), base), fma(scale, one_plus<3>(q), base));
-  if constexpr (count > 1) unpack_vectors<bits, first + 1, count - 1>(p, scale, base, out);
+  if constexpr (count > 1) unpack_vectors<f, first + 1, count - 1>(p, scale, base, out);
 }
 
 template <int id>
@@ -83,7 +83,7 @@ void unpack_quants(const uint8_t* panel, int first, int cols, uint32_t* out) {
       if constexpr (super) scale = mul(d, f.mins ? load_u8(p + 16 * g) : load_i8(p + 16 * g));
       if constexpr (super && f.mins) base = mul(dmin, sub(base, load_u8(p + 16 * (groups + g))));
       base = fnma(scale, set1(1.0f + static_cast<float>(f.offset) / 256.0f), base);
-      unpack_vectors<f.bits, g * vectors, vectors>(q, scale, base, out);
+      unpack_vectors<kFormat[id], g * vectors, vectors>(q, scale, base, out);
     };
     group.template operator()<0>();
     if constexpr (groups == 2) group.template operator()<1>();

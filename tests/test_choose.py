@@ -66,6 +66,23 @@ def test_within_a_loss_the_size_is_the_least_but_for_one_step(options: dict[str,
         assert min(possible) <= size <= min(possible) + largest_step(options, "size") + 1e-9
 
 
+def test_a_step_too_large_for_what_is_missing_is_left_to_smaller_ones() -> None:
+    """Its gain a byte is the best, but two of the others do, for a tenth of the bytes."""
+    vocabulary = [Option(GgmlType.Q4_0, 10, 8.0), Option(GgmlType.Q8_0, 30, 0.0)]
+    small = [Option(GgmlType.Q4_0, 1, 0.5), Option(GgmlType.Q8_0, 2, 0.2)]
+    options = {"a": vocabulary, "b": small, "c": small, "d": small}
+    for limit, wanted in ((9.25, (14, 9.2)), (9.0, (15, 8.9)), (8.4, (33, 1.5)), (1.4, (34, 1.2)), (0.6, (36, 0.6))):
+        found = within_loss(options, limit)
+        assert found is not None and totals(found) == pytest.approx(wanted)
+
+
+def test_what_a_large_step_leaves_is_spent_on_others() -> None:
+    vocabulary = [Option(GgmlType.Q4_0, 10, 8.0), Option(GgmlType.Q8_0, 30, 0.0)]
+    small = [Option(GgmlType.Q4_0, 1, 0.5), Option(GgmlType.Q8_0, 2, 0.0)]  # of more gain a byte
+    found = within_loss({"a": vocabulary, "b": small, "c": small}, 7.5)
+    assert found is not None and totals(found) == pytest.approx((32, 1.0))
+
+
 def test_an_option_that_costs_more_and_gains_nothing_is_never_taken() -> None:
     options = {"a": [Option(GgmlType.Q4_0, 4, 1.0), Option(GgmlType.Q4_1, 5, 1.0), Option(GgmlType.Q8_0, 8, 0.0)]}
     assert [option.type for option in hull(options["a"])] == [GgmlType.Q4_0, GgmlType.Q8_0]

@@ -25,6 +25,8 @@ SCALES_AT = {
     GgmlType.Q4_K: [0, 2],
     GgmlType.Q5_K: [0, 2],
     GgmlType.Q6_K: [208],
+    GgmlType.IQ4_NL: [0],
+    GgmlType.IQ4_XS: [0],
 }
 
 

@@ -40,6 +40,7 @@ def stored(type: GgmlType, rows: int, cols: int) -> tuple[np.ndarray, np.ndarray
 HALVES = {
     GgmlType.Q4_0: [0], GgmlType.Q4_1: [0, 2], GgmlType.Q5_0: [0], GgmlType.Q5_1: [0, 2], GgmlType.Q8_0: [0],
     GgmlType.Q2_K: [80, 82], GgmlType.Q3_K: [108], GgmlType.Q4_K: [0, 2], GgmlType.Q5_K: [0, 2], GgmlType.Q6_K: [208],
+    GgmlType.IQ4_NL: [0], GgmlType.IQ4_XS: [0],
 }  # fmt: skip
 
 
@@ -180,7 +181,7 @@ def test_wide_product_of_pairs(type: GgmlType, isa: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("isa", [*ISAS, *PAIRS])
-@pytest.mark.parametrize("type", [GgmlType.Q4_1, GgmlType.Q4_K, GgmlType.Q6_K], ids=lambda t: t.name)
+@pytest.mark.parametrize("type", [GgmlType.Q4_1, GgmlType.Q4_K, GgmlType.Q6_K, GgmlType.IQ4_XS], ids=lambda t: t.name)
 def test_wide_products_in_blocks_of_rows_and_columns(type: GgmlType, isa: str) -> None:
     rows, cols = 85, 1536
     data, values = stored(type, rows, cols)

@@ -26,6 +26,8 @@ BELOW = {
     GgmlType.Q5_K: 0.059,
     GgmlType.Q6_K: 0.03,
     GgmlType.Q8_0: 0.008,
+    GgmlType.IQ4_NL: 0.1,
+    GgmlType.IQ4_XS: 0.1,
 }
 IN_PACKAGE = [GgmlType.Q4_0, GgmlType.Q4_1, GgmlType.Q5_0, GgmlType.Q5_1, GgmlType.Q8_0]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from millis.quantize.run import Report, Target
 
 EXAMPLE = "millis quantize smollm2 small.gguf --max-ppl-loss 1% --calibration text.txt"
-TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0")
+TYPES = ("Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "IQ4_XS")
 
 
 def command(

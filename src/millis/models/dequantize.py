@@ -146,6 +146,20 @@ def _q6_k(blocks: Blocks) -> Values:
     return _scaled(quants.astype(np.float32) - np.float32(32), scales)
 
 
+# Of IQ4_NL and IQ4_XS, closer together about zero, where most weights lie.
+_LEVELS = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+
+
+def _iq4_nl(blocks: Blocks) -> Values:
+    return _column(blocks["d"]) * _LEVELS[_unpack(blocks["qs"], 4, 16)]
+
+
+def _iq4_xs(blocks: Blocks) -> Values:
+    low, high = _unpack(blocks["low"], 4, 1), _unpack(blocks["high"], 2, 1)
+    scales = _column(blocks["d"]) * ((low | high << np.uint8(4)).astype(np.float32) - np.float32(32))
+    return _scaled(_LEVELS[_unpack(blocks["qs"], 4, 16)], scales)
+
+
 def _record(*fields: str) -> np.dtype[Any]:
     """A block's layout, in order, from "name type" or "name type count" (little-endian)."""
     parts = [field.split() for field in fields]
@@ -166,4 +180,6 @@ _TYPES: dict[GgmlType, tuple[np.dtype[Any], Callable[[Blocks], Values]]] = {
     GgmlType.Q4_K: (_record("d <f2", "dmin <f2", "scales u1 12", "qs u1 128"), _q4_k),
     GgmlType.Q5_K: (_record("d <f2", "dmin <f2", "scales u1 12", "qh u1 32", "qs u1 128"), _q5_k),
     GgmlType.Q6_K: (_record("ql u1 128", "qh u1 64", "scales i1 16", "d <f2"), _q6_k),
+    GgmlType.IQ4_NL: (_record("d <f2", "qs u1 16"), _iq4_nl),
+    GgmlType.IQ4_XS: (_record("d <f2", "high u1 2", "low u1 4", "qs u1 128"), _iq4_xs),
 }

@@ -2,12 +2,14 @@
 
 Losses and bytes of tensors add up, so that it is a knapsack of groups. On the lower convex hull of each tensor's
 options, taking upgrades in the order of loss saved a byte is optimal for every total that it passes (Sinha and
-Zoltners, 1979); between two totals it is off by less than one upgrade.
+Zoltners, 1979); between two totals it is off by less than one upgrade. That of a vocabulary may be a tenth of the file:
+so what it leaves of the limit is spent on others.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,13 +48,54 @@ def within_size(options: Mapping[str, Sequence[Option]], limit: float) -> Choice
 def within_loss(options: Mapping[str, Sequence[Option]], limit: float) -> Choice | None:
     """Fewest bytes whose losses add up to `limit` at most; None where even the best options lose more."""
     chosen = smallest(options)
-    loss = sum(option.loss for option in chosen.values())
-    for name, option in _upgrades(options):
-        if loss <= limit:
-            break
-        loss += option.loss - chosen[name].loss
+    loss, size = _total_loss(chosen), total_size(chosen)
+    best, best_size = (chosen, size) if loss <= limit else (None, math.inf)
+    left_out = set()
+    for name, option in _upgrades(options) if best is None else ():
+        if name in left_out:
+            continue
+        fewer, more = chosen[name].loss - option.loss, option.size - chosen[name].size
+        if loss - fewer > limit:
+            chosen[name] = option
+            loss, size = loss - fewer, size + more
+            continue
+        if size + more < best_size:  # what is enough with this one; the next ones may be with less
+            best, best_size = chosen | {name: option}, size + more
+        left_out.add(name)
+    return None if best is None else _spent(options, best, limit)
+
+
+def total_size(choice: Choice) -> float:
+    """Of a choice."""
+    return sum(option.size for option in choice.values())
+
+
+def _total_loss(choice: Choice) -> float:
+    return sum(option.loss for option in choice.values())
+
+
+def _spent(options: Mapping[str, Sequence[Option]], choice: Choice, limit: float) -> Choice:
+    """Smaller options where what is left of the limit allows them, those first that save most bytes for their loss."""
+    chosen = dict(choice)
+    left = limit - _total_loss(chosen)
+    while found := _downgrade(options, chosen, left):
+        name, option = found
+        left -= option.loss - chosen[name].loss
         chosen[name] = option
-    return chosen if sum(option.loss for option in chosen.values()) <= limit else None
+    return chosen
+
+
+def _downgrade(
+    options: Mapping[str, Sequence[Option]], chosen: Mapping[str, Option], left: float
+) -> tuple[str, Option] | None:
+    """Of the smaller options whose losses fit in `left`, the one that saves most bytes for its loss."""
+    fitting = (
+        (name, option)
+        for name, found in options.items()
+        for option in found
+        if option.size < chosen[name].size and option.loss - chosen[name].loss <= left
+    )
+    return min(fitting, key=lambda one: _gain(one[1], chosen[one[0]]), default=None)
 
 
 def smallest(options: Mapping[str, Sequence[Option]]) -> Choice:

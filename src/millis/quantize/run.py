@@ -21,7 +21,7 @@ from millis.models.gguf_write import TensorOut, head_bytes
 from millis.models.load import Model, build_plan, read_checkpoint
 from millis.models.tensor import GgmlType, Tensor
 from millis.quantize import importance, tensors
-from millis.quantize.choose import Choice, Option, smallest, within_loss, within_size
+from millis.quantize.choose import Choice, Option, smallest, total_size, within_loss, within_size
 from millis.quantize.export import exportable, write_export
 from millis.quantize.importance import Importance
 from millis.quantize.measure import Measured, mean_loss
@@ -216,7 +216,7 @@ class Quantizer:
             rise = self._losses(self._made(choice)) - source
             mean, doubt = float(rise.mean()), _DEVIATIONS * float(rise.std(ddof=1)) / math.sqrt(len(rise))
             holds = mean + doubt <= limit
-            if holds and (best is None or _total(choice) < _total(best)):
+            if holds and (best is None or total_size(choice) < total_size(best)):
                 best = choice
                 report.measured |= {
                     "source_perplexity": math.exp(source.mean()),
@@ -238,7 +238,3 @@ class Quantizer:
             self._say("perplexity", at, len(windows))
             losses.append(mean_loss(measured.log_likelihood, [window])[0])
         return np.array(losses)
-
-
-def _total(choice: Choice) -> float:
-    return sum(option.size for option in choice.values())

@@ -16,7 +16,7 @@ from millis.types import ModelError
 
 TYPES = (
     GgmlType.Q2_K, GgmlType.Q3_K, GgmlType.Q4_0, GgmlType.Q4_K, GgmlType.Q4_1, GgmlType.Q5_0, GgmlType.Q5_K,
-    GgmlType.Q5_1, GgmlType.Q6_K, GgmlType.Q8_0,
+    GgmlType.Q5_1, GgmlType.Q6_K, GgmlType.Q8_0, GgmlType.IQ4_NL, GgmlType.IQ4_XS,
 )  # fmt: skip
 # What takes a K-quant's place where rows are no whole number of its 256 values: as exact or more so.
 _IN_PLACE = {
@@ -25,6 +25,7 @@ _IN_PLACE = {
     GgmlType.Q4_K: GgmlType.Q4_1,
     GgmlType.Q5_K: GgmlType.Q5_1,
     GgmlType.Q6_K: GgmlType.Q8_0,
+    GgmlType.IQ4_XS: GgmlType.IQ4_NL,
 }
 _SAMPLE_VALUES = 1 << 16  # of a matrix, to estimate what a type would cost
 _PIECE_VALUES = 1 << 24  # dequantised at a time
