@@ -151,10 +151,10 @@ std::vector<std::vector<Sampled>> step(Runtime& runtime, const Array<int32_t>& t
 }
 
 // [(token, its probability to this model)]: what each sequence's sampler would choose behind its tokens, of which the last
-// `ahead` are drafts; a negative token where that is none. Samplers stay as they are.
+// `ahead` are drafts; a negative token where that is none. Only the first `words` tokens are looked at. Samplers stay as they are.
 std::vector<std::pair<int32_t, float>> propose(Runtime& runtime, const Array<int32_t>& tokens, const Array<int32_t>& starts,
                                                const Array<int32_t>& lengths, const Array2<int32_t>& tables, const Samplers& given,
-                                               const std::vector<std::vector<int32_t>>& ahead) {
+                                               const std::vector<std::vector<int32_t>>& ahead, std::optional<int> words) {
   const Batch batch = batch_of(runtime, tokens, starts, lengths, tables);
   const Held held(given, runtime.config().vocab);
   if (held.samplers.size() != batch.lengths.size() || std::count(held.samplers.begin(), held.samplers.end(), nullptr))
@@ -163,17 +163,20 @@ std::vector<std::pair<int32_t, float>> propose(Runtime& runtime, const Array<int
   for (const auto& drafts : ahead)
     for (const int32_t token : drafts)
       if (token < 0 || token >= runtime.config().vocab) throw std::invalid_argument("batch: token id out of the vocabulary");
+  const int vocab = runtime.config().vocab, among = words.value_or(vocab);
+  if (among < 1 || among > vocab) throw std::invalid_argument("propose: among 1 to all words");
   std::vector<Choice> choices(ahead.size());
   std::vector<float> probability(ahead.size(), 0.0f);
   {
     const Unlocked unlocked;
     const auto rows = last_rows(batch);
-    const auto vocab = static_cast<size_t>(runtime.config().vocab);
-    runtime.run(batch, rows, [&](size_t i, float* logits) {
-      const float all = runtime.kernels().log_sum_exp(logits, runtime.config().vocab);
-      held.samplers[i]->choose(std::span(logits, vocab), ahead[i], runtime.kernels().log_sum_exp, choices[i]);
+    const auto look = [&](size_t i, float* logits) {
+      std::fill(logits + among, logits + vocab, -INFINITY);
+      const float all = runtime.kernels().log_sum_exp(logits, among);
+      held.samplers[i]->choose(std::span(logits, static_cast<size_t>(vocab)), ahead[i], runtime.kernels().log_sum_exp, choices[i]);
       probability[i] = std::exp(choices[i].logit - all);
-    });
+    };
+    runtime.run(batch, rows, look, {}, among);
   }
   std::vector<std::pair<int32_t, float>> out;
   for (size_t i = 0; i < choices.size(); ++i) out.emplace_back(choices[i].token, probability[i]);
@@ -462,7 +465,7 @@ NB_MODULE(_native, m) {
       .def("step", &step, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
            "drafted"_a.noconvert(), "adapters"_a = nb::none(), "sources"_a.noconvert() = nb::none(), "source_tables"_a.noconvert() = nb::none())
       .def("propose", &propose, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "samplers"_a,
-           "ahead"_a)
+           "ahead"_a, "words"_a = nb::none())
       .def("logits", &logits, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert(), "all"_a = false,
            "adapters"_a = nb::none(), "sources"_a.noconvert() = nb::none(), "source_tables"_a.noconvert() = nb::none())
       .def("hidden", &hidden, "tokens"_a.noconvert(), "starts"_a.noconvert(), "lengths"_a.noconvert(), "tables"_a.noconvert())

@@ -102,7 +102,7 @@ void Runtime::copy_page(int from, int to) {
 }
 
 void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const Choosing> choosing, size_t last, VisitRow visit,
-                       const void* context) {
+                       const void* context, int words) {
   const auto lock = turn();
   place(batch);
   adding_.begin(batch);
@@ -110,7 +110,7 @@ void Runtime::run_rows(const Batch& batch, std::span<const int32_t> rows, std::s
   std::exception_ptr failure;
   const bool ascend = std::adjacent_find(rows.begin(), rows.end(), std::greater_equal<>()) == rows.end();
   const bool early = tail_ < first_selected_ && ascend && rows.size() < batch.tokens.size() && !adding_.any();
-  const Step step{batch, rows, choosing, last, early, 0, 0, visit, context, failing, failure};
+  const Step step{batch, rows, choosing, last, early, 0, 0, visit, context, words, failing, failure};
   pool_.run([&](int thread) { run_ops(step, thread); });
   if (failure) std::rethrow_exception(failure);
 }
@@ -241,6 +241,7 @@ void Runtime::execute(const MatMulOp& op, Step& step, int thread) {
   };
   int panels = 0;
   for (const auto& s : op.segments) panels += s.weight->panels();
+  if (&op == std::get_if<MatMulOp>(&ops_.back())) panels = std::min(panels, (step.words + kPanelRows - 1) / kPanelRows);
   const Range own = share(panels, thread, threads);
   // Where adapters add, several panels at a time: they read what lies side by side of each.
   const int take = !adds ? 1 : op.gate ? kAddingPanels / 2 : kAddingPanels;

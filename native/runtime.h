@@ -154,10 +154,11 @@ class Runtime {
   void check(const Batch& batch) const;
 
   // Runs a checked batch. `choosing`, if given, one for each row: which logits need not be exact. visit(i, logits) is called
-  // once for each of `rows`, from any thread; what it throws is thrown again here, once the step is over.
+  // once for each of `rows`, from any thread; what it throws is thrown again here, once the step is over. `words`: logits from there
+  // on are open, and mostly not computed.
   template <class Visit>
-  void run(const Batch& batch, std::span<const int32_t> rows, const Visit& visit, std::span<const Choosing> choosing = {}) {
-    run_rows(batch, rows, choosing, ops_.size(), visit_row<Visit>, &visit);
+  void run(const Batch& batch, std::span<const int32_t> rows, const Visit& visit, std::span<const Choosing> choosing = {}, int words = kMostSide) {
+    run_rows(batch, rows, choosing, ops_.size(), visit_row<Visit>, &visit, words);
   }
 
   // Copies one page of every layer's keys and values over another. Throws std::invalid_argument where there is no such page.
@@ -210,7 +211,7 @@ class Runtime {
   void place(const Batch& batch);
   void mask_trees(const Batch& batch);
   void run_rows(const Batch& batch, std::span<const int32_t> rows, std::span<const Choosing> choosing, size_t last, VisitRow visit,
-                const void* context);
+                const void* context, int words = kMostSide);
   void run_ops(Step step, int thread);  // each thread walks on its own copy
   void walk(Step& step, size_t first, size_t last, int thread);
   void check_sources(const Batch& batch) const;

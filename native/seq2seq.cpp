@@ -95,7 +95,7 @@ void Runtime::read(const Batch& batch) {
   adding_.begin(batch);
   std::mutex failing;
   std::exception_ptr failure;
-  const Step all{batch, {}, {}, target_, false, 0, static_cast<int>(tokens), nullptr, nullptr, failing, failure};
+  const Step all{batch, {}, {}, target_, false, 0, static_cast<int>(tokens), nullptr, nullptr, kMostSide, failing, failure};
   pool_.run([&](int thread) {
     Step step = all;
     walk(step, 0, target_, thread);

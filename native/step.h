@@ -18,6 +18,7 @@ struct Runtime::Step {
   int count = 0;                       // rows the ops under way run on
   VisitRow visit;
   const void* context;
+  int words;  // see Runtime::run
   std::mutex& lock;
   std::exception_ptr& failure;  // of the first visit that threw
 

@@ -41,6 +41,7 @@ class FakeRunner:
         self.max_tokens, self.max_sequences = max_tokens, max_sequences
         self.memory = np.full((pages, self.page_tokens), -1)
         self.batches: list[list[int]] = []  # lengths of every step
+        self.words: list[int] = []  # that were looked at by every proposal
         self.fail: BaseException | None = None
         self.on_step: Any = None
         self.say: Callable[[Sequence[int]], int] = next_token
@@ -129,7 +130,10 @@ class FakeRunner:
 class FakeDraft(FakeRunner):
     """Proposes what `say` says, sure of it; it holds no opinion on samplers."""
 
-    def propose(self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+    def propose(
+        self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]], words: int
+    ) -> list[tuple[int, float]]:
+        self.words.append(words)
         if self.on_step:
             self.on_step()
         self.batches.append([int(n) for n in batch.lengths])

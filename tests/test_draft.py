@@ -54,6 +54,30 @@ def test_wrong_drafts_are_overwritten(kept: int) -> None:
     assert ask(model, [r], 4) == [continuation(r.tokens, 4)]
 
 
+def test_rare_words_are_looked_at_where_the_text_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millis.engine.draft.LARGE_VOCABULARY", 97)
+    model = DraftModel(FakeDraft(), control={95, 96})
+    frequent = 97 // 48 * 16
+    for tokens, words in (
+        ([1, 2, frequent - 1, 95, 96, 96], frequent),  # control tokens are no words
+        ([1, frequent, 90], frequent),  # a rare word or two
+        ([1, frequent, 90, 91], 97),
+        ([90] * 3 + [1] * 61, 97),
+        ([90] * 3 + [1] * 62, frequent),  # that was long ago
+    ):
+        ask(model, [one := request(tokens)], 1)
+        assert model.runner.words[-1] == words
+        model.forget(one)
+    both = [request([1]), request([90] * 4)]
+    ask(model, both, 2)
+    assert model.runner.words[-2:] == [97, 97]
+    monkeypatch.setattr("millis.engine.draft.LARGE_VOCABULARY", 98)
+    small = DraftModel(FakeDraft())
+    one = request([1])
+    ask(small, [one], 1)
+    assert small.runner.words == [97]
+
+
 def test_pages_are_taken_once_and_given_back() -> None:
     model = DraftModel(FakeDraft(pages=6, context=24))
     first, second = request([1] * 10), request([2] * 10)

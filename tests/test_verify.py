@@ -170,6 +170,22 @@ def test_proposing_changes_nothing_and_knows_what_is_ahead() -> None:
         assert tiny.native.propose(*at, [sampler], [plain[:count]])[0][0] == plain[count]
 
 
+@pytest.mark.parametrize("words", [1, 16, 17, 31, 40, None])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_proposals_may_look_at_the_first_words_alone(words: int | None, temperature: float) -> None:
+    """As if the others were all but impossible: what a token draws does not depend on how many there are."""
+    table = np.random.default_rng(5).normal(0, 2, (40, 40)).astype(np.float32)
+    few = np.where(np.arange(40) < (words or 40), table, -1e4).astype(np.float32)
+    tiny, other = (Tiny(one, 40, threads=2).finish("x") for one in (table, few))
+    for last in range(40):
+        tiny.native.propose(*Tiny.arrays([39 - last]), [Sampler(40)], [[]])  # leaves its logits behind
+        for seed in range(4):
+            sampler = Sampler(40, temperature=temperature, seed=seed)
+            ((token, probability),) = tiny.native.propose(*Tiny.arrays([last]), [sampler], [[]], words)
+            ((wanted, likely),) = other.native.propose(*Tiny.arrays([last]), [sampler], [[]])
+            assert token == wanted and probability == pytest.approx(likely, rel=1e-4)
+
+
 def test_several_sequences_bring_their_own_drafts() -> None:
     tiny = chain()
     right = [int(TABLE[5].argmax())]
@@ -211,3 +227,6 @@ def test_bad_proposals_are_refused() -> None:
             tiny.native.propose(*arrays, samplers, ahead)
     with pytest.raises(TypeError):
         tiny.native.propose(*arrays, [Sampler(VOCAB)], [["x"]])
+    for words in (0, -1, VOCAB + 1):
+        with pytest.raises(ValueError, match="words"):
+            tiny.native.propose(*arrays, [Sampler(VOCAB)], [[]], words)

@@ -307,6 +307,7 @@ class Runtime:
         tables: Annotated[NDArray[numpy.int32], dict(shape=(None, None), order="C", device="cpu", writable=False)],
         samplers: Sequence[Sampler | None],
         ahead: Sequence[Sequence[int]],
+        words: int | None = None,
     ) -> list[tuple[int, float]]: ...
     def logits(
         self,

@@ -123,9 +123,11 @@ class NativeRunner:
             ],
         )
 
-    def propose(self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+    def propose(
+        self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]], words: int
+    ) -> list[tuple[int, float]]:
         """See DraftRunner."""
-        return self._runtime.propose(batch.tokens, batch.starts, batch.lengths, batch.tables, samplers, ahead)
+        return self._runtime.propose(batch.tokens, batch.starts, batch.lengths, batch.tables, samplers, ahead, words)
 
     def score(self, batch: Batch, targets: NDArray[np.int32]) -> NDArray[np.float32]:
         targets = np.asarray(targets, np.int32)

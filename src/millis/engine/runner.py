@@ -133,9 +133,12 @@ class DraftRunner(Protocol):
         """As a Runner's."""
         ...
 
-    def propose(self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
+    def propose(
+        self, batch: Batch, samplers: Sequence[Any], ahead: Sequence[Sequence[int]], words: int
+    ) -> list[tuple[int, float]]:
         """For each sequence (the token that its sampler would choose here, its probability to this model).
 
-        The last tokens of sequence s, `ahead[s]`, are drafts that its sampler does not know yet; it does not change.
+        Only the first `words` of the vocabulary are looked at. The last tokens of sequence s, `ahead[s]`, are drafts
+        that its sampler does not know yet; it does not change.
         """
         ...

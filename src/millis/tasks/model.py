@@ -235,7 +235,8 @@ class LanguageModel(TaskMethods):
         if self.config.precision != "exact":  # four bits a weight: its errors cost guesses, and reading it costs time
             checkpoint = requantize(checkpoint, self.config.threads)
         context = min(checkpoint.config.context, self.model.plan.context)
-        return DraftModel(NativeRunner(Model(checkpoint, build_plan(checkpoint, context)), self.config))
+        runner = NativeRunner(Model(checkpoint, build_plan(checkpoint, context)), self.config)
+        return DraftModel(runner, self.tokenizer.control)
 
     def generate(
         self,
