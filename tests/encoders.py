@@ -86,9 +86,11 @@ DECODERS: dict[str, dict[str, Any]] = {
     "Llama": {"num_key_value_heads": 2},
     "Qwen2": {"num_key_value_heads": 2},
     "Qwen3": {"num_key_value_heads": 2, "head_dim": 32},
+    "Gemma": {"num_key_value_heads": 2, "head_dim": 16},
     "Gemma3Text": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8},
     "Mistral": {"num_key_value_heads": 2, "sliding_window": 24},
     "SmolLM3": {"num_key_value_heads": 2, "no_rope_layers": [0] + [1] * 7},
+    "Exaone4": {"num_key_value_heads": 2, "sliding_window": 8},
     "GPT2": {},
 }
 BODIES: dict[str, dict[str, Any]] = {  # of which transformers has no classifier

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB, CONTEXT, LAYERS = 64, 4, 2, 16, 96, 50, 32, 2
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "gpt2")
 DROP = object()  # as the value of a key or tensor: leave it out
 
 
@@ -35,7 +35,7 @@ def settings(architecture: str) -> dict[str, Any]:
         found |= {".attention.head_count_kv": KV_HEADS, ".rope.freq_base": 5e4}
     if architecture == "gemma3":
         found |= {".attention.key_length": HEAD_DIM, ".attention.sliding_window": 8}
-    if architecture == "granite":
+    if architecture in ("granite", "minicpm"):
         found |= {".embedding_scale": 6.0, ".residual_scale": 0.25, ".attention.scale": 0.125, ".logit_scale": 4.0}
     return found
 
@@ -65,10 +65,12 @@ def shapes(architecture: str) -> dict[str, tuple[int, ...]]:
         layer |= {"attn_qkv.weight": (q + 2 * kv, HIDDEN), "ffn_up.weight": (2 * FFN, HIDDEN)}
     if architecture == "qwen2":
         layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
-    if architecture in ("qwen3", "gemma3"):
+    if architecture in ("qwen3", "gemma3", "exaone4"):
         layer |= {"attn_q_norm.weight": (HEAD_DIM,), "attn_k_norm.weight": (HEAD_DIM,)}
-    if architecture == "gemma3":
+    if architecture in ("gemma3", "exaone4"):
         layer |= {"post_attention_norm.weight": (HIDDEN,), "post_ffw_norm.weight": (HIDDEN,)}
+    if architecture == "exaone4":
+        del layer["attn_norm.weight"], layer["ffn_norm.weight"]
     return outside | {f"blk.{index}.{name}": shape for index in range(LAYERS) for name, shape in layer.items()}
 
 

@@ -6,7 +6,9 @@ about the file format, the renaming, the plan and the arithmetic.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Ernie4_5Config,
+    Exaone4Config,
     Gemma3TextConfig,
+    GemmaConfig,
     GenerationConfig,
     GPT2Config,
     GraniteConfig,
@@ -84,6 +88,14 @@ LONGROPE = {  # of heads of 16; the original context is PHI3's
     "long_factor": [1.0 + 2.0 * i for i in range(8)],
 }
 PHI3 = {"original_max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+MINICPM_ROPE = {  # of heads of 16
+    "rope_type": "longrope",
+    "rope_theta": 5000.0,
+    "original_max_position_embeddings": SIZES["max_position_embeddings"],
+    "short_factor": [1.0 + 0.1 * i for i in range(8)],
+    "long_factor": [1.0 + 2.0 * i for i in range(8)],
+}
+MINICPM = {"scale_emb": 6, "scale_depth": 1.4, "dim_model_base": 16}
 LOCAL_ROPE = {"rope_type": "default", "rope_theta": 100.0}
 GEMMA3 = {
     "num_hidden_layers": 7,  # the sixth attends to all
@@ -117,6 +129,13 @@ GPT2 = {
     "eos_token_id": 0,
 }
 
+EXAONE4 = {  # as the small one: all layers attend to all, and are rotated
+    "num_hidden_layers": 3,
+    "sliding_window": None,
+    "layer_types": ["full_attention"] * 3,
+    "rope_parameters": LLAMA3_ROPE,
+    "tie_word_embeddings": True,
+}
 SMOLLM3 = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}  # its own are beyond a tiny vocabulary
 
 TINY = {  # name → configuration of a tiny model
@@ -131,6 +150,8 @@ TINY = {  # name → configuration of a tiny model
     "granitemoehybrid": lambda: GraniteMoeHybridConfig(**SIZES | {"head_dim": 16}, **GRANITE, **HYBRID),
     "smollm3": lambda: SmolLM3Config(**SIZES, **SMOLLM3, num_hidden_layers=5, rope_parameters=ROPE),
     "ernie4_5": lambda: Ernie4_5Config(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
+    "gemma": lambda: GemmaConfig(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
+    "exaone4": lambda: Exaone4Config(**SIZES, **EXAONE4),
     "gpt2": lambda: GPT2Config(**GPT2),
 }
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -159,8 +180,13 @@ def real_reference(path: Path) -> Any:
 
 
 def tiny_model(name: str, seed: int = 0) -> Any:
-    """A model of TINY whose every parameter matters: random norms and biases too, activations of order one."""
-    model = AutoModelForCausalLM.from_config(TINY[name](), dtype=torch.float32, attn_implementation="eager")
+    """A random model of TINY."""
+    return random_model(TINY[name](), seed)
+
+
+def random_model(config: Any, seed: int = 0) -> Any:
+    """A model whose every parameter matters: random norms and biases too, activations of order one."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, values in model.named_parameters():
@@ -171,6 +197,27 @@ def tiny_model(name: str, seed: int = 0) -> Any:
             else:
                 values.copy_(noise * (0.3 if values.ndim == 1 else 1.5 / values.shape[1] ** 0.5))
     return model.eval()
+
+
+def minicpm(path: Path, tied: bool = False, rope: Mapping[str, Any] = ROPE) -> Any:
+    """Writes a folder as openbmb publishes them, and returns a llama of two layers that has its scales in its weights.
+
+    The formulas are those of openbmb's modeling_minicpm.py.
+    """
+    sizes = SIZES | {"head_dim": 16, "num_hidden_layers": 2}
+    model = random_model(LlamaConfig(**sizes, rope_parameters=dict(rope), tie_word_embeddings=tied))
+    model.save_pretrained(path)
+    values = json.loads((path / "config.json").read_text()) | MINICPM | {"architectures": ["MiniCPMForCausalLM"]}
+    for key in ("model_type", "head_dim", *(["tie_word_embeddings"] if tied else [])):
+        del values[key]  # as there
+    (path / "config.json").write_text(json.dumps(values))
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * (16 / 64))
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(6)
+        for layer in model.model.layers:
+            for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                matrix.weight.mul_(1.4 / 2**0.5)
+    return model
 
 
 def folder_model(path: Path) -> Any:

@@ -23,7 +23,7 @@ from millis.quantize.export import export_gguf
 from millis.tokenizer import Tokenizer
 from millis.tokenizer.to_gguf import tokenizer_metadata
 from millis.types import FormatError
-from reference import TINY, next_logits, tiny_model
+from reference import TINY, minicpm, next_logits, tiny_model
 from tokenizer_lines import lines
 from tokenizer_tiny import TEMPLATE
 from training import bert_folder
@@ -97,6 +97,16 @@ def test_an_exported_folder_has_the_logits_of_transformers(name: str, tmp_path: 
     assert fields["general.architecture"].contents() == found.config.architecture
     assert fields["tokenizer.ggml.tokens"].contents()[92:] == ["[PAD92]", "[PAD93]", "[PAD94]", "[PAD95]"]
     assert fields["tokenizer.ggml.token_type"].contents() == [1] * 90 + [3] * 2 + [5] * 4
+
+
+def test_minicpm_is_exported_as_granite(tmp_path: Path) -> None:
+    model = minicpm(tmp_path / "model")
+    export_gguf(read_checkpoint(save(tmp_path / "model", tiny_tokenizer())), tmp_path / "out.gguf")
+    found = read_checkpoint(tmp_path / "out.gguf")
+    assert found.metadata["general.architecture"] == "granite"
+    prompt = np.random.default_rng(1).integers(0, 96, 40).tolist()
+    logits = Oracle(build_plan(found, 64), found.tensors).logits(prompt)
+    np.testing.assert_allclose(logits, next_logits(model, prompt), atol=1e-4, rtol=1e-5)
 
 
 def test_exporting_what_is_a_gguf_file_changes_nothing(tmp_path: Path) -> None:

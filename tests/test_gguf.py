@@ -31,11 +31,13 @@ from gguf_files import (
 from gguf_peer import peer
 from millis.models.config import ModelConfig, RopeScaling
 from millis.models.gguf import parse_gguf, read_gguf
+from millis.models.gguf_metadata import config_metadata
 from millis.models.gguf_values import StringArray
 from millis.models.load import build_plan
 from millis.models.mapped import map_file
 from millis.models.oracle import Oracle
 from millis.models.tensors_expected import expected_shapes
+from millis.quantize.export import export_gguf
 from millis.types import FormatError, ModelError
 
 REAL = ("smollm2", "qwen2.5-0.5b", "gemma3-270m")
@@ -273,6 +275,43 @@ def test_scales_of_granite(tmp_path: Path) -> None:
     assert config_of(tmp_path, "llama", __rope__scaling__finetuned=False).rotated == ()
 
 
+def test_minicpm_is_a_granite_of_one_context(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "minicpm")
+    assert (config.embedding_scale, config.residual_scale, config.logit_scale) == (6.0, 0.25, 4.0)
+    assert (config.architecture, config.rope_style, config.rotated) == ("granite", "interleaved", ())
+    factors = {f"rope_factors_{size}.weight": np.full(8, by) for size, by in (("short", 2.0), ("long", 3.0))}
+    for keys in ({}, {"__rope__scaling__type": "longrope"}):
+        scaling = config_of(tmp_path, "minicpm", factors, **keys).rope_scaling
+        assert scaling is not None and (scaling.kind, scaling.original_context) == ("longrope", CONTEXT)
+        assert scaling.short_factors == (2.0,) * 8 and scaling.attention_factor == 1
+    export_gguf(read_gguf(tmp_path / "x.gguf"), tmp_path / "again.gguf")
+    assert read_gguf(tmp_path / "again.gguf").config == read_gguf(tmp_path / "x.gguf").config
+    with pytest.raises(FormatError, match="rope_factors_short.weight must list factors"):
+        config_of(tmp_path, "minicpm", __rope__scaling__type="longrope")
+    with pytest.raises(FormatError, match="'rope_factors_short.weight' has no place in a granite"):
+        config_of(tmp_path, "granite", factors)
+
+
+def test_windows_of_exaone4(tmp_path: Path) -> None:
+    """Files of 64 layers have some."""
+    assert config_of(tmp_path, "exaone4").windows == ()
+    assert config_of(tmp_path, "exaone4", __attention__sliding_window=8).windows == (8, 8)
+    listed = {"__attention__sliding_window": 8, "__attention__sliding_window_pattern": [False, True]}
+    assert config_of(tmp_path, "exaone4", **listed).windows == (0, 8)
+    layer = {name: shape for name, shape in shapes("exaone4").items() if name.startswith("blk.0.")}
+    names = {name.replace("0", str(index), 1): shape for index in range(64) for name, shape in layer.items()}
+    deep = config_of(tmp_path, "exaone4", names, __block_count=64, __attention__sliding_window=8)
+    assert deep.windows == (8, 8, 8, 0) * 16
+    said = config_metadata(deep)
+    assert said["exaone4.attention.sliding_window"] == 8
+    assert said["exaone4.attention.sliding_window_pattern"] == [True, True, True, False] * 16
+    for change in ({"windows": ()}, {"layers": 60, "windows": (8, 8, 8, 0) * 15}):
+        with pytest.raises(FormatError, match="exaone4 in a GGUF file has windows where it has 64 layers"):
+            config_metadata(replace(deep, **change))
+    with pytest.raises(FormatError, match="the key exaone4.attention.sliding_window is missing"):
+        config_of(tmp_path, "exaone4", names, __block_count=64)
+
+
 def test_every_fourth_layer_of_smollm3_is_not_rotated(tmp_path: Path) -> None:
     layer = {name: shape for name, shape in shapes("smollm3").items() if name.startswith("blk.0.")}
     names = {name.replace("0", str(index), 1): shape for index in range(5) for name, shape in layer.items()}
@@ -322,7 +361,7 @@ def test_attention_scale(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", {"general__architecture": "mamba"}, "'mamba' is not one of llama, phi3, qwen2, qwen3, gemma3"),
+    ("llama", {"general__architecture": "mamba"}, "'mamba' is not one of llama, phi3, qwen2, qwen3, gemma, gemma3"),
     ("llama", {"general__architecture": "qwen2"}, "the key qwen2.embedding_length is missing"),
     ("llama", {"general__type": "adapter"}, "the file holds a 'adapter', not a model"),
     ("llama", {"split__count": 3}, "one of 3 parts"),
@@ -370,6 +409,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("granite", {"__rope__scaling__finetuned": 0}, "finetuned must be true or false"),
     ("granite", {"__rope__scaling__finetuned": False, "__block_count": 2**31}, "block_count must lie in"),
     ("smollm3", {"__block_count": 2**31}, "block_count must lie in"),
+    ("exaone4", {"__block_count": 2**31}, "block_count must lie in"),
+    ("minicpm", {"__embedding_scale": DROP}, "the key minicpm.embedding_scale is missing"),
+    ("minicpm", {"__rope__scaling__original_context_length": 16}, "minicpm beyond its original context"),
+    ("gpt2", {"__rope__scaling__type": "longrope"}, "the file sets gpt2.rope.scaling.type to 'longrope'"),
     ("smollm3", {"__logit_scale": 2.0}, "the file sets smollm3.logit_scale to 2.0"),
     ("llama", {"__rope__scaling__factor": math.nan}, "rope scaling's factor must be a positive number"),
     ("llama", {"__rope__scaling__factor": -2.0}, "rope scaling's factor must be a positive number"),

@@ -70,7 +70,8 @@ def test_gradients_by_every_weight_are_those_of_torch(name: str, tmp_path: Path)
     with torch.no_grad():  # the sum over both uses is the parameter's; take away that of the look-up
         if tied:
             output = model.get_output_embeddings().weight
-            by_row = embedded[0].grad[0] * (64**0.5 if name == "gemma3" else 1)  # gemma scales what it looked up
+            scale = 64**0.5 if name in ("gemma", "gemma3") else 1  # of what gemma looked up
+            by_row = embedded[0].grad[0] * scale
             output.grad -= torch.zeros_like(output).index_add_(0, torch.tensor(PROMPT), by_row)
             np.testing.assert_allclose(seen.looked_up, by_row, atol=2e-4 * float(by_row.abs().max()))
     path = tmp_path / "gradients"

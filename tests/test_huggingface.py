@@ -46,6 +46,7 @@ GRANITE = {
     "attention_multiplier": 0.1,
     "logits_scaling": 8.0,
 }
+MINICPM = {"model_type": "minicpm", "scale_emb": 6, "scale_depth": 1.4, "dim_model_base": 16}
 HYBRID = {
     "num_local_experts": 0,
     "shared_intermediate_size": 96,
@@ -84,6 +85,8 @@ def tiny(kind: str, **changes: Any) -> transformers.PreTrainedModel:
         "granitemoehybrid": lambda: transformers.GraniteMoeHybridConfig(**SIZES, **HYBRID, **changes),
         "smollm3": lambda: transformers.SmolLM3Config(**SIZES, pad_token_id=0, **changes),
         "ernie4_5": lambda: transformers.Ernie4_5Config(**SIZES, head_dim=32, **changes),
+        "gemma": lambda: transformers.GemmaConfig(**SIZES, head_dim=32, **changes),
+        "exaone4": lambda: transformers.Exaone4Config(**SIZES, **changes),
         "gpt2": lambda: transformers.GPT2Config(**GPT2, **changes),
     }
     model = transformers.AutoModelForCausalLM.from_config(configs[kind]())
@@ -113,6 +116,7 @@ GEMMA3_LAYER = LAYER | {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+EXAONE4_LAYER = {ours: name for ours, name in GEMMA3_LAYER.items() if ours not in ("attn_norm", "ffn_norm")}
 GPT2_LAYER = {
     "attn_norm": "ln_1",
     "attn_qkv": "attn.c_attn",
@@ -131,7 +135,7 @@ def expected_tensors(model: transformers.PreTrainedModel, kind: str) -> dict[str
     if kind == "gpt2":
         outside = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f"}
     names = {ours: f"{body}{name}" for ours, name in outside.items()}
-    layer = {"gpt2": GPT2_LAYER, "gemma3": GEMMA3_LAYER}.get(kind, LAYER)
+    layer = {"gpt2": GPT2_LAYER, "gemma3": GEMMA3_LAYER, "exaone4": EXAONE4_LAYER}.get(kind, LAYER)
     if kind == "qwen3":
         layer = layer | {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
     for index in range(model.config.num_hidden_layers):
@@ -144,7 +148,7 @@ def expected_tensors(model: transformers.PreTrainedModel, kind: str) -> dict[str
             if f"{name}.{end}" in theirs:
                 value = theirs[f"{name}.{end}"]
                 value = value.T if kind == "gpt2" and value.ndim == 2 and ours.startswith("blk.") else value
-                found[f"{ours}.{end}"] = value + 1 if kind == "gemma3" and ours.endswith("norm") else value
+                found[f"{ours}.{end}"] = value + 1 if kind in ("gemma", "gemma3") and ours.endswith("norm") else value
     return found
 
 
@@ -159,7 +163,7 @@ def assert_same(folder: Path, model: transformers.PreTrainedModel, kind: str) ->
     return checkpoint.config
 
 
-KINDS = ["llama", "qwen2", "qwen3", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2"]
+KINDS = ["llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "gpt2"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -362,6 +366,13 @@ def test_scales_of_granite(tmp_path: Path) -> None:
     assert read_folder(saved(tmp_path / "nope", "granitemoehybrid")).config.rotated == (False, False)
 
 
+def test_scales_of_minicpm(tmp_path: Path) -> None:
+    config = read_folder(saved(tmp_path / "a", "llama", **MINICPM)).config
+    assert (config.embedding_scale, config.residual_scale, config.logit_scale) == (6.0, 1.4 / math.sqrt(2), 4.0)
+    config = read_folder(saved(tmp_path / "b", "llama", model_type="minicpm")).config
+    assert (config.embedding_scale, config.residual_scale, config.logit_scale) == (1.0, 1 / math.sqrt(2), 64.0)
+
+
 def test_the_two_matrices_of_granitemoehybrid(tmp_path: Path) -> None:
     model = tiny("granitemoehybrid")
     model.save_pretrained(tmp_path)
@@ -379,13 +390,15 @@ def test_layers_of_smollm3_that_are_not_rotated(tmp_path: Path) -> None:
     assert twice.rotated == (True, False)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "phi3", "smollm3", "ernie4_5", "granite"])
+@pytest.mark.parametrize("kind", ["mistral", "phi3", "smollm3", "ernie4_5", "granite", "gemma", "exaone4"])
 def test_defaults_are_those_of_transformers(kind: str) -> None:
-    values = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"} | {"num_attention_heads": 16}
+    heads = 32 if kind == "exaone4" else 16
+    values = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
+    values |= {"num_attention_heads": heads, "num_hidden_layers": 5}
     config, tied = huggingface_config(values | {"model_type": kind}, kind)
     theirs = transformers.AutoConfig.for_model(kind, **values, **({"pad_token_id": 0} if kind == "phi3" else {}))
     assert config.kv_heads == theirs.num_key_value_heads and config.norm_eps == theirs.rms_norm_eps
-    assert config.head_dim == (getattr(theirs, "head_dim", None) or 64 // 16)
+    assert config.head_dim == (getattr(theirs, "head_dim", None) or 64 // heads)
     assert config.rope_theta == theirs.rope_parameters["rope_theta"] and tied == theirs.tie_word_embeddings
 
 
@@ -430,6 +443,20 @@ REFUSED = [
     ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "every 0th"),
     ("smollm3", {"use_sliding_window": True, "layer_types": None}, "without layer_types"),
     ("ernie4_5", {"use_bias": True}, "sets use_bias"),
+    ("gemma", {"hidden_act": "relu"}, "activation 'relu' is not gelu or gelu_pytorch_tanh"),
+    ("gemma", {"hidden_activation": "gelu"}, "the activation 'gelu' is not gelu_pytorch_tanh"),
+    ("gemma", {"use_bidirectional_attention": True}, "sets use_bidirectional_attention"),
+    ("gemma", {"tie_word_embeddings": False}, "'lm_head.weight' is missing"),
+    ("gemma", {"hidden_size": -64}, "hidden must lie in"),
+    ("exaone4", {"sliding_window": None, "layer_types": ["sliding_attention"] * 2}, "sliding_window is missing"),
+    ("exaone4", {"layer_types": ["full_attention"] * 2}, "would leave all layers without rotation"),
+    ("exaone4", {"layer_types": None, "sliding_window_pattern": "LLLG"}, "sliding_window_pattern must be a whole"),
+    ("exaone4", {"layer_types": None, "sliding_window_pattern": 0}, "every 0th attending to all"),
+    ("llama", MINICPM | {"scale_depth": 0}, "residual_scale must lie in"),
+    ("llama", MINICPM | {"dim_model_base": 0}, "2 layers and a dim_model_base of 0.0 make no sense"),
+    ("llama", MINICPM | {"num_hidden_layers": 0}, "0 layers and a dim_model_base of 16.0 make no sense"),
+    ("llama", MINICPM | {"sparse_config": {"dense_len": 8192}}, "sets sparse_config"),
+    ("llama", MINICPM | {"rope_parameters": LONGROPE}, "longrope of minicpm beyond its original context"),
     ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "factor is missing"),
     ("llama", {"rope_parameters": {"rope_type": "linear", "factor": -1}}, "factor must be a positive number"),
     ("llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "only a part of each head"),

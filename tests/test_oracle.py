@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import Exaone4Config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from millis.models.checkpoint import Checkpoint
@@ -18,7 +19,22 @@ from millis.models.oracle import Oracle
 from millis.models.plan import Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
 from millis.models.tensor import Tensor
 from millis.types import RequestError
-from reference import LLAMA3_ROPE, LONGROPE, TINY, folder_model, greedy, next_logits, real_reference, tiny_model
+from reference import (
+    EXAONE4,
+    LLAMA3_ROPE,
+    LONGROPE,
+    MINICPM_ROPE,
+    ROPE,
+    SIZES,
+    TINY,
+    folder_model,
+    greedy,
+    minicpm,
+    next_logits,
+    random_model,
+    real_reference,
+    tiny_model,
+)
 
 PROMPT = np.random.default_rng(1).integers(0, 96, 40).tolist()
 
@@ -116,6 +132,35 @@ def test_longrope_beyond_the_original_context_matches_transformers(window: int |
     assert load_model(tmp_path).plan.context == 128, "unless a longer one is asked for"
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_windowed_exaone4_matches_transformers(listed: bool, tmp_path: Path) -> None:
+    """One layer in four attends to all, unless they are listed, and is not rotated where others have a window."""
+    kinds = ["full_attention", *["sliding_attention"] * 3] if listed else None
+    sizes = {**SIZES, **EXAONE4, "num_hidden_layers": 4, "sliding_window": 7, "layer_types": kinds}
+    model = random_model(Exaone4Config(**sizes))
+    model.save_pretrained(tmp_path)
+    if not listed:
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["layer_types"], config["sliding_window_pattern"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint.config.windows == ((0, 7, 7, 7) if listed else (7, 7, 7, 0))
+    logits = oracle_logits(checkpoint, PROMPT)
+    np.testing.assert_allclose(logits, next_logits(model, PROMPT), atol=1e-4, rtol=1e-5)
+    everything = replace(checkpoint, config=replace(checkpoint.config, windows=()))
+    assert np.abs(oracle_logits(everything, PROMPT) - logits).max() > 0.05
+
+
+@pytest.mark.parametrize(("tied", "rope"), [(False, ROPE), (True, MINICPM_ROPE)])
+def test_minicpm_matches_a_llama_of_scaled_weights(tied: bool, rope: dict[str, Any], tmp_path: Path) -> None:
+    """transformers has no code of its own for it."""
+    model = minicpm(tmp_path, tied, rope)
+    checkpoint = read_checkpoint(tmp_path)
+    assert checkpoint.config.architecture == "granite" and ("output.weight" in checkpoint.tensors) is not tied
+    logits = oracle_logits(checkpoint, PROMPT)
+    np.testing.assert_allclose(logits, next_logits(model, PROMPT), atol=1e-4, rtol=1e-5)
+
+
 def test_granite_without_rotation_matches_transformers(tmp_path: Path) -> None:
     model = tiny_model("granitemoehybrid")
     model.config.position_embedding_type = None
@@ -135,6 +180,9 @@ def test_granite_without_rotation_matches_transformers(tmp_path: Path) -> None:
         ("granite", {"norm_eps": 1e-6}),
         ("smollm3", {"rotated": ()}),
         ("ernie4_5", {"rope_style": "half"}),
+        ("exaone4", {"rope_scaling": None}),
+        ("gemma", {"embedding_scale": 1.0}),
+        ("gemma", {"activation": "silu"}),
         ("mistral", {"rope_scaling": None}),
     ],
 )

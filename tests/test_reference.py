@@ -16,7 +16,7 @@ from millis.bench.reference import log_likelihood, reference_model, torch_module
 from millis.models.load import read_checkpoint
 from millis.models.tensor import Tensor
 from millis.types import ModelError
-from reference import folder_model, next_logits, tiny_model
+from reference import ROPE, folder_model, next_logits, tiny_model
 from reference import real_reference as independent
 
 IDS = [5, 17, 301, 9, 44, 120, 7, 66]
@@ -34,7 +34,7 @@ def test_logits_of_the_real_models(name: str, model_path: Callable[[str], Path])
 
 TINY_ONES = [
     "llama", "mistral", "qwen2", "qwen3", "gemma3", "granite", "granitemoehybrid", "smollm3", "ernie4_5",
-    "phi3",
+    "phi3", "gemma", "exaone4",
 ]  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_logits_of_tiny_checkpoints(name: str, tmp_path: Path) -> None:
     tiny_model(name).save_pretrained(tmp_path)
     want = next_logits(folder_model(tmp_path), [1, 2, 3, 4])
     checkpoint = read_checkpoint(tmp_path)
-    if name == "gemma3" and checkpoint.config.rope_scaling is not None:
+    if name in ("gemma3", "exaone4") and checkpoint.config.rope_scaling is not None:
         with pytest.raises(ModelError, match="no float32 reference"):
             reference_model(checkpoint, 1)
         return
@@ -52,12 +52,15 @@ def test_logits_of_tiny_checkpoints(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "window"), [("mistral", 3), ("qwen2", 3)])
+@pytest.mark.parametrize(("name", "window"), [("mistral", 3), ("qwen2", 3), ("exaone4", 3)])
 def test_windows_are_kept(name: str, window: int, tmp_path: Path) -> None:
     theirs = tiny_model(name)
     theirs.config.sliding_window = window
     if name == "qwen2":
         theirs.config.update({"use_sliding_window": True, "layer_types": ["sliding_attention", "full_attention"]})
+    if name == "exaone4":
+        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+        theirs.config.update({"layer_types": kinds, "rope_parameters": ROPE})
     theirs.save_pretrained(tmp_path)
     ids = list(range(1, 12))
     with torch.inference_mode():

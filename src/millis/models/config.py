@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Architecture = Literal[
-    "llama", "qwen2", "qwen3", "gemma3", "granite", "smollm3", "ernie4_5", "gpt2", "bert", "modernbert", "t5", "marian"
+    "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "gpt2", "bert",
+    "modernbert", "t5", "marian",
 ]  # fmt: skip
 Pooling = Literal["mean", "first", "last"]  # of a text's hidden states; the first is bert's, the last a decoder's
 # Architectures whose q and k rows GGUF stores in the order that rotates neighbours, transformers in that of halves.
@@ -76,7 +77,7 @@ class ModelConfig:
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
     activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
     attention_bias: bool = False
-    embedding_scale: float = 1.0  # (granite, marian)
+    embedding_scale: float = 1.0  # (gemma, granite, marian)
     residual_scale: float = 1.0  # of what a layer adds to its input (granite)
     logit_scale: float = 1.0  # by which logits are divided (granite)
     # Models that read and write nothing: encoders, and decoders trained for embeddings or labels.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from millis.types import FormatError
 
 # Settings that change nothing here: descriptive, or of use only to a scaling type that is refused below.
 _WITHOUT_EFFECT = {"rope.scaling.finetuned", "rope.scaling.original_context_length", "tensor_data_layout"}
+_LONGROPE = ("phi3", "minicpm")  # architectures that may have its factors among their tensors
 # Settings that would change the computation, unless they have this value.
 _NEUTRAL: dict[str, Any] = {
     "attention.causal": True,
@@ -28,6 +30,7 @@ _NEUTRAL: dict[str, Any] = {
     "rope.scaling.yarn_log_multiplier": 0,
 }
 _SMOLLM3_PERIOD = 4
+EXAONE4_WINDOWED_LAYERS = 64  # how many layers the one Exaone 4 has that windows most of them
 _GEMMA3_27B_LAYERS = 62  # the one Gemma 3 that scales scores by hidden / heads; the file does not say so
 
 
@@ -35,7 +38,7 @@ class _Settings:
     """Typed look-ups under "<architecture>."; remembers which keys were asked for."""
 
     def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
-        self._prefix = architecture + "."
+        self.architecture, self._prefix = architecture, architecture + "."
         self._metadata = metadata
         self._known = _WITHOUT_EFFECT | _NEUTRAL.keys()
 
@@ -103,8 +106,9 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> t
     known, specific = _SPECIFIC[architecture]
     fields = _common(settings) | specific(settings)
     fields["vocab"] = _vocab(settings, metadata, tensors)
-    if architecture == "phi3" and "rope_factors_long.weight" in tensors:
-        fields["rope_scaling"] = _longrope(settings, tensors)
+    if architecture in _LONGROPE:
+        if settings.get("rope.scaling.type") == "longrope" or "rope_factors_long.weight" in tensors:
+            fields["rope_scaling"] = _longrope(settings, tensors)
     fields["attention_bias"] = architecture in ("qwen2", "gpt2") or "blk.0.attn_q.bias" in tensors
     name = metadata.get("general.name")
     config = ModelConfig(architecture=known, name=name if isinstance(name, str) else "", **fields)
@@ -175,6 +179,8 @@ def _rotary(settings: _Settings) -> dict[str, Any]:
 
 def _rope_scaling(settings: _Settings) -> RopeScaling | None:
     kind = settings.get("rope.scaling.type")
+    if kind == "longrope" and settings.architecture in _LONGROPE:
+        return None  # but what the factors among its tensors say
     factor = settings.real("rope.scaling.factor", settings.real("rope.scale_linear", 1.0))
     if kind == "yarn":
         return RopeScaling(
@@ -230,6 +236,21 @@ def _granite(settings: _Settings) -> dict[str, Any]:
     }
 
 
+def _gemma(settings: _Settings) -> dict[str, Any]:
+    hidden = settings.whole("embedding_length")
+    return _rotary(settings) | {"embedding_scale": math.sqrt(hidden), "activation": "gelu_tanh"}
+
+
+def _minicpm(settings: _Settings) -> dict[str, Any]:
+    """granite with a longrope of its own; llama.cpp's guesses for files without scales are not taken."""
+    context = settings.whole("context_length")
+    if settings.whole("rope.scaling.original_context_length", context) != context:
+        raise FormatError("rotation of minicpm beyond its original context is not supported")
+    return _llama(settings) | {
+        name: settings.real(name) for name in ("embedding_scale", "residual_scale", "logit_scale")
+    }
+
+
 def smollm3_rotated(layers: int) -> tuple[bool, ...]:
     """Which layers of a smollm3 are rotated: all but every fourth. The file does not say so."""
     return tuple(index % _SMOLLM3_PERIOD != _SMOLLM3_PERIOD - 1 for index in range(layers))
@@ -246,12 +267,18 @@ def _layers(settings: _Settings) -> int:
     return layers
 
 
+def _exaone4(settings: _Settings) -> dict[str, Any]:
+    """Windows are those that the file says. llama.cpp has some in every file of so many layers, and in no other."""
+    windowed = settings.get("attention.sliding_window") is not None or _layers(settings) == EXAONE4_WINDOWED_LAYERS
+    return _rotary(settings) | {"windows": _patterned_windows(settings, 4) if windowed else ()}
+
+
 def _gemma3(settings: _Settings) -> dict[str, Any]:
     fields = _rotary(settings)
     if fields["rope_scaling"] is not None and fields["rope_scaling"].kind != "linear":
         raise FormatError("yarn of gemma3 is not supported: what becomes of its windowed layers is not said")
     fields |= {
-        "windows": _gemma3_windows(settings),
+        "windows": _patterned_windows(settings, 6),
         "rope_local_theta": settings.real("rope.freq_base_swa", 10000.0),
         "activation": "gelu_tanh",
     }
@@ -261,13 +288,13 @@ def _gemma3(settings: _Settings) -> dict[str, Any]:
     return fields
 
 
-def _gemma3_windows(settings: _Settings) -> tuple[int, ...]:
-    """Every sixth layer attends to all, unless the file lists or counts otherwise (Gemma 3 report, 2025)."""
+def _patterned_windows(settings: _Settings, period: int) -> tuple[int, ...]:
+    """One layer in `period` attends to all, unless the file lists or counts otherwise."""
     layers, window = _layers(settings), settings.whole("attention.sliding_window")
     pattern = settings.raw("attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray) and pattern.dtype == np.bool_ and len(pattern) == layers:
         return tuple(window if windowed else 0 for windowed in pattern.tolist())
-    period = settings.whole("attention.sliding_window_pattern", 6)
+    period = settings.whole("attention.sliding_window_pattern", period)
     if not 1 <= period <= MOST_LAYERS:
         raise FormatError(f"{layers} layers with every {period}th attending to all make no sense")
     return tuple(0 if index % period == period - 1 else window for index in range(layers))
@@ -282,9 +309,12 @@ _SPECIFIC: dict[str, tuple[Architecture, Callable[[_Settings], dict[str, Any]]]]
     "phi3": ("llama", _phi3),
     "qwen2": ("qwen2", _rotary),
     "qwen3": ("qwen3", _rotary),
+    "gemma": ("gemma", _gemma),
     "gemma3": ("gemma3", _gemma3),
     "granite": ("granite", _granite),
+    "minicpm": ("granite", _minicpm),
     "smollm3": ("smollm3", _smollm3),
     "ernie4_5": ("ernie4_5", _llama),
+    "exaone4": ("exaone4", _exaone4),
     "gpt2": ("gpt2", _gpt2),
 }

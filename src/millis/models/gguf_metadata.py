@@ -12,7 +12,7 @@ import numpy as np
 
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import PERMUTED, ModelConfig, RopeScaling
-from millis.models.gguf_config import smollm3_rotated
+from millis.models.gguf_config import EXAONE4_WINDOWED_LAYERS, smollm3_rotated
 from millis.models.rope import frequencies, yarn_attention_factor
 from millis.models.tensor import Tensor
 from millis.types import FormatError
@@ -58,6 +58,8 @@ def _rotary(config: ModelConfig) -> dict[str, Any]:
         keys |= _yarn(config.architecture, config.rope_scaling)
     if config.architecture == "gemma3":
         keys |= _gemma3(config)
+    elif config.architecture == "exaone4":
+        keys |= _exaone4(config)
     elif any(config.windows):
         raise FormatError(f"windowed attention of {config.architecture} cannot be said in a GGUF file")
     return keys | _granite(config) if config.architecture == "granite" else keys
@@ -102,6 +104,17 @@ def _gemma3(config: ModelConfig) -> dict[str, Any]:
     return {"attention.sliding_window": window, "rope.freq_base_swa": config.rope_local_theta}
 
 
+def _exaone4(config: ModelConfig) -> dict[str, Any]:
+    windowed = [window > 0 for window in config.windows]
+    if any(windowed) != (config.layers == EXAONE4_WINDOWED_LAYERS):
+        raise FormatError(
+            f"exaone4 in a GGUF file has windows where it has {EXAONE4_WINDOWED_LAYERS} layers, and nowhere else"
+        )
+    if not windowed:
+        return {}
+    return {"attention.sliding_window": max(config.windows), "attention.sliding_window_pattern": windowed}
+
+
 def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """The same model with tensors and rotation as a GGUF file has them; one from a GGUF file is returned as is.
 
@@ -110,13 +123,15 @@ def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """
     config, scaling = checkpoint.config, checkpoint.config.rope_scaling
     if scaling is not None and scaling.kind == "longrope":
-        raise FormatError("longrope cannot be said in the GGUF file of a llama, as which phi3 is written")
-    if scaling is not None and scaling.kind == "llama3" and config.architecture != "llama":
+        raise FormatError(
+            f"longrope cannot be said in the GGUF file of a {config.architecture}, as which this one is written"
+        )
+    if scaling is not None and scaling.kind == "llama3" and config.architecture not in ("llama", "exaone4"):
         raise FormatError(f"llama3's rope scaling of a {config.architecture} model cannot be said in a GGUF file")
-    if checkpoint.metadata or config.architecture not in PERMUTED:
+    if checkpoint.metadata:
         return checkpoint
-    tensors = dict(checkpoint.tensors)
-    if config.rope_style == "half":
+    tensors, permuted = dict(checkpoint.tensors), config.architecture in PERMUTED
+    if permuted and config.rope_style == "half":
         for name, tensor in checkpoint.tensors.items():
             part = name.split(".")[2] if name.startswith("blk.") else ""
             if part in ("attn_q", "attn_k"):
@@ -124,7 +139,8 @@ def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     if scaling is not None and scaling.kind == "llama3":
         tensors["rope_freqs.weight"] = _rope_factors(config)
         scaling = None
-    config = replace(config, rope_style="interleaved", rope_scaling=scaling)
+    style = "interleaved" if permuted else config.rope_style
+    config = replace(config, rope_style=style, rope_scaling=scaling)
     return replace(checkpoint, config=config, tensors=tensors)
 
 

@@ -40,11 +40,11 @@ _LLAMA = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_GEMMA3 = _LLAMA | {
+_EXAONE4 = _LLAMA | {
     "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_GEMMA3 = _EXAONE4 | {"pre_feedforward_layernorm": "ffn_norm"}
 _GRANITE = _LLAMA | {"shared_mlp.output_linear": "ffn_down"}  # granitemoehybrid's name
 _GPT2 = {
     "ln_1": "attn_norm",
@@ -54,6 +54,7 @@ _GPT2 = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
+_NAMES = {"gpt2": _GPT2, "gemma3": _GEMMA3, "granite": _GRANITE, "exaone4": _EXAONE4}
 _OUTSIDE_LAYERS = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -119,7 +120,7 @@ def gguf_name(name: str, architecture: str) -> str | None:
         return None
     if match := _LAYER.fullmatch(bare):
         layer, part, kind = match.groups()
-        names = {"gpt2": _GPT2, "gemma3": _GEMMA3, "granite": _GRANITE}.get(architecture, _LLAMA)
+        names = _NAMES.get(architecture, _LLAMA)
         if part in names:
             return f"blk.{layer}.{names[part]}.{kind}"
     part, _, kind = bare.rpartition(".")
@@ -146,6 +147,6 @@ def _converted(tensor: Tensor, architecture: str) -> Tensor:
         values = tensor.data.view(f"u{tensor.type.block_bytes}").reshape(tensor.shape)
         data = np.ascontiguousarray(values.T).reshape(-1).view(np.uint8)
         return Tensor(tensor.name, tensor.type, tensor.shape[::-1], data)
-    if architecture == "gemma3" and tensor.name.endswith("norm.weight"):
+    if architecture in ("gemma", "gemma3") and tensor.name.endswith("norm.weight"):
         return Tensor.from_numpy(tensor.name, tensor.numpy() + np.float32(1))
     return tensor

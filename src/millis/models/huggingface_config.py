@@ -6,6 +6,7 @@ version 4 (`rope_theta`, `rope_scaling`) and in that of version 5 (`rope_paramet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,14 +21,18 @@ _TYPES: dict[str, Architecture] = {
     "phi3": "llama",  # whose matrices are stored in fewer parts
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "gemma": "gemma",
     "gemma3_text": "gemma3",
     "granite": "granite",
     "granitemoehybrid": "granite",
+    "minicpm": "granite",  # whose scales have other names
     "smollm3": "smollm3",
     "ernie4_5": "ernie4_5",
+    "exaone4": "exaone4",
     "gpt2": "gpt2",
 }
-_TIED = ("gemma3_text", "smollm3", "ernie4_5", "gpt2")  # whose embedding is the output matrix unless the file says no
+# Whose embedding is the output matrix unless the file says no.
+_TIED = ("gemma", "gemma3_text", "minicpm", "smollm3", "ernie4_5", "gpt2")
 # Values that leave the computation as Millis runs it; null always does.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
@@ -38,6 +43,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "quantization_config": (),
     "scale_attn_by_inverse_layer_idx": (False,),
     "scale_attn_weights": (True,),
+    "sparse_config": (),
     "use_bias": (False,),
     "use_bidirectional_attention": (False,),
 }
@@ -48,6 +54,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "phi3": {"original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
     "smollm3": {"num_key_value_heads": 4, "rope_theta": 2e6},
     "ernie4_5": {"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1e-5, "rope_theta": 5e5},
+    "exaone4": {
+        "num_key_value_heads": 32,
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 4,
+    },
+    "gemma": {"num_key_value_heads": 16, "head_dim": 256},
     "granitemoehybrid": {"num_local_experts": 8, "shared_intermediate_size": 1024},
 }
 # transformers' defaults of Gemma3TextConfig, which the published multimodal files rely on.
@@ -115,6 +128,8 @@ def huggingface_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfi
     if values.get("model_type") == "gemma3":  # with a vision tower: its language half
         settings = Settings({"model_type": "gemma3_text"} | dict(settings.part("text_config")._values))
     kind = settings.get("model_type")
+    if kind is None and settings.get("architectures") == ["MiniCPMForCausalLM"]:
+        kind = "minicpm"  # whose file may leave it out
     if not isinstance(kind, str) or kind not in _TYPES:
         known = ", ".join(
             (*_TYPES, "gemma3", "bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "t5", "mt5", "marian")
@@ -320,6 +335,26 @@ def _granite(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _minicpm(settings: Settings) -> dict[str, Any]:
+    """Keys and defaults of openbmb's own code. It takes the long factors of longrope for any text where the context
+    is longer than the original one, which is refused."""
+    fields = _common(settings)
+    depth, base, scaling = (
+        settings.real("scale_depth", 1.0),
+        settings.real("dim_model_base", 1.0),
+        fields["rope_scaling"],
+    )
+    if fields["layers"] < 1 or base <= 0:
+        raise FormatError(f"config.json: {fields['layers']} layers and a dim_model_base of {base} make no sense")
+    if scaling is not None and scaling.kind == "longrope" and scaling.original_context != fields["context"]:
+        raise FormatError("config.json: longrope of minicpm beyond its original context is not supported")
+    return fields | {
+        "embedding_scale": settings.real("scale_emb", 1.0),
+        "residual_scale": depth / math.sqrt(fields["layers"]),
+        "logit_scale": fields["hidden"] / base,
+    }
+
+
 def _granite_hybrid(settings: Settings) -> dict[str, Any]:
     """Those without experts whose layers are all attention: granite, with other names."""
     layers, experts = settings.whole("num_hidden_layers"), settings.whole("num_local_experts")
@@ -333,6 +368,30 @@ def _granite_hybrid(settings: Settings) -> dict[str, Any]:
     given = dict(settings._values) | {"intermediate_size": settings.get("shared_intermediate_size")}
     fields = _granite(Settings(given))
     return fields if settings.get("position_embedding_type") == "rope" else fields | {"rotated": (False,) * layers}
+
+
+def _gemma(settings: Settings) -> dict[str, Any]:
+    """Published files say gelu and mean its approximation by tanh."""
+    check_activation(settings.get("hidden_act"), ("gelu", "gelu_pytorch_tanh"))
+    check_activation(settings.get("hidden_activation"), ("gelu_pytorch_tanh",))
+    fields = _common(Settings(dict(settings._values) | {"hidden_act": None}))
+    return fields | {"embedding_scale": math.sqrt(abs(fields["hidden"])), "activation": "gelu_tanh"}
+
+
+def _exaone4(settings: Settings) -> dict[str, Any]:
+    """One layer in four attends to all, unless the file lists or counts otherwise, or has no window."""
+    fields, given = _common(settings), dict(settings._values)
+    layers, kinds = fields["layers"], settings.get("layer_types")
+    windowed = settings.get("sliding_window") is not None
+    if kinds is None and windowed:
+        period = settings.whole("sliding_window_pattern")
+        if not (1 <= period <= MOST_LAYERS and 1 <= layers <= MOST_LAYERS):
+            raise FormatError(f"config.json: {layers} layers with every {period}th attending to all make no sense")
+        kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
+    windows = _windows(Settings(given | {"layer_types": kinds}), layers) if kinds is not None else ()
+    if windowed and not windows:
+        raise FormatError("config.json: a sliding_window that no layer has would leave all layers without rotation")
+    return fields | {"windows": windows}
 
 
 def _gemma3(settings: Settings) -> dict[str, Any]:
@@ -403,10 +462,13 @@ _SPECIFIC: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen,
+    "gemma": _gemma,
     "gemma3_text": _gemma3,
     "granite": _granite,
     "granitemoehybrid": _granite_hybrid,
+    "minicpm": _minicpm,
     "smollm3": _smollm3,
     "ernie4_5": _ernie4_5,
+    "exaone4": _exaone4,
     "gpt2": _gpt2,
 }

@@ -1,7 +1,8 @@
 """Llama and its near relatives: pre-norm layers of rotary attention and a gated feed-forward network.
 
 One plan serves llama (Touvron et al., 2023), mistral and phi3, qwen2 (biases on q, k and v), qwen3 (a norm on every q
-and k head), ernie4_5, smollm3 (layers that are not rotated) and granite (which scales what a layer adds, and more).
+and k head), ernie4_5, smollm3 (layers that are not rotated), granite and minicpm (which scale what a layer adds, and
+more) and gemma (which scales its embedding; its norm weights include the +1 of the formula, as GGUF stores them).
 Buffers: x the residual stream, h its norm, qkv, a the attention's output, f the inside of the feed-forward network,
 s the selected rows, n their norm, logits.
 
@@ -24,10 +25,6 @@ from millis.models.tensor import Tensor
 
 def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> Plan:
     """The plan for sequences of up to `context` tokens."""
-    factors = tensors.get("rope_freqs.weight")
-    table = rope_table(
-        context, config.head_dim, config.rope_theta, config.rope_scaling, None if factors is None else factors.numpy()
-    )
     ops: list[Op] = [Embed(out="x", weight="token_embd.weight", scale=config.embedding_scale / config.residual_scale)]
     for layer in range(config.layers):
         blk = f"blk.{layer}"
@@ -39,18 +36,25 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> P
             gated(config, layer),
             MatMul(out="x", x="f", weights=(f"{blk}.ffn_down.weight",), residual="x"),
         ]
-    return finish(config, tensors, context, ops, {"rope": table})
+    return finish(config, tensors, context, ops, rotations(config, tensors, context))
 
 
-def attention(config: ModelConfig, layer: int, rope: str | None) -> tuple[MatMul, Attention]:
-    """h → qkv → a: projections, with biases where the model has them, then attention, with its head norms."""
+def rotations(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> dict[str, NDArray[np.float32]]:
+    """The table "rope" of all layers that are rotated."""
+    factors = tensors.get("rope_freqs.weight")
+    listed = None if factors is None else factors.numpy()
+    return {"rope": rope_table(context, config.head_dim, config.rope_theta, config.rope_scaling, listed)}
+
+
+def attention(config: ModelConfig, layer: int, rope: str | None, x: str = "h") -> tuple[MatMul, Attention]:
+    """x → qkv → a: projections, with biases where the model has them, then attention, with its head norms."""
     names = [f"blk.{layer}.attn_{part}" for part in "qkv"]
-    normed = config.architecture in ("qwen3", "gemma3")
+    normed = config.architecture in ("qwen3", "gemma3", "exaone4")
     scale = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
     return (
         MatMul(
             out="qkv",
-            x="h",
+            x=x,
             weights=tuple(f"{name}.weight" for name in names),
             biases=tuple(f"{name}.bias" for name in names) if config.attention_bias else (),
         ),
@@ -77,10 +81,10 @@ def _stream_eps(config: ModelConfig) -> float:
     return config.norm_eps / config.residual_scale**2
 
 
-def gated(config: ModelConfig, layer: int) -> GatedMatMul:
-    """h → f."""
+def gated(config: ModelConfig, layer: int, x: str = "h") -> GatedMatMul:
+    """x → f."""
     gate, up = f"blk.{layer}.ffn_gate.weight", f"blk.{layer}.ffn_up.weight"
-    return GatedMatMul(out="f", x="h", gate=gate, up=up, activation=config.activation)
+    return GatedMatMul(out="f", x=x, gate=gate, up=up, activation=config.activation)
 
 
 def finish(

@@ -146,9 +146,12 @@ def optional_shapes(config: ModelConfig) -> Shapes:
         return {}
     if config.encoder is not None:
         return optional(config)
-    shapes: Shapes = {"output.weight": (config.vocab, config.hidden)}
-    if config.architecture == "llama":
+    # GGUF files of gemma have the embedding as output matrix always.
+    shapes: Shapes = {} if config.architecture == "gemma" else {"output.weight": (config.vocab, config.hidden)}
+    if config.architecture in ("llama", "exaone4"):
         shapes["rope_freqs.weight"] = (config.head_dim // 2,)
+    if config.architecture == "granite" and config.rope_scaling and config.rope_scaling.kind == "longrope":
+        shapes |= {f"rope_factors_{size}.weight": (config.head_dim // 2,) for size in ("short", "long")}
     return shapes
 
 
@@ -157,7 +160,7 @@ def _kv_width(config: ModelConfig) -> int:
 
 
 def _llama_layer(config: ModelConfig) -> Shapes:
-    """The layer of llama and its kin, and of qwen2, qwen3 and gemma3, which add to it."""
+    """The layer of llama and its kin, and of qwen2, qwen3 and gemma3, which add to it; exaone4's norms differ."""
     hidden, ffn = config.hidden, config.ffn
     q_width, kv_width = config.heads * config.head_dim, _kv_width(config)
     shapes: Shapes = {
@@ -173,10 +176,12 @@ def _llama_layer(config: ModelConfig) -> Shapes:
     }
     if config.attention_bias:
         shapes |= {"attn_q.bias": (q_width,), "attn_k.bias": (kv_width,), "attn_v.bias": (kv_width,)}
-    if config.architecture in ("qwen3", "gemma3"):
+    if config.architecture in ("qwen3", "gemma3", "exaone4"):
         shapes |= {"attn_q_norm.weight": (config.head_dim,), "attn_k_norm.weight": (config.head_dim,)}
-    if config.architecture == "gemma3":
+    if config.architecture in ("gemma3", "exaone4"):
         shapes |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
+    if config.architecture == "exaone4":
+        del shapes["attn_norm.weight"], shapes["ffn_norm.weight"]
     return shapes
 
 

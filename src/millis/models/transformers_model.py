@@ -67,10 +67,12 @@ def _config(config: ModelConfig, tied: bool, attention: str) -> Any:
         "llama": transformers.MistralConfig if any(config.windows) else transformers.LlamaConfig,
         "qwen2": transformers.Qwen2Config,
         "qwen3": transformers.Qwen3Config,
+        "gemma": transformers.GemmaConfig,
         "gemma3": transformers.Gemma3TextConfig,
         "granite": transformers.GraniteConfig,
         "smollm3": transformers.SmolLM3Config,
         "ernie4_5": transformers.Ernie4_5Config,
+        "exaone4": transformers.Exaone4Config,
     }
     kind, scaling = config.architecture, config.rope_scaling
     scaled = scaling is not None and (scaling.kind != "yarn" or kind == "gemma3")
@@ -97,12 +99,15 @@ def _config(config: ModelConfig, tied: bool, attention: str) -> Any:
 def _attended(config: ModelConfig) -> dict[str, Any]:
     """What layers attend to. Mistral's configuration knows one window, for all of them."""
     if not any(config.windows):
-        return {"layer_types": ["full_attention"] * config.layers} if config.architecture == "gemma3" else {}
+        everything: dict[str, Any] = {"layer_types": ["full_attention"] * config.layers}
+        if config.architecture == "exaone4":
+            return everything | {"sliding_window": None}
+        return everything if config.architecture == "gemma3" else {}
     window: dict[str, Any] = {"sliding_window": max(config.windows)}
     if config.architecture == "llama":
         return window
     kinds = ["sliding_attention" if size else "full_attention" for size in config.windows]
-    used = {} if config.architecture == "gemma3" else {"use_sliding_window": True}
+    used = {} if config.architecture in ("gemma3", "exaone4") else {"use_sliding_window": True}
     return window | used | {"layer_types": kinds}
 
 
@@ -161,7 +166,7 @@ def _weights(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Floats]]
             heads = config.heads if part[1] == "q" else config.kv_heads
             pairs = values.reshape(heads, config.head_dim // 2, 2, -1)
             values = pairs.swapaxes(1, 2).reshape(values.shape)
-        if config.architecture == "gemma3" and name.endswith("norm.weight"):
+        if config.architecture in ("gemma", "gemma3") and name.endswith("norm.weight"):
             values = values - 1  # transformers adds the one itself
         yield theirs, values
     if left:
