@@ -196,6 +196,16 @@ def test_files_that_are_no_index_are_refused(tmp_path: Path, index: Index) -> No
         Index.open(index.path, embedder=Hashed())
 
 
+def test_names_and_texts_that_are_not_utf_8_are_damage(tmp_path: Path) -> None:
+    with Index.open(path := tmp_path / "good.idx", embedder=None, create=True) as index:
+        index.add(["Cards cost five euros."])
+    for found in (b"PRIMARY KEY", b"Cards cost"):
+        bad = tmp_path / "bad.idx"
+        bad.write_bytes(path.read_bytes().replace(found, found[:-2] + b"\xc4\xff"))
+        with pytest.raises(FormatError, match="damaged.*index anew"), Index.open(bad, embedder=None) as index:
+            index.search("cards")
+
+
 def test_an_index_that_is_closed_says_so(tmp_path: Path) -> None:
     index = Index.open(tmp_path / "a.idx", embedder=None, create=True)
     index.add(DOCUMENTS)

@@ -220,9 +220,14 @@ class Store:
                 raise RequestError(
                     f"{self.path} has been written by another process for {WAIT_S} s; try later"
                 ) from None
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # of text that is not UTF-8 there is none
+            if code == sqlite3.SQLITE_FULL:
                 raise RequestError(f"no space is left for {self.path}; make room, or give another place") from None
+            if code == sqlite3.SQLITE_ERROR:
+                raise self._damaged(str(error)) from None
             raise FormatError(f"{self.path}: {error}") from None
+        except UnicodeDecodeError:  # of what SQLite complains of
+            raise self._damaged("its tables are not described in UTF-8") from None
         except sqlite3.DatabaseError as error:
             if "not a database" in str(error):
                 raise self._foreign() from None
