@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +172,7 @@ def test_processes_take_turns(tmp_path: Path) -> None:
 def test_a_process_that_dies_leaves_the_index_as_it_was(index: Index) -> None:
     code = """
 import os
+import sqlite3
 def documents():
     yield Document("new", "", "zebra"), []
     os._exit(9)
@@ -194,6 +197,36 @@ def test_files_that_are_no_index_are_refused(tmp_path: Path, index: Index) -> No
         Index.open(tmp_path / "nowhere", embedder=None)
     with pytest.raises(RequestError, match="made with the embedder none, not hashed"):
         Index.open(index.path, embedder=Hashed())
+
+
+def test_names_and_texts_that_are_not_utf_8_are_damage(tmp_path: Path) -> None:
+    with Index.open(path := tmp_path / "good.idx", embedder=None, create=True) as index:
+        index.add(["Cards cost five euros."])
+    for found in (b"PRIMARY KEY", b"Cards cost"):
+        bad = tmp_path / "bad.idx"
+        bad.write_bytes(path.read_bytes().replace(found, found[:-2] + b"\xc4\xff"))
+        with pytest.raises(FormatError, match="damaged.*index anew"), Index.open(bad, embedder=None) as index:
+            index.search("cards")
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["documents SET title = x'c4'", "passages SET document = 99", "documents SET id = x'c4'"],
+)
+def test_rows_that_cannot_be_are_damage(tmp_path: Path, change: str) -> None:
+    with Index.open(path := tmp_path / "bad.idx", embedder=None, create=True) as index:
+        index.add(["Cards cost five euros."])
+    with closing(sqlite3.connect(path)) as other, other:
+        other.execute(f"UPDATE {change}")
+    with pytest.raises(FormatError, match="damaged.*index anew"), Index.open(path, embedder=None) as index:
+        index.search("cards")
+        index.add(["Trains run."])
+
+
+def test_an_id_may_be_a_long_number() -> None:
+    index = Index.of([{"id": "9" * 5000, "text": "Cards cost five euros."}], embedder=None)
+    index.add(["Trains run."])
+    assert index.ids() == ["9" * 5000, "1"]
 
 
 def test_an_index_that_is_closed_says_so(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from millis.documents.bm25 import K1, B, Postings, top
 from millis.documents.passages import PASSAGE_SIZE, passages, size, units
 from millis.documents.reader import from_values, read
+from millis.documents.store import Document
 from millis.documents.terms import is_cjk, question_terms, terms
 from millis.documents.vectors import Vectors, quantise
 from millis.types import RequestError
@@ -163,6 +164,16 @@ def test_files_that_hold_no_documents_are_named(tmp_path: Path, name: str, conte
     with pytest.raises(RequestError, match=complaint) as error:
         list(read([tmp_path / name]))
     assert name in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [(("a", "", "x\ud800"), "characters that no text has"), ((1, "", "x"), "no id"), (("", "", "x"), "empty id"),
+     (("a", None, "x"), "no title"), (("a", "", None), "no text")],
+)  # fmt: skip
+def test_documents_that_are_none_are_named(wrong: Any, complaint: str) -> None:
+    with pytest.raises(RequestError, match=f"document 1 has .*{complaint}"):
+        from_values(["one", Document(*wrong)])
 
 
 @pytest.mark.parametrize("name", ["bank_questions.jsonl", "bank_tuning.jsonl"])

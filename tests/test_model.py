@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import pytest
 import millis
 from fake import FakeRunner, continuation
 from millis.engine.engine import Engine
+from millis.engine.timely import TimelyReader
 from millis.tasks.model import LanguageModel, Stream
 from millis.tasks.sentences import sentence_ends
 from millis.tasks.text import TextStream
@@ -328,6 +333,22 @@ def test_stop_soon_ends_within_a_step(lm: LanguageModel) -> None:
     assert len(rest) <= 1
 
 
+def test_threads_share_a_stream_and_any_may_close_it(lm: LanguageModel) -> None:
+    whole = lm.generate(STORY, max_tokens=60, ignore_eos=True)
+    stream = lm.stream(STORY, max_tokens=60, ignore_eos=True)
+    with ThreadPoolExecutor(3) as pool:
+        taken = list(pool.map(lambda _: "".join(stream), range(3), timeout=60))
+    assert stream.result().tokens == whole.tokens and stream.result().text == whole.text
+    assert sorted("".join(taken)) == sorted(whole.text)
+    stream = lm.stream(STORY, max_tokens=500, ignore_eos=True)
+    with ThreadPoolExecutor(1) as pool:
+        begin = next(stream)
+        rest = pool.submit(lambda: "".join(stream))
+        stream.close()
+        assert stream.result().text == begin + rest.result(timeout=60)
+    assert stream.result().finish_reason == "cancelled"
+
+
 def test_threads_share_the_engine(lm: LanguageModel) -> None:
     prompts = [STORY, "The three primary colours are", "def add(a, b):"]
     alone = [lm.generate(prompt, max_tokens=24, ignore_eos=True).text for prompt in prompts]
@@ -346,7 +367,7 @@ def test_threads_share_the_engine(lm: LanguageModel) -> None:
     assert [got[i] for i in range(3)] == alone
 
 
-# A stream that is forgotten, on an engine without weights
+# On an engine without weights: a child forked in the middle of a step, a stream that is forgotten
 
 
 class Letters:
@@ -357,6 +378,38 @@ class Letters:
 def fake_stream(engine: Engine, prompt: list[int], count: int = 9) -> Stream:
     request = engine.submit(prompt, SamplingParams(max_tokens=count, ignore_eos=True))
     return Stream(engine, request, TextStream(Letters()), 0.0)
+
+
+@pytest.mark.parametrize("asked", ["an answer", "vectors in time"])
+def test_a_child_forked_in_the_middle_of_a_step_is_told(asked: str) -> None:
+    """Nobody in the child will give back what the parent's thread holds."""
+    runner = FakeRunner()
+    if asked == "an answer":
+        engine = Engine(runner, frozenset())
+        run = lambda: fake_stream(engine, [1]).result()  # noqa: E731
+    else:
+        reader = TimelyReader(lambda ids: (runner.on_step(), np.zeros((len(ids), 2)))[1], context=8, max_tokens=8)
+        run = lambda: reader.prepare(quick=True)  # noqa: E731
+    begun, end = threading.Event(), threading.Event()
+    runner.on_step = lambda: (begun.set(), end.wait())
+    worker = threading.Thread(target=run)
+    worker.start()
+    begun.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # later versions of Python warn of forks beside threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            run()
+        except RuntimeError as error:
+            os._exit(7 if "after the fork" in str(error) else 1)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    end.set()
+    worker.join()
+    assert code == 7
 
 
 def test_a_forgotten_stream_is_swept_up_even_in_the_middle_of_a_step() -> None:

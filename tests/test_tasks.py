@@ -25,6 +25,7 @@ from millis.tasks.summarize import Length, cut_parts, sentences, summarize, word
 from millis.types import Completion, DeadlineError, RequestError, Timings, TokenLogprob
 from shell import error_line
 from shell import millis as shell
+from training import chat_gguf
 
 SCHEMA = {
     "type": "object",
@@ -229,6 +230,13 @@ def test_long_texts_are_summarized_by_parts() -> None:
     assert "".join(parts) == part * 5 and all(len(one.split()) <= 150 for one in parts)
     with pytest.raises(RequestError, match="one of words"):
         lm.summarize("x", words=3, sentences=2)
+
+
+def test_parts_that_the_cache_cannot_hold_together_are_summarized_in_time(tmp_path: Path) -> None:
+    lm = millis.LanguageModel(chat_gguf(tmp_path / "tiny.gguf", context=1024), threads=1)
+    out = lm.summarize("The fee is five. " * 240, sentences=1, deadline_ms=60_000)
+    assert out.parts > 2 and out.read == 1.0
+    assert out.timings.slack_ms is not None and out.timings.slack_ms > 0
 
 
 class Judge:

@@ -46,7 +46,10 @@ def from_values(values: Iterable[Document | Mapping[str, Any] | str], first: int
     for i, value in enumerate(values):
         if isinstance(value, str):
             value = {"id": str(first + i), "text": value}
-        found.append(value if isinstance(value, Document) else _document(value, f"document {i}"))
+        if isinstance(value, Document):
+            found.append(_checked(value.id, value.title, value.text, f"document {i}"))
+        else:
+            found.append(_document(value, f"document {i}"))
     return found
 
 

@@ -107,7 +107,10 @@ class Store:
     def documents(self) -> dict[str, tuple[str, str]]:
         """id → title and text."""
         with self._errors():
-            return {id: (title, text) for id, title, text in self._db.execute("SELECT id, title, text FROM documents")}
+            rows = self._db.execute("SELECT id, title, text FROM documents").fetchall()
+        if not all(isinstance(value, str) for row in rows for value in row):
+            raise self.damaged("a document is no text")
+        return {id: (title, text) for id, title, text in rows}
 
     def put(self, entries: Iterable[tuple[Document, list[Entry]]], deleted: Iterable[str] = ()) -> None:
         """Adds documents with their passages, or replaces those of their ids, and deletes others, all or none."""
@@ -138,7 +141,7 @@ class Store:
             raise FormatError(f"{self.path}: passage {number} is gone; search again")
         id, title, text, start, stop, heading = row
         if not (all(isinstance(v, str) for v in (id, title, text, heading)) and 0 <= start < stop <= len(text)):
-            raise self._damaged(f"passage {number} lies outside its document")
+            raise self.damaged(f"passage {number} lies outside its document")
         return Document(id, title, text), Span(start, stop, heading)
 
     def snapshot(self) -> Snapshot:
@@ -156,7 +159,7 @@ class Store:
                 raise ValueError("terms without a name")
             postings = Postings(term, row, pairs & MOST_COUNTED, vocabulary, len(rows))
         except (ValueError, TypeError) as error:
-            raise self._damaged(str(error)) from None
+            raise self.damaged(str(error)) from None
         return Snapshot(np.array(numbers, np.int64), np.array(documents, np.int64), postings, Vectors(codes), terms)
 
     def _packed(self, terms: dict[str, int]) -> bytes:
@@ -220,13 +223,19 @@ class Store:
                 raise RequestError(
                     f"{self.path} has been written by another process for {WAIT_S} s; try later"
                 ) from None
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)  # of text that is not UTF-8 there is none
+            if code == sqlite3.SQLITE_FULL:
                 raise RequestError(f"no space is left for {self.path}; make room, or give another place") from None
+            if code == sqlite3.SQLITE_ERROR:
+                raise self.damaged(str(error)) from None
             raise FormatError(f"{self.path}: {error}") from None
+        except UnicodeDecodeError:  # of what SQLite complains of
+            raise self.damaged("its tables are not described in UTF-8") from None
         except sqlite3.DatabaseError as error:
             if "not a database" in str(error):
                 raise self._foreign() from None
-            raise self._damaged(str(error)) from None
+            raise self.damaged(str(error)) from None
 
-    def _damaged(self, what: str) -> FormatError:
+    def damaged(self, what: str) -> FormatError:
+        """What is raised of a file whose contents cannot be: `what` says which."""
         return FormatError(f"{self.path} is not an index, or is damaged ({what}); delete it and index anew")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from millis.engine.turn import Lock
 from millis.models.adapter import AdapterWeights
 from millis.types import OverloadError, RequestError
 
@@ -41,8 +41,8 @@ class Adapters:
         self._read, self._pack, self._most = read, pack, most
         self._paths: dict[str, Path] = {}
         self._packed: OrderedDict[str, Adapter] = OrderedDict()  # the one asked for last comes last
-        self._lock = threading.Lock()
-        self._loading = threading.Lock()
+        self._lock = Lock()
+        self._loading = Lock()
         self._count = 0
 
     @property

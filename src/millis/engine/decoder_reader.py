@@ -5,7 +5,6 @@ A label is told from the hidden state behind a text's last token, as transformer
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from millis.engine.eight_bits import eight_bits
 from millis.engine.encoder_runner import OUTPUT_ROWS, Ids, Reader
 from millis.engine.native_runner import NativeRunner
 from millis.engine.pooling import groups, last_hidden, mean_hidden
+from millis.engine.turn import Lock
 from millis.models.load import Model
 from millis.models.ngrams import Ngrams
 
@@ -36,7 +36,7 @@ class DecoderReader(Reader):
         positions = max(plan.context, 2 * config.max_batch_tokens)  # short texts leave their pages half empty
         config = replace(config, max_sequences=OUTPUT_ROWS, cache_tokens=positions)
         self._runner = NativeRunner(Model(replace(checkpoint, tensors=tensors), plan), config)
-        self._turn = threading.Lock()  # all calls use the same pages
+        self._turn = Lock()  # all calls use the same pages
         self.max_tokens = self._runner.max_tokens
         self.isa, self.weight_bytes = self._runner.isa, self._runner.weight_bytes
 

@@ -30,6 +30,7 @@ from millis.engine.schema import (
     expanded,
     patterns_of,
 )
+from millis.engine.turn import Lock
 from millis.types import Grammar, GrammarError
 
 CACHED = 32  # compiled grammars
@@ -184,7 +185,7 @@ class GrammarCompiler:
         self._tokenizer: Any = None
         self._closer: Closer | None = None
         self._cache: OrderedDict[Grammar, tuple[Any, Hints]] = OrderedDict()
-        self._turn = threading.Lock()
+        self._turn = Lock()
         self.compiled = 0  # grammars so far, those that were refused, too
 
     def prepare(self) -> None:

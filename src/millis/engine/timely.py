@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from millis.engine.predict import StepModel
 from millis.engine.reading import Reading, Readings, calibrate
+from millis.engine.turn import Lock
 from millis.types import DeadlineError
 
 Read = Callable[[Sequence[Sequence[int]]], NDArray[np.float32]]  # ids of N texts → [N, width or labels]
@@ -44,8 +45,8 @@ class TimelyReader:
         self._embeddings, self._logits = embeddings, embeddings if logits is None else logits
         self._context, self._clock = context, clock
         self._readings = Readings(self.costs, max_tokens=max_tokens, max_waiting=max_waiting)
-        self._changed = threading.Lock()  # guards the readings and what steps are thought to take
-        self._turn = threading.Lock()  # of whoever runs a step
+        self._changed = Lock()  # guards the readings and what steps are thought to take
+        self._turn = Lock()  # of whoever runs a step
         self._doubted, self._probed_s = False, -math.inf  # one was refused since the latest probe; when that was
         self._numbers = count(1)
 

@@ -1,11 +1,39 @@
-"""Whose turn it is to use the runner: one thread's at a time, in the order in which they came."""
+"""Locks among the threads of a process, and whose turn it is to use the runner: in the order in which they came."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+
+class Lock:
+    """A lock among threads of the process that made it.
+
+    RuntimeError in a child forked from that, where threads that held it are no more, and waiting would never end.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if self._process == os.getpid():
+            return self._lock.acquire(blocking)
+        if blocking:
+            raise RuntimeError("this process was forked from the one that loaded the model; load it after the fork")
+        return False
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
 
 
 class Turn(threading.Condition):
@@ -15,7 +43,7 @@ class Turn(threading.Condition):
     """
 
     def __init__(self) -> None:
-        super().__init__(threading.Lock())
+        super().__init__(Lock())  # type: ignore[arg-type]  # any lock will do
         self.taken = False  # a thread uses the runner
         self._line: deque[object] = deque()  # those that want to, who came first at the front
 

@@ -167,7 +167,7 @@ class Index:
         with self._lock:
             known = self._store.documents()
             new: dict[str, Document] = {}
-            first = 1 + max((int(id) for id in known if id.isdecimal()), default=0)
+            first = 1 + max((int(id) for id in known if id.isdecimal() and len(id) < 19), default=0)
             for document in from_values(documents, first):
                 if new.setdefault(document.id, document) != document:
                     raise RequestError(f"two documents have the id {brief(document.id)}; give each its own")
@@ -213,6 +213,8 @@ class Index:
                 except FormatError as error:
                     if "search again" not in str(error):
                         raise
+                    if self._snapshot is not None and self._snapshot[0] == self._store.version():
+                        raise self._store.damaged("a passage has no document") from None
             raise RequestError(f"{self.path} changes too fast to be searched; try later")
 
     def _search(self, now: Snapshot, question: str, vector: NDArray[np.float32] | None, count: int) -> Found:

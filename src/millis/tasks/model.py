@@ -70,7 +70,7 @@ MEASURE_S = 0.5  # before the first deadline
 class Stream:
     """An answer as it is written: iterate over its pieces of text; `completion` is there once they end.
 
-    Leaving a `with` block, or `close()`, cancels what is left.
+    Leaving a `with` block, or `close()`, cancels what is left. Of several threads that iterate each gets other pieces.
     """
 
     def __init__(self, engine: Engine, request: Request, text: TextStream, tokenize_ms: float) -> None:
@@ -79,6 +79,7 @@ class Stream:
         self._engine, self._request, self._text = engine, request, text
         self._tokens: list[int] = []  # those whose events were taken; other threads may drive the engine further
         self._logprobs: list[TokenLogprob] = []
+        self._reading = threading.RLock()  # of whichever thread takes events
         request.timings.tokenize_ms = tokenize_ms
         self._events = engine.events(request)  # it knows nothing of this stream, which ends when nobody holds it
 
@@ -86,6 +87,10 @@ class Stream:
         return self
 
     def __next__(self) -> str:
+        with self._reading:
+            return self._piece()
+
+    def _piece(self) -> str:
         text = self._text
         while not text.stopped:
             event, piece = next(self._events), ""
@@ -130,8 +135,9 @@ class Stream:
     def close(self) -> None:
         """Cancels the answer; `completion` then holds what was written."""
         self._engine.cancel(self._request)
-        self._complete()
-        self._events.close()
+        with self._reading:  # another thread that reads comes to its end first
+            self._complete()
+            self._events.close()
 
     def stop_soon(self) -> None:
         """Asks for the end before the next step; the pieces then end by themselves. Safe in a signal handler."""

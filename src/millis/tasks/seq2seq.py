@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any, NoReturn, overload
 from millis import hub
 from millis.engine.seq2seq import Wish, Writer, Written
 from millis.engine.seq2seq_runner import Seq2SeqRunner
+from millis.engine.turn import Lock
 from millis.models.generation import MOST_BEAMS, Generation, changed, read_generation
 from millis.models.huggingface_config import Settings
 from millis.models.load import is_seq2seq, load_model
@@ -60,7 +60,7 @@ class Seq2Seq:
             silenced = self.generation.banned if self.generation.renormalized else ()
             self.runner = Seq2SeqRunner(self.model, self.config, silenced)
         self._tasks = Settings(read_json(self.path / "config.json", 1 << 20)).part("task_specific_params")
-        self._turn = threading.Lock()
+        self._turn = Lock()
         self._writer = Writer(self.runner, sentence_ends(self.tokenizer))
         self._stopped = False
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from millis.tasks import checks
 from millis.tasks.ask import ask, filled, within
 from millis.tasks.language import language
-from millis.types import FinishReason, RequestError, Timings, whole
+from millis.types import Completion, DeadlineError, FinishReason, RequestError, Timings, whole
 
 if TYPE_CHECKING:
     from millis.tasks.model import LanguageModel
@@ -83,6 +83,9 @@ class Length:
             *_, last = islice(_WORD.finditer(sentence), self.count)
             return sentence[: last.end()].strip()
         return " ".join(sentence.split()[: self.count])
+
+
+PART = Length(2, "sentences")  # of the summary of a part
 
 
 def sentences(text: str) -> list[str]:
@@ -185,20 +188,38 @@ def _first_round(
     lm: LanguageModel, parts: list[str], room: int, left_ms: float | None, advance: Callable[[], None]
 ) -> tuple[str, float]:
     """The summaries of the parts, one behind the other, and the share of the parts that there was time for."""
-    most = len(parts)
-    if left_ms is not None:
-        most = min(most, max(1, room // PART_TOKENS))  # one more round is all there is time for
-        lm.prepare_deadlines()
-        costs, chunk = lm.engine.costs, lm.engine.costs.chunk
-        slots = min(most, lm.config.max_sequences)
-        each = costs.prefill_ms(room, chunk) + PART_TOKENS * costs.decode_ms(slots, room) / slots
-        most = max(1, min(most, int(REDUCING * left_ms / each))) if each > 0 else most
-    chosen = [parts[i * len(parts) // most] for i in range(most)]
-    length = Length(2, "sentences")
-    prompts = [_prompt(part, length) for part in chosen]
-    limit = None if left_ms is None else REDUCING * left_ms
-    outs = ask(lm, prompts, deadline_ms=limit, advance=advance, max_tokens=PART_TOKENS)
-    return "\n".join(out.text.strip() for out in outs), most / len(parts)
+    if left_ms is None:
+        outs = ask(lm, [_prompt(part, PART) for part in parts], advance=advance, max_tokens=PART_TOKENS)
+    else:
+        outs = _in_time(lm, parts, room, time.perf_counter() + REDUCING * left_ms / 1000, advance)
+    return "\n".join(out.text.strip() for out in outs), len(outs) / len(parts)
+
+
+def _in_time(
+    lm: LanguageModel, parts: list[str], room: int, end: float, advance: Callable[[], None]
+) -> list[Completion]:
+    """Summaries of as many parts, evenly spread, as there is time for until `end` (time.perf_counter).
+
+    So many are asked together as the KV cache has room for. DeadlineError: there is no time for any.
+    """
+    lm.prepare_deadlines()
+    costs, runner = lm.engine.costs, lm.engine.runner
+    slots = max(1, min(lm.config.max_sequences, runner.pages // -(-lm.engine.room // runner.page_tokens)))
+    each = costs.prefill_ms(room, costs.chunk) + PART_TOKENS * costs.decode_ms(slots, room) / slots
+    most = min(len(parts), max(1, room // PART_TOKENS))  # one more round is all there is time for
+    if each > 0:
+        most = max(1, min(most, int(1000 * (end - time.perf_counter()) / each)))
+    prompts = [_prompt(parts[i * len(parts) // most], PART) for i in range(most)]
+    outs: list[Completion] = []
+    for at in range(0, most, slots):
+        limit_ms = max(1e-3, 1000 * (end - time.perf_counter()))
+        try:
+            outs += ask(lm, prompts[at : at + slots], deadline_ms=limit_ms, advance=advance, max_tokens=PART_TOKENS)
+        except DeadlineError:  # the others took longer than predicted
+            if not outs:
+                raise
+            break
+    return outs
 
 
 def _prompt(text: str, length: Length) -> str:
