@@ -59,6 +59,11 @@ def test_the_tightest_quota_counts(groups: str, files: dict[str, str], expected:
         (V1, {"memory/docker/abc/memory.limit_in_bytes": "5000",
               "memory/docker/abc/memory.usage_in_bytes": "77"}, 4923),
         (V1, {"memory/memory.limit_in_bytes": "5000"}, None),
+        (V2, {"memory.max": "5000", "memory.current": "4000", "memory.stat": "anon 1\ninactive_file 2500"}, 3500),
+        (V2, {"memory.max": "5000", "memory.current": "4000", "memory.stat": "inactive_file 4001"}, 5000),
+        (V2, {"memory.max": "5000", "memory.current": "4000", "memory.stat": "inactive_file"}, 1000),
+        (V1, {"memory/memory.limit_in_bytes": "5000", "memory/memory.usage_in_bytes": "4000",
+              "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 2500"}, 3500),
     ],
 )  # fmt: skip
 def test_the_first_limit_that_is_reached_counts(

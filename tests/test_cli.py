@@ -207,6 +207,7 @@ def test_models_and_doctor_for_machines(home: Path) -> None:
     assert facts["isa"] in facts["isas"] and facts["isa_known"] and facts["isa_from"] == "detected"
     assert 0 < facts["threads"] <= facts["cpus"] == os.cpu_count()
     assert facts["read_gb_per_s"] > 0
+    assert 0 < facts["memory_available_gib"] <= facts["memory_gib"]
     assert (facts["home"], facts["models"]) == (str(home), {})
 
 

@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from millis import cli
-from millis.commands import common, lines, translate
+from millis.commands import common, doctor, lines, translate
 from millis.config import usable_cores
 from millis.types import DeadlineError, GrammarError, RequestError, Timings
 from shell import LIMIT_S, Terminal, error_line, millis, started
@@ -62,6 +63,34 @@ def test_a_standard_stream_that_is_closed(closed: int, arguments: list[str], cod
         COMMAND + arguments, capture_output=True, text=True, timeout=LIMIT_S, preexec_fn=lambda: os.close(closed)
     )
     assert (done.returncode, done.stderr) == (code, told)
+
+
+def test_a_system_that_starts_no_more_threads_is_one_line(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    told = "this system starts no more threads; raise its limit of processes (ulimit -u, or the container's pids limit)"
+    assert ended(["serve", "-m", smollm2, "--port", 0], capsys) == (1, "", f"millis: {told}\n")
+
+
+@pytest.mark.parametrize(
+    ("available", "total", "told"),
+    [(3 << 29, 64.0, "1.5 of 64.0 GiB available"), (None, None, "unknown: /proc/meminfo cannot be read")],
+)
+def test_doctor_tells_the_memory_that_limits_leave(
+    available: int | None,
+    total: float | None,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(doctor, "available_memory_bytes", lambda: available)
+    monkeypatch.setattr(doctor, "_memory_gib", lambda: total)
+    code, shown, _ = ended(["doctor"], capsys)
+    assert code == 0 and f"memory        {told}\n" in shown
 
 
 def test_ctrl_c_while_the_command_is_imported_is_one_line(tmp_path: Path) -> None:

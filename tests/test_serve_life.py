@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -19,8 +20,8 @@ from typing import Any
 import pytest
 
 from millis.server import client
-from millis.server.messages import Submit
-from millis.types import SamplingParams
+from millis.server.messages import Frames, Start, Submit, frame
+from millis.types import ModelError, SamplingParams
 from serving import CHAT, LIMIT_S, Server, chat, until, workers
 from shell import error_line, millis
 
@@ -151,6 +152,55 @@ def test_an_engine_that_owes_a_word_is_ended_though_nobody_waits_long(
         await engine.close()
 
     asyncio.run(run())
+
+
+def test_an_engine_that_cannot_be_started_again_is_tried_until_it_can(model_path: Callable[[str], Path]) -> None:
+    with Server(model_path("smollm2"), *QUICK) as server:
+        (worker,) = server.workers()
+        pid, limit = server.process.pid, resource.RLIMIT_NOFILE
+        soft, hard = resource.prlimit(pid, limit)
+        resource.prlimit(pid, limit, (1, hard))  # what is open stays open
+        os.kill(worker, signal.SIGKILL)
+        time.sleep(0.5)  # nobody connects meanwhile: that would take a file, too
+        resource.prlimit(pid, limit, (soft, hard))
+        until(lambda: server.chat("Still there?")[0] == 200)
+    assert server.process.returncode == 0
+    assert "the engine process cannot be started (Too many open files); it starts again in 0.1 s" in server.errors
+
+
+def test_a_first_engine_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    engine = client.EngineClient("model", {})
+    with pytest.raises(ModelError, match=r"the engine process cannot be started \(No such file or directory\)"):
+        asyncio.run(asyncio.wait_for(engine.start(), LIMIT_S))
+
+
+# A system that starts no thread, then the life of an engine process on it.
+NO_THREADS = """\
+import threading
+
+def refused(thread):
+    raise RuntimeError("can't start new thread")
+
+threading.Thread.start = refused
+
+from types import SimpleNamespace
+from millis.server.process import main
+
+main(lambda start, line: SimpleNamespace(warm_up=lambda again: None, take=print))
+"""
+
+
+def test_an_engine_process_without_threads_says_so() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        number = theirs.fileno()
+        ours.sendall(frame(Start("model", {})))
+        command = [sys.executable, "-c", NO_THREADS, str(number)]
+        done = subprocess.run(command, pass_fds=[number], capture_output=True, text=True, timeout=LIMIT_S)
+        (failed,) = Frames().feed(ours.recv(1 << 16))
+    assert (done.returncode, done.stderr, failed.id) == (1, "", 0)
+    assert "starts no more threads; raise its limit of processes" in failed.message
 
 
 def test_the_engine_ends_with_a_server_that_is_killed(model_path: Callable[[str], Path]) -> None:

@@ -26,6 +26,7 @@ from millis.types import (
     TemplateError,
     Timings,
     brief,
+    no_thread,
 )
 
 GOOD: list[dict[str, Any]] = [
@@ -186,3 +187,9 @@ def test_a_completion_prints_as_its_text() -> None:
     out = Completion(text="hello", tokens=[1, 2], finish_reason="stop", timings=Timings())
     assert str(out) == "hello"
     assert out.logprobs is None
+
+
+def test_only_a_thread_that_is_refused_is_told_of() -> None:
+    assert "ulimit -u" in str(no_thread(RuntimeError("can't start new thread")))
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        no_thread(RuntimeError("a fault of ours"))

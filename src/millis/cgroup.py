@@ -21,15 +21,20 @@ def cpu_quota(groups: Path = GROUPS, mount: Path = MOUNT) -> int | None:
 
 
 def memory_left_bytes(groups: Path = GROUPS, mount: Path = MOUNT) -> int | None:
-    """Bytes that may be taken until the first limit is reached; None: unlimited or unknown."""
+    """Bytes that may be taken until the first limit is reached; None: unlimited or unknown.
+
+    Pages of files that were not used of late count as used, but the system takes them away when memory is asked for.
+    """
     found = []
-    for controller, limit, used in (
-        ("", "memory.max", "memory.current"),
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    for controller, limit, used, cached in (
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     ):
         for folder in _folders(groups, mount, controller):
-            found.append(_numbers(folder / limit) + _numbers(folder / used))
-    return min((max(0, pair[0] - pair[1]) for pair in found if len(pair) == 2), default=None)
+            pair = _numbers(folder / limit) + _numbers(folder / used)
+            if len(pair) == 2:
+                found.append(max(0, pair[0] - max(0, pair[1] - _statistic(folder / "memory.stat", cached))))
+    return min(found, default=None)
 
 
 def _folders(groups: Path, mount: Path, controller: str) -> Iterator[Path]:
@@ -50,6 +55,15 @@ def _folders(groups: Path, mount: Path, controller: str) -> Iterator[Path]:
         inside = Path(path.lstrip("/"))
         if ".." not in inside.parts and (root := next((r for r in roots if r.is_dir()), None)) is not None:
             yield from (root / folder for folder in (inside, *inside.parents))
+
+
+def _statistic(path: Path, name: str) -> int:
+    """The number on the line of that name; 0 where there is none."""
+    try:
+        lines = path.read_text().splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith(name + " ")), 0)
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _numbers(path: Path) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from millis.types import MillisError
+from millis.types import MillisError, no_thread
 
 COMMANDS = (  # each a module in millis.commands
     *("run", "chat", "classify", "embed", "extract", "translate", "summarize", "moderate", "index", "answer"),
@@ -49,6 +49,8 @@ def _run(arguments: list[str]) -> int:
         return _fail("interrupted", INTERRUPTED)
     except MemoryError:
         return _fail("not enough memory; free some, or use a smaller model or a shorter context", FAILED)
+    except RuntimeError as error:
+        return _fail(str(no_thread(error)), FAILED)
     except BrokenPipeError:  # the reader of our output has gone, and knows it
         _discard_output()
         return FAILED

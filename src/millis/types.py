@@ -84,6 +84,15 @@ class TemplateError(MillisError):
     """A chat template that is missing, refuses its input, or breaks the sandbox's limits."""
 
 
+def no_thread(error: RuntimeError) -> MillisError:
+    """What to tell the user where the system starts no more threads. Any other RuntimeError is raised again."""
+    if str(error) != "can't start new thread":
+        raise error
+    return MillisError(
+        "this system starts no more threads; raise its limit of processes (ulimit -u, or the container's pids limit)"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """What an answer must look like. `source`: a JSON schema, "" for any JSON object, a regular expression, a JSON list

@@ -11,7 +11,7 @@ import typer
 
 from millis import _native, hub
 from millis.commands import common
-from millis.config import EngineConfig
+from millis.config import EngineConfig, available_memory_bytes
 from millis.models.load import is_encoder
 from millis.types import ModelError
 
@@ -39,7 +39,7 @@ def command(
 ) -> None:
     """Shows processor, memory, bandwidth and models on disk."""
     config = EngineConfig()
-    threads = config.threads
+    threads, available = config.threads, available_memory_bytes()
     isas = _native.supported_isas()
     chosen = isas[-1] if config.isa == "auto" else config.isa
     bandwidth = _native.read_bandwidth(BANDWIDTH_MIB, threads)
@@ -54,8 +54,8 @@ def command(
         "isa_known": chosen in isas,
         "isa_from": "MILLIS_ISA" if os.environ.get("MILLIS_ISA") else "detected",
         "read_gb_per_s": round(bandwidth, 1),
-        "memory_gib": _memory_gib("MemTotal"),
-        "memory_available_gib": _memory_gib("MemAvailable"),
+        "memory_gib": _memory_gib(),
+        "memory_available_gib": None if available is None else round(available / 2**30, 1),
         "home": str(hub.home()),
         "barrier_ns": round(_native.barrier_ns(threads)),
         "models": {
@@ -86,7 +86,8 @@ def _print(facts: dict[str, Any], model: str | None) -> None:
     print(f"kernels       {chosen} ({facts['isa_from']}) of {', '.join(isas)} – {why}")
     print(f"read          {bandwidth:.1f} GB/s with {threads} threads from {BANDWIDTH_MIB} MiB: the limit of decoding")
     print(f"barrier       {facts['barrier_ns']} ns among {threads} threads")
-    print(f"memory        {facts['memory_available_gib']} of {facts['memory_gib']} GiB available")
+    memory = f"{facts['memory_available_gib']} of {facts['memory_gib']} GiB available"
+    print(f"memory        {memory if facts['memory_gib'] else 'unknown: /proc/meminfo cannot be read'}")
     print(f"models        {facts['home']}")
     for name, row in facts["models"].items():
         packed = "packed weights kept" if row["packed_bytes"] else "the first load will pack it"
@@ -135,9 +136,9 @@ def _processor() -> str:
         return platform.processor() or "unknown"
 
 
-def _memory_gib(field: str) -> float | None:
+def _memory_gib() -> float | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(round(int(line.split()[1]) / 2**20, 1) for line in lines if line.startswith(field + ":"))
+        return next(round(int(line.split()[1]) / 2**20, 1) for line in lines if line.startswith("MemTotal:"))
     except (OSError, StopIteration):
         return None

@@ -289,20 +289,21 @@ class EngineClient:
         crashes = 0  # in a row, without a calm time between
         while not self._closing.is_set():
             begin = time.monotonic()
-            code = await self._run_once()
+            try:
+                why = f"ended (exit {await self._run_once()})"
+            except OSError as error:  # too many open files or processes, or no memory: perhaps for a moment
+                why = f"cannot be started ({error.strerror or error})"
             if self._closing.is_set():
                 return
             if self._first is not None and not self._first.done():
-                self._first.set_exception(
-                    ModelError(f"the engine process ended while it loaded the model (exit {code})")
-                )
+                self._first.set_exception(ModelError(f"the engine process {why} before it had loaded the model"))
                 return
             if self._first is not None and self._first.exception() is not None:
                 return
             self.restarts += 1
             crashes = 1 if time.monotonic() - begin > CALM_S else crashes + 1
             delay = BACKOFF_S[min(crashes, len(BACKOFF_S)) - 1]
-            log.error("the engine process ended (exit %s); it starts again in %.1f s", code, delay)
+            log.error("the engine process %s; it starts again in %.1f s", why, delay)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay)
 
@@ -315,6 +316,9 @@ class EngineClient:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
             )
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         ours.setblocking(False)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from millis.server.messages import EngineInfo, Failed, Frames, Progress, Ready, Refused, Start, frame
-from millis.types import DeadlineError, GrammarError, MillisError, OverloadError
+from millis.types import DeadlineError, GrammarError, MillisError, OverloadError, no_thread
 
 CRASHED = 70  # exit code after a failed step: EX_SOFTWARE
 STATS_S = 0.1  # a worker that is busy sends its figures so often
@@ -121,14 +121,17 @@ def main(load: Callable[[Start, Line], Worker]) -> None:
         worker = load(start, line)
         loaded = time.monotonic()
         worker.warm_up(again=start.again)
-    except (MillisError, MemoryError, OSError) as error:
+        receiver = threading.Thread(target=line.receive, args=(frames, worker.take), daemon=True, name="receiver")
+        receiver.start()
+    except (MillisError, MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError):
+            error = no_thread(error)
         with contextlib.suppress(OSError):  # the server may have ended for the same reason
             connection.sendall(frame(Failed(0, str(error) or type(error).__name__)))
         sys.exit(1)
     gc.collect()
     gc.freeze()  # what was loaded stays: no collection looks at it again
     line.send(Ready(worker.info(loaded - began, time.monotonic() - loaded)))
-    threading.Thread(target=line.receive, args=(frames, worker.take), daemon=True, name="receiver").start()
     try:
         worker.run()
     except BaseException:

@@ -88,8 +88,7 @@ class Model:
     async def load(self) -> None:
         """Starts its process and reads its tokenizer. ModelError: it cannot be loaded."""
         loop = asyncio.get_running_loop()
-        _, tokenizer = await asyncio.gather(self.client.start(), loop.run_in_executor(None, _tokenizer, self.path))
-        self.tokenizer = tokenizer
+        self.tokenizer, _ = await asyncio.gather(loop.run_in_executor(None, _tokenizer, self.path), self.client.start())
 
 
 def _tokenizer(path: Path) -> Tokenizer:
