@@ -88,11 +88,19 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether tools may or must be called, which one if it is named, and whether several at once."""
+    """Whether tools may or must be called, which one if it is named, and whether several at once.
+
+    allowed: of the tools, those that the model is told of; None: all.
+    """
 
     mode: Literal["none", "auto", "required"] = "none"
     name: str | None = None
     parallel: bool = True
+    allowed: frozenset[str] | None = None
+
+    def offers(self, tool: Tool) -> bool:
+        """Whether the model is told of a tool."""
+        return self.mode != "none" and (self.allowed is None or tool.name in self.allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

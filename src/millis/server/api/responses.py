@@ -23,7 +23,7 @@ from millis.server.api.fields import (
     schedule,
 )
 from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
-from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool, parameters, rule_fields
+from millis.server.api.tools import Name, call_grammar, check_tools, parameters, rule_fields, shown_tools
 from millis.types import Grammar
 
 _STATELESS = "nothing is stored here; send the whole conversation as input"
@@ -106,6 +106,12 @@ class NamedFunctionTool(Wire):
     name: Name
 
 
+class AllowedFunctions(Wire):
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedFunctionTool], Field(min_length=1)]
+
+
 class SchemaFormat(Wire):
     type: Literal["json_schema"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
@@ -155,7 +161,11 @@ class ResponseRequest(Named, Sampling):
     stream_options: ObfuscationOptions | None = None
     text: TextConfig | None = None
     tools: list[FunctionTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[NamedFunctionTool | AllowedFunctions, Field(discriminator="type")]
+        | None
+    ) = None
     parallel_tool_calls: bool | None = None
     include: list[Literal["message.output_text.logprobs"]] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -188,12 +198,11 @@ def parse_response(body: Body, limits: Limits) -> Job:
         raise invalid(f"top_logprobs needs include=[{_LOGPROBS!r}]", "top_logprobs")
     answer = _grammar(request.text, limits)
     grammar = call_grammar(tools, choice, answer)
-    shown = [openai_tool(tool) for tool in tools] if choice.mode != "none" else []
     return Job(
         endpoint="responses",
         kind="generate",
         **asked(request),
-        prompts=(Conversation(_messages(request, limits), tuple(shown)),),
+        prompts=(Conversation(_messages(request, limits), shown_tools(tools, choice)),),
         params=sampling(
             request,
             limits,
@@ -217,6 +226,8 @@ def _tool_choice(request: ResponseRequest) -> ToolChoice:
     given = request.tool_choice
     if isinstance(given, NamedFunctionTool):
         return ToolChoice("required", given.name, parallel)
+    if isinstance(given, AllowedFunctions):
+        return ToolChoice(given.mode, None, parallel, frozenset(tool.name for tool in given.tools))
     return ToolChoice(given or ("auto" if request.tools else "none"), None, parallel)
 
 
@@ -261,7 +272,7 @@ def _repeated(request: ResponseRequest) -> dict[str, Any]:
         "max_output_tokens": request.max_output_tokens,
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "text": {"format": {"type": "text"}, **text},
-        "tool_choice": choice.model_dump() if isinstance(choice, NamedFunctionTool) else choice or "auto",
+        "tool_choice": choice.model_dump() if isinstance(choice, Wire) else choice or "auto",
         "tools": [
             {**tool.model_dump(exclude_none=True), "parameters": tool.parameters, "strict": tool.strict or False}
             for tool in request.tools or ()
