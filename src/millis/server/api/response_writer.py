@@ -128,7 +128,6 @@ class ResponseWriter(Writer):
             "store": False,
             "temperature": self.job.params.temperature,
             "top_p": self.job.params.top_p,
-            "truncation": "disabled",
             "usage": None,
             **self.job.extra,
         }

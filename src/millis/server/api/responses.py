@@ -80,6 +80,27 @@ class FunctionCallOutput(Wire):
     status: str | None = None
 
 
+class SummaryText(Wire):
+    type: Literal["summary_text"]
+    text: str
+
+
+class ReasoningText(Wire):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(Wire):
+    """What a model thought before an earlier answer; none here is shown it."""
+
+    type: Literal["reasoning"]
+    summary: list[SummaryText] | None = None
+    content: list[ReasoningText] | None = None
+    encrypted_content: str | None = None
+    id: str | None = None
+    status: str | None = None
+
+
 def _kind(item: Any) -> str | None:
     kind = item.get("type") or "message" if isinstance(item, dict) else None
     return kind if isinstance(kind, str) else None
@@ -88,7 +109,8 @@ def _kind(item: Any) -> str | None:
 Item = Annotated[
     Annotated[InputMessage, Tag("message")]
     | Annotated[FunctionCall, Tag("function_call")]
-    | Annotated[FunctionCallOutput, Tag("function_call_output")],
+    | Annotated[FunctionCallOutput, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
     Discriminator(_kind),
 ]
 
@@ -145,7 +167,6 @@ class ResponseRequest(Named, Sampling):
         "previous_response_id": _STATELESS,
         "prompt": "no prompts are stored here; send instructions and input",
         "context_management": "the conversation is read as it is sent",
-        "truncation": "the conversation is read as it is sent; shorten it, or leave truncation out",
         "include": f"only {_LOGPROBS} can be included",
         "max_tool_calls": "tools are called by the client",
         "reasoning": "the models served here do not reason apart from their answer",
@@ -167,7 +188,10 @@ class ResponseRequest(Named, Sampling):
         | None
     ) = None
     parallel_tool_calls: bool | None = None
-    include: list[Literal["message.output_text.logprobs"]] | None = None
+    truncation: Literal["auto", "disabled"] | None = Field(
+        None, description="auto: the oldest turns of a conversation that is too long are left out"
+    )
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     # What follows changes no answer.
     user: str | None = None
@@ -177,7 +201,6 @@ class ResponseRequest(Named, Sampling):
     # What follows is refused with any other value.
     store: No | None = None
     background: No | None = None
-    truncation: Literal["disabled"] | None = None
     service_tier: Literal["auto", "default"] | None = None
     reasoning: Reasoning | None = None
     stop: None = None
@@ -194,7 +217,8 @@ def parse_response(body: Body, limits: Limits) -> Job:
     )
     if request.structured_outputs is not None and tools and choice.mode != "none":
         raise unsupported("structured_outputs", "not together with tools; use text.format or tool_choice=none")
-    if request.top_logprobs and not request.include:
+    told = _LOGPROBS in (request.include or ())
+    if request.top_logprobs and not told:
         raise invalid(f"top_logprobs needs include=[{_LOGPROBS!r}]", "top_logprobs")
     answer = _grammar(request.text, limits)
     grammar = call_grammar(tools, choice, answer)
@@ -208,7 +232,7 @@ def parse_response(body: Body, limits: Limits) -> Job:
             limits,
             max_tokens=request.max_output_tokens,
             grammar=grammar,
-            logprobs=(request.top_logprobs or 0) if request.include else None,
+            logprobs=(request.top_logprobs or 0) if told else None,
         ),
         form=form_field(grammar, answer, "text.format", request),
         rules={} if grammar is answer else rule_fields(tools, "parameters", "text.format"),
@@ -216,6 +240,7 @@ def parse_response(body: Body, limits: Limits) -> Job:
         stream=request.stream or False,
         tools=tools,
         tool_choice=choice,
+        drops_oldest=request.truncation == "auto",
         extra=_repeated(request),
         **schedule(request),
     )
@@ -246,15 +271,15 @@ def _messages(request: ResponseRequest, limits: Limits) -> tuple[dict[str, Any],
     if isinstance(request.input, str):
         messages.append({"role": "user", "content": request.input})
         return bounded(messages, limits, "input")
-    if not request.input:
-        raise invalid("input is empty; give at least one item", "input")
+    if all(isinstance(item, ReasoningItem) for item in request.input):
+        raise invalid("input has nothing to answer; give at least one message", "input")
     for i, item in enumerate(request.input):
         if isinstance(item, InputMessage):
             role = "system" if item.role == "developer" else item.role
             messages.append({"role": role, "content": text_of(item.content)})
         elif isinstance(item, FunctionCallOutput):
             messages.append({"role": "tool", "content": text_of(item.output), "tool_call_id": item.call_id})
-        else:
+        elif isinstance(item, FunctionCall):
             call = called(item.name, item.arguments, item.call_id, f"input[{i}].arguments")
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": ""})
@@ -278,5 +303,6 @@ def _repeated(request: ResponseRequest) -> dict[str, Any]:
             for tool in request.tools or ()
         ],
         "top_logprobs": request.top_logprobs or 0,
+        "truncation": request.truncation or "disabled",
         "user": request.user,
     }
