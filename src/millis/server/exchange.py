@@ -89,7 +89,11 @@ class Answer:
 
     async def _run(self, body: bytes) -> None:
         service = self.service
-        job = await service.run(len(body), endpoints.parse, self._endpoint, body, service.limits)
+        past, size = None, len(body)
+        if self._endpoint == "responses" and service.config.max_stored:
+            past = service.past(self.tenant)
+            size += past.size
+        job = await service.run(size, endpoints.parse, self._endpoint, body, service.limits, past)
         job = with_deadline(job, _deadline_headers(self._scope))
         param = "models" if job.models else "model"
         self.served, self.adapter = service.find(job.model, param)
@@ -100,7 +104,7 @@ class Answer:
         self.served.check(job.endpoint, self._scope["path"], list(service.models.values()), param)
         job = self.job = self.fitted(job)
         began = time.monotonic()
-        ids = await service.run(len(body), prompt_ids, job, tokenizer, self.room(job))
+        ids = await service.run(size, prompt_ids, job, tokenizer, self.room(job))
         self.tokenize_ms = 1000 * (time.monotonic() - began)
         self._check_lengths(ids)
         if self.connection.gone:

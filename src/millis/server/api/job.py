@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -137,6 +137,7 @@ class Job:
     parse_special: bool = False  # whether a text may spell control tokens; messages never do
     add_generation_prompt: bool = True
     drops_oldest: bool = False  # the oldest turns of a conversation that is too long
+    keep: Callable[[Mapping[str, Any]], None] | None = None  # is handed the whole answer, where that is to be kept
     extra: Mapping[str, Any] = field(default_factory=dict)  # what only the endpoint's own writer reads
 
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, TypeAdapter
 
 from millis.server.api.body import Body, No, Wire, read
 from millis.server.api.chat import NO_AUDIO, JsonObjectFormat, TextFormat
@@ -26,7 +27,8 @@ from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
 from millis.server.api.tools import Name, call_grammar, check_tools, parameters, rule_fields, shown_tools
 from millis.types import Grammar
 
-_STATELESS = "nothing is stored here; send the whole conversation as input"
+_FOREGROUND = "an answer is written while its client waits"
+_UNKEPT = "this server keeps no responses; start it with --max-stored N, or send the whole conversation as input"
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -101,7 +103,16 @@ class ReasoningItem(Wire):
     status: str | None = None
 
 
+class ItemReference(Wire):
+    """An item of a response that is kept."""
+
+    type: Literal["item_reference"] | None = None
+    id: str
+
+
 def _kind(item: Any) -> str | None:
+    if isinstance(item, dict) and item.get("type") is None and "id" in item and "role" not in item:
+        return "item_reference"
     kind = item.get("type") or "message" if isinstance(item, dict) else None
     return kind if isinstance(kind, str) else None
 
@@ -110,9 +121,21 @@ Item = Annotated[
     Annotated[InputMessage, Tag("message")]
     | Annotated[FunctionCall, Tag("function_call")]
     | Annotated[FunctionCallOutput, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
+    | Annotated[ReasoningItem, Tag("reasoning")]
+    | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(_kind),
 ]
+_ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
+
+
+class Past(Protocol):
+    """The responses that are kept for whoever asks."""
+
+    def conversation(self, response_id: str) -> list[dict[str, Any]]: ...
+
+    def items(self, ids: Collection[str]) -> dict[str, dict[str, Any]]: ...
+
+    def keep(self, items: Sequence[Mapping[str, Any]], previous: str | None, response: Mapping[str, Any]) -> None: ...
 
 
 class FunctionTool(Wire):
@@ -160,11 +183,10 @@ class ResponseRequest(Named, Sampling):
     """The body of POST /v1/responses."""
 
     refused: ClassVar[Mapping[str, str]] = {
-        **COMMON_REFUSED,
-        "background": _STATELESS,
-        "background_options": _STATELESS,
-        "conversation": _STATELESS,
-        "previous_response_id": _STATELESS,
+        **{name: why for name, why in COMMON_REFUSED.items() if name != "store"},
+        "background": _FOREGROUND,
+        "background_options": _FOREGROUND,
+        "conversation": "there are no conversations here; send previous_response_id, or the whole of it as input",
         "prompt": "no prompts are stored here; send instructions and input",
         "context_management": "the conversation is read as it is sent",
         "include": f"only {_LOGPROBS} can be included",
@@ -188,6 +210,8 @@ class ResponseRequest(Named, Sampling):
         | None
     ) = None
     parallel_tool_calls: bool | None = None
+    store: bool | None = Field(None, description="true: the response is kept in memory for a while; nothing else is")
+    previous_response_id: str | None = Field(None, description="of a kept response, which this one goes on from")
     truncation: Literal["auto", "disabled"] | None = Field(
         None, description="auto: the oldest turns of a conversation that is too long are left out"
     )
@@ -199,16 +223,16 @@ class ResponseRequest(Named, Sampling):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     # What follows is refused with any other value.
-    store: No | None = None
     background: No | None = None
     service_tier: Literal["auto", "default"] | None = None
     reasoning: Reasoning | None = None
     stop: None = None
 
 
-def parse_response(body: Body, limits: Limits) -> Job:
-    """ApiError 400 names the field at fault."""
+def parse_response(body: Body, limits: Limits, past: Past | None = None) -> Job:
+    """ApiError 400 names the field at fault. past: the responses that are kept; None: none is."""
     request = read(ResponseRequest, body)
+    before, own = _before(request, past), _own(request, limits, past)
     choice = _tool_choice(request)
     tools = check_tools(
         (Tool(t.name, t.description, parameters(t.parameters), t.strict or False) for t in request.tools or ()),
@@ -226,7 +250,7 @@ def parse_response(body: Body, limits: Limits) -> Job:
         endpoint="responses",
         kind="generate",
         **asked(request),
-        prompts=(Conversation(_messages(request, limits), shown_tools(tools, choice)),),
+        prompts=(Conversation(_messages(request.instructions, before, own, limits), shown_tools(tools, choice)),),
         params=sampling(
             request,
             limits,
@@ -241,6 +265,7 @@ def parse_response(body: Body, limits: Limits) -> Job:
         tools=tools,
         tool_choice=choice,
         drops_oldest=request.truncation == "auto",
+        keep=_keep(request, own, past),
         extra=_repeated(request),
         **schedule(request),
     )
@@ -263,17 +288,74 @@ def _grammar(text: TextConfig | None, limits: Limits) -> Grammar | None:
     return Grammar("json_object", "") if isinstance(form, JsonObjectFormat) else None
 
 
-def _messages(request: ResponseRequest, limits: Limits) -> tuple[dict[str, Any], ...]:
+def _before(request: ResponseRequest, past: Past | None) -> list[Item]:
+    """The conversation that is gone on from."""
+    given = request.previous_response_id
+    if given is None:
+        return []
+    if past is None:
+        raise unsupported("previous_response_id", _UNKEPT)
+    try:
+        return _ITEMS.validate_python(past.conversation(given))
+    except KeyError as error:
+        message = f"previous_response_id: no response {error.args[0]!r:.100} is kept for this key; have each kept with "
+        message += "store: true, or send the whole conversation as input"
+        raise invalid(message, "previous_response_id", "previous_response_not_found") from None
+
+
+def _own(request: ResponseRequest, limits: Limits, past: Past | None) -> list[Item]:
+    """The input, with the items that it refers to."""
+    given = request.input
+    if isinstance(given, str):
+        return [InputMessage(type="message", role="user", content=given)]
+    if len(given) > limits.messages:
+        raise invalid(f"input has {len(given)} entries; {limits.messages} can be used", "input")
+    if all(isinstance(item, ReasoningItem) for item in given):
+        raise invalid("input has nothing to answer; give at least one message", "input")
+    wanted = {item.id: i for i, item in enumerate(given) if isinstance(item, ItemReference)}
+    if not wanted:
+        return given
+    if past is None:
+        raise unsupported(f"input[{min(wanted.values())}]", _UNKEPT)
+    found = past.items(wanted)
+    for name, i in wanted.items():
+        if name not in found:
+            message = f"input[{i}].id: no item {name!r:.100} is kept for this key; have its response kept with "
+            raise invalid(message + "store: true, or send the item itself", f"input[{i}].id", "item_not_found")
+    whole = dict(zip(found, _ITEMS.validate_python([*found.values()]), strict=True))
+    return [whole[item.id] if isinstance(item, ItemReference) else item for item in given]
+
+
+def _keep(
+    request: ResponseRequest, own: Sequence[Item], past: Past | None
+) -> Callable[[Mapping[str, Any]], None] | None:
+    """What keeps the answer, if that is asked for."""
+    if not request.store:
+        return None
+    if past is None:
+        raise unsupported("store", _UNKEPT)
+    items = [{"type": "message", "status": "completed", **_plain(item)} for item in own]
+    return partial(past.keep, items, request.previous_response_id)
+
+
+def _plain(item: Item) -> dict[str, Any]:
+    """An item as it is listed: what a message says is a list of parts."""
+    found = item.model_dump(exclude_none=True)
+    if isinstance(item, InputMessage) and isinstance(item.content, str):
+        kind = "output_text" if item.role == "assistant" else "input_text"
+        more: dict[str, Any] = {"annotations": []} if item.role == "assistant" else {}
+        found["content"] = [{"type": kind, "text": item.content, **more}]
+    return found
+
+
+def _messages(
+    instructions: str | None, before: Sequence[Item], own: Sequence[Item], limits: Limits
+) -> tuple[dict[str, Any], ...]:
     """The conversation as chat templates read it: calls of one turn stand in one message."""
     messages: list[dict[str, Any]] = []
-    if request.instructions:
-        messages.append({"role": "system", "content": request.instructions})
-    if isinstance(request.input, str):
-        messages.append({"role": "user", "content": request.input})
-        return bounded(messages, limits, "input")
-    if all(isinstance(item, ReasoningItem) for item in request.input):
-        raise invalid("input has nothing to answer; give at least one message", "input")
-    for i, item in enumerate(request.input):
+    if instructions:
+        messages.append({"role": "system", "content": instructions})
+    for i, item in enumerate([*before, *own], -len(before)):
         if isinstance(item, InputMessage):
             role = "system" if item.role == "developer" else item.role
             messages.append({"role": role, "content": text_of(item.content)})
@@ -304,5 +386,7 @@ def _repeated(request: ResponseRequest) -> dict[str, Any]:
         ],
         "top_logprobs": request.top_logprobs or 0,
         "truncation": request.truncation or "disabled",
+        "store": request.store is True,
+        "previous_response_id": request.previous_response_id,
         "user": request.user,
     }
