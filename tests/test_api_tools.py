@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from api_support import CALL, HEAD, SCHEMA, WEATHER, job, timings
+from api_support import CALL, HEAD, SCHEMA, WEATHER, job, refused, timings
 from millis.models.gguf import read_gguf
 from millis.server.api.endpoints import writer
-from millis.server.api.job import prompt_ids
+from millis.server.api.job import Conversation, Endpoint, prompt_ids
 from millis.server.api.tool_parser import Call, Piece, ToolParser
 from millis.tokenizer import Tokenizer, load_tokenizer
 
@@ -182,12 +182,20 @@ NAMED = {"type": "function", "function": {"name": "weather"}}
 FORM = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": 5}}}
 
 
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    """A chat's tool_choice."""
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 @pytest.mark.parametrize(
     ("fields", "good", "bad"),
     [
         ({"tool_choice": "required"}, [CALL, CALL_NOW, f"{CALL}\n{CALL_NOW}"], ["Hi", WRONG, OTHER, ""]),
         ({"tool_choice": "required", "parallel_tool_calls": False}, [CALL, CALL_NOW], [f"{CALL}\n{CALL_NOW}"]),
         ({"tool_choice": NAMED}, [CALL], [CALL_NOW, f"{CALL}\n{CALL}", "Hi"]),
+        ({"tool_choice": allowed("required", "weather")}, [CALL, f"{CALL}\n{CALL}"], [CALL_NOW, "Hi", WRONG]),
+        ({"tool_choice": allowed("auto", "now")}, ["Hi", CALL_NOW, f"So: {CALL_NOW}"], [CALL, WRONG]),
         ({}, ["Hi <b>", "", CALL, f"See: {CALL}\n{CALL_NOW}"], [WRONG, f"See: {WRONG}", OTHER]),
         ({"response_format": FORM}, ["5", CALL], ["6", "Hi", WRONG]),
     ],
@@ -198,6 +206,46 @@ def test_grammars_take_right_calls_only(
     asked = {"tools": [WEATHER, NOW], **fields}
     assert [accepts(guide, asked, text) for text in good] == [True] * len(good)
     assert [accepts(guide, asked, text) for text in bad] == [False] * len(bad)
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "responses"])
+def test_the_model_is_told_of_allowed_tools_only_and_calls_no_other(endpoint: Endpoint) -> None:
+    plain = [WEATHER["function"], {"name": "other"}]
+    choice: dict[str, Any] = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "other"}]}
+    tools: list[Any] = [{"type": "function", **tool} for tool in plain]  # type: ignore[dict-item]
+    if endpoint == "chat":
+        tools, choice = [{"type": "function", "function": tool} for tool in plain], allowed("auto", "other")
+    asked = job(endpoint, tools=tools, tool_choice=choice)
+    (conversation,) = asked.prompts
+    assert isinstance(conversation, Conversation) and asked.params.grammar is None
+    assert [tool["function"]["name"] for tool in conversation.tools] == ["other"]
+    made = writer(asked, HEAD)
+    made.feed(0, f"{CALL}{OTHER}")
+    made.finish(0, "stop", timings())
+    assert made.choices[0].text == CALL and made.choices[0].calls == [Call("other", "{}")]
+    if endpoint == "responses":
+        assert made.body()["tool_choice"] == choice
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "choice", "param"),
+    [
+        ("chat", allowed("auto", "weather", "nothing"), "tool_choice"),
+        ("chat", allowed("auto"), "tool_choice.allowed_tools.tools"),
+        ("chat", allowed("none", "weather"), "tool_choice.allowed_tools.mode"),
+        ("chat", {"type": "allowed_tools", "mode": "auto", "tools": []}, "tool_choice.allowed_tools"),
+        ("chat", {"type": "custom"}, "tool_choice.type"),
+        ("responses", {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "x"}]},
+         "tool_choice"),
+        ("responses", {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp", "name": "weather"}]},
+         "tool_choice.tools[0].type"),
+        ("responses", {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": 3}]},
+         "tool_choice.tools[0].name"),
+    ],
+)  # fmt: skip
+def test_allowed_tools_that_cannot_be_are_named(endpoint: Endpoint, choice: dict[str, Any], param: str) -> None:
+    tool = WEATHER if endpoint == "chat" else {"type": "function", **WEATHER["function"]}  # type: ignore[dict-item]
+    assert refused(endpoint, tools=[tool], tool_choice=choice).param == param
 
 
 BARE = '{"name": "weather", "arguments": {"city": "Oslo"}}'

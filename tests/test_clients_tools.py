@@ -84,6 +84,25 @@ def test_openai_tools_streamed(client: openai.OpenAI) -> None:
     assert json.loads(last.choices[0].message.tool_calls[0].function.arguments)["city"] in ("Paris", "Rome")
 
 
+def test_openai_allowed_tools(client: openai.OpenAI) -> None:
+    named = [WEATHER, {"type": "function", "function": {"name": "stop"}}]
+    messages: Any = [{"role": "user", "content": "How is the weather in Rome?"}]
+    asked: dict[str, Any] = {"model": "m", "temperature": 0, "parallel_tool_calls": False}
+    only: Any = {"mode": "required", "tools": [{"type": "function", "function": {"name": "stop"}}]}
+    choice: Any = {"type": "allowed_tools", "allowed_tools": only}
+    answer = client.chat.completions.create(
+        **asked, messages=messages, tools=named, tool_choice=choice, max_tokens=64
+    ).choices[0]  # fmt: skip
+    assert [call.function.name for call in answer.message.tool_calls or ()] == ["stop"]  # type: ignore[union-attr]
+    flat: Any = [{"type": "function", **tool["function"]} for tool in named]  # type: ignore[dict-item]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "stop"}]}
+    response = client.responses.create(
+        **asked, input=messages, tools=flat, tool_choice=choice, max_output_tokens=64
+    )  # fmt: skip
+    assert [item.name for item in response.output if item.type == "function_call"] == ["stop"]
+    assert response.tool_choice.type == "allowed_tools"  # type: ignore[union-attr]
+
+
 class Place(BaseModel):
     model_config = ConfigDict(extra="forbid")
     city: str

@@ -80,7 +80,8 @@ def test_what_a_browser_says_of_the_site_counts() -> None:
     proxied = {"host": "127.0.0.1:8000", "origin": "https://llm.example"}
     assert verdict(Origins(), **proxied, sec_fetch_site="same-origin") is None
     assert verdict(Origins(), **proxied, sec_fetch_site="none") == "cross_site_request"
-    assert verdict(Origins(), host="localhost", sec_fetch_site="cross-site") == "cross_site_request"
+    for method in ("POST", "DELETE"):
+        assert verdict(Origins(), method, host="localhost", sec_fetch_site="cross-site") == "cross_site_request"
     assert verdict(Origins(), "GET", host="localhost", sec_fetch_site="cross-site") is None  # somebody followed a link
     given = Origins.of(ServerConfig(cors_origin=["http://localhost:3000"]))
     page = {"host": "localhost:8000", "sec_fetch_site": "same-site"}
@@ -129,7 +130,7 @@ def test_a_browser_is_told_before_it_asks(server: Server) -> None:
     nobody = {"authorization": ""}
     status, headers, data = server.ask(CHAT, None, {"origin": APP, **ASKS, **nobody}, "OPTIONS")
     assert (status, data, headers["access-control-allow-origin"]) == (204, b"", APP)
-    assert "POST" in headers["access-control-allow-methods"] and "Origin" in headers["vary"]
+    assert headers["access-control-allow-methods"] == "GET, HEAD, POST, DELETE" and "Origin" in headers["vary"]
     assert headers["access-control-allow-headers"] == ASKS["access-control-request-headers"]
     assert "access-control-allow-credentials" not in headers
     plain = {"origin": APP, "access-control-request-method": "POST", **nobody}

@@ -172,6 +172,10 @@ class ServerConfig:
     """Most requests in work or waiting at once."""
     max_connections: int = 4096
     """Most connections at once."""
+    max_stored: int = 1024
+    """Most responses kept in memory for POST /v1/responses with store: true; 0: none is. Nothing else is ever kept."""
+    max_stored_bytes: int = 64 << 20
+    """Most bytes of these together."""
     key_concurrency: int = 0
     """Most requests of one key at once; 0: no limit."""
     key_rate: float = 0.0
@@ -204,6 +208,8 @@ class ServerConfig:
             ("max_n", 1, 128),
             ("max_requests", 1, 1 << 20),
             ("max_connections", 1, 1 << 20),
+            ("max_stored", 0, 1 << 20),
+            ("max_stored_bytes", 1024, 1 << 40),
             ("key_concurrency", 0, 1 << 20),
             ("key_burst", 1, 1 << 20),
             ("write_buffer_bytes", 1024, 1 << 30),

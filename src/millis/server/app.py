@@ -18,10 +18,11 @@ from millis import __version__
 from millis.server.adapters import load_adapter, unload_adapter
 from millis.server.answers import Exchange
 from millis.server.api.endpoints import ROUTES
-from millis.server.api.errors import ApiError
+from millis.server.api.errors import ApiError, invalid
 from millis.server.api.job import Endpoint
 from millis.server.api.models import Served, model_body, models_body
 from millis.server.docs import STYLE, docs_page
+from millis.server.kept import add_kept
 from millis.server.limits import Gate
 from millis.server.metrics import CONTENT_TYPE
 from millis.server.service import Service
@@ -57,6 +58,7 @@ def create_app(service: Service) -> ASGIApp:
     _add_models(app, service)
     if service.config.adapter_dir is not None:
         _add_adapters(app, service)
+    add_kept(app, service)
     _add_docs(app)
     _add_life(app, service)
     mount_page(app)
@@ -168,8 +170,11 @@ def _methods(request: Request) -> set[str]:
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
-    found = ApiError(422, "a parameter of the path or query is not valid", code="invalid_value")
-    return JSONResponse(found.body_for(request.url.path), 422)
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    found = invalid(f"{name}: {first['msg'][:1].lower()}{first['msg'][1:]}", name)
+    return JSONResponse(found.body_for(request.url.path), found.status)
 
 
 def _describe(app: FastAPI, service: Service) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from millis.server.api import endpoints
 from millis.server.api.errors import ApiError, deadline_exceeded, from_error, internal, invalid
 from millis.server.api.job import PROMPT_FIELDS, Endpoint, Job, prompt_ids, with_deadline
+from millis.server.api.truncation import answer_room
 from millis.server.api.writer import Head, to_json
 from millis.server.client import Lost, Mailbox
 from millis.server.messages import Failed, Refused
@@ -88,7 +89,11 @@ class Answer:
 
     async def _run(self, body: bytes) -> None:
         service = self.service
-        job = await service.run(len(body), endpoints.parse, self._endpoint, body, service.limits)
+        past, size = None, len(body)
+        if self._endpoint == "responses" and service.config.max_stored:
+            past = service.past(self.tenant)
+            size += past.size
+        job = await service.run(size, endpoints.parse, self._endpoint, body, service.limits, past)
         job = with_deadline(job, _deadline_headers(self._scope))
         param = "models" if job.models else "model"
         self.served, self.adapter = service.find(job.model, param)
@@ -99,7 +104,7 @@ class Answer:
         self.served.check(job.endpoint, self._scope["path"], list(service.models.values()), param)
         job = self.job = self.fitted(job)
         began = time.monotonic()
-        ids = await service.run(len(body), prompt_ids, job, tokenizer)
+        ids = await service.run(size, prompt_ids, job, tokenizer, self.room(job))
         self.tokenize_ms = 1000 * (time.monotonic() - began)
         self._check_lengths(ids)
         if self.connection.gone:
@@ -125,6 +130,14 @@ class Answer:
         self.connection.on_gone = None
         if self._timer is not None:
             self._timer.cancel()
+
+    def room(self, job: Job) -> int | None:
+        """Tokens that a prompt may have which can be made shorter."""
+        info = self.served.client.info
+        if info is None or not job.drops_oldest:
+            return None
+        room = answer_room(info.context, None if job.open_ended else job.params.max_tokens)
+        return min(room, self.service.config.max_prompt_tokens or room)
 
     def shared(self, job: Job, model: Model) -> dict[str, Any]:
         """The fields that all messages of work share."""

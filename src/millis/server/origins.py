@@ -64,7 +64,7 @@ class Origins:
         origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
         if self.allows(origin) or site == b"same-origin":  # a browser's word, even where a proxy changed the Host
             return
-        foreign = method == "POST" and site in (b"cross-site", b"same-site")
+        foreign = method in ("POST", "DELETE") and site in (b"cross-site", b"same-site")
         if origin is not None:
             asking = _origin(origin)
             foreign = foreign or asking is None or asking != _origin(f"{scheme}://{host}".encode("latin-1"))
@@ -92,7 +92,7 @@ class Origins:
         if not asks or not self.allows(headers.get(b"origin")):
             return None
         return [
-            (b"access-control-allow-methods", b"GET, HEAD, POST"),
+            (b"access-control-allow-methods", b"GET, HEAD, POST, DELETE"),
             (b"access-control-allow-headers", headers.get(b"access-control-request-headers", ALLOWED)),
             (b"access-control-max-age", b"%d" % PREFLIGHT_S),
         ]

@@ -20,6 +20,7 @@ from millis.server.auth import Key, Keys, Quotas
 from millis.server.library import Library
 from millis.server.messages import Stats
 from millis.server.served import Model
+from millis.server.stored import Past, Stored
 from millis.server.telemetry import Telemetry
 from millis.tokenizer import Tokenizer
 from millis.types import DeadlineError
@@ -46,6 +47,7 @@ class Service:
         self.telemetry: Telemetry | None = None
         if config.otlp_endpoint is not None:
             self.telemetry = Telemetry(config.otlp_endpoint, content=config.otlp_content)
+        self.stored = Stored(config.max_stored, config.max_stored_bytes)
         self.limits = Limits(prompt_chars=config.max_body_bytes, n=config.max_n)
         self.draining = False
         self.active = 0  # requests in work
@@ -62,6 +64,10 @@ class Service:
         """Whether requests are answered now."""
         loaded = self.config.index is None or self.library is not None
         return loaded and not self.draining and all(model.ready for model in self.models.values())
+
+    def past(self, tenant: str) -> Past:
+        """The responses that are kept for a key."""
+        return Past(self.stored, tenant)
 
     def find(self, name: str | None, param: str = "model") -> tuple[Model, str | None]:
         """The model that a request names in `param`, and the adapter in `MODEL:ADAPTER`. ApiError 404: not served."""

@@ -12,7 +12,7 @@ from millis.server.api.conversation import bounded
 from millis.server.api.errors import invalid
 from millis.server.api.fields import Deadline, Named, Stop, asked, form_field, json_grammar, schedule, stop_texts
 from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
-from millis.server.api.tools import Name, call_grammar, check_tools, openai_tool, rule_fields
+from millis.server.api.tools import Name, call_grammar, check_tools, rule_fields, shown_tools
 from millis.types import Grammar, SamplingParams
 
 
@@ -193,8 +193,7 @@ def _conversation(request: Turns, limits: Limits) -> tuple[Conversation, tuple[T
     tools = check_tools(
         (Tool(t.name, t.description, t.input_schema, t.strict or False) for t in request.tools or ()), choice, limits
     )
-    shown = [openai_tool(tool) for tool in tools] if choice.mode != "none" else []
-    return Conversation(_messages(request, limits), tuple(shown)), tools, choice
+    return Conversation(_messages(request, limits), shown_tools(tools, choice)), tools, choice
 
 
 def _tool_choice(request: Turns) -> ToolChoice:

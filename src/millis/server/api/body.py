@@ -104,10 +104,11 @@ def _furthest(data: Any, errors: list[ErrorDetails]) -> tuple[ErrorDetails, list
         branch = tuple(step for step in details["loc"] if step not in path)
         firsts.setdefault(branch, (details, path))
 
-    def reach(found: tuple[ErrorDetails, list[str | int]]) -> tuple[int, int, bool]:
+    def reach(found: tuple[ErrorDetails, list[str | int]]) -> tuple[int, int, bool, bool]:
         details, path = found
         at = path[-1] if path and isinstance(path[-1], int) else 0
-        return len(path), at, not details["type"].endswith("_type")
+        kind = details["type"]
+        return len(path), at, not kind.endswith("_type"), kind == "union_tag_invalid"
 
     return max(firsts.values(), key=reach)
 

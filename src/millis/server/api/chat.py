@@ -25,14 +25,15 @@ from millis.server.api.job import Conversation, Job, Limits, Tool, ToolChoice
 from millis.server.api.logprobs import chat_logprobs
 from millis.server.api.tool_parser import Call, Piece
 from millis.server.api.tools import (
+    AllowedChoice,
     NamedTool,
     ToolChoiceWire,
     ToolWire,
     call_grammar,
     check_tools,
-    openai_tool,
     parameters,
     rule_fields,
+    shown_tools,
 )
 from millis.server.api.writer import DONE, Choice, Writer, call_id, sse, timings_json, usage
 from millis.types import Grammar, TokenLogprob
@@ -126,14 +127,13 @@ def parse_chat(body: Body, limits: Limits) -> Job:
         raise unsupported("structured_outputs", "not together with tools; use response_format or tool_choice=none")
     answer = answer_grammar(request.response_format, limits)
     messages = conversation(request.messages, limits)
-    shown = [openai_tool(tool) for tool in tools] if choice.mode != "none" else []
     grammar = call_grammar(tools, choice, answer)
     max_tokens = _max_tokens(request)
     return Job(
         endpoint="chat",
         kind="generate",
         **asked(request),
-        prompts=(Conversation(messages, tuple(shown)),),
+        prompts=(Conversation(messages, shown_tools(tools, choice)),),
         params=sampling(
             request,
             limits,
@@ -158,6 +158,9 @@ def tool_choice(request: ChatRequest) -> ToolChoice:
     given = request.tool_choice
     if isinstance(given, NamedTool):
         return ToolChoice("required", given.function.name, parallel)
+    if isinstance(given, AllowedChoice):
+        allowed = frozenset(tool.function.name for tool in given.allowed_tools.tools)
+        return ToolChoice(given.allowed_tools.mode, None, parallel, allowed)
     return ToolChoice(given or ("auto" if request.tools else "none"), None, parallel)
 
 

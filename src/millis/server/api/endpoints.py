@@ -15,7 +15,7 @@ from millis.server.api.embeddings import EmbeddingRequest, parse_embedding
 from millis.server.api.job import Endpoint, Job, Limits
 from millis.server.api.message_writer import MessageWriter
 from millis.server.api.response_writer import ResponseWriter
-from millis.server.api.responses import ResponseRequest, parse_response
+from millis.server.api.responses import Past, ResponseRequest, parse_response
 from millis.server.api.similarity import RerankRequest, ScoreRequest, parse_rerank, parse_score
 from millis.server.api.tokenize import DetokenizeRequest, TokenizeRequest, parse_detokenize, parse_tokenize
 from millis.server.api.writer import Head, Writer
@@ -49,8 +49,13 @@ ROUTES: Mapping[Endpoint, Route] = {
 }
 
 
-def parse(endpoint: Endpoint, body: Body, limits: Limits) -> Job:
-    """The job that `body` asks of an endpoint. ApiError 400 names the field at fault."""
+def parse(endpoint: Endpoint, body: Body, limits: Limits, past: Past | None = None) -> Job:
+    """The job that `body` asks of an endpoint. ApiError 400 names the field at fault.
+
+    past: the responses that are kept; None: none is.
+    """
+    if endpoint == "responses":
+        return parse_response(body, limits, past)
     return ROUTES[endpoint].parse(body, limits)
 
 

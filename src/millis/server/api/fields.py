@@ -17,7 +17,7 @@ from millis.types import Grammar, MillisError, OnDeadline, Priority, SamplingPar
 
 _GUIDED = "write structured_outputs: {json | regex | choice | grammar: …} instead"
 COMMON_REFUSED: Mapping[str, str] = {
-    "store": "nothing is stored here; leave it out or send false",
+    "store": "only /v1/responses keeps what it answers; leave it out or send false",
     "service_tier": "there is one tier; use priority: interactive, standard or batch",
     "moderation": "answers are not moderated",
     "prompt_cache_options": "prefixes are cached by themselves",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from millis.server.api.errors import ApiError, from_error, invalid
+from millis.server.api.truncation import fitting
 from millis.tasks.cascade import CONFIDENCE
 from millis.types import MillisError, OnDeadline, Priority, SamplingParams
 
@@ -88,11 +89,19 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether tools may or must be called, which one if it is named, and whether several at once."""
+    """Whether tools may or must be called, which one if it is named, and whether several at once.
+
+    allowed: of the tools, those that the model is told of; None: all.
+    """
 
     mode: Literal["none", "auto", "required"] = "none"
     name: str | None = None
     parallel: bool = True
+    allowed: frozenset[str] | None = None
+
+    def offers(self, tool: Tool) -> bool:
+        """Whether the model is told of a tool."""
+        return self.mode != "none" and (self.allowed is None or tool.name in self.allowed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +136,8 @@ class Job:
     add_special: bool = True
     parse_special: bool = False  # whether a text may spell control tokens; messages never do
     add_generation_prompt: bool = True
+    drops_oldest: bool = False  # the oldest turns of a conversation that is too long
+    keep: Callable[[Mapping[str, Any]], None] | None = None  # is handed the whole answer, where that is to be kept
     extra: Mapping[str, Any] = field(default_factory=dict)  # what only the endpoint's own writer reads
 
     @property
@@ -153,12 +164,15 @@ class ChatTokenizer(Protocol):
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> list[int]: ...
 
 
-def prompt_ids(job: Job, tokenizer: ChatTokenizer) -> list[list[int]]:
-    """The token ids of each prompt. ApiError: a template that refuses the messages, an empty prompt."""
+def prompt_ids(job: Job, tokenizer: ChatTokenizer, room: int | None = None) -> list[list[int]]:
+    """The token ids of each prompt. ApiError: a template that refuses the messages, an empty prompt.
+
+    room: tokens that a conversation may have whose oldest turns may be dropped.
+    """
     found, param = [], PROMPT_FIELDS.get(job.endpoint)
     for i, prompt in enumerate(job.prompts):
         try:
-            ids = _ids(prompt, job, tokenizer)
+            ids = _ids(prompt, job, tokenizer, room)
         except MillisError as error:
             raise from_error(error, param) from None
         if not ids and job.kind not in ("tokenize", "detokenize"):
@@ -167,7 +181,7 @@ def prompt_ids(job: Job, tokenizer: ChatTokenizer) -> list[list[int]]:
     return found
 
 
-def _ids(prompt: Prompt, job: Job, tokenizer: ChatTokenizer) -> list[int]:
+def _ids(prompt: Prompt, job: Job, tokenizer: ChatTokenizer, room: int | None) -> list[int]:
     if isinstance(prompt, str):
         ids = tokenizer.encode(prompt, add_special=job.add_special, parse_special=job.parse_special)
         before = tokenizer.around[0] if job.add_special and job.parse_special else []
@@ -178,18 +192,25 @@ def _ids(prompt: Prompt, job: Job, tokenizer: ChatTokenizer) -> list[int]:
             return tokenizer.encode(prompt.text)
         return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
     if isinstance(prompt, Conversation):
-        from millis.server.api.tools import describe_tools
-
-        options: dict[str, Any] = {}
-        messages: Sequence[Mapping[str, Any]] = prompt.messages
-        if "tools" not in tokenizer.chat_variables:
-            messages = describe_tools(messages, prompt.tools)
-        elif prompt.tools:
-            options["tools"] = list(prompt.tools)
-        if not job.add_generation_prompt:
-            options["add_generation_prompt"] = False
-        return tokenizer.encode_chat(messages, **options)
+        if job.drops_oldest and room is not None:
+            return fitting(prompt.messages, lambda messages: _chat_ids(messages, prompt.tools, job, tokenizer), room)
+        return _chat_ids(prompt.messages, prompt.tools, job, tokenizer)
     return list(prompt)
+
+
+def _chat_ids(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], job: Job, tokenizer: ChatTokenizer
+) -> list[int]:
+    from millis.server.api.tools import describe_tools
+
+    options: dict[str, Any] = {}
+    if "tools" not in tokenizer.chat_variables:
+        messages = describe_tools(messages, tools)
+    elif tools:
+        options["tools"] = list(tools)
+    if not job.add_generation_prompt:
+        options["add_generation_prompt"] = False
+    return tokenizer.encode_chat(messages, **options)
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, where: str = "prompt") -> None:

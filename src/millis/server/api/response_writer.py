@@ -20,7 +20,10 @@ class ResponseWriter(Writer):
     def body(self) -> dict[str, Any]:
         choice = self.choices[0]
         output = [self._item(choice, i, piece, _status(choice)) for i, piece in enumerate(choice.pieces or [""])]
-        return self._response(_status(choice), output)
+        response = self._response(_status(choice), output)
+        if self.job.keep is not None:
+            self.job.keep(response)
+        return response
 
     def error(self, error: ApiError) -> bytes:
         return self._event("error", code=error.code, message=error.message, param=error.param)
@@ -124,11 +127,8 @@ class ResponseWriter(Writer):
             "incomplete_details": {"reason": reason} if status == "incomplete" else None,
             "model": self.head.model,
             "output": output,
-            "previous_response_id": None,
-            "store": False,
             "temperature": self.job.params.temperature,
             "top_p": self.job.params.top_p,
-            "truncation": "disabled",
             "usage": None,
             **self.job.extra,
         }

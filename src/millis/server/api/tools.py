@@ -58,7 +58,17 @@ class NamedTool(Wire):
     function: NamedFunction
 
 
-ToolChoiceWire = Literal["none", "auto", "required"] | NamedTool
+class AllowedTools(Wire):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1)]
+
+
+class AllowedChoice(Wire):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoiceWire = Literal["none", "auto", "required"] | Annotated[NamedTool | AllowedChoice, Field(discriminator="type")]
 
 
 def check_tools(tools: Iterable[Tool], choice: ToolChoice, limits: Limits) -> tuple[Tool, ...]:
@@ -78,12 +88,18 @@ def check_tools(tools: Iterable[Tool], choice: ToolChoice, limits: Limits) -> tu
             raise invalid(f"the parameters of tools[{i}] must have the type object", "tools")
     if choice.mode == "required" and not found:
         raise invalid("tool_choice asks for a call, but there are no tools", "tool_choice")
-    if choice.name is not None and choice.name not in names:
-        raise invalid(f"tool_choice names {choice.name!r}, which is not among tools", "tool_choice")
+    asked = {choice.name} if choice.name is not None else choice.allowed or set()
+    for name in sorted(asked.difference(names)):
+        raise invalid(f"tool_choice names {name!r}, which is not among tools", "tool_choice")
     length = sum(len(compact(openai_tool(tool))) for tool in found)
     if length > limits.prompt_chars:
         raise invalid(f"tools has {length} characters; {limits.prompt_chars} can be used", "tools")
     return found
+
+
+def shown_tools(tools: Iterable[Tool], choice: ToolChoice) -> tuple[dict[str, Any], ...]:
+    """The tools that the model is told of, as chat templates read them."""
+    return tuple(openai_tool(tool) for tool in tools if choice.offers(tool))
 
 
 def openai_tool(tool: Tool) -> dict[str, Any]:
@@ -106,11 +122,11 @@ def call_grammar(tools: Sequence[Tool], choice: ToolChoice, answer: Grammar | No
     its tags or, where the answer begins, without.
     Objects in the arguments of a strict tool have the properties that are named and no others, as OpenAI has it.
     """
-    if not tools or choice.mode == "none":
+    allowed = [(i, tool) for i, tool in enumerate(tools) if choice.offers(tool) and choice.name in (None, tool.name)]
+    if not allowed:
         return answer
-    if choice.mode == "auto" and answer is None and not any(tool.strict for tool in tools):
+    if choice.mode == "auto" and answer is None and not any(tool.strict for _, tool in allowed):
         return None
-    allowed = [(i, tool) for i, tool in enumerate(tools) if choice.name in (None, tool.name)]
     more = MAX_CALLS - 1 if choice.parallel and choice.name is None else 0
     further = f' ("\\n{OPEN}" call){{0,{more}}}' if more else ""
     lines = [f'calls: "{OPEN}" call{further}', "call: " + " | ".join(f"tool_{i}" for i, _ in allowed)]

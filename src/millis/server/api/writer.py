@@ -79,7 +79,7 @@ class Writer:
 
     def __init__(self, job: Job, head: Head) -> None:
         self.job, self.head = job, head
-        names = [tool.name for tool in job.tools] if job.tool_choice.mode != "none" else []
+        names = [tool.name for tool in job.tools if job.tool_choice.offers(tool)]
         count = len(job.prompts) * job.n
         self.prompt_tokens = 0  # until the timings say
         bare = free_text(job.params.grammar)
