@@ -18,7 +18,7 @@ from millis.models.oracle import Oracle
 from millis.models.plan import Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
 from millis.models.tensor import Tensor
 from millis.types import RequestError
-from reference import LLAMA3_ROPE, LONGROPE, TINY, folder_model, greedy, next_logits, real_reference, tiny_model
+from reference import LLAMA3_ROPE, LONGROPE, TINY, folder_model, next_logits, real_reference, tiny_model
 
 PROMPT = np.random.default_rng(1).integers(0, 96, 40).tolist()
 
@@ -180,11 +180,11 @@ REAL = {
 def test_real_models_match_transformers(name: str, model_path: Any) -> None:
     path = model_path(name)
     reference = real_reference(path)
-    ids = REAL[name] + greedy(reference, REAL[name], 20 - len(REAL[name]))[0]
+    ids = (REAL[name] * 4)[:20]
     expected = next_logits(reference, ids)
     model = load_model(path)
     logits = Oracle(model.plan, model.checkpoint.tensors).logits(ids)
-    assert len(ids) == 20 and logits.shape == expected.shape
+    assert logits.shape == expected.shape
     np.testing.assert_allclose(logits, expected, atol=5e-4, rtol=0)
     assert (logits.argmax(1) == expected.argmax(1)).all()
 
