@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 import millis
 from millis.engine.runner import Batch
 from prompts import texts
-from reference import greedy, next_logits, reference_model
+from reference import next_logits, reference_model
 
 
 @dataclass
@@ -52,35 +53,36 @@ def all_logits(lm: millis.LanguageModel, ids: list[int]) -> np.ndarray:
     return lm.runner.logits(Batch(*ints, pages), every=True)
 
 
-@dataclass
-class Expected:
-    """What the reference makes of one prompt."""
+def compare(
+    lm: millis.LanguageModel,
+    reference: Callable[[tuple[int, ...]], np.ndarray],
+    prompts: list[list[int]],
+    tokens: int,
+    kl_tokens: int = 1024,
+    peer: Any = None,
+) -> Report:
+    """What Millis continues each prompt by, `tokens` of them, against the reference's choices in the same places.
 
-    ids: list[int]
-    tokens: list[int]  # greedy continuation
-    margins: list[float]  # between the two best logits before each of them
-    logits: np.ndarray  # [T, vocab] after each of the prompt's first T tokens
-
-
-def expect(reference: Any, prompts: list[list[int]], tokens: int, kl_tokens: int = 1024) -> list[Expected]:
-    return [Expected(ids, *greedy(reference, ids, tokens), next_logits(reference, ids[:kl_tokens])) for ids in prompts]
-
-
-def compare(lm: millis.LanguageModel, wanted: list[Expected], peer: Any = None) -> Report:
+    `reference` gives the [T, vocab] logits after each of T tokens: one forward says whether an answer is greedy. KL is
+    that of each prompt's first `kl_tokens`.
+    """
     report = Report()
-    for want in wanted:
-        got = lm.generate(want.ids, max_tokens=len(want.tokens), ignore_eos=True).tokens
-        split = next((i for i, (a, b) in enumerate(zip(got, want.tokens, strict=True)) if a != b), None)
+    for ids in prompts:
+        got = lm.generate(ids, max_tokens=tokens, ignore_eos=True).tokens
+        logits = reference((*ids, *got[:-1]))
+        chosen = logits[len(ids) - 1 :]  # before each token of the answer
+        split = next((i for i, (a, b) in enumerate(zip(got, chosen.argmax(-1), strict=True)) if a != b), None)
         if split is None:
             report.same += 1
         else:
-            report.margins.append(want.margins[split])
-        ids = want.ids[: len(want.logits)]
-        report.kl += divergence(want.logits, all_logits(lm, ids)).tolist()
+            second, best = np.partition(chosen[split], -2)[-2:]
+            report.margins.append(float(best - second))
+        head = ids[:kl_tokens]
+        report.kl += divergence(logits[: len(head)], all_logits(lm, head)).tolist()
         if peer is not None:
             peer.reset()
-            peer.eval(ids)
-            report.peer_kl += divergence(want.logits, np.array(peer.scores[: len(ids)])).tolist()
+            peer.eval(head)
+            report.peer_kl += divergence(logits[: len(head)], np.array(peer.scores[: len(head)])).tolist()
     return report
 
 
@@ -106,11 +108,11 @@ def main() -> None:
         peer = llama_cpp.Llama(str(lm.path), n_ctx=1024, n_threads=2, logits_all=True, verbose=False)
     import torch
 
-    reference = reference_model(Path(lm.path))
+    model = reference_model(Path(lm.path))
     torch.set_num_threads(os.cpu_count() or 1)
     total = Report()
     for ids in token_prompts(lm, args.prompts):
-        one = compare(lm, expect(reference, [ids], 64), peer)
+        one = compare(lm, lambda text: next_logits(model, list(text)), [ids], 64, peer=peer)
         total.same += one.same
         total.margins += one.margins
         total.kl += one.kl

@@ -20,6 +20,7 @@ from typing import Any
 
 LIMIT_S = 60.0
 CHAT = "/v1/chat/completions"
+QUICK = ("--threads", "1", "--max-batch-tokens", "64")  # a short warm-up
 
 
 class Server:

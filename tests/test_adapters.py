@@ -20,11 +20,11 @@ from millis.bench.adapters import random_adapter
 from millis.config import EngineConfig
 from millis.engine.native_runner import NativeRunner
 from millis.engine.runner import Batch
-from millis.models.adapter import MOST_RANK, read_adapter
+from millis.models.adapter import MOST_RANK, AdapterWeights, read_adapter
 from millis.models.load import Model, load_model, read_checkpoint
 from millis.quantize.export import export_gguf
 from millis.types import FormatError, ModelError, SamplingParams
-from reference import next_logits, reference_model, tiny_model
+from reference import next_logits, real_reference, tiny_model
 from test_export import save, tiny_tokenizer
 
 ISAS = _native.supported_isas()
@@ -161,19 +161,25 @@ def test_a_row_without_an_adapter_is_what_it_was(model_path: Callable[[str], Pat
         np.testing.assert_array_equal(before, runner.logits(batch(*sequences)))
 
 
+@pytest.fixture(scope="module")
+def smollm2(
+    tmp_path_factory: pytest.TempPathFactory, model_path: Callable[[str], Path]
+) -> tuple[Model, AdapterWeights, np.ndarray]:
+    """The model, an adapter of its q and k, and the logits of both after each of six tokens, as peft merges them."""
+    path, folder = model_path("smollm2"), tmp_path_factory.mktemp("smollm2")
+    model = load_model(path, 64)
+    merged = save_adapter(real_reference(path), folder, rank=8, size=0.05, target_modules=["q_proj", "k_proj"])
+    return model, read_adapter(folder, model.checkpoint.config), next_logits(merged, tokens_of(model, 6))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_an_adapter_of_a_gguf_model_follows_its_order_of_rows(
-    isa: str, tmp_path: Path, model_path: Callable[[str], Path]
+    isa: str, smollm2: tuple[Model, AdapterWeights, np.ndarray]
 ) -> None:
     """GGUF stores llama's q and k permuted; peft does not."""
-    path = model_path("smollm2")
-    model = load_model(path, 64)
-    theirs = reference_model(path)
-    merged = save_adapter(theirs, tmp_path / "lora", rank=8, size=0.05, target_modules=["q_proj", "k_proj"])
+    model, weights, want = smollm2
     runner = NativeRunner(model, EngineConfig(isa=isa, threads=2, precision="exact"))
-    adapter = runner.adapter(read_adapter(tmp_path / "lora", model.checkpoint.config))
-    tokens = tokens_of(model, 6)
-    want = next_logits(merged, tokens)
+    adapter, tokens = runner.adapter(weights), tokens_of(model, 6)
     np.testing.assert_allclose(
         runner.logits(batch(tokens, adapters=[adapter]), every=True), want, atol=2e-3 * np.abs(want).max()
     )

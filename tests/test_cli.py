@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 import millis as package
+from gguf_files import DROP, HIDDEN, write_tiny
 from millis import cli
 from millis.tasks.model import LanguageModel, Stream
 from millis.types import Timings
 from shell import LIMIT_S, error_line, millis, started
+from tokenizer_tiny import bpe
 
 VERBS = [[verb] for verb in cli.COMMANDS] + [["bench", "engine"], ["bench", "speculation"]]
 PROMPT = "Name three colours of the rainbow."
@@ -56,13 +58,18 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Callable[[Path
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_every_verb_has_help_with_an_example(verb: list[str]) -> None:
-    done = millis(*verb, "--help", COLUMNS="200")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"Usage: millis {' '.join(verb)} [OPTIONS]" in done.stdout
-    assert re.search(rf"^ *Example: millis {' '.join(verb)}[^`\\]*$", done.stdout, re.MULTILINE)
+def test_every_verb_has_help_with_an_example(
+    verb: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*verb, "--help"])
+    shown = capsys.readouterr()
+    assert (ended.value.code, shown.err) == (0, "")
+    assert f"Usage: millis {' '.join(verb)} [OPTIONS]" in shown.out
+    assert re.search(rf"^ *Example: millis {' '.join(verb)}[^`\\]*$", shown.out, re.MULTILINE)
     if verb == VERBS[0]:
-        assert millis(*verb, "-h", COLUMNS="200").stdout == done.stdout
+        assert millis(*verb, "-h", COLUMNS="200").stdout == shown.out
 
 
 def test_the_example_of_run_can_be_copied() -> None:
@@ -234,8 +241,11 @@ def test_doctor_promises_no_tokens_of_a_model_that_reads(home: Path, minilm: Pat
     assert re.search(r"minilm +91 MB, reads texts only\n", millis("doctor").stdout)
 
 
-def test_doctor_predicts_a_models_steps(smollm2: Path) -> None:
-    found = json.loads(millis("doctor", "-m", str(smollm2), "--json").stdout)["predictions"]
+def test_doctor_predicts_a_models_steps(tmp_path: Path) -> None:
+    keys = bpe() | {"tokenizer.ggml.scores": DROP, ".context_length": 1024}
+    vocabulary = (len(keys["tokenizer.ggml.tokens"]), HIDDEN)
+    write_tiny(tmp_path / "tiny.gguf", keys=keys, tensors={"token_embd.weight": vocabulary})
+    found = json.loads(millis("doctor", "-m", tmp_path / "tiny.gguf", "--json").stdout)["predictions"]
     assert {row["rows"] for row in found["steps"]} >= {1, 4, 16, 128, 384}
     assert all(row["predicted_ms"] > 0 and row["actual_ms"] > 0 for row in found["steps"])
     assert sum(row["steps"] for row in found["steps"]) > 100 and 0 <= found["median_error"]

@@ -22,7 +22,7 @@ from openai.types.chat import ChatCompletion
 from pydantic import BaseModel, ConfigDict, SecretStr
 
 from millis import Index
-from serving import Server
+from serving import QUICK, Server
 
 SAY = [{"role": "user", "content": "What is the capital of France?"}]
 SCHEMA = {
@@ -38,7 +38,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def server(model_path: Callable[[str], Path]) -> Iterator[Server]:
-    with Server(model_path("smollm2")) as running:
+    with Server(model_path("smollm2"), *QUICK) as running:
         yield running
 
 
@@ -161,7 +161,7 @@ def test_openai_a_deadline_shortens_the_answer(client: openai.OpenAI) -> None:
 def test_openai_a_wrong_key_is_an_authentication_error(model_path: Callable[[str], Path], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(f"sha256:{hashlib.sha256(b'right').hexdigest()} us\n")
-    with Server(model_path("smollm2"), "--api-key-file", str(keys), key="right") as server:
+    with Server(model_path("smollm2"), *QUICK, "--api-key-file", str(keys), key="right") as server:
         base = f"{server.facts['url']}/v1"
         with openai.OpenAI(base_url=base, api_key="wrong") as wrong, pytest.raises(openai.AuthenticationError):
             wrong.models.list()
@@ -243,7 +243,7 @@ def test_schemathesis_finds_no_fault(model_path: Callable[[str], Path], tmp_path
     (tmp_path / "schemathesis.toml").write_text(EXPECTED)
     with Index.open(tmp_path / "index", embedder=None, create=True) as index:
         index.add(["The monthly fee is $5.00.", "A lost card is replaced in 3 days."])
-    with Server(model_path("smollm2"), "--context", "64", "--index", str(tmp_path / "index")) as server:
+    with Server(model_path("smollm2"), *QUICK, "--context", "64", "--index", str(tmp_path / "index")) as server:
         command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", f"{server.facts['url']}/openapi.json"]
         command += [
             "--phases",

@@ -16,7 +16,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, ConfigDict, SecretStr
 
-from serving import Server
+from serving import QUICK, Server
 
 SAY = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -37,7 +37,7 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def server(model_path: Callable[[str], Path]) -> Iterator[Server]:
-    with Server(model_path("smollm2")) as running:
+    with Server(model_path("smollm2"), *QUICK) as running:
         yield running
 
 

@@ -19,6 +19,7 @@ from millis.tokenizer import load_tokenizer
 from millis.types import RequestError
 from reference import next_logits, real_reference
 from shell import error_line, millis
+from training import command
 
 
 @given(st.integers(1, 100_000), st.lists(st.integers(2, 50), min_size=1, max_size=9))
@@ -78,7 +79,9 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_command_agrees_with_transformers(text_file: Path, model_path: Callable[[str], Path]) -> None:
+def test_the_command_agrees_with_transformers(
+    text_file: Path, model_path: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     """On three windows: the reference that the command runs is transformers', and Millis is within 0.5 % of it."""
     path = model_path("smollm2")
     arguments = (
@@ -95,9 +98,10 @@ def test_the_command_agrees_with_transformers(text_file: Path, model_path: Calla
         "1",
         "--json",
     )
-    done = millis(*arguments)
-    assert done.returncode == 0 and done.stderr == "", done
-    result = json.loads(done.stdout)
+    assert command(*arguments) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    result = json.loads(shown.out)
     assert (result["windows"], result["tokens"], result["precision"]) == (3, 381, "fast")
     expected = _independent(path, text_file.read_text(encoding="utf-8"))
     assert result["reference"]["perplexity"] == pytest.approx(expected, rel=1e-4)

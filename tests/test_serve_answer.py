@@ -12,7 +12,7 @@ import pytest
 from bank import DOCUMENTS
 from millis import Index
 from millis.tasks.answer import ask
-from serving import Server
+from serving import QUICK, Server
 from shell import error_line, millis
 
 QUESTION = "What is the monthly fee of the Blue Account?"
@@ -29,7 +29,7 @@ def index(tmp_path_factory: pytest.TempPathFactory, model_path: Callable[[str], 
 
 @pytest.fixture(scope="module")
 def server(index: Path, model_path: Callable[[str], Path]) -> Iterator[Server]:
-    with Server(model_path("smollm2"), "--index", str(index)) as running:
+    with Server(model_path("smollm2"), *QUICK, "--index", str(index)) as running:
         yield running
 
 

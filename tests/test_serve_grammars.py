@@ -18,10 +18,9 @@ from millis.engine.grammar import GrammarCompiler, Matcher
 from millis.server.messages import Batch, Cancel, Embed, Failed, Refused, Stats, Submit
 from millis.server.worker import Worker
 from millis.types import Grammar, GrammarError, SamplingParams
-from serving import CHAT, LIMIT_S, Server, chat, until
+from serving import CHAT, LIMIT_S, QUICK, Server, chat, until
 from test_constrained import Characters, engine
 
-QUICK = ("--threads", "1", "--max-batch-tokens", "64")
 PEOPLE = record(old={"type": "boolean"})
 
 

@@ -22,10 +22,8 @@ import pytest
 from millis.server import client
 from millis.server.messages import Frames, Start, Submit, frame
 from millis.types import ModelError, SamplingParams
-from serving import CHAT, LIMIT_S, Server, chat, until, workers
+from serving import CHAT, LIMIT_S, QUICK, Server, chat, until, workers
 from shell import error_line, millis
-
-QUICK = ("--threads", "1", "--max-batch-tokens", "64")  # a short warm-up
 
 
 def test_a_killed_engine_fails_what_it_had_and_comes_back(model_path: Callable[[str], Path]) -> None:

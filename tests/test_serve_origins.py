@@ -15,7 +15,7 @@ from millis.server.api.errors import ApiError
 from millis.server.origins import Origins
 from millis.server.settings import read_settings
 from millis.types import RequestError
-from serving import CHAT, Server, chat
+from serving import CHAT, QUICK, Server, chat
 
 APP = "https://app.example"
 ASKS = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,x-stainless-os"}
@@ -122,7 +122,7 @@ def server(model_path: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     keys = tmp_path_factory.mktemp("origins") / "keys"
     keys.write_text(f"sha256:{hashlib.sha256(b'right').hexdigest()} us\n")
     flags = ("--cors-origin", APP, "--cors-origin", "http://localhost:3000", "--allowed-host", "llm.example")
-    with Server(model_path("smollm2"), *flags, "--api-key-file", str(keys), key="right") as running:
+    with Server(model_path("smollm2"), *QUICK, *flags, "--api-key-file", str(keys), key="right") as running:
         yield running
 
 

@@ -17,7 +17,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from millis.config import ServerConfig
 from millis.types import RequestError
-from serving import Server, until
+from serving import QUICK, Server, until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
@@ -83,7 +83,7 @@ def attributes(span: Any) -> dict[str, Any]:
 
 
 def test_a_request_becomes_a_span_of_its_callers_trace(model_path: Callable[[str], Path], collector: Collector) -> None:
-    with Server(model_path("smollm2"), "--otlp-endpoint", collector.url) as server:
+    with Server(model_path("smollm2"), *QUICK, "--otlp-endpoint", collector.url) as server:
         headers = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
         body = {"model": "m", "messages": [{"role": "user", "content": "zebra"}], "max_tokens": 5, "temperature": 0}
         status, _, data = server.ask("/v1/chat/completions", {**body, "deadline_ms": 20000}, headers)
@@ -116,7 +116,7 @@ def test_a_request_becomes_a_span_of_its_callers_trace(model_path: Callable[[str
 
 
 def test_content_is_told_where_that_was_asked_for(model_path: Callable[[str], Path], collector: Collector) -> None:
-    with Server(model_path("smollm2"), "--otlp-endpoint", collector.url, "--otlp-content") as server:
+    with Server(model_path("smollm2"), *QUICK, "--otlp-endpoint", collector.url, "--otlp-content") as server:
         _, answer = server.chat("zebra")
     until(lambda: len(collector.spans) == 1)
     told = attributes(collector.spans[0])
@@ -129,7 +129,7 @@ def test_content_is_told_where_that_was_asked_for(model_path: Callable[[str], Pa
 def test_a_collector_that_is_not_there_holds_up_nothing(model_path: Callable[[str], Path]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with Server(model_path("smollm2"), "--otlp-endpoint", url) as server:
+    with Server(model_path("smollm2"), *QUICK, "--otlp-endpoint", url) as server:
         assert server.chat()[0] == 200
     assert "zebra" not in server.errors
 

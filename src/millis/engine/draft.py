@@ -3,7 +3,7 @@
 It has keys and values of its own. Which of them still belong to a request's tokens is found by comparing; those of
 rejected drafts are overwritten.
 
-A large part of what a small model reads for a token is its output matrix. Byte-level BPE numbers its tokens as they were
+A large part of what a small model reads for a token is its output matrix. Byte-level BPE numbers tokens as they were
 merged, the frequent ones first, so a draft looks at the first third of a large vocabulary alone as long as the text
 does without the rest (Zhao et al., 2025, choose such words by counting).
 """
