@@ -228,20 +228,22 @@ void float_rows(const uint8_t* p, int cols, const float* x, size_t stride, float
   }
 }
 
+#ifndef MILLIS_ROWS
+#define MILLIS_ROWS 8  // of activations whose sums stay in registers together
+#endif
+
+template <int M, class X, class Rows>
+inline void some_rows(const X* x, int rows, float* tile, const Rows& call) {
+  if (rows == M) call.template operator()<M>(x, tile);
+  else if constexpr (M > 1) some_rows<M - 1>(x, rows, tile, call);
+}
+
 // Calls rows<M> for as many rows at a time as the registers hold.
 template <class X, class Rows>
 inline void in_row_groups(const X* x, size_t stride, int rows, float* tile, const Rows& call) {
-  while (rows > 0) {
-    const int m = rows >= 8 ? 8 : rows;
-    if (m == 8) call.template operator()<8>(x, tile);
-    else if (m == 7) call.template operator()<7>(x, tile);
-    else if (m == 6) call.template operator()<6>(x, tile);
-    else if (m == 5) call.template operator()<5>(x, tile);
-    else if (m == 4) call.template operator()<4>(x, tile);
-    else if (m == 3) call.template operator()<3>(x, tile);
-    else if (m == 2) call.template operator()<2>(x, tile);
-    else call.template operator()<1>(x, tile);
-    x += static_cast<size_t>(m) * stride, tile += m * kPanelRows, rows -= m;
+  for (int m; rows > 0; x += static_cast<size_t>(m) * stride, tile += m * kPanelRows, rows -= m) {
+    m = rows < MILLIS_ROWS ? rows : MILLIS_ROWS;
+    some_rows<MILLIS_ROWS>(x, m, tile, call);
   }
 }
 

@@ -2,6 +2,8 @@
 #include "vec_scalar.h"
 
 #define MILLIS_VEC vec_scalar
+#define MILLIS_ROWS 2  // more would take minutes to compile, and have no registers to be faster by
+#define MILLIS_BYTE_ROWS 2
 #define MILLIS_WIDE_ROWS 4
 #define MILLIS_WIDE_LEAST 16
 #include "kernels_body.h"
