@@ -15,7 +15,7 @@ demo: $(VENV)/.built
 	@$(BIN)/millis run "Give me three tips for a good night's sleep." --max-tokens 120
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # Needs a cross compiler and qemu, and says how to get them; unpacks arm64 packages under build/arm, installs nothing.
 test-arm: $(TOOLS)/.locked

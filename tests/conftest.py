@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,22 @@ FILES = {
     "gemma3-270m": "gemma-3-270m-q4_k_m.gguf",
     "minilm": "minilm",
 }
+
+
+NOT_RUN = "not run"
+
+
+@pytest.fixture
+def not_run(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Takes what cannot run on this machine; it is said behind all tests, whichever process found it."""
+    return partial(record_property, NOT_RUN)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    found = {value for report in reports for name, value in getattr(report, "user_properties", ()) if name == NOT_RUN}
+    for text in sorted(found):
+        terminalreporter.write_line(f"not run: {text}")
 
 
 @pytest.fixture(scope="session")

@@ -99,15 +99,17 @@ def stop(server: subprocess.Popen[bytes]) -> None:
     server.wait(60)
 
 
-def wanted(mark: str, text: str) -> bool:
+def wanted(mark: str, text: str, not_run: Callable[[str], None]) -> bool:
     """Whether a block is run: what is installed is what runs this test, and the long way is taken on request."""
     if "curl " in text and shutil.which("curl") is None:
-        print("\nno curl here: its block of the tutorial is not run", file=sys.__stderr__)
+        not_run("a block of the tutorial that needs curl")
         return False
     return mark != "install" and (mark != "long" or os.environ.get("MILLIS_TUTORIAL") == "long")
 
 
-def test_the_tutorial_runs_as_it_stands(model_path: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_tutorial_runs_as_it_stands(
+    model_path: Callable[[str], Path], tmp_path: Path, not_run: Callable[[str], None]
+) -> None:
     environment, folder = world(tmp_path / "home", model_path("minilm")), tmp_path / "work"
     folder.mkdir()
     server = None
@@ -117,7 +119,7 @@ def test_the_tutorial_runs_as_it_stands(model_path: Callable[[str], Path], tmp_p
             program = ["bash", "-euo", "pipefail", "-c", text] if language == "sh" else [sys.executable, "-c", text]
             if mark == "server":
                 server = start(program, folder, environment)
-            elif wanted(mark, text):
+            elif wanted(mark, text, not_run):
                 done = subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True)
                 assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
                 said.append(done.stdout)
