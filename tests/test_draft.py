@@ -60,15 +60,15 @@ def test_rare_words_are_looked_at_where_the_text_has_them(monkeypatch: pytest.Mo
     frequent = 97 // 48 * 16
     for tokens, words in (
         ([1, 2, frequent - 1, 95, 96, 96], frequent),  # control tokens are no words
-        ([1, frequent, 90], frequent),  # a rare word or two
-        ([1, frequent, 90, 91], 97),
-        ([90] * 3 + [1] * 61, 97),
-        ([90] * 3 + [1] * 62, frequent),  # that was long ago
+        ([1, frequent, 90, 94, 80], frequent),  # some rare words
+        ([1, frequent, 90, 91, 92, 93], 97),
+        ([90] * 5 + [1] * 59, 97),
+        ([90] * 5 + [1] * 60, frequent),  # that was long ago
     ):
         ask(model, [one := request(tokens)], 1)
         assert model.runner.words[-1] == words
         model.forget(one)
-    both = [request([1]), request([90] * 4)]
+    both = [request([1]), request([90] * 5)]
     ask(model, both, 2)
     assert model.runner.words[-2:] == [97, 97]
     monkeypatch.setattr("millis.engine.draft.LARGE_VOCABULARY", 98)

@@ -20,7 +20,7 @@ from millis.engine.request import Request
 from millis.engine.runner import Batch, DraftRunner
 
 LARGE_VOCABULARY = 1 << 16
-RECENT, RARE = 64, 2  # of so many tokens behind each other so many may be others than frequent ones
+RECENT, RARE = 64, 4  # of so many tokens behind each other so many may be others than frequent ones
 
 
 @dataclass(slots=True)
