@@ -346,13 +346,13 @@ Floats unpack(int type, int rows, int cols, const Array<uint8_t>& data) {
   return owned(std::move(out), {static_cast<size_t>(rows), static_cast<size_t>(cols)});
 }
 
-// The bytes of a tensor as Q4_0.
-NewArray<uint8_t> to_q4(int type, const Array<uint8_t>& data, int threads) {
+// The bytes of a tensor as IQ4_NL.
+NewArray<uint8_t> to_four_bits(int type, const Array<uint8_t>& data, int threads) {
   std::vector<uint8_t> out;
   {
     const Unlocked unlocked;
     Pool pool(threads);
-    out = to_q4_0(static_cast<GgmlType>(type), std::span(data.data(), data.size()), pool);
+    out = to_iq4_nl(static_cast<GgmlType>(type), std::span(data.data(), data.size()), pool);
   }
   return owned(std::move(out));
 }
@@ -420,7 +420,8 @@ NB_MODULE(_native, m) {
   m.def("read_bandwidth", &read_bandwidth, "mib"_a, "threads"_a, "GB/s of a plain read of `mib` MiB by `threads` threads.");
   m.def("read_times", &read_times, "mib"_a, "threads"_a, "count"_a, "Milliseconds of `count` such reads, one after the other.");
   m.def("barrier_ns", &barrier_ns, "threads"_a, "Nanoseconds of one barrier among `threads` threads.");
-  m.def("to_q4_0", &to_q4, "type"_a, "data"_a.noconvert(), "threads"_a = 1, "The values of `data`, blocks of a GGML type, as blocks of Q4_0.");
+  m.def("to_iq4_nl", &to_four_bits, "type"_a, "data"_a.noconvert(), "threads"_a = 1,
+        "The values of `data`, blocks of a GGML type, as blocks of IQ4_NL.");
   m.def("unpack", &unpack, "type"_a, "rows"_a, "cols"_a, "data"_a.noconvert());
   nb::class_<Runtime>(m, "Runtime")
       .def(

@@ -10,8 +10,8 @@
 
 namespace millis {
 
-// Blocks of Q4_0 that stand for the values of `data`, blocks of `type`. Throws std::invalid_argument unless they are whole
+// Blocks of IQ4_NL that stand for the values of `data`, blocks of `type`. Throws std::invalid_argument unless they are whole
 // numbers of blocks of both.
-std::vector<uint8_t> to_q4_0(GgmlType type, std::span<const uint8_t> data, Pool& pool);
+std::vector<uint8_t> to_iq4_nl(GgmlType type, std::span<const uint8_t> data, Pool& pool);
 
 }  // namespace millis

@@ -19,32 +19,37 @@ WRITABLE = [GgmlType.F32, GgmlType.F16, GgmlType.BF16, GgmlType.Q5_0, GgmlType.Q
 
 @pytest.mark.parametrize("type", WRITABLE, ids=lambda type: type.name)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_values_are_those_of_the_gguf_package(type: GgmlType, threads: int) -> None:
-    values = np.random.default_rng(1).normal(0, 0.05, (7, 96)).astype(np.float32)
+def test_the_error_is_near_that_of_the_whole_search(type: GgmlType, threads: int) -> None:
+    values = np.random.default_rng(1).normal(0, 0.05, (70, 96)).astype(np.float32)
     values[2] = 0
-    kind = gguf.GGMLQuantizationType(int(type))
+    kind, four = gguf.GGMLQuantizationType(int(type)), gguf.GGMLQuantizationType.IQ4_NL
     data = gguf.quants.quantize(values, kind)
-    want = gguf.quants.quantize(gguf.quants.dequantize(data, kind), gguf.GGMLQuantizationType.Q4_0)
-    got = _native.to_q4_0(int(type), np.ascontiguousarray(data).reshape(-1).view(np.uint8), threads)
-    q4 = gguf.GGMLQuantizationType.Q4_0  # as values: a block of zeros may have either sign
-    np.testing.assert_array_equal(gguf.quants.dequantize(got, q4), gguf.quants.dequantize(want.reshape(-1), q4))
+    known = gguf.quants.dequantize(data, kind).reshape(values.shape).astype(np.float32)
+    got = _native.to_iq4_nl(int(type), np.ascontiguousarray(data).reshape(-1).view(np.uint8), threads)
+    read = gguf.quants.dequantize(got, four).reshape(values.shape)
+    assert not read[2].any()
+    _, searched = _native.quantize(int(GgmlType.IQ4_NL), known, np.ones(96, np.float32), 1)
+    assert searched.sum() <= np.sum((read - known) ** 2) < 1.1 * searched.sum()
+    assert np.sqrt(np.sum((read - known) ** 2) / np.sum(known**2)) < 0.09
 
 
-def test_no_value_is_further_off_than_half_a_step() -> None:
+def test_a_value_goes_to_its_nearest_level() -> None:
     values = np.random.default_rng(2).normal(0, 1, 32 * 500).astype(np.float32)
-    got = gguf.quants.dequantize(_native.to_q4_0(0, values.view(np.uint8)), gguf.GGMLQuantizationType.Q4_0)
-    blocks, back = values.reshape(-1, 32), got.reshape(-1, 32)
-    step = np.abs(blocks).max(1, keepdims=True) / 8
-    far = np.abs(back - blocks) > 0.51 * step  # the end opposite to the largest value is cut at 7 of 8 steps
-    assert (np.abs(blocks)[far] > 7.4 * np.broadcast_to(step, blocks.shape)[far]).all()
+    got = _native.to_iq4_nl(0, values.view(np.uint8))
+    back = gguf.quants.dequantize(got, gguf.GGMLQuantizationType.IQ4_NL).reshape(-1, 32)
+    scales = got.reshape(-1, 18)[:, :2].copy().view(np.float16).astype(np.float32)
+    levels = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+    blocks = values.reshape(-1, 32)
+    nearest = np.abs(blocks[:, :, None] - scales[:, :, None] * levels).min(-1)
+    np.testing.assert_allclose(np.abs(back - blocks), nearest, atol=1e-5)
 
 
 @pytest.mark.parametrize(("type", "size"), [(0, 130), (2, 17), (8, 35), (12, 143), (99, 64)])
 def test_what_is_no_whole_number_of_blocks_is_refused(type: int, size: int) -> None:
     with pytest.raises(ValueError, match="blocks|not supported"):
-        _native.to_q4_0(type, np.zeros(size, np.uint8))
+        _native.to_iq4_nl(type, np.zeros(size, np.uint8))
     with pytest.raises(ValueError, match="threads"):
-        _native.to_q4_0(0, np.zeros(128, np.uint8), 0)
+        _native.to_iq4_nl(0, np.zeros(128, np.uint8), 0)
 
 
 def test_matrices_shrink_and_the_rest_stays(tmp_path: Path) -> None:
@@ -58,8 +63,8 @@ def test_matrices_shrink_and_the_rest_stays(tmp_path: Path) -> None:
         if len(tensor.shape) == 1 or name == "token_embd.weight":
             assert tensor is before.tensors[name]
         else:
-            assert tensor.type == GgmlType.Q4_0
+            assert tensor.type == GgmlType.IQ4_NL
             assert np.abs(tensor.numpy() - before.tensors[name].numpy()).max() < 0.1
     tied = tmp_path / "tied.gguf"
     write_tiny(tied, "llama")
-    assert requantize(read_checkpoint(tied)).tensors["token_embd.weight"].type == GgmlType.Q4_0
+    assert requantize(read_checkpoint(tied)).tensors["token_embd.weight"].type == GgmlType.IQ4_NL

@@ -178,12 +178,12 @@ def matmul(
     x w^T by one ISA's kernels. by: activations as shorts, bytes or wide operands; exact: all in floats.
     """
 
-def to_q4_0(
+def to_iq4_nl(
     type: int,
     data: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order="C", device="cpu", writable=False)],
     threads: int = 1,
 ) -> NDArray[numpy.uint8]:
-    """The values of `data`, blocks of a GGML type, as blocks of Q4_0."""
+    """The values of `data`, blocks of a GGML type, as blocks of IQ4_NL."""
 
 def unpack(
     type: int,

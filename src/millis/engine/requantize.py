@@ -10,7 +10,7 @@ from millis.models.tensor import GgmlType, Tensor
 
 
 def requantize(checkpoint: Checkpoint, threads: int = 1) -> Checkpoint:
-    """The same with every matrix that Q4_0 makes smaller in Q4_0; the others stay as they lie in the file.
+    """The same with every matrix that IQ4_NL makes smaller in IQ4_NL; the others stay as they lie in the file.
 
     So does an embedding that is not the output matrix, too: of it a token reads a single row.
     """
@@ -22,8 +22,8 @@ def requantize(checkpoint: Checkpoint, threads: int = 1) -> Checkpoint:
 
 
 def _smaller(tensor: Tensor, threads: int) -> Tensor:
-    q4 = GgmlType.Q4_0
-    bits = 8 * tensor.type.block_bytes / tensor.type.block_values
-    if len(tensor.shape) != 2 or tensor.shape[1] % q4.block_values or bits <= 8 * q4.block_bytes / q4.block_values:
+    four, type = GgmlType.IQ4_NL, tensor.type
+    larger = type.block_bytes * four.block_values > four.block_bytes * type.block_values
+    if len(tensor.shape) != 2 or tensor.shape[1] % four.block_values or not larger:
         return tensor
-    return replace(tensor, type=q4, data=_native.to_q4_0(int(tensor.type), tensor.data, threads))
+    return replace(tensor, type=four, data=_native.to_iq4_nl(int(tensor.type), tensor.data, threads))
