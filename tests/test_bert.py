@@ -63,10 +63,10 @@ def test_every_isa_is_the_oracle_alone_and_together(isa: str, threads: int, save
     wanted = [oracle.encode(ids) for ids in texts]
     native = runner(ours, isa, threads=threads, max_batch_tokens=96)  # several steps
     np.testing.assert_allclose(native.embeddings(texts), [embedding for embedding, _ in wanted], atol=2e-5)
-    np.testing.assert_allclose(native.logits(texts), [row for _, row in wanted], atol=2e-5)
+    np.testing.assert_allclose(native.logits(texts), [row for _, row in wanted], atol=5e-5)  # of up to 11
     for ids, (embedding, row) in zip(texts, wanted, strict=True):
         np.testing.assert_allclose(native.embeddings([ids])[0], embedding, atol=2e-5)
-        np.testing.assert_allclose(native.logits([ids])[0], row, atol=2e-5)
+        np.testing.assert_allclose(native.logits([ids])[0], row, atol=5e-5)
 
 
 def test_token_types_are_those_of_transformers(tmp_path: Path) -> None:
