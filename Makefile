@@ -1,6 +1,7 @@
 # make demo: set up and answer one prompt.  make test: set up and run all tests.  Both are safe to repeat.
 PYTHON ?= python3
 CXX ?= g++
+PROCESSES ?= 0  # that run the tests; 2 take two thirds of the time, and 16 GB
 VENV := .venv
 TOOLS := build/tools
 BIN := $(VENV)/bin
@@ -15,7 +16,7 @@ demo: $(VENV)/.built
 	@$(BIN)/millis run "Give me three tips for a good night's sleep." --max-tokens 120
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -q -n $(PROCESSES) --dist loadfile tests
 
 # Needs a cross compiler and qemu, and says how to get them; unpacks arm64 packages under build/arm, installs nothing.
 test-arm: $(TOOLS)/.locked
