@@ -4,6 +4,7 @@
 // of its groups are multiplied: those are rounded near what fits each group, then the f16 ones fitted to them, and so on.
 #include "quantize.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 
@@ -54,9 +55,9 @@ void block(const float* x, const float* w, uint8_t* out) {
   else put_bits(quants, kBlock, 4, 0, 16, out);
 }
 
-void iq4_nl(const float* x, const float* w, uint8_t* out) {
+void iq4_nl(const float* x, const float* w, int trials, uint8_t* out) {
   uint16_t d;
-  const float scale = as_half(fit_symmetric<kBlock>(x, w, Curve{}, 12).scale, &d);
+  const float scale = as_half(fit_symmetric<kBlock>(x, w, Curve{}, trials).scale, &d);
   uint8_t places[kBlock];
   round_all<kBlock>(x, scale, 0, Curve{}, places);
   std::memcpy(out, &d, 2);
@@ -226,7 +227,7 @@ MILLIS_CLONES void row(FormatId id, const float* x, const float* w, size_t cols,
       case FormatId::Q4_K: q4_or_q5_k<4>(x + c, w + c, out); break;
       case FormatId::Q5_K: q4_or_q5_k<5>(x + c, w + c, out); break;
       case FormatId::Q6_K: q6_k(x + c, w + c, out); break;
-      case FormatId::IQ4_NL: iq4_nl(x + c, w + c, out); break;
+      case FormatId::IQ4_NL: iq4_nl(x + c, w + c, 12, out); break;
       case FormatId::IQ4_XS: iq4_xs(x + c, w + c, out); break;
       default: break;
     }
@@ -240,6 +241,12 @@ double weighted_error(const float* x, const float* y, const float* w, size_t cou
 }
 
 }  // namespace
+
+MILLIS_CLONES void quick_iq4_nl(const float* x, uint8_t* out) {
+  float w[kBlock];
+  std::fill(w, w + kBlock, 1.0f);
+  iq4_nl(x, w, 0, out);
+}
 
 std::vector<uint8_t> quantize(GgmlType type, std::span<const float> values, std::span<const float> weights, std::span<double> errors, Pool& pool) {
   const FormatId id = format_of(type);

@@ -15,4 +15,7 @@ namespace millis {
 // cols is not a whole number of blocks.
 std::vector<uint8_t> quantize(GgmlType type, std::span<const float> values, std::span<const float> weights, std::span<double> errors, Pool& pool);
 
+// 32 values as a block of IQ4_NL in `out`, whose 18 bytes are zero; all errors count the same, and fewer scales are tried.
+void quick_iq4_nl(const float* x, uint8_t* out);
+
 }  // namespace millis

@@ -1,31 +1,16 @@
 // Any format to IQ4_NL, with less of a search than quantize.cpp makes: at load there is a second or two for it.
 #include "requantize.h"
 
-#include <array>
-#include <cstring>
 #include <stdexcept>
 
 #include "pack.h"
-#include "quantize_fit.h"
+#include "quantize.h"
 
 namespace millis {
 namespace {
 
 constexpr int kChunk = 256;    // values decoded at a time: a whole number of blocks of every type
 constexpr size_t kBytes = 18;  // f16 scale, then place i in the low and i + 16 in the high nibble of byte i
-
-MILLIS_CLONES void quantize_block(const float* x, uint8_t* out) {
-  constexpr auto kEqual = [] {
-    std::array<float, kBlock> all{};
-    all.fill(1.0f);
-    return all;
-  }();
-  const uint16_t d = float_to_half(fit_symmetric<kBlock>(x, kEqual.data(), Curve{}, 0).scale);
-  const float scale = half_to_float(d), inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
-  std::memcpy(out, &d, 2);
-  for (int i = 0; i < kBlock / 2; ++i)
-    out[2 + i] = static_cast<uint8_t>(Curve{}.stored(x[i] * inverse) | Curve{}.stored(x[i + kBlock / 2] * inverse) << 4);
-}
 
 }  // namespace
 
@@ -44,7 +29,7 @@ std::vector<uint8_t> to_iq4_nl(GgmlType type, std::span<const uint8_t> data, Poo
     for (size_t c = chunks * t / threads; c < chunks * (t + 1) / threads; ++c) {
       const size_t first = c * kChunk, some = std::min<size_t>(kChunk, count - first);
       dequantize(id, data.data() + first / block_values * block_bytes, some, values);
-      for (size_t b = 0; b < some; b += kBlock) quantize_block(values + b, out.data() + (first + b) / kBlock * kBytes);
+      for (size_t b = 0; b < some; b += kBlock) quick_iq4_nl(values + b, out.data() + (first + b) / kBlock * kBytes);
     }
   });
   return out;
