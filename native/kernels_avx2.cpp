@@ -2,6 +2,7 @@
 #include "vec_avx2.h"
 
 #define MILLIS_VEC vec_avx2
+#define MILLIS_ROWS 4  // sums of more would not stay in the 16 registers
 #define MILLIS_WIDE_ROWS 6
 #define MILLIS_WIDE_LEAST 24
 #include "kernels_body.h"

@@ -2,6 +2,7 @@
 #include "vec_avx2.h"
 
 #define MILLIS_VEC vec_avxvnni
+#define MILLIS_ROWS 4  // sums of more would not stay in the 16 registers
 #include "kernels_body.h"
 
 namespace millis {

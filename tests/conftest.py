@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,12 @@ FILES = {
 
 
 NOT_RUN = "not run"
+
+
+def pytest_configure() -> None:
+    """A shell ignores Ctrl-C for what runs in the background; the programs that tests interrupt would inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
