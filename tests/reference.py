@@ -26,6 +26,7 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    HunYuanDenseV1Config,
     LlamaConfig,
     MistralConfig,
     Phi3Config,
@@ -81,6 +82,7 @@ YARN_ROPE = {
     "attention_factor": 1.3,
     "beta_fast": 8.0,
 }
+ALPHA_ROPE = {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 50.0, "factor": 1.0}
 LONGROPE = {  # of heads of 16; the original context is PHI3's
     "rope_type": "longrope",
     "rope_theta": 5000.0,
@@ -152,6 +154,7 @@ TINY = {  # name → configuration of a tiny model
     "ernie4_5": lambda: Ernie4_5Config(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
     "gemma": lambda: GemmaConfig(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
     "exaone4": lambda: Exaone4Config(**SIZES, **EXAONE4),
+    "hunyuan": lambda: HunYuanDenseV1Config(**SIZES, num_hidden_layers=2, rope_parameters=ALPHA_ROPE),
     "gpt2": lambda: GPT2Config(**GPT2),
 }
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

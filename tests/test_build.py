@@ -94,7 +94,7 @@ BAD_OPS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "heads beyond the buffer": ("buffers", lambda n: attention(n, heads=2)),
     "heads beyond all": ("heads", lambda n: attention(n, heads=LARGE)),
     "negative window": ("window", lambda n: attention(n, window=-1)),
-    "rotation of another size": ("weight must hold 1024", lambda n: attention(n, rope="weight")),
+    "rotation of another size": ("weight must rotate an even number", lambda n: attention(n, rope="weight")),
     "head norm of another size": ("rope must hold 16", lambda n: attention(n, norm="rope")),
     "select in place": ("do not fit", lambda n: n.select("x", "x")),
     "select of another width": ("do not fit", lambda n: n.select("qkv", "x")),

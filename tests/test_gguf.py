@@ -312,6 +312,13 @@ def test_windows_of_exaone4(tmp_path: Path) -> None:
         config_of(tmp_path, "exaone4", names, __block_count=64)
 
 
+def test_rotation_of_hunyuan(tmp_path: Path) -> None:
+    """Of a scaling by alpha, llama.cpp's converter writes the stretched base, and no scaling."""
+    keys = {"__rope__scaling__type": "none", "__rope__scaling__factor": 1.0, "__rope__freq_base": 11158840.0}
+    config = config_of(tmp_path, "hunyuan-dense", **keys, __rope__scaling__original_context_length=CONTEXT)
+    assert (config.rope_theta, config.rope_scaling, config.rope_style) == (11158840.0, None, "half")
+
+
 def test_every_fourth_layer_of_smollm3_is_not_rotated(tmp_path: Path) -> None:
     layer = {name: shape for name, shape in shapes("smollm3").items() if name.startswith("blk.0.")}
     names = {name.replace("0", str(index), 1): shape for index in range(5) for name, shape in layer.items()}

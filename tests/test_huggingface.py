@@ -62,6 +62,7 @@ LLAMA3_ROPE = {
 }
 
 
+ALPHA = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 8.0}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -87,6 +88,7 @@ def tiny(kind: str, **changes: Any) -> transformers.PreTrainedModel:
         "ernie4_5": lambda: transformers.Ernie4_5Config(**SIZES, head_dim=32, **changes),
         "gemma": lambda: transformers.GemmaConfig(**SIZES, head_dim=32, **changes),
         "exaone4": lambda: transformers.Exaone4Config(**SIZES, **changes),
+        "hunyuan-dense": lambda: transformers.HunYuanDenseV1Config(**SIZES, head_dim=32, **changes),
         "gpt2": lambda: transformers.GPT2Config(**GPT2, **changes),
     }
     model = transformers.AutoModelForCausalLM.from_config(configs[kind]())
@@ -136,6 +138,8 @@ def expected_tensors(model: transformers.PreTrainedModel, kind: str) -> dict[str
         outside = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f"}
     names = {ours: f"{body}{name}" for ours, name in outside.items()}
     layer = {"gpt2": GPT2_LAYER, "gemma3": GEMMA3_LAYER, "exaone4": EXAONE4_LAYER}.get(kind, LAYER)
+    if kind == "hunyuan-dense":
+        layer = layer | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
     if kind == "qwen3":
         layer = layer | {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
     for index in range(model.config.num_hidden_layers):
@@ -163,7 +167,9 @@ def assert_same(folder: Path, model: transformers.PreTrainedModel, kind: str) ->
     return checkpoint.config
 
 
-KINDS = ["llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "gpt2"]
+KINDS = [
+    "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "hunyuan-dense", "gpt2",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -373,6 +379,18 @@ def test_scales_of_minicpm(tmp_path: Path) -> None:
     assert (config.embedding_scale, config.residual_scale, config.logit_scale) == (1.0, 1 / math.sqrt(2), 64.0)
 
 
+def test_an_alpha_of_hunyuan_stretches_its_base(tmp_path: Path) -> None:
+    """As in published files and as transformers 5 writes them; without an alpha, dynamic would know a text's length."""
+    published = {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "type": "dynamic"}
+    old = {"rope_parameters": None, "rope_scaling": published, "rope_theta": 1e4, "num_experts": 1, "use_cla": False}
+    new = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0}}
+    for name, said in (("old", old), ("new", new)):
+        config = read_folder(saved(tmp_path / name, "hunyuan-dense", **said)).config
+        assert config.rope_theta == pytest.approx(1e4 * 1000 ** (32 / 30)) and config.rope_scaling is None
+    plain = read_folder(saved(tmp_path / "plain", "hunyuan-dense")).config
+    assert plain.rope_theta == 1e4
+
+
 def test_the_two_matrices_of_granitemoehybrid(tmp_path: Path) -> None:
     model = tiny("granitemoehybrid")
     model.save_pretrained(tmp_path)
@@ -390,7 +408,9 @@ def test_layers_of_smollm3_that_are_not_rotated(tmp_path: Path) -> None:
     assert twice.rotated == (True, False)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "phi3", "smollm3", "ernie4_5", "granite", "gemma", "exaone4"])
+@pytest.mark.parametrize(
+    "kind", ["mistral", "phi3", "smollm3", "ernie4_5", "granite", "gemma", "exaone4", "hunyuan_v1_dense"]
+)
 def test_defaults_are_those_of_transformers(kind: str) -> None:
     heads = 32 if kind == "exaone4" else 16
     values = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
@@ -452,6 +472,13 @@ REFUSED = [
     ("exaone4", {"layer_types": ["full_attention"] * 2}, "would leave all layers without rotation"),
     ("exaone4", {"layer_types": None, "sliding_window_pattern": "LLLG"}, "sliding_window_pattern must be a whole"),
     ("exaone4", {"layer_types": None, "sliding_window_pattern": 0}, "every 0th attending to all"),
+    ("hunyuan-dense", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic'"),
+    ("hunyuan-dense", {"rope_parameters": ALPHA | {"alpha": -1.0}}, "an alpha of -1.0 for heads of 32 makes no sense"),
+    ("hunyuan-dense", {"rope_parameters": ALPHA | {"alpha": "x"}}, "alpha must be a number"),
+    ("hunyuan-dense", {"rope_parameters": ALPHA, "head_dim": 2}, "an alpha of 8.0 for heads of 2 makes no sense"),
+    ("hunyuan-dense", {"use_cla": True}, "sets use_cla to True"),
+    ("hunyuan-dense", {"use_qk_norm": False}, "sets use_qk_norm to False"),
+    ("hunyuan-dense", {"num_experts": 8}, "hunyuan_v1_dense of 8 experts is not supported"),
     ("llama", MINICPM | {"scale_depth": 0}, "residual_scale must lie in"),
     ("llama", MINICPM | {"dim_model_base": 0}, "2 layers and a dim_model_base of 0.0 make no sense"),
     ("llama", MINICPM | {"num_hidden_layers": 0}, "0 layers and a dim_model_base of 16.0 make no sense"),
@@ -505,7 +532,7 @@ REFUSED = [
 def test_refused_configurations(tmp_path: Path, kind: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(FormatError, match=message) as caught:
         read_folder(saved(tmp_path, kind, **changes))
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff", b"[" * 100_000])

@@ -180,6 +180,8 @@ def test_granite_without_rotation_matches_transformers(tmp_path: Path) -> None:
         ("smollm3", {"rotated": ()}),
         ("ernie4_5", {"rope_style": "half"}),
         ("exaone4", {"rope_scaling": None}),
+        ("hunyuan", {"rope_theta": 100.0}),
+        ("hunyuan", {"architecture": "qwen3"}),
         ("gemma", {"embedding_scale": 1.0}),
         ("gemma", {"activation": "silu"}),
         ("mistral", {"rope_scaling": None}),

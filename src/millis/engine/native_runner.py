@@ -256,7 +256,7 @@ def _add(runtime: Any, op: Op) -> None:
         case Attention():
             runtime.attention(
                 op.out, op.qkv, op.layer, op.heads, op.scale, op.rope or "", op.rope_style == "interleaved",
-                op.window, op.q_norm or "", op.k_norm or "", op.norm_eps, op.bias or "",
+                op.window, op.q_norm or "", op.k_norm or "", op.norm_eps, op.bias or "", op.norm_rotated,
             )  # fmt: skip
         case SelfAttention():
             runtime.attend_all(

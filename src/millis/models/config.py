@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Architecture = Literal[
-    "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "gpt2", "bert",
-    "modernbert", "t5", "marian",
+    "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4",
+    "hunyuan-dense", "gpt2", "bert", "modernbert", "t5", "marian",
 ]  # fmt: skip
 Pooling = Literal["mean", "first", "last"]  # of a text's hidden states; the first is bert's, the last a decoder's
 # Architectures whose q and k rows GGUF stores in the order that rotates neighbours, transformers in that of halves.

@@ -316,5 +316,6 @@ _SPECIFIC: dict[str, tuple[Architecture, Callable[[_Settings], dict[str, Any]]]]
     "smollm3": ("smollm3", _smollm3),
     "ernie4_5": ("ernie4_5", _llama),
     "exaone4": ("exaone4", _exaone4),
+    "hunyuan-dense": ("hunyuan-dense", _rotary),
     "gpt2": ("gpt2", _gpt2),
 }

@@ -29,6 +29,7 @@ _TYPES: dict[str, Architecture] = {
     "smollm3": "smollm3",
     "ernie4_5": "ernie4_5",
     "exaone4": "exaone4",
+    "hunyuan_v1_dense": "hunyuan-dense",
     "gpt2": "gpt2",
 }
 # Whose embedding is the output matrix unless the file says no.
@@ -45,7 +46,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True,),
     "sparse_config": (),
     "use_bias": (False,),
+    "use_cla": (False,),
     "use_bidirectional_attention": (False,),
+    "use_qk_norm": (True,),
+    "use_rotary_pos_emb": (True,),
 }
 _READ = {"gemma3_text": ("use_bidirectional_attention",)}  # what is read there and neutral elsewhere
 # transformers' defaults of configurations whose published files may leave them out.
@@ -60,6 +64,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "sliding_window_pattern": 4,
     },
+    "hunyuan_v1_dense": {"rms_norm_eps": 1e-5},
     "gemma": {"num_key_value_heads": 16, "head_dim": 256},
     "granitemoehybrid": {"num_local_experts": 8, "shared_intermediate_size": 1024},
 }
@@ -394,6 +399,24 @@ def _exaone4(settings: Settings) -> dict[str, Any]:
     return fields | {"windows": windows}
 
 
+def _hunyuan(settings: Settings) -> dict[str, Any]:
+    """A dynamic scaling with an alpha is none: it stretches the base once and for all, whatever the text's length."""
+    experts = settings.get("num_experts")
+    if experts not in (None, 0, 1):
+        raise FormatError(f"config.json: hunyuan_v1_dense of {experts!r:.40} experts is not supported")
+    key = "rope_parameters" if settings.part("rope_parameters").get("rope_type") else "rope_scaling"
+    scaling = settings.part(key)
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if kind != "dynamic" or not scaling.get("alpha"):
+        return _common(settings)
+    plain = dict(scaling._values) | {"rope_type": "default"}
+    fields, alpha = _common(Settings(dict(settings._values) | {key: plain})), scaling.real("alpha")
+    head_dim = fields["head_dim"]
+    if alpha <= 0 or head_dim <= 2:
+        raise FormatError(f"config.json: an alpha of {alpha} for heads of {head_dim} makes no sense")
+    return fields | {"rope_theta": fields["rope_theta"] * alpha ** (head_dim / (head_dim - 2))}
+
+
 def _gemma3(settings: Settings) -> dict[str, Any]:
     defaults = {
         "num_attention_heads": _GEMMA3["attention_heads"],
@@ -470,5 +493,6 @@ _SPECIFIC: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "smollm3": _smollm3,
     "ernie4_5": _ernie4_5,
     "exaone4": _exaone4,
+    "hunyuan_v1_dense": _hunyuan,
     "gpt2": _gpt2,
 }

@@ -47,6 +47,7 @@ BUILDERS: Mapping[Architecture, Builder] = {
     "smollm3": llama.build,
     "ernie4_5": llama.build,
     "exaone4": exaone4.build,
+    "hunyuan-dense": llama.build,
     "gpt2": gpt2.build,
     "bert": bert.build,
     "modernbert": modernbert.build,

@@ -136,13 +136,7 @@ class Oracle:
         rows, group = len(qkv), op.heads // op.kv_heads
         heads = qkv.reshape(rows, op.heads + 2 * op.kv_heads, op.head_dim)
         q, k, v = np.split(heads, [op.heads, op.heads + op.kv_heads], axis=1)
-        if op.q_norm is not None:
-            q = _rms(q, op.norm_eps) * self._weight(op.q_norm)
-        if op.k_norm is not None:
-            k = _rms(k, op.norm_eps) * self._weight(op.k_norm)
-        if op.rope is not None:
-            table, style = self._plan.ropes[op.rope][:, :rows, None], getattr(op, "rope_style", "half")
-            q, k = rotate(q, table, style), rotate(k, table, style)
+        q, k = self._placed(op, q, op.q_norm), self._placed(op, k, op.k_norm)
         q = q.reshape(rows, op.kv_heads, group, op.head_dim)  # query head h reads the keys of head h // group
         scores = np.einsum("tkgd,skd->kgts", q, k, optimize=True) * np.float32(op.scale)
         if op.bias is not None:
@@ -151,6 +145,15 @@ class Oracle:
         weights = softmax(np.where(seen, scores, np.float32(-np.inf)))
         out: Floats = np.einsum("kgts,skd->tkgd", weights, v, optimize=True)
         return out.reshape(rows, op.heads * op.head_dim)
+
+    def _placed(self, op: Attention | SelfAttention, x: Floats, norm: str | None) -> Floats:
+        """Queries or keys [T, heads, head_dim], normed and rotated."""
+        norm_rotated, style = isinstance(op, Attention) and op.norm_rotated, getattr(op, "rope_style", "half")
+        if norm is not None and not norm_rotated:
+            x = _rms(x, op.norm_eps) * self._weight(norm)
+        if op.rope is not None:
+            x = rotate(x, self._plan.ropes[op.rope][:, : len(x), None], style)
+        return _rms(x, op.norm_eps) * self._weight(norm) if norm is not None and norm_rotated else x
 
     def _attend_source(self, op: CrossAttention, q: Floats) -> Floats:
         kv = self._remembered[op.layer]

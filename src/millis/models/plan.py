@@ -73,8 +73,9 @@ class Attention:
     """Causal attention over the KV cache of `layer`, whose entries for this step's tokens it writes first.
 
     qkv: [tokens, (heads + 2 · kv_heads) · head_dim], q then k then v. Order: norm of each q and k head (rms over
-    head_dim, where weights are named), rotation, write, softmax(q · kᵀ · scale + bias) · v. Token at position p
-    attends to positions (p − window, p], or [0, p] when window is 0. out: [tokens, heads · head_dim].
+    head_dim, where weights are named), rotation, or `norm_rotated` the other way round, write,
+    softmax(q · kᵀ · scale + bias) · v. Token at position p attends to positions (p − window, p], or [0, p] when window
+    is 0. out: [tokens, heads · head_dim].
     """
 
     out: str
@@ -90,6 +91,7 @@ class Attention:
     q_norm: str | None = None  # [head_dim]
     k_norm: str | None = None
     norm_eps: float = 1e-6
+    norm_rotated: bool = False
     bias: str | None = None  # name of a table of the plan
 
 

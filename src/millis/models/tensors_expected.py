@@ -160,7 +160,7 @@ def _kv_width(config: ModelConfig) -> int:
 
 
 def _llama_layer(config: ModelConfig) -> Shapes:
-    """The layer of llama and its kin, and of qwen2, qwen3 and gemma3, which add to it; exaone4's norms differ."""
+    """The layer of llama and its kin, and of others, which add to it; exaone4's norms differ."""
     hidden, ffn = config.hidden, config.ffn
     q_width, kv_width = config.heads * config.head_dim, _kv_width(config)
     shapes: Shapes = {
@@ -176,7 +176,7 @@ def _llama_layer(config: ModelConfig) -> Shapes:
     }
     if config.attention_bias:
         shapes |= {"attn_q.bias": (q_width,), "attn_k.bias": (kv_width,), "attn_v.bias": (kv_width,)}
-    if config.architecture in ("qwen3", "gemma3", "exaone4"):
+    if config.architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense"):
         shapes |= {"attn_q_norm.weight": (config.head_dim,), "attn_k_norm.weight": (config.head_dim,)}
     if config.architecture in ("gemma3", "exaone4"):
         shapes |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}

@@ -73,6 +73,7 @@ def _config(config: ModelConfig, tied: bool, attention: str) -> Any:
         "smollm3": transformers.SmolLM3Config,
         "ernie4_5": transformers.Ernie4_5Config,
         "exaone4": transformers.Exaone4Config,
+        "hunyuan-dense": transformers.HunYuanDenseV1Config,
     }
     kind, scaling = config.architecture, config.rope_scaling
     scaled = scaling is not None and (scaling.kind != "yarn" or kind == "gemma3")
