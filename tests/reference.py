@@ -82,6 +82,13 @@ YARN_ROPE = {
     "attention_factor": 1.3,
     "beta_fast": 8.0,
 }
+PHI4_ROPE = {  # three quarters of heads of 16, within the original context
+    "rope_type": "longrope",
+    "rope_theta": 5000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0 + 0.3 * i for i in range(6)],
+    "long_factor": [1.0 + 2.0 * i for i in range(6)],
+}
 ALPHA_ROPE = {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 50.0, "factor": 1.0}
 LONGROPE = {  # of heads of 16; the original context is PHI3's
     "rope_type": "longrope",
@@ -148,6 +155,7 @@ TINY = {  # name → configuration of a tiny model
     "gemma3": lambda: Gemma3TextConfig(**SIZES, **GEMMA3),
     "mistral": lambda: MistralConfig(**SIZES, num_hidden_layers=2, sliding_window=None, rope_parameters=YARN_ROPE),
     "phi3": lambda: Phi3Config(**SIZES | {"head_dim": 16}, **PHI3, num_hidden_layers=2, rope_parameters=ROPE),
+    "phi4_mini": lambda: Phi3Config(**SIZES | {"head_dim": 16}, **PHI3, num_hidden_layers=2, rope_parameters=PHI4_ROPE),
     "granite": lambda: GraniteConfig(**SIZES | {"head_dim": 16}, **GRANITE, tie_word_embeddings=True),
     "granitemoehybrid": lambda: GraniteMoeHybridConfig(**SIZES | {"head_dim": 16}, **GRANITE, **HYBRID),
     "smollm3": lambda: SmolLM3Config(**SIZES, **SMOLLM3, num_hidden_layers=5, rope_parameters=ROPE),

@@ -80,7 +80,20 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     "name",
-    ["llama", "phi3", "qwen2", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "hunyuan", "gpt2"],
+    [
+        "llama",
+        "phi3",
+        "qwen2",
+        "gemma",
+        "gemma3",
+        "granite",
+        "smollm3",
+        "ernie4_5",
+        "exaone4",
+        "hunyuan",
+        "phi4_mini",
+        "gpt2",
+    ],
 )
 def test_logits_are_those_of_merged_weights(name: str, isa: str, made: Callable[[str], Made]) -> None:
     tiny = made(name)

@@ -222,19 +222,20 @@ def phi3_peer(values: dict[str, np.ndarray], rope: dict[str, Any]) -> Any:
     return model
 
 
+@pytest.mark.parametrize("rotated", [HEAD_DIM, 12])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_phi3_matches_transformers(scaled: bool, tmp_path: Path) -> None:
+def test_phi3_matches_transformers(scaled: bool, rotated: int, tmp_path: Path) -> None:
     """Its factors are tensors of the file; the context decides which are used."""
     keys = {
-        ".rope.dimension_count": HEAD_DIM,
+        ".rope.dimension_count": rotated,
         ".rope.scaling.original_context_length": 16,
         ".attention.sliding_window": 99,
     }
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 5e4}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 5e4, "partial_rotary_factor": rotated / HEAD_DIM}
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(0, 0.5, shape) for name, shape in shapes("phi3").items()}
     if scaled:
-        short, long = np.linspace(1, 1.5, HEAD_DIM // 2), np.linspace(1, 9, HEAD_DIM // 2)
+        short, long = np.linspace(1, 1.5, rotated // 2), np.linspace(1, 9, rotated // 2)
         rope |= {"rope_type": "longrope", "attention_factor": 1.2}
         rope |= {"short_factor": short.tolist(), "long_factor": long.tolist()}
         keys |= {".rope.scaling.attn_factor": 1.2}

@@ -325,6 +325,15 @@ def test_longrope(name: str, form: int, tmp_path: Path) -> None:
     )
 
 
+def test_the_part_of_phi3s_heads_that_is_rotated(tmp_path: Path) -> None:
+    """As in published files of Phi-4-mini and as transformers 5 writes them."""
+    published = {"partial_rotary_factor": 0.75, "rope_theta": 1e4}
+    assert read_folder(saved(tmp_path / "old", "phi3", ("rope_parameters",), **published)).config.rotary_dim == 12
+    new = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+    assert read_folder(saved(tmp_path / "new", "phi3", **new, partial_rotary_factor=0.75)).config.rotary_dim == 8
+    assert read_folder(saved(tmp_path / "all", "phi3")).config.rotary_dim is None
+
+
 def test_the_matrices_of_phi3(tmp_path: Path) -> None:
     model = tiny("phi3", sliding_window=16)
     model.save_pretrained(tmp_path)
@@ -435,7 +444,12 @@ REFUSED = [
     ("llama", {"rope_parameters": LONGROPE | {"short_factor": [1.0] * 7}}, "needs 8 short factors .*, not 7"),
     ("llama", {"rope_parameters": LONGROPE | {"short_factor": [0.0] * 8}}, "short factor must be a positive number"),
     ("llama", {"rope_parameters": LONGROPE | {"attention_factor": 0}}, "attention_factor must be a positive"),
-    ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
+    ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.5}}, "an even part is rotated, not 24"),
+    ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0}}, "an even part is rotated, not 0"),
+    ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.32}}, "heads of 16 an even part is rotated, not 5"),
+    ("phi3", {"rope_parameters": {"partial_rotary_factor": "x"}}, "partial_rotary_factor must be a number"),
+    ("phi3", {"rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75}}, "needs 6 short factors .*, not 8"),
+    ("mistral", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
     ("phi3", {"intermediate_size": 95}, "gate_up_proj.weight' must be a matrix of 190 rows"),
     ("phi3", {"num_key_value_heads": 1}, "qkv_proj.weight' must be a matrix of 96 rows"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "sets truncate to False"),

@@ -181,6 +181,7 @@ def test_granite_without_rotation_matches_transformers(tmp_path: Path) -> None:
         ("ernie4_5", {"rope_style": "half"}),
         ("exaone4", {"rope_scaling": None}),
         ("hunyuan", {"rope_theta": 100.0}),
+        ("phi4_mini", {"rotary_dim": None, "rope_scaling": None}),
         ("hunyuan", {"architecture": "qwen3"}),
         ("gemma", {"embedding_scale": 1.0}),
         ("gemma", {"activation": "silu"}),

@@ -105,10 +105,10 @@ def test_weights_fit_the_buffers(plan: Plan, checkpoint: Checkpoint) -> None:
                 assert {shape[name] for name in (op.q_norm, op.k_norm) if name} <= {(plan.head_dim,)}
 
 
-def test_rope_tables_cover_the_context(plan: Plan) -> None:
+def test_rope_tables_cover_the_context(plan: Plan, checkpoint: Checkpoint) -> None:
     assert {op.rope for op in of_kind(plan, Attention) if op.rope} == set(plan.ropes)
     for table in plan.ropes.values():
-        assert table.shape == (2, 64, plan.head_dim // 2) and table.dtype == np.float32
+        assert table.shape == (2, 64, checkpoint.config.rotated_dim // 2) and table.dtype == np.float32
 
 
 def tiny_plan(name: str, folder: Path) -> Plan:

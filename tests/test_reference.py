@@ -91,6 +91,9 @@ def test_what_has_no_reference_says_so(tmp_path: Path) -> None:
     factors = {"rope_freqs.weight": Tensor.from_numpy("rope_freqs.weight", np.ones(16, np.float32))}
     with pytest.raises(ModelError, match=r"no float32 reference for a llama with rope_freqs\.weight"):
         reference_model(replace(checkpoint, tensors={**checkpoint.tensors, **factors}), 1)
+    part = replace(checkpoint, config=replace(checkpoint.config, rotary_dim=16))
+    with pytest.raises(ModelError, match="no float32 reference"):
+        reference_model(part, 1)
     own = replace(checkpoint.config, attention_scale=0.5)
     with pytest.raises(ModelError, match="no float32 reference"):
         reference_model(replace(checkpoint, config=own), 1)

@@ -72,6 +72,7 @@ class ModelConfig:
     rope_style: Literal["half", "interleaved"] = "half"
     rope_scaling: RopeScaling | None = None
     rope_local_theta: float = 10000.0  # base of windowed layers (gemma3, modernbert)
+    rotary_dim: int | None = None  # how many coordinates of a head are rotated, the first ones; None: all
     rotated: tuple[bool, ...] = ()  # per layer: whether q and k are rotated at all; () means in all layers
     windows: tuple[int, ...] = ()  # per layer: positions attended, 0 for all; () means all layers attend to all
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
@@ -93,3 +94,8 @@ class ModelConfig:
     gated: bool = False  # the feed-forward networks (t5)
     buckets: int = 32  # of distances between tokens, each with a bias of its own (t5)
     farthest: int = 128  # distances from here on share a bucket (t5)
+
+    @property
+    def rotated_dim(self) -> int:
+        """How many coordinates of a head are rotated."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim

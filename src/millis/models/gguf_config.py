@@ -168,9 +168,11 @@ def _vocab(settings: _Settings, metadata: Mapping[str, Any], tensors: Mapping[st
 def _rotary(settings: _Settings) -> dict[str, Any]:
     """Keys of rotary embeddings and of RMS norms, shared by all but gpt2."""
     head_dim = _common(settings)["head_dim"]
-    if settings.whole("rope.dimension_count", head_dim) != head_dim:
-        raise FormatError("only a part of each head is rotated, which Millis does not support")
+    rotated = settings.whole("rope.dimension_count", head_dim)
+    if rotated != head_dim and settings.architecture != "phi3":
+        raise FormatError("only a part of each head is rotated, which Millis does not support but of phi3")
     return {
+        "rotary_dim": None if rotated == head_dim else rotated,
         "norm_eps": settings.real("attention.layer_norm_rms_epsilon"),
         "rope_theta": settings.real("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(settings),

@@ -126,6 +126,11 @@ def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
         raise FormatError(
             f"longrope cannot be said in the GGUF file of a {config.architecture}, as which this one is written"
         )
+    if config.rotary_dim is not None:
+        raise FormatError(
+            f"rotation of a part of each head cannot be said in the GGUF file of a {config.architecture}, "
+            "as which this one is written"
+        )
     if scaling is not None and scaling.kind == "llama3" and config.architecture not in ("llama", "exaone4"):
         raise FormatError(f"llama3's rope scaling of a {config.architecture} model cannot be said in a GGUF file")
     if checkpoint.metadata:

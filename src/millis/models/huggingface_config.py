@@ -51,7 +51,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_qk_norm": (True,),
     "use_rotary_pos_emb": (True,),
 }
-_READ = {"gemma3_text": ("use_bidirectional_attention",)}  # what is read there and neutral elsewhere
+_READ = {
+    "gemma3_text": ("use_bidirectional_attention",),
+    "phi3": ("partial_rotary_factor",),
+}  # what is read there and neutral elsewhere
 # transformers' defaults of configurations whose published files may leave them out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
@@ -304,13 +307,17 @@ def _mistral(settings: Settings) -> dict[str, Any]:
 
 
 def _phi3(settings: Settings) -> dict[str, Any]:
-    """Older files call longrope su or yarn."""
-    given = dict(settings._values)
-    for key in ("rope_parameters", "rope_scaling"):
-        scaling = dict(settings.part(key)._values)
+    """Older files call longrope su or yarn. Of each head a part may be rotated (Phi-4-mini)."""
+    given, key = dict(settings._values), "partial_rotary_factor"
+    rotated = settings.real(key, 1.0)
+    for part in ("rope_parameters", "rope_scaling"):
+        scaling = dict(settings.part(part)._values)
+        rotated = Settings(scaling).real(key, rotated)
         if (scaling.get("rope_type") or scaling.get("type")) in ("su", "yarn"):
-            given[key] = scaling | {"rope_type": "longrope"}
-    return _mistral(Settings(given))
+            scaling["rope_type"] = "longrope"
+        given[part] = scaling | {key: None}
+    fields = _mistral(Settings(given))
+    return fields if rotated == 1 else fields | {"rotary_dim": int(fields["head_dim"] * rotated)}
 
 
 def _smollm3(settings: Settings) -> dict[str, Any]:

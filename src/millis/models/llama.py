@@ -44,7 +44,7 @@ def rotations(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) 
     """The table "rope" of all layers that are rotated."""
     factors = tensors.get("rope_freqs.weight")
     listed = None if factors is None else factors.numpy()
-    return {"rope": rope_table(context, config.head_dim, config.rope_theta, config.rope_scaling, listed)}
+    return {"rope": rope_table(context, config.rotated_dim, config.rope_theta, config.rope_scaling, listed)}
 
 
 def attention(config: ModelConfig, layer: int, rope: str | None, x: str = "h") -> tuple[MatMul, Attention]:

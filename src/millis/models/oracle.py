@@ -193,12 +193,14 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def rotate(x: Floats, table: Floats, style: str) -> Floats:
-    """x: [T, heads, head_dim]; table: [2, T, 1, head_dim / 2]. Turns each pair of coordinates by its angle."""
-    half = x.shape[-1] // 2
+    """x: [T, heads, head_dim]; table: [2, T, 1, pairs]. Turns each pair of the first coordinates by its angle."""
+    half = table.shape[-1]
+    x, rest = x[..., : 2 * half], x[..., 2 * half :]
     first, second = (x[..., :half], x[..., half:]) if style == "half" else (x[..., 0::2], x[..., 1::2])
     cosine, sine = table
     turned = (first * cosine - second * sine, first * sine + second * cosine)
-    return np.concatenate(turned, axis=-1) if style == "half" else np.stack(turned, axis=-1).reshape(x.shape)
+    parts = turned if style == "half" else (np.stack(turned, axis=-1).reshape(x.shape),)
+    return np.concatenate((*parts, rest), axis=-1)
 
 
 def visible(rows: int, window: int) -> NDArray[np.bool_]:

@@ -175,7 +175,8 @@ class Plan:
 
     ops: tuple[Op, ...]
     widths: Mapping[str, int]  # buffer → floats a row
-    ropes: Mapping[str, NDArray[np.float32]]  # table → [2, context, head_dim / 2]: cosines, sines
+    # table → [2, context, pairs]: cosines, sines; the first 2 · pairs coordinates of a head are rotated, others are not
+    ropes: Mapping[str, NDArray[np.float32]]
     layers: int
     kv_heads: int
     head_dim: int

@@ -45,6 +45,8 @@ def check_config(config: ModelConfig) -> None:
         _check_encoder(config, config.encoder)
     if config.head_dim % 2:
         raise FormatError(f"head_dim must be even to be rotated, not {config.head_dim}")
+    if not 2 <= config.rotated_dim <= config.head_dim or config.rotated_dim % 2:
+        raise FormatError(f"of heads of {config.head_dim} an even part is rotated, not {config.rotated_dim}")
     if config.windows and len(config.windows) != config.layers:
         raise FormatError(f"{len(config.windows)} attention windows for {config.layers} layers")
     if not all(0 <= window <= _LIMITS["context"] for window in config.windows):
@@ -58,7 +60,7 @@ def check_config(config: ModelConfig) -> None:
             raise FormatError(f"{name} must lie in [1e-6, 1e6], not {getattr(config, name)}")
     if config.rope_scaling:
         _check_scaling(config.rope_scaling, config.rope_theta)
-        _check_factors(config.rope_scaling, config.head_dim // 2)
+        _check_factors(config.rope_scaling, config.rotated_dim // 2)
 
 
 def _check_factors(scaling: RopeScaling, count: int) -> None:
@@ -149,7 +151,7 @@ def optional_shapes(config: ModelConfig) -> Shapes:
     # GGUF files of gemma have the embedding as output matrix always.
     shapes: Shapes = {} if config.architecture == "gemma" else {"output.weight": (config.vocab, config.hidden)}
     if config.architecture in ("llama", "exaone4"):
-        shapes["rope_freqs.weight"] = (config.head_dim // 2,)
+        shapes["rope_freqs.weight"] = (config.rotated_dim // 2,)
     if config.architecture == "granite" and config.rope_scaling and config.rope_scaling.kind == "longrope":
         shapes |= {f"rope_factors_{size}.weight": (config.head_dim // 2,) for size in ("short", "long")}
     return shapes

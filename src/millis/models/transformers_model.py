@@ -78,7 +78,13 @@ def _config(config: ModelConfig, tied: bool, attention: str) -> Any:
     kind, scaling = config.architecture, config.rope_scaling
     scaled = scaling is not None and (scaling.kind != "yarn" or kind == "gemma3")
     own_scale = config.attention_scale is not None and kind not in ("gemma3", "granite")
-    if kind not in classes or scaled or own_scale or (kind != "smollm3" and config.rotated):
+    if (
+        kind not in classes
+        or scaled
+        or own_scale
+        or config.rotary_dim is not None
+        or (kind != "smollm3" and config.rotated)
+    ):
         raise ModelError(f"no float32 reference for architecture {kind} of this form")
     return classes[kind](
         hidden_size=config.hidden,
