@@ -29,6 +29,8 @@ from transformers import (
     HunYuanDenseV1Config,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
@@ -145,6 +147,12 @@ EXAONE4 = {  # as the small one: all layers attend to all, and are rotated
     "rope_parameters": LLAMA3_ROPE,
     "tie_word_embeddings": True,
 }
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # olmo's own are beyond a tiny vocabulary
+OLMO3 = {
+    "num_hidden_layers": 4,  # the last attends to all
+    "sliding_window": 5,
+    "rope_parameters": {"full_attention": YARN_ROPE, "sliding_attention": LOCAL_ROPE},
+}
 SMOLLM3 = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}  # its own are beyond a tiny vocabulary
 
 TINY = {  # name → configuration of a tiny model
@@ -163,6 +171,8 @@ TINY = {  # name → configuration of a tiny model
     "gemma": lambda: GemmaConfig(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
     "exaone4": lambda: Exaone4Config(**SIZES, **EXAONE4),
     "hunyuan": lambda: HunYuanDenseV1Config(**SIZES, num_hidden_layers=2, rope_parameters=ALPHA_ROPE),
+    "olmo2": lambda: Olmo2Config(**SIZES, **SPECIAL, num_hidden_layers=2, rope_parameters=ROPE),
+    "olmo3": lambda: Olmo3Config(**SIZES, **SPECIAL, **OLMO3),
     "gpt2": lambda: GPT2Config(**GPT2),
 }
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

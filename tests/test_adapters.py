@@ -92,6 +92,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
         "exaone4",
         "hunyuan",
         "phi4_mini",
+        "olmo2",
         "gpt2",
     ],
 )
@@ -199,9 +200,9 @@ def test_an_adapter_of_a_gguf_model_follows_its_order_of_rows(
     )
 
 
-@pytest.mark.parametrize("name", ["granite", "smollm3", "ernie4_5", "exaone4", "hunyuan"])
+@pytest.mark.parametrize("name", ["granite", "smollm3", "ernie4_5", "exaone4", "hunyuan", "olmo3"])
 def test_adapters_of_exported_models(name: str, tmp_path: Path, made: Callable[[str], Made]) -> None:
-    """GGUF permutes q and k of granite and smollm3, and not those of ernie4_5, exaone4 and hunyuan."""
+    """GGUF permutes q and k of granite and smollm3, and not those of ernie4_5, exaone4, hunyuan and olmo3."""
     tiny = made(name)
     _, merged = tiny.adapter("exported", target_modules=["q_proj", "k_proj"])
     export_gguf(read_checkpoint(save(tiny.folder / "model", tiny_tokenizer())), tmp_path / "m.gguf")

@@ -320,6 +320,21 @@ def test_rotation_of_hunyuan(tmp_path: Path) -> None:
     assert (config.rope_theta, config.rope_scaling, config.rope_style) == (11158840.0, None, "half")
 
 
+def test_windows_of_olmo3(tmp_path: Path) -> None:
+    """Its files are olmo2's with a window, as llama.cpp's converter writes them."""
+    plain = config_of(tmp_path, "olmo2")
+    assert (plain.windows, plain.rope_theta) == ((), 5e4)
+    assert "olmo2.attention.sliding_window" not in config_metadata(plain)
+    assert config_of(tmp_path, "olmo2", __attention__sliding_window=8).windows == (8, 8)
+    listed = {"__attention__sliding_window": 8, "__attention__sliding_window_pattern": [True, False]}
+    config = config_of(tmp_path, "olmo2", **listed)
+    assert (config.windows, config.rope_local_theta) == ((8, 0), 5e4)
+    said = config_metadata(replace(config, rope_local_theta=1e4))
+    assert said[gguf.Keys.Attention.SLIDING_WINDOW.format(arch="olmo2")] == 8
+    assert said[gguf.Keys.Attention.SLIDING_WINDOW_PATTERN.format(arch="olmo2")] == [True, False]
+    assert said[gguf.Keys.Rope.FREQ_BASE_SWA.format(arch="olmo2")] == 1e4
+
+
 def test_every_fourth_layer_of_smollm3_is_not_rotated(tmp_path: Path) -> None:
     layer = {name: shape for name, shape in shapes("smollm3").items() if name.startswith("blk.0.")}
     names = {name.replace("0", str(index), 1): shape for index in range(5) for name, shape in layer.items()}

@@ -88,6 +88,8 @@ def tiny(kind: str, **changes: Any) -> transformers.PreTrainedModel:
         "ernie4_5": lambda: transformers.Ernie4_5Config(**SIZES, head_dim=32, **changes),
         "gemma": lambda: transformers.GemmaConfig(**SIZES, head_dim=32, **changes),
         "exaone4": lambda: transformers.Exaone4Config(**SIZES, **changes),
+        "olmo2": lambda: transformers.Olmo2Config(**SIZES, pad_token_id=0, **changes),
+        "olmo3": lambda: transformers.Olmo3Config(**SIZES, pad_token_id=0, **changes),
         "hunyuan-dense": lambda: transformers.HunYuanDenseV1Config(**SIZES, head_dim=32, **changes),
         "gpt2": lambda: transformers.GPT2Config(**GPT2, **changes),
     }
@@ -137,7 +139,8 @@ def expected_tensors(model: transformers.PreTrainedModel, kind: str) -> dict[str
     if kind == "gpt2":
         outside = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f"}
     names = {ours: f"{body}{name}" for ours, name in outside.items()}
-    layer = {"gpt2": GPT2_LAYER, "gemma3": GEMMA3_LAYER, "exaone4": EXAONE4_LAYER}.get(kind, LAYER)
+    layers_of = {"gpt2": GPT2_LAYER, "gemma3": GEMMA3_LAYER, "exaone4": EXAONE4_LAYER, "olmo2": EXAONE4_LAYER}
+    layer = layers_of.get(kind, LAYER)
     if kind == "hunyuan-dense":
         layer = layer | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
     if kind == "qwen3":
@@ -168,7 +171,8 @@ def assert_same(folder: Path, model: transformers.PreTrainedModel, kind: str) ->
 
 
 KINDS = [
-    "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "hunyuan-dense", "gpt2",
+    "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "hunyuan-dense",
+    "olmo2", "gpt2",
 ]  # fmt: skip
 
 
@@ -400,6 +404,22 @@ def test_an_alpha_of_hunyuan_stretches_its_base(tmp_path: Path) -> None:
     assert plain.rope_theta == 1e4
 
 
+def test_windows_and_rotation_of_olmo3(tmp_path: Path) -> None:
+    """As in published files and as transformers 5 writes them: a scaling is that of layers that attend to all."""
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8, "attention_factor": 1.2}
+    gone = ("rope_parameters", "layer_types")
+    old = {"rope_scaling": yarn, "rope_theta": 5e5, "num_hidden_layers": 2}
+    by_type = {"full_attention": yarn | {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 1e4}}
+    new = {"rope_parameters": by_type, "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}
+    first = read_folder(saved(tmp_path / "old", "olmo3", gone, **old)).config
+    assert (first.windows, first.rope_theta, first.rope_local_theta) == ((4096, 4096), 5e5, 5e5)
+    second = read_folder(saved(tmp_path / "new", "olmo3", **new)).config
+    assert (second.windows, second.rope_theta, second.rope_local_theta) == ((0, 8), 5e5, 1e4)
+    for config in (first, second):
+        assert config.architecture == "olmo2" and config.rope_scaling is not None
+        assert (config.rope_scaling.kind, config.rope_scaling.attention_factor) == ("yarn", 1.2)
+
+
 def test_the_two_matrices_of_granitemoehybrid(tmp_path: Path) -> None:
     model = tiny("granitemoehybrid")
     model.save_pretrained(tmp_path)
@@ -418,7 +438,7 @@ def test_layers_of_smollm3_that_are_not_rotated(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["mistral", "phi3", "smollm3", "ernie4_5", "granite", "gemma", "exaone4", "hunyuan_v1_dense"]
+    "kind", ["mistral", "phi3", "smollm3", "ernie4_5", "granite", "gemma", "exaone4", "hunyuan_v1_dense", "olmo2"]
 )
 def test_defaults_are_those_of_transformers(kind: str) -> None:
     heads = 32 if kind == "exaone4" else 16
@@ -491,6 +511,14 @@ REFUSED = [
     ("hunyuan-dense", {"rope_parameters": ALPHA | {"alpha": "x"}}, "alpha must be a number"),
     ("hunyuan-dense", {"rope_parameters": ALPHA, "head_dim": 2}, "an alpha of 8.0 for heads of 2 makes no sense"),
     ("hunyuan-dense", {"use_cla": True}, "sets use_cla to True"),
+    ("olmo2", {"clip_qkv": 8.0}, "sets clip_qkv to 8.0"),
+    ("olmo3", {"sliding_window": None}, "sliding_window is missing"),
+    ("olmo3", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types must list full_attention or"),
+    ("olmo3", {"layer_types": None, "num_hidden_layers": -1}, "layer_types must list"),
+    ("olmo3", {"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters of olmo3 are per layer type; 'rope_theta'"),
+    ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "scaled or partial"),
+    ("olmo3", {"rope_parameters": {"sliding_attention": {"partial_rotary_factor": 0.5}}}, "scaled or partial"),
+    ("olmo3", {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}}, "only a part of each head"),
     ("hunyuan-dense", {"use_qk_norm": False}, "sets use_qk_norm to False"),
     ("hunyuan-dense", {"num_experts": 8}, "hunyuan_v1_dense of 8 experts is not supported"),
     ("llama", MINICPM | {"scale_depth": 0}, "residual_scale must lie in"),

@@ -248,7 +248,10 @@ def _add(runtime: Any, op: Op) -> None:
         case Embed():
             runtime.embed(op.out, op.weight, op.scale, op.positions or "", op.types or "")
         case Norm():
-            runtime.norm(op.out, op.x, op.weight, op.bias or "", op.eps, op.kind == "layer", op.residual or "")
+            runtime.norm(
+                op.out, op.x, op.weight, op.bias or "", op.eps, op.kind == "layer", op.residual or "",
+                *(op.columns or ()),
+            )  # fmt: skip
         case MatMul():
             runtime.matmul(op.out, op.x, op.weights, op.biases, op.activation or "", op.residual or "", "")
         case GatedMatMul():

@@ -275,6 +275,15 @@ def _exaone4(settings: _Settings) -> dict[str, Any]:
     return _rotary(settings) | {"windows": _patterned_windows(settings, 4) if windowed else ()}
 
 
+def _olmo2(settings: _Settings) -> dict[str, Any]:
+    """Olmo 3, too, whose files say a window."""
+    fields, windowed = _rotary(settings), settings.get("attention.sliding_window") is not None
+    return fields | {
+        "windows": _patterned_windows(settings, 4) if windowed else (),
+        "rope_local_theta": settings.real("rope.freq_base_swa", fields["rope_theta"]),
+    }
+
+
 def _gemma3(settings: _Settings) -> dict[str, Any]:
     fields = _rotary(settings)
     if fields["rope_scaling"] is not None and fields["rope_scaling"].kind != "linear":
@@ -319,5 +328,6 @@ _SPECIFIC: dict[str, tuple[Architecture, Callable[[_Settings], dict[str, Any]]]]
     "ernie4_5": ("ernie4_5", _llama),
     "exaone4": ("exaone4", _exaone4),
     "hunyuan-dense": ("hunyuan-dense", _rotary),
+    "olmo2": ("olmo2", _olmo2),
     "gpt2": ("gpt2", _gpt2),
 }

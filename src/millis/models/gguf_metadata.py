@@ -60,6 +60,8 @@ def _rotary(config: ModelConfig) -> dict[str, Any]:
         keys |= _gemma3(config)
     elif config.architecture == "exaone4":
         keys |= _exaone4(config)
+    elif config.architecture == "olmo2":
+        keys |= _olmo2(config)
     elif any(config.windows):
         raise FormatError(f"windowed attention of {config.architecture} cannot be said in a GGUF file")
     return keys | _granite(config) if config.architecture == "granite" else keys
@@ -113,6 +115,16 @@ def _exaone4(config: ModelConfig) -> dict[str, Any]:
     if not windowed:
         return {}
     return {"attention.sliding_window": max(config.windows), "attention.sliding_window_pattern": windowed}
+
+
+def _olmo2(config: ModelConfig) -> dict[str, Any]:
+    if not any(config.windows):
+        return {}
+    return {
+        "attention.sliding_window": max(config.windows),
+        "attention.sliding_window_pattern": [window > 0 for window in config.windows],
+        "rope.freq_base_swa": config.rope_local_theta,
+    }
 
 
 def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:

@@ -57,6 +57,7 @@ _GPT2 = {
 }
 _NAMES = {
     "gpt2": _GPT2, "gemma3": _GEMMA3, "granite": _GRANITE, "exaone4": _EXAONE4, "hunyuan-dense": _HUNYUAN,
+    "olmo2": _EXAONE4,
 }  # fmt: skip
 _OUTSIDE_LAYERS = {
     "model.embed_tokens": "token_embd",

@@ -117,12 +117,18 @@ class Oracle:
 
     def _norm(self, op: Norm, buffers: Mapping[str, Floats]) -> Floats:
         x = buffers[op.x]
+        if op.columns is not None:
+            out, part = x.copy(), slice(*op.columns)
+            out[:, part] = self._normed(op, x[:, part])
+            return out
+        out = self._normed(op, x)
+        return out if op.residual is None else out + buffers[op.residual]
+
+    def _normed(self, op: Norm, x: Floats) -> Floats:
         if op.kind == "layer":
             x = x - x.mean(axis=-1, keepdims=True)
         out = _rms(x, op.eps) * (self._weight(op.weight) * np.float32(op.scale))
-        if op.bias is not None:
-            out = out + self._weight(op.bias)
-        return out if op.residual is None else out + buffers[op.residual]
+        return out if op.bias is None else out + self._weight(op.bias)
 
     def _matmul(self, op: MatMul, buffers: Mapping[str, Floats]) -> Floats:
         out = np.concatenate([buffers[op.x] @ self._weight(name).T for name in op.weights], axis=-1)

@@ -32,17 +32,19 @@ class Embed:
 class Norm:
     """out = norm(x) · weight · scale (+ bias) (+ residual); `out` may be `residual`, not `x`.
 
+    Where columns are named, `out` is `x`, of which those alone are normed, and nothing is added.
     rms: x / sqrt(mean(x²) + eps) (Zhang and Sennrich, 2019). layer: (x − mean) / sqrt(var + eps) (Ba et al., 2016).
     """
 
     out: str
     x: str
-    weight: str  # [width], of this norm alone where there is a scale
+    weight: str  # [width, or columns], of this norm alone where there is a scale
     eps: float
     scale: float = 1.0
     kind: Literal["rms", "layer"] = "rms"
     bias: str | None = None
     residual: str | None = None
+    columns: tuple[int, int] | None = None  # from the first up to the second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

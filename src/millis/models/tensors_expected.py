@@ -162,7 +162,7 @@ def _kv_width(config: ModelConfig) -> int:
 
 
 def _llama_layer(config: ModelConfig) -> Shapes:
-    """The layer of llama and its kin, and of others, which add to it; exaone4's norms differ."""
+    """The layer of llama and its kin, and of others, which add to it; the norms of exaone4 and olmo2 differ."""
     hidden, ffn = config.hidden, config.ffn
     q_width, kv_width = config.heads * config.head_dim, _kv_width(config)
     shapes: Shapes = {
@@ -180,9 +180,11 @@ def _llama_layer(config: ModelConfig) -> Shapes:
         shapes |= {"attn_q.bias": (q_width,), "attn_k.bias": (kv_width,), "attn_v.bias": (kv_width,)}
     if config.architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense"):
         shapes |= {"attn_q_norm.weight": (config.head_dim,), "attn_k_norm.weight": (config.head_dim,)}
-    if config.architecture in ("gemma3", "exaone4"):
+    if config.architecture == "olmo2":
+        shapes |= {"attn_q_norm.weight": (q_width,), "attn_k_norm.weight": (kv_width,)}
+    if config.architecture in ("gemma3", "exaone4", "olmo2"):
         shapes |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
-    if config.architecture == "exaone4":
+    if config.architecture in ("exaone4", "olmo2"):
         del shapes["attn_norm.weight"], shapes["ffn_norm.weight"]
     return shapes
 

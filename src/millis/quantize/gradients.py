@@ -77,6 +77,13 @@ class Gradients(Oracle):
                 add(op.x, g)
 
     def _norm_back(self, op: Norm, x: Floats, g: Floats) -> Floats:
+        if op.columns is not None:
+            out, part = g.copy(), slice(*op.columns)
+            out[:, part] = self._normed_back(op, x[:, part], g[:, part])
+            return out
+        return self._normed_back(op, x, g)
+
+    def _normed_back(self, op: Norm, x: Floats, g: Floats) -> Floats:
         if op.kind == "layer":
             x = x - x.mean(axis=-1, keepdims=True)
         g = _rms_back(x, g * (self._weight(op.weight) * np.float32(op.scale)), op.eps)
