@@ -335,6 +335,16 @@ def test_windows_of_olmo3(tmp_path: Path) -> None:
     assert said[gguf.Keys.Rope.FREQ_BASE_SWA.format(arch="olmo2")] == 1e4
 
 
+@pytest.mark.parametrize(
+    ("said", "means"), [(DROP, 1.2079442), (1.0, 1.2079442), (1.2079442, 1.2079442), (0.5, 0.6039721)]
+)
+def test_attention_factor_of_olmo3(said: Any, means: float, tmp_path: Path) -> None:
+    """Of a context that is 8 times the original one YaRN recommends 1 + ln(8) / 10, which some files say themselves."""
+    yarn = {"__rope__scaling__type": "yarn", "__rope__scaling__factor": 8.0, "__rope__scaling__attn_factor": said}
+    scaling = config_of(tmp_path, "olmo2", **yarn, __rope__scaling__original_context_length=8).rope_scaling
+    assert scaling is not None and scaling.attention_factor == pytest.approx(means, rel=1e-5)
+
+
 def test_every_fourth_layer_of_smollm3_is_not_rotated(tmp_path: Path) -> None:
     layer = {name: shape for name, shape in shapes("smollm3").items() if name.startswith("blk.0.")}
     names = {name.replace("0", str(index), 1): shape for index in range(5) for name, shape in layer.items()}
@@ -433,6 +443,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("granite", {"__rope__scaling__finetuned": False, "__block_count": 2**31}, "block_count must lie in"),
     ("smollm3", {"__block_count": 2**31}, "block_count must lie in"),
     ("exaone4", {"__block_count": 2**31}, "block_count must lie in"),
+    ("olmo2", {"__rope__scaling__attn_factor": 2.0}, "the file sets olmo2.rope.scaling.attn_factor to 2.0"),
+    ("olmo2", {"__rope__dimension_count": 8}, "only a part of each head"),
+    ("phi3", {"__rope__dimension_count": 7}, "heads of 16 an even part is rotated, not 7"),
+    ("phi3", {"__rope__dimension_count": 18}, "heads of 16 an even part is rotated, not 18"),
+    ("hunyuan-dense", {"__rope__scaling__type": "dynamic"}, "the rope scaling 'dynamic' is not supported"),
+    ("hunyuan-dense", {"__rope__scaling__alpha": 50.0}, "the file sets hunyuan-dense.rope.scaling.alpha to 50.0"),
     ("minicpm", {"__embedding_scale": DROP}, "the key minicpm.embedding_scale is missing"),
     ("minicpm", {"__rope__scaling__original_context_length": 16}, "minicpm beyond its original context"),
     ("gpt2", {"__rope__scaling__type": "longrope"}, "the file sets gpt2.rope.scaling.type to 'longrope'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -276,8 +277,14 @@ def _exaone4(settings: _Settings) -> dict[str, Any]:
 
 
 def _olmo2(settings: _Settings) -> dict[str, Any]:
-    """Olmo 3, too, whose files say a window."""
+    """Olmo 3, too, whose files say a window. Of yarn, some say the attention factor itself, which is the one that YaRN
+    recommends, where others say what that is multiplied by."""
     fields, windowed = _rotary(settings), settings.get("attention.sliding_window") is not None
+    scaling = fields["rope_scaling"]
+    if scaling is not None and scaling.kind == "yarn":
+        usual = yarn_attention_factor(scaling.factor)
+        if math.isclose(settings.real("rope.scaling.attn_factor", 1.0), usual, rel_tol=1e-5):
+            fields["rope_scaling"] = replace(scaling, attention_factor=usual)
     return fields | {
         "windows": _patterned_windows(settings, 4) if windowed else (),
         "rope_local_theta": settings.real("rope.freq_base_swa", fields["rope_theta"]),
