@@ -27,7 +27,7 @@ void merge_parts(const float* parts, size_t stride, int threads, int head_dim, f
 
 }  // namespace
 
-// Heads of q and k: norm, rotation; k and v into the cache.
+// Heads of q and k: norm and rotation, in that order or the other; k and v into the cache.
 void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
   const int threads = pool_.threads(), hd = config_.head_dim, kv_heads = config_.kv_heads;
   const int each = op.heads + kv_heads;
@@ -37,15 +37,17 @@ void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
     const int t = i / each, h = i % each, position = positions_[static_cast<size_t>(t)], slot = slots_[static_cast<size_t>(t)];
     float* x = row(*op.qkv, t) + h * hd;
     const Vector* weight = h < op.heads ? op.q_norm : op.k_norm;
-    if (weight) {
+    const auto norm = [&] {
       kernels_.rms_norm(x, weight->data(), op.eps, hd, normal);
       std::copy(normal, normal + hd, x);
-    }
+    };
+    if (weight && !op.norm_rotated) norm();
     if (op.rope) {
-      const auto half = static_cast<size_t>(hd / 2);
+      const auto half = static_cast<size_t>(op.rotated / 2);
       const float* cosines = op.rope->data() + static_cast<size_t>(position) * half;
-      kernels_.rotate(x, cosines, cosines + static_cast<size_t>(config_.context) * half, hd, op.interleaved);
+      kernels_.rotate(x, cosines, cosines + static_cast<size_t>(config_.context) * half, op.rotated, op.interleaved);
     }
+    if (weight && op.norm_rotated) norm();
     if (h < op.heads) continue;
     const auto* table = step.batch.tables.data() + static_cast<size_t>(sequences_[static_cast<size_t>(t)]) * step.batch.table_width;
     kernels_.write_kv[config_.exact](x, x + kv_heads * hd, hd, slot % kPageTokens, cached(table[slot / kPageTokens], op.layer, h - op.heads));

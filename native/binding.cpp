@@ -448,10 +448,10 @@ NB_MODULE(_native, m) {
           "add_vector", [](Runtime& self, const std::string& name, const Array<float>& values) { self.add_vector(name, copy_of(values)); }, "name"_a,
           "values"_a)
       .def("embed", &Runtime::embed, "out"_a, "weight"_a, "scale"_a, "positions"_a, "types"_a = "")
-      .def("norm", &Runtime::norm, "out"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a, "layer"_a, "residual"_a)
+      .def("norm", &Runtime::norm, "out"_a, "x"_a, "weight"_a, "bias"_a, "eps"_a, "layer"_a, "residual"_a, "begin"_a = 0, "end"_a = 0)
       .def("matmul", &Runtime::matmul, "out"_a, "x"_a, "weights"_a, "biases"_a, "activation"_a, "residual"_a, "gate"_a)
       .def("attention", &Runtime::attention, "out"_a, "qkv"_a, "layer"_a, "heads"_a, "scale"_a, "rope"_a, "interleaved"_a, "window"_a, "q_norm"_a,
-           "k_norm"_a, "eps"_a, "bias"_a = "")
+           "k_norm"_a, "eps"_a, "bias"_a = "", "norm_rotated"_a = false)
       .def("attend_all", &Runtime::attend_all, "out"_a, "qkv"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a, "bias"_a = "", "rope"_a = "",
            "window"_a = 0, "q_norm"_a = "", "k_norm"_a = "", "eps"_a = 1e-6f)
       .def("remember", &Runtime::remember, "kv"_a, "layer"_a)

@@ -127,13 +127,14 @@ void Runtime::embed(const std::string& out, const std::string& weight, float sca
 }
 
 void Runtime::norm(const std::string& out, const std::string& x, const std::string& weight, const std::string& bias, float eps, bool layer,
-                   const std::string& residual) {
+                   const std::string& residual, int begin, int end) {
   const auto lock = building();
   Buffer *to = buffer(out), *from = buffer(x), *added = residual.empty() ? nullptr : buffer(residual);
-  const auto width = static_cast<size_t>(to->width);
-  require(to != from && to->width == from->width && (!added || added->width == to->width), "norm " + weight + ": buffers do not fit");
+  const bool part = end > 0, fits = part ? to == from && !added && begin >= 0 && begin < end && end <= to->width : to != from && begin == 0;
+  require(fits && to->width == from->width && (!added || added->width == to->width), "norm " + weight + ": buffers do not fit");
+  const auto width = static_cast<size_t>(part ? end - begin : to->width);
   require(!weight.empty(), "a norm needs a weight");
-  ops_.emplace_back(NormOp{to, from, vector(weight, width), vector(bias, width), eps, layer, added});
+  ops_.emplace_back(NormOp{to, from, vector(weight, width), vector(bias, width), eps, layer, added, begin, static_cast<int>(width)});
 }
 
 void Runtime::matmul(const std::string& out, const std::string& x, const std::vector<std::string>& weights, const std::vector<std::string>& biases,
@@ -176,12 +177,16 @@ std::shared_ptr<const Adapter> Runtime::adapter(const std::vector<AdapterPair>& 
 }
 
 void Runtime::attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope, bool interleaved,
-                        int window, const std::string& q_norm, const std::string& k_norm, float eps, const std::string& bias) {
+                        int window, const std::string& q_norm, const std::string& k_norm, float eps, const std::string& bias, bool norm_rotated) {
   const auto lock = building();
   const auto head_dim = static_cast<size_t>(config_.head_dim);
   require(layer >= 0 && layer < config_.layers, "attention: no layer " + std::to_string(layer));
   require(heads >= 1 && heads <= kMostHeads && heads % config_.kv_heads == 0 && window >= 0, "attention: heads or window out of range");
   if (window >= config_.context) window = 0;
+  const auto context = static_cast<size_t>(config_.context);
+  const auto table = vectors_.find(rope);
+  const size_t rotated = table == vectors_.end() ? head_dim : table->second.size() / context;
+  require(rotated >= 2 && rotated <= head_dim && rotated % 2 == 0, rope + " must rotate an even number of a head's coordinates");
   AttentionOp op{buffer(out),
                  buffer(qkv),
                  layer,
@@ -189,11 +194,12 @@ void Runtime::attention(const std::string& out, const std::string& qkv, int laye
                  window,
                  scale,
                  eps,
-                 vector(rope, static_cast<size_t>(config_.context) * head_dim),
+                 vector(rope, context * rotated),
                  vector(q_norm, head_dim),
                  vector(k_norm, head_dim),
                  interleaved,
                  vector(bias, bias_size(heads, config_.context))};
+  op.rotated = static_cast<int>(rotated), op.norm_rotated = norm_rotated;
   require(op.out->width == heads * config_.head_dim && op.qkv->width == (heads + 2 * config_.kv_heads) * config_.head_dim,
           "attention: buffers do not fit");
   ops_.emplace_back(op);
@@ -256,7 +262,8 @@ void Runtime::fuse() {
   for (size_t i = 0; i + 1 < ops_.size(); ++i) {
     if (!read_once(i)) continue;
     auto& product = std::get<MatMulOp>(ops_[i + 1]);
-    if (const auto* norm = std::get_if<NormOp>(&ops_[i]); norm && !norm->residual && product.out != norm->x) product.norm = norm;
+    if (const auto* norm = std::get_if<NormOp>(&ops_[i]); norm && !norm->residual && norm->out != norm->x && product.out != norm->x)
+      product.norm = norm;
     auto* before = std::get_if<MatMulOp>(&ops_[i]);
     const bool ends = i + 1 == target_ || i + 1 == first_selected_ || i + 1 == pooled_ || i + 2 == ops_.size();
     if (before && !ends && before->segments.size() == 1 && !before->residual && before->out->width % kBlock == 0)

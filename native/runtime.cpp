@@ -179,7 +179,7 @@ void Runtime::execute(const EmbedOp& op, Step& step, int thread) {
 }
 
 void normalize_row(const Kernels& k, const NormOp& op, const float* x, float* out) {
-  const int n = op.out->width;
+  const int n = op.width;
   if (op.layer) k.layer_norm(x, op.weight->data(), op.bias ? op.bias->data() : nullptr, op.eps, n, out);
   else k.rms_norm(x, op.weight->data(), op.eps, n, out);
 }
@@ -187,8 +187,8 @@ void normalize_row(const Kernels& k, const NormOp& op, const float* x, float* ou
 void Runtime::execute(const NormOp& op, Step& step, int thread) {
   AlignedVector<float>& scratch = private_[static_cast<size_t>(thread)].rows;
   for (int r = thread; r < step.count; r += pool_.threads()) {
-    float* out = row(*op.out, r);
-    normalize_row(kernels_, op, row(*op.x, r), op.residual ? scratch.data() : out);
+    float* out = row(*op.out, r) + op.column;
+    normalize_row(kernels_, op, row(*op.x, r) + op.column, op.residual ? scratch.data() : out);
     if (!op.residual) continue;
     const float* residual = row(*op.residual, r);
     for (size_t i = 0; i < static_cast<size_t>(op.out->width); ++i) out[i] = residual[i] + scratch[i];

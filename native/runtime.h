@@ -61,6 +61,7 @@ struct NormOp {
   float eps;
   bool layer;
   const Buffer* residual;
+  int column, width;  // of what is normed: all, or where out is x, some columns
 };
 struct EmbedOp {
   Buffer* out;
@@ -97,6 +98,8 @@ struct AttentionOp {
   bool interleaved;
   const Vector* bias = nullptr;  // [heads][2 * context + kBiasSlack]: see plan.py
   bool cross = false;            // qkv holds queries only; the keys are the source's
+  int rotated = 0;               // of each head's coordinates, the first so many
+  bool norm_rotated = false;     // norms come behind the rotation
 };
 struct RememberOp {
   Buffer *out, *kv;  // out: null
@@ -132,11 +135,11 @@ class Runtime {
   void add_vector(const std::string& name, Vector values);
   void embed(const std::string& out, const std::string& weight, float scale, const std::string& positions, const std::string& types);
   void norm(const std::string& out, const std::string& x, const std::string& weight, const std::string& bias, float eps, bool layer,
-            const std::string& residual);
+            const std::string& residual, int begin, int end);
   void matmul(const std::string& out, const std::string& x, const std::vector<std::string>& weights, const std::vector<std::string>& biases,
               const std::string& activation, const std::string& residual, const std::string& gate);
   void attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope, bool interleaved,
-                 int window, const std::string& q_norm, const std::string& k_norm, float eps, const std::string& bias);
+                 int window, const std::string& q_norm, const std::string& k_norm, float eps, const std::string& bias, bool norm_rotated);
   void attend_all(const std::string& out, const std::string& qkv, int heads, int kv_heads, int head_dim, float scale, const std::string& bias,
                   const std::string& rope, int window, const std::string& q_norm, const std::string& k_norm, float eps);
   // Ops up to end_source() read a text; those behind it write one, looking at what was remembered of it.

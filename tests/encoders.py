@@ -91,6 +91,9 @@ DECODERS: dict[str, dict[str, Any]] = {
     "Mistral": {"num_key_value_heads": 2, "sliding_window": 24},
     "SmolLM3": {"num_key_value_heads": 2, "no_rope_layers": [0] + [1] * 7},
     "Exaone4": {"num_key_value_heads": 2, "sliding_window": 8},
+    "HunYuanDenseV1": {"num_key_value_heads": 2, "head_dim": 16},
+    "Olmo2": {"num_key_value_heads": 2},
+    "Olmo3": {"num_key_value_heads": 2, "sliding_window": 8},
     "GPT2": {},
 }
 BODIES: dict[str, dict[str, Any]] = {  # of which transformers has no classifier

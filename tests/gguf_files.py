@@ -10,7 +10,10 @@ import gguf
 import numpy as np
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB, CONTEXT, LAYERS = 64, 4, 2, 16, 96, 50, 32, 2
-ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "gpt2")
+ARCHITECTURES = (
+    "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "hunyuan-dense",
+    "olmo2", "gpt2",
+)  # fmt: skip
 DROP = object()  # as the value of a key or tensor: leave it out
 
 
@@ -65,11 +68,13 @@ def shapes(architecture: str) -> dict[str, tuple[int, ...]]:
         layer |= {"attn_qkv.weight": (q + 2 * kv, HIDDEN), "ffn_up.weight": (2 * FFN, HIDDEN)}
     if architecture == "qwen2":
         layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
-    if architecture in ("qwen3", "gemma3", "exaone4"):
+    if architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense"):
         layer |= {"attn_q_norm.weight": (HEAD_DIM,), "attn_k_norm.weight": (HEAD_DIM,)}
-    if architecture in ("gemma3", "exaone4"):
+    if architecture == "olmo2":
+        layer |= {"attn_q_norm.weight": (q,), "attn_k_norm.weight": (kv,)}
+    if architecture in ("gemma3", "exaone4", "olmo2"):
         layer |= {"post_attention_norm.weight": (HIDDEN,), "post_ffw_norm.weight": (HIDDEN,)}
-    if architecture == "exaone4":
+    if architecture in ("exaone4", "olmo2"):
         del layer["attn_norm.weight"], layer["ffn_norm.weight"]
     return outside | {f"blk.{index}.{name}": shape for index in range(LAYERS) for name, shape in layer.items()}
 

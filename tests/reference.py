@@ -26,8 +26,11 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     GraniteMoeHybridConfig,
+    HunYuanDenseV1Config,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
@@ -81,6 +84,14 @@ YARN_ROPE = {
     "attention_factor": 1.3,
     "beta_fast": 8.0,
 }
+PHI4_ROPE = {  # three quarters of heads of 16, within the original context
+    "rope_type": "longrope",
+    "rope_theta": 5000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0 + 0.3 * i for i in range(6)],
+    "long_factor": [1.0 + 2.0 * i for i in range(6)],
+}
+ALPHA_ROPE = {"rope_type": "dynamic", "rope_theta": 100.0, "alpha": 50.0, "factor": 1.0}
 LONGROPE = {  # of heads of 16; the original context is PHI3's
     "rope_type": "longrope",
     "rope_theta": 5000.0,
@@ -136,6 +147,12 @@ EXAONE4 = {  # as the small one: all layers attend to all, and are rotated
     "rope_parameters": LLAMA3_ROPE,
     "tie_word_embeddings": True,
 }
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # olmo's own are beyond a tiny vocabulary
+OLMO3 = {
+    "num_hidden_layers": 4,  # the last attends to all
+    "sliding_window": 5,
+    "rope_parameters": {"full_attention": YARN_ROPE, "sliding_attention": LOCAL_ROPE},
+}
 SMOLLM3 = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}  # its own are beyond a tiny vocabulary
 
 TINY = {  # name → configuration of a tiny model
@@ -146,12 +163,16 @@ TINY = {  # name → configuration of a tiny model
     "gemma3": lambda: Gemma3TextConfig(**SIZES, **GEMMA3),
     "mistral": lambda: MistralConfig(**SIZES, num_hidden_layers=2, sliding_window=None, rope_parameters=YARN_ROPE),
     "phi3": lambda: Phi3Config(**SIZES | {"head_dim": 16}, **PHI3, num_hidden_layers=2, rope_parameters=ROPE),
+    "phi4_mini": lambda: Phi3Config(**SIZES | {"head_dim": 16}, **PHI3, num_hidden_layers=2, rope_parameters=PHI4_ROPE),
     "granite": lambda: GraniteConfig(**SIZES | {"head_dim": 16}, **GRANITE, tie_word_embeddings=True),
     "granitemoehybrid": lambda: GraniteMoeHybridConfig(**SIZES | {"head_dim": 16}, **GRANITE, **HYBRID),
     "smollm3": lambda: SmolLM3Config(**SIZES, **SMOLLM3, num_hidden_layers=5, rope_parameters=ROPE),
     "ernie4_5": lambda: Ernie4_5Config(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
     "gemma": lambda: GemmaConfig(**SIZES, num_hidden_layers=2, rope_parameters=ROPE),
     "exaone4": lambda: Exaone4Config(**SIZES, **EXAONE4),
+    "hunyuan": lambda: HunYuanDenseV1Config(**SIZES, num_hidden_layers=2, rope_parameters=ALPHA_ROPE),
+    "olmo2": lambda: Olmo2Config(**SIZES, **SPECIAL, num_hidden_layers=2, rope_parameters=ROPE),
+    "olmo3": lambda: Olmo3Config(**SIZES, **SPECIAL, **OLMO3),
     "gpt2": lambda: GPT2Config(**GPT2),
 }
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

@@ -79,7 +79,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
-    "name", ["llama", "phi3", "qwen2", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "gpt2"]
+    "name",
+    [
+        "llama",
+        "phi3",
+        "qwen2",
+        "gemma",
+        "gemma3",
+        "granite",
+        "smollm3",
+        "ernie4_5",
+        "exaone4",
+        "hunyuan",
+        "phi4_mini",
+        "olmo2",
+        "gpt2",
+    ],
 )
 def test_logits_are_those_of_merged_weights(name: str, isa: str, made: Callable[[str], Made]) -> None:
     tiny = made(name)
@@ -185,9 +200,9 @@ def test_an_adapter_of_a_gguf_model_follows_its_order_of_rows(
     )
 
 
-@pytest.mark.parametrize("name", ["granite", "smollm3", "ernie4_5", "exaone4"])
+@pytest.mark.parametrize("name", ["granite", "smollm3", "ernie4_5", "exaone4", "hunyuan", "olmo3"])
 def test_adapters_of_exported_models(name: str, tmp_path: Path, made: Callable[[str], Made]) -> None:
-    """GGUF permutes q and k of granite and smollm3, and not those of ernie4_5 and exaone4."""
+    """GGUF permutes q and k of granite and smollm3, and not those of ernie4_5, exaone4, hunyuan and olmo3."""
     tiny = made(name)
     _, merged = tiny.adapter("exported", target_modules=["q_proj", "k_proj"])
     export_gguf(read_checkpoint(save(tiny.folder / "model", tiny_tokenizer())), tmp_path / "m.gguf")

@@ -23,6 +23,8 @@ class Shape:
     window: int = 0
     rope: str = ""  # "", "half" or "interleaved"
     norms: bool = False
+    norm_rotated: bool = False  # norms behind the rotation
+    rotated: int = 0  # of each head's coordinates, the first so many; 0: all
 
     @property
     def width(self) -> int:
@@ -45,6 +47,9 @@ SHAPES = [
     Shape(window=32),
     Shape(window=33, rope="half"),
     Shape(window=2**31 - 1, norms=True),
+    Shape(rope="half", norms=True, norm_rotated=True),
+    Shape(window=40, rope="interleaved", norms=True, norm_rotated=True, rotated=6),
+    Shape(heads=2, kv_heads=1, head_dim=128, rope="half", rotated=96),
 ]
 
 
@@ -57,7 +62,8 @@ class Case:
         columns = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
         self.table = rng.standard_normal((max(ROWS, shape.width), columns)).astype(np.float32)
         self.q_norm, self.k_norm = rng.uniform(0.5, 1.5, (2, shape.head_dim)).astype(np.float32)
-        angles = np.outer(np.arange(CONTEXT), 10000.0 ** (-np.arange(shape.head_dim // 2) / (shape.head_dim // 2)))
+        half = (shape.rotated or shape.head_dim) // 2
+        angles = np.outer(np.arange(CONTEXT), 10000.0 ** (-np.arange(half) / half))
         self.rope = np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
 
     def runtime(self, **config: object) -> Tiny:
@@ -74,7 +80,7 @@ class Case:
         norms = ("q_norm", "k_norm") if shape.norms else ("", "")
         tiny.native.attention(
             "out", "x", 0, shape.heads, shape.scale, shape.rope and "rope", shape.rope == "interleaved",
-            shape.window, *norms, 1e-6,
+            shape.window, *norms, 1e-6, norm_rotated=shape.norm_rotated,
         )  # fmt: skip
         return tiny.finish("out")
 
@@ -83,19 +89,22 @@ class Case:
         shape = self.shape
         rows = self.table[tokens].astype(np.float64).reshape(len(tokens), -1, shape.head_dim)
         q, k, v = np.split(rows, [shape.heads, shape.heads + shape.kv_heads], axis=1)
+        return self.placed(q, self.q_norm), self.placed(k, self.k_norm), v
+
+    def placed(self, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        shape = self.shape
+        if shape.rope and shape.norm_rotated:
+            x = self.rotated(x)
         if shape.norms:
-            q = q / np.sqrt((q * q).mean(-1, keepdims=True) + 1e-6) * self.q_norm
-            k = k / np.sqrt((k * k).mean(-1, keepdims=True) + 1e-6) * self.k_norm
-        if shape.rope:
-            q, k = self.rotated(q), self.rotated(k)
-        return q, k, v
+            x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weight
+        return self.rotated(x) if shape.rope and not shape.norm_rotated else x
 
     def rotated(self, x: np.ndarray) -> np.ndarray:
         """Each pair of coordinates as one complex number, times e^(i angle)."""
-        half = self.shape.head_dim // 2
+        half = self.rope.shape[-1]
         pairs = [(i, i + half) if self.shape.rope == "half" else (2 * i, 2 * i + 1) for i in range(half)]
         turn = (self.rope[0].astype(np.float64) + 1j * self.rope[1].astype(np.float64))[: len(x), None]
-        out = np.empty_like(x)
+        out = x.copy()
         for i, (a, b) in enumerate(pairs):
             turned = (x[..., a] + 1j * x[..., b]) * turn[..., i]
             out[..., a], out[..., b] = turned.real, turned.imag

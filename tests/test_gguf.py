@@ -222,19 +222,20 @@ def phi3_peer(values: dict[str, np.ndarray], rope: dict[str, Any]) -> Any:
     return model
 
 
+@pytest.mark.parametrize("rotated", [HEAD_DIM, 12])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_phi3_matches_transformers(scaled: bool, tmp_path: Path) -> None:
+def test_phi3_matches_transformers(scaled: bool, rotated: int, tmp_path: Path) -> None:
     """Its factors are tensors of the file; the context decides which are used."""
     keys = {
-        ".rope.dimension_count": HEAD_DIM,
+        ".rope.dimension_count": rotated,
         ".rope.scaling.original_context_length": 16,
         ".attention.sliding_window": 99,
     }
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 5e4}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 5e4, "partial_rotary_factor": rotated / HEAD_DIM}
     rng = np.random.default_rng(0)
     tensors = {name: rng.normal(0, 0.5, shape) for name, shape in shapes("phi3").items()}
     if scaled:
-        short, long = np.linspace(1, 1.5, HEAD_DIM // 2), np.linspace(1, 9, HEAD_DIM // 2)
+        short, long = np.linspace(1, 1.5, rotated // 2), np.linspace(1, 9, rotated // 2)
         rope |= {"rope_type": "longrope", "attention_factor": 1.2}
         rope |= {"short_factor": short.tolist(), "long_factor": long.tolist()}
         keys |= {".rope.scaling.attn_factor": 1.2}
@@ -310,6 +311,38 @@ def test_windows_of_exaone4(tmp_path: Path) -> None:
             config_metadata(replace(deep, **change))
     with pytest.raises(FormatError, match="the key exaone4.attention.sliding_window is missing"):
         config_of(tmp_path, "exaone4", names, __block_count=64)
+
+
+def test_rotation_of_hunyuan(tmp_path: Path) -> None:
+    """Of a scaling by alpha, llama.cpp's converter writes the stretched base, and no scaling."""
+    keys = {"__rope__scaling__type": "none", "__rope__scaling__factor": 1.0, "__rope__freq_base": 11158840.0}
+    config = config_of(tmp_path, "hunyuan-dense", **keys, __rope__scaling__original_context_length=CONTEXT)
+    assert (config.rope_theta, config.rope_scaling, config.rope_style) == (11158840.0, None, "half")
+
+
+def test_windows_of_olmo3(tmp_path: Path) -> None:
+    """Its files are olmo2's with a window, as llama.cpp's converter writes them."""
+    plain = config_of(tmp_path, "olmo2")
+    assert (plain.windows, plain.rope_theta) == ((), 5e4)
+    assert "olmo2.attention.sliding_window" not in config_metadata(plain)
+    assert config_of(tmp_path, "olmo2", __attention__sliding_window=8).windows == (8, 8)
+    listed = {"__attention__sliding_window": 8, "__attention__sliding_window_pattern": [True, False]}
+    config = config_of(tmp_path, "olmo2", **listed)
+    assert (config.windows, config.rope_local_theta) == ((8, 0), 5e4)
+    said = config_metadata(replace(config, rope_local_theta=1e4))
+    assert said[gguf.Keys.Attention.SLIDING_WINDOW.format(arch="olmo2")] == 8
+    assert said[gguf.Keys.Attention.SLIDING_WINDOW_PATTERN.format(arch="olmo2")] == [True, False]
+    assert said[gguf.Keys.Rope.FREQ_BASE_SWA.format(arch="olmo2")] == 1e4
+
+
+@pytest.mark.parametrize(
+    ("said", "means"), [(DROP, 1.2079442), (1.0, 1.2079442), (1.2079442, 1.2079442), (0.5, 0.6039721)]
+)
+def test_attention_factor_of_olmo3(said: Any, means: float, tmp_path: Path) -> None:
+    """Of a context that is 8 times the original one YaRN recommends 1 + ln(8) / 10, which some files say themselves."""
+    yarn = {"__rope__scaling__type": "yarn", "__rope__scaling__factor": 8.0, "__rope__scaling__attn_factor": said}
+    scaling = config_of(tmp_path, "olmo2", **yarn, __rope__scaling__original_context_length=8).rope_scaling
+    assert scaling is not None and scaling.attention_factor == pytest.approx(means, rel=1e-5)
 
 
 def test_every_fourth_layer_of_smollm3_is_not_rotated(tmp_path: Path) -> None:
@@ -410,6 +443,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("granite", {"__rope__scaling__finetuned": False, "__block_count": 2**31}, "block_count must lie in"),
     ("smollm3", {"__block_count": 2**31}, "block_count must lie in"),
     ("exaone4", {"__block_count": 2**31}, "block_count must lie in"),
+    ("olmo2", {"__rope__scaling__attn_factor": 2.0}, "the file sets olmo2.rope.scaling.attn_factor to 2.0"),
+    ("olmo2", {"__rope__dimension_count": 8}, "only a part of each head"),
+    ("phi3", {"__rope__dimension_count": 7}, "heads of 16 an even part is rotated, not 7"),
+    ("phi3", {"__rope__dimension_count": 18}, "heads of 16 an even part is rotated, not 18"),
+    ("hunyuan-dense", {"__rope__scaling__type": "dynamic"}, "the rope scaling 'dynamic' is not supported"),
+    ("hunyuan-dense", {"__rope__scaling__alpha": 50.0}, "the file sets hunyuan-dense.rope.scaling.alpha to 50.0"),
     ("minicpm", {"__embedding_scale": DROP}, "the key minicpm.embedding_scale is missing"),
     ("minicpm", {"__rope__scaling__original_context_length": 16}, "minicpm beyond its original context"),
     ("gpt2", {"__rope__scaling__type": "longrope"}, "the file sets gpt2.rope.scaling.type to 'longrope'"),

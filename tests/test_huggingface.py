@@ -62,6 +62,7 @@ LLAMA3_ROPE = {
 }
 
 
+ALPHA = {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 8.0}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -87,6 +88,9 @@ def tiny(kind: str, **changes: Any) -> transformers.PreTrainedModel:
         "ernie4_5": lambda: transformers.Ernie4_5Config(**SIZES, head_dim=32, **changes),
         "gemma": lambda: transformers.GemmaConfig(**SIZES, head_dim=32, **changes),
         "exaone4": lambda: transformers.Exaone4Config(**SIZES, **changes),
+        "olmo2": lambda: transformers.Olmo2Config(**SIZES, pad_token_id=0, **changes),
+        "olmo3": lambda: transformers.Olmo3Config(**SIZES, pad_token_id=0, **changes),
+        "hunyuan-dense": lambda: transformers.HunYuanDenseV1Config(**SIZES, head_dim=32, **changes),
         "gpt2": lambda: transformers.GPT2Config(**GPT2, **changes),
     }
     model = transformers.AutoModelForCausalLM.from_config(configs[kind]())
@@ -135,7 +139,10 @@ def expected_tensors(model: transformers.PreTrainedModel, kind: str) -> dict[str
     if kind == "gpt2":
         outside = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f"}
     names = {ours: f"{body}{name}" for ours, name in outside.items()}
-    layer = {"gpt2": GPT2_LAYER, "gemma3": GEMMA3_LAYER, "exaone4": EXAONE4_LAYER}.get(kind, LAYER)
+    layers_of = {"gpt2": GPT2_LAYER, "gemma3": GEMMA3_LAYER, "exaone4": EXAONE4_LAYER, "olmo2": EXAONE4_LAYER}
+    layer = layers_of.get(kind, LAYER)
+    if kind == "hunyuan-dense":
+        layer = layer | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
     if kind == "qwen3":
         layer = layer | {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
     for index in range(model.config.num_hidden_layers):
@@ -163,7 +170,10 @@ def assert_same(folder: Path, model: transformers.PreTrainedModel, kind: str) ->
     return checkpoint.config
 
 
-KINDS = ["llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "gpt2"]
+KINDS = [
+    "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "hunyuan-dense",
+    "olmo2", "gpt2",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -319,6 +329,15 @@ def test_longrope(name: str, form: int, tmp_path: Path) -> None:
     )
 
 
+def test_the_part_of_phi3s_heads_that_is_rotated(tmp_path: Path) -> None:
+    """As in published files of Phi-4-mini and as transformers 5 writes them."""
+    published = {"partial_rotary_factor": 0.75, "rope_theta": 1e4}
+    assert read_folder(saved(tmp_path / "old", "phi3", ("rope_parameters",), **published)).config.rotary_dim == 12
+    new = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+    assert read_folder(saved(tmp_path / "new", "phi3", **new, partial_rotary_factor=0.75)).config.rotary_dim == 8
+    assert read_folder(saved(tmp_path / "all", "phi3")).config.rotary_dim is None
+
+
 def test_the_matrices_of_phi3(tmp_path: Path) -> None:
     model = tiny("phi3", sliding_window=16)
     model.save_pretrained(tmp_path)
@@ -373,6 +392,34 @@ def test_scales_of_minicpm(tmp_path: Path) -> None:
     assert (config.embedding_scale, config.residual_scale, config.logit_scale) == (1.0, 1 / math.sqrt(2), 64.0)
 
 
+def test_an_alpha_of_hunyuan_stretches_its_base(tmp_path: Path) -> None:
+    """As in published files and as transformers 5 writes them; without an alpha, dynamic would know a text's length."""
+    published = {"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0, "type": "dynamic"}
+    old = {"rope_parameters": None, "rope_scaling": published, "rope_theta": 1e4, "num_experts": 1, "use_cla": False}
+    new = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 1000.0}}
+    for name, said in (("old", old), ("new", new)):
+        config = read_folder(saved(tmp_path / name, "hunyuan-dense", **said)).config
+        assert config.rope_theta == pytest.approx(1e4 * 1000 ** (32 / 30)) and config.rope_scaling is None
+    plain = read_folder(saved(tmp_path / "plain", "hunyuan-dense")).config
+    assert plain.rope_theta == 1e4
+
+
+def test_windows_and_rotation_of_olmo3(tmp_path: Path) -> None:
+    """As in published files and as transformers 5 writes them: a scaling is that of layers that attend to all."""
+    yarn = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8, "attention_factor": 1.2}
+    gone = ("rope_parameters", "layer_types")
+    old = {"rope_scaling": yarn, "rope_theta": 5e5, "num_hidden_layers": 2}
+    by_type = {"full_attention": yarn | {"rope_theta": 5e5}, "sliding_attention": {"rope_theta": 1e4}}
+    new = {"rope_parameters": by_type, "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}
+    first = read_folder(saved(tmp_path / "old", "olmo3", gone, **old)).config
+    assert (first.windows, first.rope_theta, first.rope_local_theta) == ((4096, 4096), 5e5, 5e5)
+    second = read_folder(saved(tmp_path / "new", "olmo3", **new)).config
+    assert (second.windows, second.rope_theta, second.rope_local_theta) == ((0, 8), 5e5, 1e4)
+    for config in (first, second):
+        assert config.architecture == "olmo2" and config.rope_scaling is not None
+        assert (config.rope_scaling.kind, config.rope_scaling.attention_factor) == ("yarn", 1.2)
+
+
 def test_the_two_matrices_of_granitemoehybrid(tmp_path: Path) -> None:
     model = tiny("granitemoehybrid")
     model.save_pretrained(tmp_path)
@@ -390,7 +437,9 @@ def test_layers_of_smollm3_that_are_not_rotated(tmp_path: Path) -> None:
     assert twice.rotated == (True, False)
 
 
-@pytest.mark.parametrize("kind", ["mistral", "phi3", "smollm3", "ernie4_5", "granite", "gemma", "exaone4"])
+@pytest.mark.parametrize(
+    "kind", ["mistral", "phi3", "smollm3", "ernie4_5", "granite", "gemma", "exaone4", "hunyuan_v1_dense", "olmo2"]
+)
 def test_defaults_are_those_of_transformers(kind: str) -> None:
     heads = 32 if kind == "exaone4" else 16
     values = {key: value for key, value in SIZES.items() if key != "num_key_value_heads"}
@@ -415,7 +464,12 @@ REFUSED = [
     ("llama", {"rope_parameters": LONGROPE | {"short_factor": [1.0] * 7}}, "needs 8 short factors .*, not 7"),
     ("llama", {"rope_parameters": LONGROPE | {"short_factor": [0.0] * 8}}, "short factor must be a positive number"),
     ("llama", {"rope_parameters": LONGROPE | {"attention_factor": 0}}, "attention_factor must be a positive"),
-    ("phi3", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
+    ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 1.5}}, "an even part is rotated, not 24"),
+    ("phi3", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0}}, "an even part is rotated, not 0"),
+    ("phi3", {"rope_parameters": {"partial_rotary_factor": 0.32}}, "heads of 16 an even part is rotated, not 5"),
+    ("phi3", {"rope_parameters": {"partial_rotary_factor": "x"}}, "partial_rotary_factor must be a number"),
+    ("phi3", {"rope_parameters": LONGROPE | {"partial_rotary_factor": 0.75}}, "needs 6 short factors .*, not 8"),
+    ("mistral", {"partial_rotary_factor": 0.75}, "partial_rotary_factor"),
     ("phi3", {"intermediate_size": 95}, "gate_up_proj.weight' must be a matrix of 190 rows"),
     ("phi3", {"num_key_value_heads": 1}, "qkv_proj.weight' must be a matrix of 96 rows"),
     ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "sets truncate to False"),
@@ -452,6 +506,21 @@ REFUSED = [
     ("exaone4", {"layer_types": ["full_attention"] * 2}, "would leave all layers without rotation"),
     ("exaone4", {"layer_types": None, "sliding_window_pattern": "LLLG"}, "sliding_window_pattern must be a whole"),
     ("exaone4", {"layer_types": None, "sliding_window_pattern": 0}, "every 0th attending to all"),
+    ("hunyuan-dense", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope scaling 'dynamic'"),
+    ("hunyuan-dense", {"rope_parameters": ALPHA | {"alpha": -1.0}}, "an alpha of -1.0 for heads of 32 makes no sense"),
+    ("hunyuan-dense", {"rope_parameters": ALPHA | {"alpha": "x"}}, "alpha must be a number"),
+    ("hunyuan-dense", {"rope_parameters": ALPHA, "head_dim": 2}, "an alpha of 8.0 for heads of 2 makes no sense"),
+    ("hunyuan-dense", {"use_cla": True}, "sets use_cla to True"),
+    ("olmo2", {"clip_qkv": 8.0}, "sets clip_qkv to 8.0"),
+    ("olmo3", {"sliding_window": None}, "sliding_window is missing"),
+    ("olmo3", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types must list full_attention or"),
+    ("olmo3", {"layer_types": None, "num_hidden_layers": -1}, "layer_types must list"),
+    ("olmo3", {"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters of olmo3 are per layer type; 'rope_theta'"),
+    ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}, "scaled or partial"),
+    ("olmo3", {"rope_parameters": {"sliding_attention": {"partial_rotary_factor": 0.5}}}, "scaled or partial"),
+    ("olmo3", {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}}, "only a part of each head"),
+    ("hunyuan-dense", {"use_qk_norm": False}, "sets use_qk_norm to False"),
+    ("hunyuan-dense", {"num_experts": 8}, "hunyuan_v1_dense of 8 experts is not supported"),
     ("llama", MINICPM | {"scale_depth": 0}, "residual_scale must lie in"),
     ("llama", MINICPM | {"dim_model_base": 0}, "2 layers and a dim_model_base of 0.0 make no sense"),
     ("llama", MINICPM | {"num_hidden_layers": 0}, "0 layers and a dim_model_base of 16.0 make no sense"),
@@ -505,7 +574,7 @@ REFUSED = [
 def test_refused_configurations(tmp_path: Path, kind: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(FormatError, match=message) as caught:
         read_folder(saved(tmp_path, kind, **changes))
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff", b"[" * 100_000])

@@ -60,6 +60,23 @@ def test_norms(width: int, layer: bool, isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("layer", [False, True], ids=["rms", "layer"])
+@pytest.mark.parametrize(("begin", "end"), [(0, 5), (5, 64), (16, 17), (0, 67)])
+def test_norms_of_some_columns_in_place(begin: int, end: int, layer: bool, isa: str) -> None:
+    """The product behind reads the others as they were."""
+    table, weight = 3 * normal(40, 67) + 0.7, normal(end - begin)
+    tiny = Tiny(table, 67, isa=isa)
+    tiny.native.add_buffer("out", 67)
+    tiny.vector("weight", weight)
+    tiny.matrix("plain", np.eye(67))
+    tiny.native.norm("x", "x", "weight", "", 1e-3, layer, "", begin, end)
+    tiny.native.matmul("out", "x", ["plain"], [], "", "", "")
+    want = table.astype(np.float64)
+    want[:, begin:end] = norm(table[:, begin:end], weight, None, 1e-3, layer)
+    np.testing.assert_allclose(tiny.finish("out").run(np.arange(40)), want, rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("activation", ["", "silu", "gelu_tanh"])
 def test_a_product_with_everything_behind_it(activation: str, count: int, isa: str) -> None:

@@ -34,7 +34,7 @@ def test_logits_of_the_real_models(name: str, model_path: Callable[[str], Path])
 
 TINY_ONES = [
     "llama", "mistral", "qwen2", "qwen3", "gemma3", "granite", "granitemoehybrid", "smollm3", "ernie4_5",
-    "phi3", "gemma", "exaone4",
+    "phi3", "gemma", "exaone4", "hunyuan", "olmo2", "olmo3",
 ]  # fmt: skip
 
 
@@ -91,6 +91,9 @@ def test_what_has_no_reference_says_so(tmp_path: Path) -> None:
     factors = {"rope_freqs.weight": Tensor.from_numpy("rope_freqs.weight", np.ones(16, np.float32))}
     with pytest.raises(ModelError, match=r"no float32 reference for a llama with rope_freqs\.weight"):
         reference_model(replace(checkpoint, tensors={**checkpoint.tensors, **factors}), 1)
+    part = replace(checkpoint, config=replace(checkpoint.config, rotary_dim=16))
+    with pytest.raises(ModelError, match="no float32 reference"):
+        reference_model(part, 1)
     own = replace(checkpoint.config, attention_scale=0.5)
     with pytest.raises(ModelError, match="no float32 reference"):
         reference_model(replace(checkpoint, config=own), 1)

@@ -107,8 +107,11 @@ def test_every_isa_follows_scalar_on_quantised_weights(isa: str, model_path: Cal
 
 
 @pytest.mark.parametrize("cut", [1, 7, 31, 32, 33, 64])
-def test_chunks_scattered_pages_and_neighbours_change_nothing(cut: int, tiny: Callable[[str], Model]) -> None:
-    model = tiny("gemma3")
+@pytest.mark.parametrize("name", ["gemma3", "hunyuan", "phi4_mini", "olmo3"])
+def test_chunks_scattered_pages_and_neighbours_change_nothing(
+    name: str, cut: int, tiny: Callable[[str], Model]
+) -> None:
+    model = tiny(name)
     runner = NativeRunner(model, EngineConfig(precision="exact", threads=2, cache_tokens=512))
     tokens, other = tokens_of(model, 70), tokens_of(model, 50)
     want = runner.logits(batch(tokens))

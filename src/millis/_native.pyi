@@ -228,7 +228,18 @@ class Runtime:
         values: Annotated[NDArray[numpy.float32], dict(shape=(None,), order="C", device="cpu", writable=False)],
     ) -> None: ...
     def embed(self, out: str, weight: str, scale: float, positions: str, types: str = "") -> None: ...
-    def norm(self, out: str, x: str, weight: str, bias: str, eps: float, layer: bool, residual: str) -> None: ...
+    def norm(
+        self,
+        out: str,
+        x: str,
+        weight: str,
+        bias: str,
+        eps: float,
+        layer: bool,
+        residual: str,
+        begin: int = 0,
+        end: int = 0,
+    ) -> None: ...
     def matmul(
         self, out: str, x: str, weights: Sequence[str], biases: Sequence[str], activation: str, residual: str, gate: str
     ) -> None: ...
@@ -246,6 +257,7 @@ class Runtime:
         k_norm: str,
         eps: float,
         bias: str = "",
+        norm_rotated: bool = False,
     ) -> None: ...
     def attend_all(
         self,

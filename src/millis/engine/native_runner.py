@@ -248,7 +248,10 @@ def _add(runtime: Any, op: Op) -> None:
         case Embed():
             runtime.embed(op.out, op.weight, op.scale, op.positions or "", op.types or "")
         case Norm():
-            runtime.norm(op.out, op.x, op.weight, op.bias or "", op.eps, op.kind == "layer", op.residual or "")
+            runtime.norm(
+                op.out, op.x, op.weight, op.bias or "", op.eps, op.kind == "layer", op.residual or "",
+                *(op.columns or ()),
+            )  # fmt: skip
         case MatMul():
             runtime.matmul(op.out, op.x, op.weights, op.biases, op.activation or "", op.residual or "", "")
         case GatedMatMul():
@@ -256,7 +259,7 @@ def _add(runtime: Any, op: Op) -> None:
         case Attention():
             runtime.attention(
                 op.out, op.qkv, op.layer, op.heads, op.scale, op.rope or "", op.rope_style == "interleaved",
-                op.window, op.q_norm or "", op.k_norm or "", op.norm_eps, op.bias or "",
+                op.window, op.q_norm or "", op.k_norm or "", op.norm_eps, op.bias or "", op.norm_rotated,
             )  # fmt: skip
         case SelfAttention():
             runtime.attend_all(

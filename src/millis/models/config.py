@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Architecture = Literal[
-    "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "gpt2", "bert",
-    "modernbert", "t5", "marian",
+    "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4",
+    "hunyuan-dense", "olmo2", "gpt2", "bert", "modernbert", "t5", "marian",
 ]  # fmt: skip
 Pooling = Literal["mean", "first", "last"]  # of a text's hidden states; the first is bert's, the last a decoder's
 # Architectures whose q and k rows GGUF stores in the order that rotates neighbours, transformers in that of halves.
@@ -71,7 +71,8 @@ class ModelConfig:
     # architectures for the former, which ernie4_5 always uses; all else uses the latter.
     rope_style: Literal["half", "interleaved"] = "half"
     rope_scaling: RopeScaling | None = None
-    rope_local_theta: float = 10000.0  # base of windowed layers (gemma3, modernbert)
+    rope_local_theta: float = 10000.0  # base of windowed layers (gemma3, olmo2, modernbert)
+    rotary_dim: int | None = None  # how many coordinates of a head are rotated, the first ones; None: all
     rotated: tuple[bool, ...] = ()  # per layer: whether q and k are rotated at all; () means in all layers
     windows: tuple[int, ...] = ()  # per layer: positions attended, 0 for all; () means all layers attend to all
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
@@ -93,3 +94,8 @@ class ModelConfig:
     gated: bool = False  # the feed-forward networks (t5)
     buckets: int = 32  # of distances between tokens, each with a bias of its own (t5)
     farthest: int = 128  # distances from here on share a bucket (t5)
+
+    @property
+    def rotated_dim(self) -> int:
+        """How many coordinates of a head are rotated."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -168,9 +169,11 @@ def _vocab(settings: _Settings, metadata: Mapping[str, Any], tensors: Mapping[st
 def _rotary(settings: _Settings) -> dict[str, Any]:
     """Keys of rotary embeddings and of RMS norms, shared by all but gpt2."""
     head_dim = _common(settings)["head_dim"]
-    if settings.whole("rope.dimension_count", head_dim) != head_dim:
-        raise FormatError("only a part of each head is rotated, which Millis does not support")
+    rotated = settings.whole("rope.dimension_count", head_dim)
+    if rotated != head_dim and settings.architecture != "phi3":
+        raise FormatError("only a part of each head is rotated, which Millis does not support but of phi3")
     return {
+        "rotary_dim": None if rotated == head_dim else rotated,
         "norm_eps": settings.real("attention.layer_norm_rms_epsilon"),
         "rope_theta": settings.real("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(settings),
@@ -273,6 +276,21 @@ def _exaone4(settings: _Settings) -> dict[str, Any]:
     return _rotary(settings) | {"windows": _patterned_windows(settings, 4) if windowed else ()}
 
 
+def _olmo2(settings: _Settings) -> dict[str, Any]:
+    """Olmo 3, too, whose files say a window. Of yarn, some say the attention factor itself, which is the one that YaRN
+    recommends, where others say what that is multiplied by."""
+    fields, windowed = _rotary(settings), settings.get("attention.sliding_window") is not None
+    scaling = fields["rope_scaling"]
+    if scaling is not None and scaling.kind == "yarn":
+        usual = yarn_attention_factor(scaling.factor)
+        if math.isclose(settings.real("rope.scaling.attn_factor", 1.0), usual, rel_tol=1e-5):
+            fields["rope_scaling"] = replace(scaling, attention_factor=usual)
+    return fields | {
+        "windows": _patterned_windows(settings, 4) if windowed else (),
+        "rope_local_theta": settings.real("rope.freq_base_swa", fields["rope_theta"]),
+    }
+
+
 def _gemma3(settings: _Settings) -> dict[str, Any]:
     fields = _rotary(settings)
     if fields["rope_scaling"] is not None and fields["rope_scaling"].kind != "linear":
@@ -316,5 +334,7 @@ _SPECIFIC: dict[str, tuple[Architecture, Callable[[_Settings], dict[str, Any]]]]
     "smollm3": ("smollm3", _smollm3),
     "ernie4_5": ("ernie4_5", _llama),
     "exaone4": ("exaone4", _exaone4),
+    "hunyuan-dense": ("hunyuan-dense", _rotary),
+    "olmo2": ("olmo2", _olmo2),
     "gpt2": ("gpt2", _gpt2),
 }

@@ -60,6 +60,8 @@ def _rotary(config: ModelConfig) -> dict[str, Any]:
         keys |= _gemma3(config)
     elif config.architecture == "exaone4":
         keys |= _exaone4(config)
+    elif config.architecture == "olmo2":
+        keys |= _olmo2(config)
     elif any(config.windows):
         raise FormatError(f"windowed attention of {config.architecture} cannot be said in a GGUF file")
     return keys | _granite(config) if config.architecture == "granite" else keys
@@ -115,6 +117,16 @@ def _exaone4(config: ModelConfig) -> dict[str, Any]:
     return {"attention.sliding_window": max(config.windows), "attention.sliding_window_pattern": windowed}
 
 
+def _olmo2(config: ModelConfig) -> dict[str, Any]:
+    if not any(config.windows):
+        return {}
+    return {
+        "attention.sliding_window": max(config.windows),
+        "attention.sliding_window_pattern": [window > 0 for window in config.windows],
+        "rope.freq_base_swa": config.rope_local_theta,
+    }
+
+
 def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """The same model with tensors and rotation as a GGUF file has them; one from a GGUF file is returned as is.
 
@@ -125,6 +137,11 @@ def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     if scaling is not None and scaling.kind == "longrope":
         raise FormatError(
             f"longrope cannot be said in the GGUF file of a {config.architecture}, as which this one is written"
+        )
+    if config.rotary_dim is not None:
+        raise FormatError(
+            f"rotation of a part of each head cannot be said in the GGUF file of a {config.architecture}, "
+            "as which this one is written"
         )
     if scaling is not None and scaling.kind == "llama3" and config.architecture not in ("llama", "exaone4"):
         raise FormatError(f"llama3's rope scaling of a {config.architecture} model cannot be said in a GGUF file")

@@ -46,6 +46,7 @@ _EXAONE4 = _LLAMA | {
 }
 _GEMMA3 = _EXAONE4 | {"pre_feedforward_layernorm": "ffn_norm"}
 _GRANITE = _LLAMA | {"shared_mlp.output_linear": "ffn_down"}  # granitemoehybrid's name
+_HUNYUAN = _LLAMA | {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
 _GPT2 = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
@@ -54,7 +55,10 @@ _GPT2 = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
-_NAMES = {"gpt2": _GPT2, "gemma3": _GEMMA3, "granite": _GRANITE, "exaone4": _EXAONE4}
+_NAMES = {
+    "gpt2": _GPT2, "gemma3": _GEMMA3, "granite": _GRANITE, "exaone4": _EXAONE4, "hunyuan-dense": _HUNYUAN,
+    "olmo2": _EXAONE4,
+}  # fmt: skip
 _OUTSIDE_LAYERS = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",

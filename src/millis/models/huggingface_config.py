@@ -29,6 +29,9 @@ _TYPES: dict[str, Architecture] = {
     "smollm3": "smollm3",
     "ernie4_5": "ernie4_5",
     "exaone4": "exaone4",
+    "hunyuan_v1_dense": "hunyuan-dense",
+    "olmo2": "olmo2",
+    "olmo3": "olmo2",
     "gpt2": "gpt2",
 }
 # Whose embedding is the output matrix unless the file says no.
@@ -37,6 +40,7 @@ _TIED = ("gemma", "gemma3_text", "minicpm", "smollm3", "ernie4_5", "gpt2")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "attn_logit_softcapping": (),
+    "clip_qkv": (),
     "final_logit_softcapping": (),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1,),
@@ -45,9 +49,15 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True,),
     "sparse_config": (),
     "use_bias": (False,),
+    "use_cla": (False,),
     "use_bidirectional_attention": (False,),
+    "use_qk_norm": (True,),
+    "use_rotary_pos_emb": (True,),
 }
-_READ = {"gemma3_text": ("use_bidirectional_attention",)}  # what is read there and neutral elsewhere
+_READ = {
+    "gemma3_text": ("use_bidirectional_attention",),
+    "phi3": ("partial_rotary_factor",),
+}  # what is read there and neutral elsewhere
 # transformers' defaults of configurations whose published files may leave them out.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
@@ -60,6 +70,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "sliding_window_pattern": 4,
     },
+    "hunyuan_v1_dense": {"rms_norm_eps": 1e-5},
+    "olmo2": {"rms_norm_eps": 1e-5},
+    "olmo3": {"rms_norm_eps": 1e-5, "sliding_window": 4096},
     "gemma": {"num_key_value_heads": 16, "head_dim": 256},
     "granitemoehybrid": {"num_local_experts": 8, "shared_intermediate_size": 1024},
 }
@@ -299,13 +312,17 @@ def _mistral(settings: Settings) -> dict[str, Any]:
 
 
 def _phi3(settings: Settings) -> dict[str, Any]:
-    """Older files call longrope su or yarn."""
-    given = dict(settings._values)
-    for key in ("rope_parameters", "rope_scaling"):
-        scaling = dict(settings.part(key)._values)
+    """Older files call longrope su or yarn. Of each head a part may be rotated (Phi-4-mini)."""
+    given, key = dict(settings._values), "partial_rotary_factor"
+    rotated = settings.real(key, 1.0)
+    for part in ("rope_parameters", "rope_scaling"):
+        scaling = dict(settings.part(part)._values)
+        rotated = Settings(scaling).real(key, rotated)
         if (scaling.get("rope_type") or scaling.get("type")) in ("su", "yarn"):
-            given[key] = scaling | {"rope_type": "longrope"}
-    return _mistral(Settings(given))
+            scaling["rope_type"] = "longrope"
+        given[part] = scaling | {key: None}
+    fields = _mistral(Settings(given))
+    return fields if rotated == 1 else fields | {"rotary_dim": int(fields["head_dim"] * rotated)}
 
 
 def _smollm3(settings: Settings) -> dict[str, Any]:
@@ -394,6 +411,24 @@ def _exaone4(settings: Settings) -> dict[str, Any]:
     return fields | {"windows": windows}
 
 
+def _hunyuan(settings: Settings) -> dict[str, Any]:
+    """A dynamic scaling with an alpha is none: it stretches the base once and for all, whatever the text's length."""
+    experts = settings.get("num_experts")
+    if experts not in (None, 0, 1):
+        raise FormatError(f"config.json: hunyuan_v1_dense of {experts!r:.40} experts is not supported")
+    key = "rope_parameters" if settings.part("rope_parameters").get("rope_type") else "rope_scaling"
+    scaling = settings.part(key)
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if kind != "dynamic" or not scaling.get("alpha"):
+        return _common(settings)
+    plain = dict(scaling._values) | {"rope_type": "default"}
+    fields, alpha = _common(Settings(dict(settings._values) | {key: plain})), scaling.real("alpha")
+    head_dim = fields["head_dim"]
+    if alpha <= 0 or head_dim <= 2:
+        raise FormatError(f"config.json: an alpha of {alpha} for heads of {head_dim} makes no sense")
+    return fields | {"rope_theta": fields["rope_theta"] * alpha ** (head_dim / (head_dim - 2))}
+
+
 def _gemma3(settings: Settings) -> dict[str, Any]:
     defaults = {
         "num_attention_heads": _GEMMA3["attention_heads"],
@@ -405,13 +440,8 @@ def _gemma3(settings: Settings) -> dict[str, Any]:
     given = {key: value for key, value in settings._values.items() if value is not None}
     settings = Settings(defaults | given)
     check_activation(settings.get("hidden_activation"), ("gelu_pytorch_tanh",))
-    rope = settings.part("rope_parameters")
-    if unknown := rope._values.keys() - {"full_attention", "sliding_attention"}:
-        raise FormatError(f"config.json: rope_parameters of gemma3 are per layer type; {min(unknown)!r:.40} is none")
-    local = rope.part("sliding_attention")
-    if _scaling(local, settings) is not None:
-        raise FormatError("config.json: scaled rotation of windowed layers is not supported")
-    fields = _common(settings) | _rotary(settings, rope.part("full_attention"), _GEMMA3["theta"])
+    whole, local = _rotary_by_layer_type(settings)
+    fields = _common(settings) | _rotary(settings, whole, _GEMMA3["theta"])
     layers = fields["layers"]
     return fields | {
         "windows": _gemma3_windows(settings, layers),
@@ -419,6 +449,31 @@ def _gemma3(settings: Settings) -> dict[str, Any]:
         "attention_scale": _inverse_root(settings.real("query_pre_attn_scalar", _GEMMA3["scalar"])),
         "activation": "gelu_tanh",
         "both_ways": settings.truth("use_bidirectional_attention", False),
+    }
+
+
+def _rotary_by_layer_type(settings: Settings) -> tuple[Settings, Settings]:
+    """The rotary settings of layers that attend to all and of windowed ones, whose rotation must not be scaled."""
+    rope = settings.part("rope_parameters")
+    if unknown := rope._values.keys() - {"full_attention", "sliding_attention"}:
+        kind = settings.get("model_type")
+        raise FormatError(f"config.json: rope_parameters of {kind} are per layer type; {min(unknown)!r:.40} is none")
+    local = rope.part("sliding_attention")
+    if local.get("partial_rotary_factor") not in (None, 1) or _scaling(local, settings) is not None:
+        raise FormatError("config.json: scaled or partial rotation of windowed layers is not supported")
+    return rope.part("full_attention"), local
+
+
+def _olmo3(settings: Settings) -> dict[str, Any]:
+    """One layer in four attends to all, unless the file lists others; it alone is rotated by a scaled rotation."""
+    whole, local = _rotary_by_layer_type(settings)
+    fields = _common(settings) | _rotary(settings, whole, 5e5)
+    layers, kinds = fields["layers"], settings.get("layer_types")
+    if kinds is None and 1 <= layers <= MOST_LAYERS:
+        kinds = ["sliding_attention" if (index + 1) % 4 else "full_attention" for index in range(layers)]
+    return fields | {
+        "windows": _windows(Settings(dict(settings._values) | {"layer_types": kinds}), layers),
+        "rope_local_theta": local.real("rope_theta", settings.real("rope_theta", 5e5)),
     }
 
 
@@ -470,5 +525,8 @@ _SPECIFIC: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "smollm3": _smollm3,
     "ernie4_5": _ernie4_5,
     "exaone4": _exaone4,
+    "hunyuan_v1_dense": _hunyuan,
+    "olmo2": _common,
+    "olmo3": _olmo3,
     "gpt2": _gpt2,
 }

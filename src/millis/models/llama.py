@@ -1,8 +1,9 @@
 """Llama and its near relatives: pre-norm layers of rotary attention and a gated feed-forward network.
 
 One plan serves llama (Touvron et al., 2023), mistral and phi3, qwen2 (biases on q, k and v), qwen3 (a norm on every q
-and k head), ernie4_5, smollm3 (layers that are not rotated), granite and minicpm (which scale what a layer adds, and
-more) and gemma (which scales its embedding; its norm weights include the +1 of the formula, as GGUF stores them).
+and k head), hunyuan-dense (a norm on each, too, but behind its rotation), ernie4_5, smollm3 (layers that are not
+rotated), granite and minicpm (which scale what a layer adds, and more) and gemma (which scales its embedding; its norm
+weights include the +1 of the formula, as GGUF stores them).
 Buffers: x the residual stream, h its norm, qkv, a the attention's output, f the inside of the feed-forward network,
 s the selected rows, n their norm, logits.
 
@@ -43,13 +44,13 @@ def rotations(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) 
     """The table "rope" of all layers that are rotated."""
     factors = tensors.get("rope_freqs.weight")
     listed = None if factors is None else factors.numpy()
-    return {"rope": rope_table(context, config.head_dim, config.rope_theta, config.rope_scaling, listed)}
+    return {"rope": rope_table(context, config.rotated_dim, config.rope_theta, config.rope_scaling, listed)}
 
 
 def attention(config: ModelConfig, layer: int, rope: str | None, x: str = "h") -> tuple[MatMul, Attention]:
     """x → qkv → a: projections, with biases where the model has them, then attention, with its head norms."""
     names = [f"blk.{layer}.attn_{part}" for part in "qkv"]
-    normed = config.architecture in ("qwen3", "gemma3", "exaone4")
+    normed = config.architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense")
     scale = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
     return (
         MatMul(
@@ -72,6 +73,7 @@ def attention(config: ModelConfig, layer: int, rope: str | None, x: str = "h") -
             q_norm=f"blk.{layer}.attn_q_norm.weight" if normed else None,
             k_norm=f"blk.{layer}.attn_k_norm.weight" if normed else None,
             norm_eps=config.norm_eps,
+            norm_rotated=config.architecture == "hunyuan-dense",
         ),
     )
 

@@ -117,12 +117,18 @@ class Oracle:
 
     def _norm(self, op: Norm, buffers: Mapping[str, Floats]) -> Floats:
         x = buffers[op.x]
+        if op.columns is not None:
+            out, part = x.copy(), slice(*op.columns)
+            out[:, part] = self._normed(op, x[:, part])
+            return out
+        out = self._normed(op, x)
+        return out if op.residual is None else out + buffers[op.residual]
+
+    def _normed(self, op: Norm, x: Floats) -> Floats:
         if op.kind == "layer":
             x = x - x.mean(axis=-1, keepdims=True)
         out = _rms(x, op.eps) * (self._weight(op.weight) * np.float32(op.scale))
-        if op.bias is not None:
-            out = out + self._weight(op.bias)
-        return out if op.residual is None else out + buffers[op.residual]
+        return out if op.bias is None else out + self._weight(op.bias)
 
     def _matmul(self, op: MatMul, buffers: Mapping[str, Floats]) -> Floats:
         out = np.concatenate([buffers[op.x] @ self._weight(name).T for name in op.weights], axis=-1)
@@ -136,13 +142,7 @@ class Oracle:
         rows, group = len(qkv), op.heads // op.kv_heads
         heads = qkv.reshape(rows, op.heads + 2 * op.kv_heads, op.head_dim)
         q, k, v = np.split(heads, [op.heads, op.heads + op.kv_heads], axis=1)
-        if op.q_norm is not None:
-            q = _rms(q, op.norm_eps) * self._weight(op.q_norm)
-        if op.k_norm is not None:
-            k = _rms(k, op.norm_eps) * self._weight(op.k_norm)
-        if op.rope is not None:
-            table, style = self._plan.ropes[op.rope][:, :rows, None], getattr(op, "rope_style", "half")
-            q, k = rotate(q, table, style), rotate(k, table, style)
+        q, k = self._placed(op, q, op.q_norm), self._placed(op, k, op.k_norm)
         q = q.reshape(rows, op.kv_heads, group, op.head_dim)  # query head h reads the keys of head h // group
         scores = np.einsum("tkgd,skd->kgts", q, k, optimize=True) * np.float32(op.scale)
         if op.bias is not None:
@@ -151,6 +151,15 @@ class Oracle:
         weights = softmax(np.where(seen, scores, np.float32(-np.inf)))
         out: Floats = np.einsum("kgts,skd->tkgd", weights, v, optimize=True)
         return out.reshape(rows, op.heads * op.head_dim)
+
+    def _placed(self, op: Attention | SelfAttention, x: Floats, norm: str | None) -> Floats:
+        """Queries or keys [T, heads, head_dim], normed and rotated."""
+        norm_rotated, style = isinstance(op, Attention) and op.norm_rotated, getattr(op, "rope_style", "half")
+        if norm is not None and not norm_rotated:
+            x = _rms(x, op.norm_eps) * self._weight(norm)
+        if op.rope is not None:
+            x = rotate(x, self._plan.ropes[op.rope][:, : len(x), None], style)
+        return _rms(x, op.norm_eps) * self._weight(norm) if norm is not None and norm_rotated else x
 
     def _attend_source(self, op: CrossAttention, q: Floats) -> Floats:
         kv = self._remembered[op.layer]
@@ -190,12 +199,14 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def rotate(x: Floats, table: Floats, style: str) -> Floats:
-    """x: [T, heads, head_dim]; table: [2, T, 1, head_dim / 2]. Turns each pair of coordinates by its angle."""
-    half = x.shape[-1] // 2
+    """x: [T, heads, head_dim]; table: [2, T, 1, pairs]. Turns each pair of the first coordinates by its angle."""
+    half = table.shape[-1]
+    x, rest = x[..., : 2 * half], x[..., 2 * half :]
     first, second = (x[..., :half], x[..., half:]) if style == "half" else (x[..., 0::2], x[..., 1::2])
     cosine, sine = table
     turned = (first * cosine - second * sine, first * sine + second * cosine)
-    return np.concatenate(turned, axis=-1) if style == "half" else np.stack(turned, axis=-1).reshape(x.shape)
+    parts = turned if style == "half" else (np.stack(turned, axis=-1).reshape(x.shape),)
+    return np.concatenate((*parts, rest), axis=-1)
 
 
 def visible(rows: int, window: int) -> NDArray[np.bool_]:

@@ -32,17 +32,19 @@ class Embed:
 class Norm:
     """out = norm(x) · weight · scale (+ bias) (+ residual); `out` may be `residual`, not `x`.
 
+    Where columns are named, `out` is `x`, of which those alone are normed, and nothing is added.
     rms: x / sqrt(mean(x²) + eps) (Zhang and Sennrich, 2019). layer: (x − mean) / sqrt(var + eps) (Ba et al., 2016).
     """
 
     out: str
     x: str
-    weight: str  # [width], of this norm alone where there is a scale
+    weight: str  # [width, or columns], of this norm alone where there is a scale
     eps: float
     scale: float = 1.0
     kind: Literal["rms", "layer"] = "rms"
     bias: str | None = None
     residual: str | None = None
+    columns: tuple[int, int] | None = None  # from the first up to the second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +75,9 @@ class Attention:
     """Causal attention over the KV cache of `layer`, whose entries for this step's tokens it writes first.
 
     qkv: [tokens, (heads + 2 · kv_heads) · head_dim], q then k then v. Order: norm of each q and k head (rms over
-    head_dim, where weights are named), rotation, write, softmax(q · kᵀ · scale + bias) · v. Token at position p
-    attends to positions (p − window, p], or [0, p] when window is 0. out: [tokens, heads · head_dim].
+    head_dim, where weights are named), rotation, or `norm_rotated` the other way round, write,
+    softmax(q · kᵀ · scale + bias) · v. Token at position p attends to positions (p − window, p], or [0, p] when window
+    is 0. out: [tokens, heads · head_dim].
     """
 
     out: str
@@ -90,6 +93,7 @@ class Attention:
     q_norm: str | None = None  # [head_dim]
     k_norm: str | None = None
     norm_eps: float = 1e-6
+    norm_rotated: bool = False
     bias: str | None = None  # name of a table of the plan
 
 
@@ -173,7 +177,8 @@ class Plan:
 
     ops: tuple[Op, ...]
     widths: Mapping[str, int]  # buffer → floats a row
-    ropes: Mapping[str, NDArray[np.float32]]  # table → [2, context, head_dim / 2]: cosines, sines
+    # table → [2, context, pairs]: cosines, sines; the first 2 · pairs coordinates of a head are rotated, others are not
+    ropes: Mapping[str, NDArray[np.float32]]
     layers: int
     kv_heads: int
     head_dim: int

@@ -30,6 +30,7 @@ DECODERS = {
     "llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma3_text": "Gemma3Text",
     "granite": "Granite", "granitemoehybrid": "GraniteMoeHybrid", "smollm3": "SmolLM3", "ernie4_5": "Ernie4_5",
     "gpt2": "GPT2", "phi3": "Phi3", "gemma": "Gemma", "exaone4": "Exaone4",
+    "hunyuan_v1_dense": "HunYuanDenseV1", "olmo2": "Olmo2", "olmo3": "Olmo3",
 }  # fmt: skip
 _POOLINGS: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
 

@@ -23,9 +23,10 @@ def rope_table(
 ) -> NDArray[np.float32]:
     """[2, context, head_dim / 2] float32: cosine and sine of position · frequency, in radians.
 
-    Frequency i is theta^(−2i / head_dim), then stretched by `scaling`, then divided by factors[i] where a file lists
-    them (GGUF's `rope_freqs.weight`). yarn and longrope multiply cosines and sines by their attention factor, and so
-    the scores by its square. FormatError: factors that are not head_dim / 2 positive numbers.
+    Of a head, the first head_dim coordinates are rotated. Frequency i is theta^(−2i / head_dim), then stretched by
+    `scaling`, then divided by factors[i] where a file lists them (GGUF's `rope_freqs.weight`). yarn and longrope
+    multiply cosines and sines by their attention factor, and so the scores by its square. FormatError: factors that are
+    not head_dim / 2 positive numbers.
     """
     turned = frequencies(head_dim, theta, scaling, context)
     if factors is not None:

@@ -45,6 +45,8 @@ def check_config(config: ModelConfig) -> None:
         _check_encoder(config, config.encoder)
     if config.head_dim % 2:
         raise FormatError(f"head_dim must be even to be rotated, not {config.head_dim}")
+    if not 2 <= config.rotated_dim <= config.head_dim or config.rotated_dim % 2:
+        raise FormatError(f"of heads of {config.head_dim} an even part is rotated, not {config.rotated_dim}")
     if config.windows and len(config.windows) != config.layers:
         raise FormatError(f"{len(config.windows)} attention windows for {config.layers} layers")
     if not all(0 <= window <= _LIMITS["context"] for window in config.windows):
@@ -58,7 +60,7 @@ def check_config(config: ModelConfig) -> None:
             raise FormatError(f"{name} must lie in [1e-6, 1e6], not {getattr(config, name)}")
     if config.rope_scaling:
         _check_scaling(config.rope_scaling, config.rope_theta)
-        _check_factors(config.rope_scaling, config.head_dim // 2)
+        _check_factors(config.rope_scaling, config.rotated_dim // 2)
 
 
 def _check_factors(scaling: RopeScaling, count: int) -> None:
@@ -149,7 +151,7 @@ def optional_shapes(config: ModelConfig) -> Shapes:
     # GGUF files of gemma have the embedding as output matrix always.
     shapes: Shapes = {} if config.architecture == "gemma" else {"output.weight": (config.vocab, config.hidden)}
     if config.architecture in ("llama", "exaone4"):
-        shapes["rope_freqs.weight"] = (config.head_dim // 2,)
+        shapes["rope_freqs.weight"] = (config.rotated_dim // 2,)
     if config.architecture == "granite" and config.rope_scaling and config.rope_scaling.kind == "longrope":
         shapes |= {f"rope_factors_{size}.weight": (config.head_dim // 2,) for size in ("short", "long")}
     return shapes
@@ -160,7 +162,7 @@ def _kv_width(config: ModelConfig) -> int:
 
 
 def _llama_layer(config: ModelConfig) -> Shapes:
-    """The layer of llama and its kin, and of qwen2, qwen3 and gemma3, which add to it; exaone4's norms differ."""
+    """The layer of llama and its kin, and of others, which add to it; the norms of exaone4 and olmo2 differ."""
     hidden, ffn = config.hidden, config.ffn
     q_width, kv_width = config.heads * config.head_dim, _kv_width(config)
     shapes: Shapes = {
@@ -176,11 +178,13 @@ def _llama_layer(config: ModelConfig) -> Shapes:
     }
     if config.attention_bias:
         shapes |= {"attn_q.bias": (q_width,), "attn_k.bias": (kv_width,), "attn_v.bias": (kv_width,)}
-    if config.architecture in ("qwen3", "gemma3", "exaone4"):
+    if config.architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense"):
         shapes |= {"attn_q_norm.weight": (config.head_dim,), "attn_k_norm.weight": (config.head_dim,)}
-    if config.architecture in ("gemma3", "exaone4"):
+    if config.architecture == "olmo2":
+        shapes |= {"attn_q_norm.weight": (q_width,), "attn_k_norm.weight": (kv_width,)}
+    if config.architecture in ("gemma3", "exaone4", "olmo2"):
         shapes |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
-    if config.architecture == "exaone4":
+    if config.architecture in ("exaone4", "olmo2"):
         del shapes["attn_norm.weight"], shapes["ffn_norm.weight"]
     return shapes
 

@@ -73,11 +73,19 @@ def _config(config: ModelConfig, tied: bool, attention: str) -> Any:
         "smollm3": transformers.SmolLM3Config,
         "ernie4_5": transformers.Ernie4_5Config,
         "exaone4": transformers.Exaone4Config,
+        "hunyuan-dense": transformers.HunYuanDenseV1Config,
+        "olmo2": transformers.Olmo3Config if any(config.windows) else transformers.Olmo2Config,
     }
     kind, scaling = config.architecture, config.rope_scaling
     scaled = scaling is not None and (scaling.kind != "yarn" or kind == "gemma3")
     own_scale = config.attention_scale is not None and kind not in ("gemma3", "granite")
-    if kind not in classes or scaled or own_scale or (kind != "smollm3" and config.rotated):
+    if (
+        kind not in classes
+        or scaled
+        or own_scale
+        or config.rotary_dim is not None
+        or (kind != "smollm3" and config.rotated)
+    ):
         raise ModelError(f"no float32 reference for architecture {kind} of this form")
     return classes[kind](
         hidden_size=config.hidden,
@@ -107,7 +115,7 @@ def _attended(config: ModelConfig) -> dict[str, Any]:
     if config.architecture == "llama":
         return window
     kinds = ["sliding_attention" if size else "full_attention" for size in config.windows]
-    used = {} if config.architecture in ("gemma3", "exaone4") else {"use_sliding_window": True}
+    used = {} if config.architecture in ("gemma3", "exaone4", "olmo2") else {"use_sliding_window": True}
     return window | used | {"layer_types": kinds}
 
 
@@ -135,6 +143,14 @@ def _gemma3(config: ModelConfig) -> dict[str, Any]:
     }
 
 
+def _olmo2(config: ModelConfig) -> dict[str, Any]:
+    whole = _rotary(config)
+    if not any(config.windows):
+        return whole
+    local = {"rope_type": "default", "rope_theta": config.rope_local_theta}
+    return {"rope_parameters": {"full_attention": whole["rope_parameters"], "sliding_attention": local}}
+
+
 def _granite(config: ModelConfig) -> dict[str, Any]:
     return _rotary(config) | {
         "embedding_multiplier": config.embedding_scale,
@@ -149,7 +165,7 @@ def _smollm3(config: ModelConfig) -> dict[str, Any]:
     return _rotary(config) | {"no_rope_layers": rotated, "pad_token_id": None}
 
 
-_SPECIFIC = {"gemma3": _gemma3, "granite": _granite, "smollm3": _smollm3}
+_SPECIFIC = {"gemma3": _gemma3, "olmo2": _olmo2, "granite": _granite, "smollm3": _smollm3}
 
 
 def _weights(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Floats]]:

@@ -77,6 +77,13 @@ class Gradients(Oracle):
                 add(op.x, g)
 
     def _norm_back(self, op: Norm, x: Floats, g: Floats) -> Floats:
+        if op.columns is not None:
+            out, part = g.copy(), slice(*op.columns)
+            out[:, part] = self._normed_back(op, x[:, part], g[:, part])
+            return out
+        return self._normed_back(op, x, g)
+
+    def _normed_back(self, op: Norm, x: Floats, g: Floats) -> Floats:
         if op.kind == "layer":
             x = x - x.mean(axis=-1, keepdims=True)
         g = _rms_back(x, g * (self._weight(op.weight) * np.float32(op.scale)), op.eps)
@@ -123,17 +130,15 @@ class Gradients(Oracle):
         parts = [self._placed_back(op, q0, op.q_norm, by_q), self._placed_back(op, k0, op.k_norm, by_k), by_v]
         return np.concatenate(parts, axis=1).reshape(rows, -1)
 
-    def _placed(self, op: Attention, x: Floats, norm: str | None) -> Floats:
-        """Queries or keys [T, heads, head_dim], normed and rotated."""
-        if norm is not None:
-            x = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(op.norm_eps)) * self._weight(norm)
-        return x if op.rope is None else rotate(x, self._plan.ropes[op.rope][:, : len(x), None], op.rope_style)
-
     def _placed_back(self, op: Attention, x: Floats, norm: str | None, g: Floats) -> Floats:
-        if op.rope is not None:
-            turn = self._plan.ropes[op.rope][:, : len(x), None] * np.array([1, -1], np.float32)[:, None, None, None]
-            g = rotate(g, turn, op.rope_style)  # back by the same angle
-        return g if norm is None else _rms_back(x, g * self._weight(norm), op.norm_eps)
+        table = None if op.rope is None else self._plan.ropes[op.rope][:, : len(x), None]
+        if norm is not None and op.norm_rotated:
+            rotated = x if table is None else rotate(x, table, op.rope_style)
+            g = _rms_back(rotated, g * self._weight(norm), op.norm_eps)
+        if table is not None:
+            back = table * np.array([1, -1], np.float32)[:, None, None, None]
+            g = rotate(g, back, op.rope_style)  # back by the same angle
+        return _rms_back(x, g * self._weight(norm), op.norm_eps) if norm is not None and not op.norm_rotated else g
 
 
 def _drawn_loss_gradient(logits: Floats, rng: np.random.Generator) -> Floats:

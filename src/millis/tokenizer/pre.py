@@ -77,6 +77,7 @@ ALIASES = {
     **dict.fromkeys(("refact", "starcoder", "minerva-7b"), "smollm"),
     **dict.fromkeys(("llama3", "llama-v3", "falcon3", "midm-2.0", "pixtral"), "llama-bpe"),
     **dict.fromkeys(("deepseek-r1-qwen", "f2llmv2"), "qwen2"),
+    "hunyuan-dense": "deepseek-v3",
     "kormo": "megrez",
     "llama4": "gpt-4o",
 }
