@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,10 +24,13 @@ QUICK = ("--threads", "1", "--max-batch-tokens", "64")  # a short warm-up
 
 
 class Server:
-    """`millis serve ARGUMENTS`, ready when the `with` block begins and gone when it ends."""
+    """`millis serve ARGUMENTS`, ready when the `with` block begins and gone when it ends. before: what starts it."""
 
-    def __init__(self, model: Path, *arguments: str, key: str | None = None, **environment: str) -> None:
+    def __init__(
+        self, model: Path, *arguments: str, key: str | None = None, before: Sequence[str] = (), **environment: str
+    ) -> None:
         command = [
+            *before,
             sys.executable,
             "-m",
             "millis",

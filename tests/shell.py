@@ -69,7 +69,13 @@ class Terminal:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        if self.fd >= 0:
+            os.close(self.fd)
+
+    def hang_up(self) -> None:
+        """Closes the terminal, as a window is closed."""
         os.close(self.fd)
+        self.fd = -1
 
     def type(self, text: str) -> None:
         """Sends the keys; \\r is Enter, \\x03 Ctrl-C, \\x04 Ctrl-D."""

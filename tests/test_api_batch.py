@@ -40,6 +40,15 @@ def test_embeddings() -> None:
     assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (7, 7)
 
 
+def test_values_that_ask_for_nothing_are_taken() -> None:
+    assert job("embeddings", normalize=True, add_special_tokens=True, user="u") == job("embeddings")
+    least = {"prompt": None, "messages": [USER]}
+    nothing = {"continue_final_message": False, "chat_template_kwargs": {}}
+    assert job("tokenize", **least, **nothing) == job("tokenize", **least)
+    (prompt,) = job("tokenize", **least, add_special_tokens=False).prompts  # the template alone says which there are
+    assert prompt == job("tokenize", **least).prompts[0]
+
+
 def test_embeddings_may_be_asked_for_in_the_models_own_width() -> None:
     assert embedding_body(job("embeddings", input=["a"], dimensions=2), HEAD, VECTORS, timings())["data"]
     with pytest.raises(ApiError, match="dimensions is not supported: vectors of .* have 2;") as caught:
@@ -155,6 +164,9 @@ def test_models() -> None:
     ("endpoint", "fields", "param"),
     [
         ("embeddings", {"dimensions": 0}, "dimensions"),
+        ("embeddings", {"normalize": False}, "normalize"),
+        ("embeddings", {"add_special_tokens": False}, "add_special_tokens"),
+        ("tokenize", {"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ("embeddings", {"encoding_format": "int8"}, "encoding_format"),
         ("embeddings", {"input": ["a"] * 2049}, "input"),
         ("classify", {"labels": ["a"]}, "labels"),

@@ -277,6 +277,11 @@ def test_an_error_may_be_asked_for_instead_of_a_late_answer() -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
+        ({"chat_template_kwargs": {"a": ["b"]}}, "chat_template_kwargs.a"),
+        ({"chat_template_kwargs": {"a": "b" * 1025}}, "chat_template_kwargs.a"),
+        ({"chat_template_kwargs": {str(i): i for i in range(17)}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a" * 65: 1}}, "chat_template_kwargs." + "a" * 64),
         ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
@@ -315,12 +320,18 @@ def test_clients_may_send_what_changes_nothing() -> None:
         response_format={"type": "text"}, logprobs=False, stream=False, prediction=None, verbosity="medium",
         min_tokens=0, stop_token_ids=[], skip_special_tokens=True, add_generation_prompt=True, best_of=1, echo=False,
         include_stop_str_in_output=False, use_beam_search=False, length_penalty=1, continue_final_message=False,
+        bad_words=[], return_token_ids=False, spaces_between_special_tokens=True, chat_template_kwargs={},
+        truncate_prompt_tokens=None, allowed_token_ids=None, logits_processors=[], documents=[],
+        add_special_tokens=False, include_reasoning=True, return_tokens_as_token_ids=False, cache_salt=None,
+        vllm_xargs={}, kv_transfer_params=None, mm_processor_kwargs={}, cache_prompt=True, chat_template=None,
     )  # fmt: skip
     assert found == job("chat")
     said = {"role": "assistant", "content": "Hi"}
     sent = {**said, "reasoning": None, "reasoning_content": None, "refusal": None, "tool_calls": []}
     assert job("chat", messages=[USER, sent, USER]) == job("chat", messages=[USER, said, USER])
     assert job("chat", top_logprobs=0, logprobs=False) == job("chat")
+    options = {"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": False}
+    assert job("chat", stream=True, stream_options=options).include_usage
 
 
 def test_what_openais_client_parsed_may_be_sent_back() -> None:
@@ -339,7 +350,11 @@ def test_what_openais_client_parsed_may_be_sent_back() -> None:
         {"min_tokens": 1}, {"min_tokens": False}, {"stop_token_ids": [1]}, {"skip_special_tokens": False},
         {"skip_special_tokens": 1}, {"add_generation_prompt": False}, {"best_of": 2}, {"echo": True}, {"echo": 0},
         {"include_stop_str_in_output": True}, {"use_beam_search": True}, {"length_penalty": 0.9},
-        {"length_penalty": True}, {"continue_final_message": True},
+        {"length_penalty": True}, {"continue_final_message": True}, {"bad_words": ["fool"]}, {"bad_words": ""},
+        {"return_token_ids": True}, {"spaces_between_special_tokens": False}, {"truncate_prompt_tokens": 8},
+        {"allowed_token_ids": [1]}, {"logits_processors": ["x"]}, {"documents": [{"text": "a"}]},
+        {"add_special_tokens": True}, {"include_reasoning": False}, {"cache_prompt": False}, {"store": True},
+        {"service_tier": "priority"}, {"verbosity": "low"}, {"modalities": ["text", "audio"]},
     ],
 )  # fmt: skip
 def test_what_would_change_something_is_refused_by_name(fields: dict[str, Any]) -> None:

@@ -89,6 +89,8 @@ def test_a_stream_is_pieces_of_completions() -> None:
         ({"prompt_logprobs": -1}, "invalid_value", "prompt_logprobs"),
         ({"prompt_logprobs": 1, "stream": True}, "unsupported_parameter", "prompt_logprobs"),
         ({"suffix": "x"}, "unsupported_parameter", "suffix"),
+        ({"add_special_tokens": False}, "unsupported_parameter", "add_special_tokens"),
+        ({"store": True}, "unsupported_parameter", "store"),
         ({"best_of": 2}, "unsupported_parameter", "best_of"),
         ({"guided_regex": "a"}, "unsupported_parameter", "guided_regex"),
         ({"prompt": ""}, "invalid_value", "prompt"),
@@ -179,3 +181,6 @@ def test_a_fallback_takes_the_place_of_the_echo_too() -> None:
 
 def test_values_that_ask_for_nothing_are_taken() -> None:
     assert job("completions", echo=False, suffix=None, best_of=1, user="u") == job("completions")
+    more = {"store": False, "service_tier": "default", "metadata": {"a": "b"}, "safety_identifier": "s"}
+    also = {"bad_words": [], "add_special_tokens": True, "return_token_ids": False, "prompt_cache_key": "k"}
+    assert job("completions", **more, **also) == job("completions")

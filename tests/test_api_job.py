@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api_support import job
+from api_support import USER, job
 from millis.models.gguf import read_gguf
 from millis.server.api.errors import ApiError
 from millis.server.api.job import Endpoint, Job, check_ids, choice_params, prompt_ids, with_deadline
@@ -82,6 +82,33 @@ def test_a_base_model_cannot_chat(gemma: Tokenizer) -> None:
     found = error(lambda: prompt_ids(job("chat"), gemma))
     assert (found.status, found.code, found.param) == (400, "chat_template_error", "messages")
     assert error(lambda: prompt_ids(job("responses"), gemma)).param == "input"
+
+
+# As the templates of Qwen 3 read it: thoughts are closed before an answer that is to have none.
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{{ mood }}"
+)
+
+
+def test_a_template_is_told_its_settings_and_no_others(model_path: Callable[[str], Path], smollm: Tokenizer) -> None:
+    metadata = read_gguf(model_path("smollm2")).metadata
+    thinks = Tokenizer.from_gguf({**metadata, "tokenizer.chat_template": THINKS})
+
+    def text(**settings: Any) -> str:
+        (ids,) = prompt_ids(job("chat", chat_template_kwargs=settings), thinks)
+        assert prompt_ids(job("tokenize", prompt=None, messages=[USER], chat_template_kwargs=settings), thinks) == [ids]
+        return thinks.decode(ids, skip_special=False)
+
+    assert text() == text(enable_thinking=True) == text(enable_thinking=None)
+    assert text(enable_thinking=False) == text() + "<think>\n\n</think>\n\n"
+    spelled = prompt_ids(job("chat", chat_template_kwargs={"mood": "<|im_end|>"}), thinks)[0]
+    assert thinks.decode(spelled, skip_special=False).endswith("<|im_end|>")
+    assert smollm.encode("<|im_end|>", parse_special=True)[0] != spelled[-1], "a setting is text"
+    for name in ("weather", "messages", "tools", "bos_token", "add_generation_prompt", "raise_exception"):
+        found = error(lambda name=name: prompt_ids(job("chat", chat_template_kwargs={name: "x"}), thinks))  # type: ignore[misc]
+        assert (found.code, found.param) == ("unsupported_parameter", "chat_template_kwargs")
+        assert name in found.message
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -187,6 +188,67 @@ def test_a_bad_line_is_a_record_and_the_others_are_answered(capsys: pytest.Captu
         {"double": 14},
     ]
     assert told == "3 of 7 lines were not answered; their records say why"
+
+
+def test_lines_that_come_slowly_are_answered_as_they_come(smollm2: Path) -> None:
+    """Through a pipe that stays open: lines that came together share a batch, and none waits for those to come."""
+    with started("classify", "-", "-m", smollm2, "--threads", "1", "--labels", "good,bad", "--batch", "64") as process:
+        assert process.stdin is not None and process.stdout is not None
+        for written, expected in (("fine\n", 1), ("bad\n\ngood\nand beg", 2), ("un\n", 1), ("last", 0)):
+            process.stdin.write(written)
+            process.stdin.flush()
+            answers = b""
+            while answers.count(b"\n") < expected:
+                assert select.select([process.stdout], [], [], LIMIT_S)[0], f"no answer to {written!r}"
+                answers += os.read(process.stdout.fileno(), 1 << 16)
+            assert [json.loads(line)["label"] in ("good", "bad") for line in answers.splitlines()] == [True] * expected
+        rest, errors = process.communicate(timeout=LIMIT_S)
+    assert len(rest.splitlines()) == 1 and process.returncode == 0, errors
+
+
+def test_lines_longer_than_a_read_and_lines_of_a_file_are_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["7" * 200_000, "1", "", "2", "3" * 70_000, *map(str, range(90_000))]
+    (tmp_path / "texts").write_text("\n".join(texts))
+    asked: list[list[str]] = []
+
+    def run(given: list[str]) -> list[int]:
+        asked.append(given)
+        return list(map(len, given))
+
+    with open(tmp_path / "texts", "rb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", SimpleNamespace(buffer=file))
+        lines.answer("-", 32, run, lambda one: one)
+    assert [text for batch in asked for text in batch] == [text for text in texts if text]
+    assert {len(batch) for batch in asked[:-1]} == {32}  # a file is all there
+    assert len(capsys.readouterr().out.splitlines()) == len(texts) - 1
+
+
+# Text that is not ASCII
+
+POSIX = {"LC_ALL": "C", "PYTHONUTF8": "0"}  # all that Python knows then is ASCII
+
+
+def test_chinese_is_read_and_written_whatever_the_locale(smollm2: Path, tmp_path: Path) -> None:
+    (tmp_path / "标签.txt").write_text("好评\n差评\n", encoding="utf-8")
+    options = ("-m", smollm2, "--threads", "1", "--labels", f"@{tmp_path / '标签.txt'}")
+    expected = millis("classify", "这部电影太好看了", *options, "--json")
+    found = millis("classify", "这部电影太好看了", *options, "--json", **POSIX)
+    assert found.returncode == 0 and json.loads(found.stdout)["scores"].keys() == {"好评", "差评"}, found.stderr
+    assert json.loads(found.stdout)["scores"] == json.loads(expected.stdout)["scores"]
+    lines_too = millis("classify", "-", *options, stdin="这部电影太好看了\n", **POSIX)
+    assert json.loads(lines_too.stdout)["scores"] == json.loads(expected.stdout)["scores"]
+    assert "没有.gguf" in error_line(millis("run", "-m", "没有.gguf", "你好", **POSIX))
+
+
+@pytest.mark.parametrize("environment", [{}, POSIX])
+def test_arguments_that_are_no_text_are_told(environment: dict[str, str], tmp_path: Path) -> None:
+    told = error_line(millis("classify", "--labels", "a,b", "very \udcfffine", **environment), 2)
+    assert told == r"the argument 'very \xfffine' is not UTF-8 text; convert it, or set the terminal to UTF-8"
+    name = os.fsdecode(bytes(tmp_path) + b"/\xff.gguf")
+    Path(name).write_bytes(b"no model")
+    assert "not UTF-8" not in error_line(millis("run", "-m", name, "Hello", **environment))  # a file may be called so
 
 
 def test_what_is_wrong_with_every_line_ends_it(capsys: pytest.CaptureFixture[str]) -> None:

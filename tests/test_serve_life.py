@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -21,9 +24,10 @@ import pytest
 
 from millis.server import client
 from millis.server.messages import Frames, Start, Submit, frame
+from millis.server.open_files import OTHERS
 from millis.types import ModelError, SamplingParams
 from serving import CHAT, LIMIT_S, QUICK, Server, chat, until, workers
-from shell import error_line, millis
+from shell import Terminal, error_line, millis
 
 
 def test_a_killed_engine_fails_what_it_had_and_comes_back(model_path: Callable[[str], Path]) -> None:
@@ -71,6 +75,66 @@ def test_sigterm_lets_answers_end_and_takes_no_new_ones(model_path: Callable[[st
         assert server.process.wait(LIMIT_S) == 0
     assert [status for status, _ in answers] == [200] * 4
     assert all(answer["usage"]["completion_tokens"] == 60 for _, answer in answers)
+
+
+def test_a_terminal_that_closes_lets_answers_end(model_path: Callable[[str], Path]) -> None:
+    command = ("serve", "-m", model_path("smollm2"), "--served-name", "m", "--port", "0", *QUICK)
+    with Terminal(*command) as terminal:
+        port = int(terminal.wait_for(r"http://127\.0\.0\.1:\d+").rsplit(":", 1)[1])
+        found: list[Any] = []
+
+        def ask() -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_S)
+            body = chat("Write a story.", max_tokens=300, ignore_eos=True, stream=True)
+            connection.request("POST", CHAT, json.dumps(body), {"content-type": "application/json"})
+            answer = connection.getresponse()
+            found.append(answer.readline())
+            begun.set()
+            found.append(answer.read())
+            connection.close()
+
+        begun = threading.Event()
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert begun.wait(LIMIT_S)
+        (engine,) = workers(terminal.process.pid)
+        terminal.hang_up()
+        thread.join(LIMIT_S)
+        assert terminal.process.wait(LIMIT_S) == 0
+    assert b'"finish_reason":"length"' in found[1] and found[1].endswith(b"data: [DONE]\n\n")
+    assert not _alive(engine)
+
+
+def test_a_second_hangup_is_no_hurry_and_nohup_is_kept_to(model_path: Callable[[str], Path]) -> None:
+    with Server(model_path("smollm2"), *QUICK, before=("nohup",)) as server:
+        (engine,) = server.workers()
+        for process in (engine, server.process.pid):
+            os.kill(process, signal.SIGHUP)
+        assert server.chat()[0] == 200 and server.workers() == [engine]
+    with Server(model_path("smollm2"), *QUICK) as server:
+        stream = server.stream(chat("Write a story.", max_tokens=300, ignore_eos=True, stream=True))
+        next(stream)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
+            server.process.send_signal(number)
+            os.kill(server.workers()[0], signal.SIGHUP)
+        assert list(stream)[-1]["choices"][0]["finish_reason"] == "length"
+        assert server.process.wait(LIMIT_S) == 0
+
+
+@pytest.mark.parametrize(("hard", "served"), [("hard", 300), ("256", 256 - OTHERS)])
+def test_a_low_limit_of_open_files_is_raised_or_told(hard: str, served: int, model_path: Callable[[str], Path]) -> None:
+    limits = f'ulimit -Sn 256; [ {hard} = hard ] || ulimit -Hn 256; exec "$@"'
+    with Server(model_path("smollm2"), *QUICK, before=("bash", "-c", limits, "_")) as server:
+        text = Path(f"/proc/{server.process.pid}/limits").read_text()
+        assert re.search(rf"Max open files +{4096 + OTHERS if hard == 'hard' else 256} ", text)
+        idle = [server.raw() for _ in range(served - 1)]
+        assert server.ask("/health")[0] == 200
+        if hard != "hard":
+            with server.raw() as last, server.raw() as surplus:
+                assert last.send(b"GET /health HTTP/1.1\r\n") and b" 503 " in surplus.recv(100)
+        for connection in idle:
+            connection.close()
+    assert ("128 connections at once instead of the 4096 of --max-connections" in server.errors) == (hard != "hard")
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 0.4])

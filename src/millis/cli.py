@@ -37,6 +37,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: list[str]) -> int:
+    if (unread := next((one for one in arguments if _unreadable(one)), None)) is not None:
+        text = ascii(os.fsencode(unread))[2:-1]
+        return _fail(f"the argument '{text:.100}' is not UTF-8 text; convert it, or set the terminal to UTF-8", MISUSED)
     try:
         code = _app(arguments)(arguments, prog_name="millis", standalone_mode=False)
         sys.stdout.flush()
@@ -58,6 +61,11 @@ def _run(arguments: list[str]) -> int:
         _discard_output()
         where = f"{error.filename}: " if error.filename is not None else "cannot write the output: "
         return _fail(f"{where}{error.strerror or error}", FAILED)
+
+
+def _unreadable(argument: str) -> bool:
+    """Whether an argument is bytes that are no text, and no file is called so either."""
+    return any("\udc80" <= one <= "\udcff" for one in argument) and not os.path.lexists(argument)
 
 
 def _app(arguments: list[str]) -> typer.Typer:

@@ -159,7 +159,7 @@ class ServerConfig:
     pin: str | None = None
     """File of texts whose keys and values stay in the prefix cache, one a line, \\n for a line break."""
     drain_s: float = 30.0
-    """Seconds that answers under way are given to end after SIGTERM or Ctrl-C."""
+    """Seconds that answers under way are given to end after SIGTERM, SIGHUP or Ctrl-C."""
     max_body_bytes: int = 4 << 20
     """Largest request body."""
     max_header_bytes: int = 16 << 10
@@ -171,7 +171,7 @@ class ServerConfig:
     max_requests: int = 1024
     """Most requests in work or waiting at once."""
     max_connections: int = 4096
-    """Most connections at once."""
+    """Most connections at once, as far as the limit of open files can be raised."""
     max_stored: int = 1024
     """Most responses kept in memory for POST /v1/responses with store: true; 0: none is. Nothing else is ever kept."""
     max_stored_bytes: int = 64 << 20

@@ -84,6 +84,11 @@ class TemplateError(MillisError):
     """A chat template that is missing, refuses its input, or breaks the sandbox's limits."""
 
 
+def closed_error() -> RequestError:
+    """What whoever uses a model is told that was closed."""
+    return RequestError("the model was closed; load it again")
+
+
 def no_thread(error: RuntimeError) -> MillisError:
     """What to tell the user where the system starts no more threads. Any other RuntimeError is raised again."""
     if str(error) != "can't start new thread":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -24,7 +26,7 @@ def check_not_empty(text: str) -> str:
 Text = Annotated[
     str, typer.Argument(callback=check_not_empty, help="The text; - reads standard input, one text a line.")
 ]
-Together = Annotated[int, typer.Option("--batch", min=1, max=256, help="Lines of standard input answered together.")]
+Together = Annotated[int, typer.Option("--batch", min=1, max=256, help="Lines of standard input together at most.")]
 
 
 def listed(given: str) -> list[str]:
@@ -117,17 +119,41 @@ def answer_lines(count: int, run: Callable[[list[str]], Sequence[Any]], record: 
 
 
 def _batches(count: int) -> Iterator[list[tuple[int, str]]]:
-    """The lines of standard input that are not empty with their numbers, `count` at a time at most."""
+    """The lines of standard input that are not empty with their numbers, those that have come, `count` at most."""
     batch: list[tuple[int, str]] = []
-    for number, raw in enumerate(sys.stdin.buffer, 1):
+    for number, (raw, more) in enumerate(_lines(), 1):
         line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip()
         if line:
             batch.append((number, line))
-        if len(batch) == count:
+        if len(batch) == count or (batch and not more):
             yield batch
             batch = []
     if batch:
         yield batch
+
+
+def _lines() -> Iterator[tuple[bytes, bool]]:
+    """Each line of standard input, and whether there is more to read without waiting for it."""
+    source = cast(io.BufferedReader, sys.stdin.buffer)
+    begun: list[bytes] = []  # of a line whose end has not come
+    while data := source.read1(1 << 16):
+        *ends, rest = data.split(b"\n")
+        for i, end in enumerate(ends, 1):
+            line = b"".join([*begun, end])
+            begun.clear()
+            yield line, i < len(ends) or _has_come()
+        if rest:
+            begun.append(rest)
+    if begun:
+        yield b"".join(begun), False
+
+
+def _has_come() -> bool:
+    """Whether standard input can be read at once; a file always can."""
+    try:
+        return bool(select.select([sys.stdin.buffer], [], [], 0)[0])
+    except (OSError, ValueError):  # what is no file of the system
+        return True
 
 
 def _each(

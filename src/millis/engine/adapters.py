@@ -57,6 +57,11 @@ class Adapters:
         with self._lock:
             return sum(adapter.nbytes for adapter in self._packed.values())
 
+    def close(self) -> None:
+        """Gives back all that is packed; what requests compute with is theirs until they end."""
+        with self._loading, self._lock:
+            self._packed.clear()
+
     def add(self, name: str, path: Path, *, load: bool = True) -> None:
         """Makes an adapter known, and packs it. load=False: it is read when it is first asked for.
 

@@ -40,6 +40,9 @@ class DecoderReader(Reader):
         self.max_tokens = self._runner.max_tokens
         self.isa, self.weight_bytes = self._runner.isa, self._runner.weight_bytes
 
+    def close(self) -> None:
+        self._runner.close()
+
     def _run(self, ids: Ids, types: Ids | None, head: bool) -> NDArray[np.float32]:
         if types is not None:
             raise ValueError("a decoder knows no kinds of tokens")

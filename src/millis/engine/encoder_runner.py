@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from millis import _native
 from millis.config import EngineConfig
 from millis.engine.eight_bits import eight_bits
-from millis.engine.native_runner import check_values, fill
+from millis.engine.native_runner import CLOSED, check_values, fill
 from millis.models.load import Model
 from millis.models.ngrams import TOKENS, Ngrams
 from millis.types import FormatError, ModelError
@@ -58,6 +58,10 @@ class Reader(ABC):
         return [*text[: self.context - self._suffix], *text[len(text) - self._suffix :]]
 
     @abstractmethod
+    def close(self) -> None:
+        """Gives the weights back, at the end of the step that is under way."""
+
+    @abstractmethod
     def _run(self, ids: Ids, types: Ids | None, head: bool) -> NDArray[np.float32]:
         """The rows that `logits`, where `head`, or `embeddings` give. ValueError: ids or types that cannot be."""
 
@@ -100,6 +104,9 @@ class EncoderRunner(Reader):
         except MemoryError:
             raise ModelError(f"{model.checkpoint.path}: not enough memory for the weights") from None
         self.isa, self.weight_bytes = str(self._runtime.isa), int(self._runtime.weight_bytes)
+
+    def close(self) -> None:
+        self._runtime = CLOSED
 
     def _run(self, ids: Ids, types: Ids | None, head: bool) -> NDArray[np.float32]:
         if len(ids) == 1:  # the fastest way is the one of a single request

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,7 @@ from millis.engine.speculate import Speculator
 from millis.engine.tree import parts
 from millis.engine.turn import Turn
 from millis.types import (
+    DeadlineError,
     FinishReason,
     Grammar,
     GrammarError,
@@ -36,6 +39,7 @@ from millis.types import (
     Priority,
     RequestError,
     SamplingParams,
+    closed_error,
 )
 
 SENTENCE_TOKENS = 16  # of the shortest useful answer, where the caller does not say
@@ -94,6 +98,16 @@ class Engine:
         self._outcomes = Outcomes(runner, self.scheduler, self.counters, clock, speculator, eos, sentence_ends)
         self._keeper = Keeper(self.turn, self.counters)
         self._probed_s = -math.inf  # when `probe` last did
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends all requests after the step under way, and takes no other. Scores that lack values are an error."""
+        with self.turn.whole():
+            self._closed = True
+            for request in [*self.scheduler.running, *self.scheduler.waiting]:
+                if request.score is not None:
+                    request.error = closed_error()
+                self._outcomes.finish(request, "cancelled")
 
     @property
     def sentence_ends(self) -> frozenset[int]:
@@ -353,7 +367,17 @@ class Engine:
     def wants_probe(self) -> bool:
         """Whether `probe` would compute anything now."""
         doubted = self._gate.doubted and self.clock() >= self._probed_s + PROBE_S
-        return (doubted or self._gate.missed.wanted is not None) and not self.has_work
+        return (doubted or self._gate.missed.wanted is not None) and not self.has_work and not self._closed
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Around the submitting of a request: one that is refused lets the engine see what steps take by now."""
+        try:
+            yield
+        except DeadlineError:
+            if self.wants_probe:
+                threading.Thread(target=self.probe, name="probe", daemon=True).start()
+            raise
 
     def probe(self) -> bool:
         """Computes something for nobody, if a request was refused although nothing ran; whether it did.
@@ -464,6 +488,8 @@ class Engine:
 
     def _queue(self, request: Request) -> None:
         """Admits a request or refuses it, before any of it is computed."""
+        if self._closed:
+            raise closed_error()
         self._gate.check(request)
         if request.score is None and request.sampler is None:
             request.sampler = self.runner.sampler(request.params, request.tokens)
@@ -503,6 +529,8 @@ class Engine:
 
     def embedding(self, prompts: Sequence[Sequence[int]]) -> Embedding:
         """As `embed`, for a caller that reads a piece at a time."""
+        if self._closed:
+            raise closed_error()
         checked = [self._checked(prompt) for prompt in prompts]
         longest = max(len(prompt) for prompt in checked)
         if longest > self.room:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +35,27 @@ from millis.models.plan import (
     SelfAttention,
 )
 from millis.models.tensor import Tensor
-from millis.types import FormatError, ModelError, RequestError, SamplingParams, TokenLogprob
+from millis.types import FormatError, ModelError, RequestError, SamplingParams, TokenLogprob, closed_error
 
 OUTPUT_ROWS = 16  # rows of logits held at once
 SMALLEST = float(np.finfo(np.float32).tiny)  # smaller shares of probability would be none to the native sampler
 ALLOWED = 1e3  # on the logits of the only tokens that may be chosen
+
+
+class Closed:
+    """What a runner has in place of a native runtime that it gave back: any use of it is a RequestError."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise closed_error()
+
+
+CLOSED: Any = Closed()
+
+
+def trim() -> None:
+    """Gives the system what the C library keeps of freed memory, tens of MB behind a model, where it is glibc."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class NativeRunner:
@@ -72,6 +90,10 @@ class NativeRunner:
                 "positions of KV cache; ask for a shorter context"
             ) from None
 
+    def close(self) -> None:
+        """Gives weights and KV cache back, at the end of the call that is under way."""
+        self._runtime = CLOSED
+
     @property
     def isa(self) -> str:
         """The instruction set in use."""
@@ -101,8 +123,9 @@ class NativeRunner:
 
     def adapter(self, weights: AdapterWeights) -> Any:
         """The adapter packed for this model, `nbytes` large. FormatError: it does not fit. ModelError: no memory."""
+        pack = self._runtime.adapter  # of a closed one, an error of its own
         try:
-            return self._runtime.adapter([(pair.weight, pair.a, pair.b, pair.scale) for pair in weights.pairs])
+            return pack([(pair.weight, pair.a, pair.b, pair.scale) for pair in weights.pairs])
         except ValueError as error:
             raise FormatError(f"{weights.path.name}: {error}") from None
         except MemoryError:

@@ -15,7 +15,7 @@ from millis.config import EngineConfig
 from millis.engine.eight_bits import eight_bits
 from millis.engine.encoder_runner import groups
 from millis.engine.kvcache import PageAllocator
-from millis.engine.native_runner import check_values, fill, new_runtime, new_sampler
+from millis.engine.native_runner import CLOSED, check_values, fill, new_runtime, new_sampler
 from millis.models.generation import MOST_BEAMS
 from millis.models.load import Model
 from millis.models.tensor import Tensor
@@ -71,6 +71,10 @@ class Seq2SeqRunner:
                 f"{model.checkpoint.path}: not enough memory for weights and cache; ask for a shorter context"
             ) from None
         self.pages = PageAllocator(pages)
+
+    def close(self) -> None:
+        """Gives weights and cache back."""
+        self._runtime = CLOSED
 
     @property
     def isa(self) -> str:

@@ -101,7 +101,7 @@ class Worker(Protocol):
 
 def main(load: Callable[[Start, Line], Worker]) -> None:
     """`python -m MODULE FD`: loads what the first message names, reports, and works until the socket closes."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal's go to all of its processes
         signal.signal(number, signal.SIG_IGN)
     sys.setswitchinterval(0.0005)
     with contextlib.suppress(OSError, AttributeError):  # the server may have put itself first; see run.py

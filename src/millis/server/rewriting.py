@@ -46,6 +46,7 @@ def rewritten(job: Job, model: Model) -> Job:
         ("logit_bias", params.logit_bias),
         ("logprobs", params.logprobs is not None),
         ("echo", job.echo),
+        ("chat_template_kwargs", any(isinstance(one, Conversation) and one.variables for one in job.prompts)),
         ("prompt_logprobs", job.prompt_logprobs is not None),
     )
     for field, asked in asks:

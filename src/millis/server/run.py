@@ -12,7 +12,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from millis.server.client import EngineClient
 from millis.server.library import Library
 from millis.server.messages import Pin
 from millis.server.metrics import Metrics
+from millis.server.open_files import connections
 from millis.server.origins import Origins
 from millis.server.protocol import protocol_for
 from millis.server.served import Model
@@ -82,14 +83,16 @@ class Paths:
 
 
 def serve(paths: Paths, settings: Settings, files: Files, announce: Announce) -> None:
-    """Serves models until SIGTERM or SIGINT. `announce` is told once where, when requests are answered. files: see
-    `read_files`.
+    """Serves models until SIGTERM, SIGHUP or SIGINT. `announce` is told once where, when requests are answered. files:
+    see `read_files`.
 
     Raises ModelError (one cannot be loaded), RequestError (settings that an encoder does not have), OSError (the
     address), and in the end KeyboardInterrupt where it was SIGINT.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("millis").setLevel(logging.INFO)
+    most = connections(settings.server.max_connections)
+    settings = replace(settings, server=replace(settings.server, max_connections=most))
     sys.setswitchinterval(SWITCH_S)
     with contextlib.suppress(OSError, AttributeError):  # as far as the system allows: answers go out before steps go on
         os.setpriority(os.PRIO_PROCESS, 0, URGENT)
@@ -114,6 +117,8 @@ async def _serve(paths: Paths, settings: Settings, files: Files, announce: Annou
         nonlocal first
         first = first or number
         if service.draining:
+            if number == signal.SIGHUP:  # it comes twice, or behind SIGTERM, from shells and supervisors in no hurry
+                return
             server.force_exit = True
             fail_all()
             return
@@ -125,8 +130,9 @@ async def _serve(paths: Paths, settings: Settings, files: Files, announce: Annou
         for model in models:
             model.client.fail_all(*STOPPING)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            loop.add_signal_handler(number, stop, number)
     answering = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         began = loop.time()

@@ -40,7 +40,7 @@ class Classifier:
         length_normalized: bool = False,
         calibration: Calibration | str | None = None,
     ) -> None:
-        self._lm = lm
+        self._engine, self._tokenizer = lm.engine, lm.tokenizer  # not the model, which keeps its classifiers: a cycle
         self._question = Question(labels, examples, template, multi)
         self.labels = self._question.labels
         self._multi, self._normalized = multi, length_normalized
@@ -60,7 +60,7 @@ class Classifier:
 
     def classify(self, texts: Sequence[str], deadline_ms: float | None = None) -> list[Classification]:
         """One answer a text. Texts share steps; the deadline is each one's, from the call."""
-        begin = self._lm.engine.clock()
+        begin = self._engine.clock()
         deadline_s = None if deadline_ms is None else begin + deadline_ms / 1000
         found: list[Classification] = []
         for at in range(0, len(texts), TOGETHER):
@@ -69,12 +69,12 @@ class Classifier:
                 for i, text in enumerate(texts[at : at + TOGETHER]):
                     requests.append(self._submit(text, begin if deadline_s is not None else None, deadline_s))
                     if at == i == 0:  # the instruction's keys are computed once, for all
-                        self._lm.engine.wait(requests[0])
+                        self._engine.wait(requests[0])
                 for request in requests:
-                    self._lm.engine.wait(request)
+                    self._engine.wait(request)
             finally:
                 for request in requests:
-                    self._lm.engine.cancel(request)
+                    self._engine.cancel(request)
             found += [self._answer(request) for request in requests]
         return found
 
@@ -92,7 +92,7 @@ class Classifier:
     def log_probabilities(self, text: str) -> list[float]:
         """Of each label (nats), before any calibration."""
         request = self._submit(text, None, None)
-        self._lm.engine.wait(request)
+        self._engine.wait(request)
         self._asked = True
         return self._values(request)
 
@@ -103,12 +103,12 @@ class Classifier:
         checks.text(text, "a text to classify")
         begin = time.perf_counter()
         if self._multi:
-            prompt, continuations = self._question.yes_or_no(text, self._lm.tokenizer)
+            prompt, continuations = self._question.yes_or_no(text, self._tokenizer)
         else:
-            prompt, continuations = self._question.prompt(text, self._lm.tokenizer), self._continuations
+            prompt, continuations = self._question.prompt(text, self._tokenizer), self._continuations
         tokenize_ms = 1000 * (time.perf_counter() - begin)
-        with self._lm.refusals():
-            request = self._lm.engine.submit_score(
+        with self._engine.refusals():
+            request = self._engine.submit_score(
                 prompt, continuations, arrival_s=arrival_s, deadline_s=deadline_s, cache=True
             )
         request.timings.tokenize_ms = tokenize_ms

@@ -23,7 +23,7 @@ from millis.models.load import is_encoder, load_model
 from millis.models.ngrams import read_ngrams
 from millis.tasks import checks
 from millis.tasks.embed import token_ids, unit_vectors
-from millis.tasks.model import config_of, no_collection, not_pickled
+from millis.tasks.model import Loaded, config_of, no_collection
 from millis.tasks.readable import check_readable
 from millis.tokenizer import Tokenizer, load_tokenizer, shortened
 from millis.types import Classification, ModelError, RequestError, Timings, whole
@@ -31,8 +31,8 @@ from millis.types import Classification, ModelError, RequestError, Timings, whol
 OPTIONS = ("threads", "isa", "precision", "context", "max_batch_tokens")
 
 
-class Encoder:
-    """A model that reads texts and writes none. Calls from several threads take turns.
+class Encoder(Loaded):
+    """A model that reads texts and writes none. Calls from several threads take turns; `close()` gives its memory back.
 
     name, progress, agree: as for LanguageModel. Options: those of EngineConfig that say how texts are read; `context`
     is the longest text in tokens. Raises ModelError (not found, not readable, no encoder), RequestError (a bad option).
@@ -71,6 +71,9 @@ class Encoder:
             context=self.runner.context,
             max_tokens=self.runner.max_tokens,
         )
+
+    def _close(self) -> None:
+        self.runner.close()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -212,7 +215,6 @@ class Encoder:
         )
 
     stream = chat = chat_stream = score = generate
-    __reduce__ = not_pickled
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:

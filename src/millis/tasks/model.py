@@ -7,13 +7,14 @@ import json
 import operator
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from millis.engine.adapters import Adapter, Adapters, named
 from millis.engine.draft import DraftModel
 from millis.engine.engine import Engine
 from millis.engine.grammar import GrammarCompiler
-from millis.engine.native_runner import NativeRunner
+from millis.engine.native_runner import NativeRunner, trim
 from millis.engine.packed import packed_weights
 from millis.engine.requantize import requantize
 from millis.engine.request import Request
@@ -43,7 +44,6 @@ from millis.tasks.text import TextStream
 from millis.tokenizer import Tokenizer, load_tokenizer
 from millis.types import (
     Completion,
-    DeadlineError,
     Grammar,
     GrammarError,
     ModelError,
@@ -162,13 +162,37 @@ class Stream:
                 self.on_completion(self.completion)
 
 
-def not_pickled(model: object) -> NoReturn:
-    """A loaded model's `__reduce__`: RequestError instead of a pickle or copy of weights and threads."""
-    raise RequestError("a loaded model cannot be pickled or copied; load it in each process that uses it")
+Self = TypeVar("Self", bound="Loaded")
 
 
-class LanguageModel(TaskMethods):
-    """A model ready to answer. Calls from several threads share its steps.
+class Loaded(ABC):
+    """What all loaded models share: leaving a `with` block closes one, and none is pickled or copied."""
+
+    def close(self) -> None:
+        """Cancels answers under way and gives the memory of weights and KV cache back. A second time it does nothing.
+
+        Any use of the model from then on is a RequestError.
+        """
+        self._close()
+        trim()
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise RequestError("a loaded model cannot be pickled or copied; load it in each process that uses it")
+
+
+class LanguageModel(TaskMethods, Loaded):
+    """A model ready to answer. Calls from several threads share its steps; `close()` gives its memory back.
 
     name: a catalogue name, a .gguf file, a Hugging Face folder, or a hub repo id. `progress` is told of a pull, `agree`
     asked about a model's terms. Options are those of EngineConfig; None leaves one at its default.
@@ -208,7 +232,8 @@ class LanguageModel(TaskMethods):
             self.runner = NativeRunner(self.model, self.config, packed)
         base = self.model.checkpoint.config
         self.adapters = Adapters(lambda at: read_adapter(at, base), self.runner.adapter, self.config.max_adapters)
-        draft = None if self.config.draft is None else self._draft_model(self.config.draft, progress, agree)
+        self._draft = None if self.config.draft is None else self._draft_runner(self.config.draft, progress, agree)
+        draft = None if self._draft is None else DraftModel(self._draft, self.tokenizer.control)
         speculator = None if self.config.speculation == "off" else Speculator(time.perf_counter, draft)
         self.grammars = GrammarCompiler(self.tokenizer)
         self.engine = Engine(
@@ -226,9 +251,17 @@ class LanguageModel(TaskMethods):
         self._ready_for_deadlines = False
         self._classifiers = {}
 
-    def _draft_model(
+    def _close(self) -> None:
+        self.engine.close()
+        for runner in (self.runner, self._draft):
+            if runner is not None:
+                runner.close()
+        self.adapters.close()
+        self._classifiers.clear()
+
+    def _draft_runner(
         self, name: str, progress: hub.Progress | None, agree: Callable[[hub.Entry], bool] | None
-    ) -> DraftModel:
+    ) -> NativeRunner:
         path = hub.resolve(name, progress, agree, check_readable)
         checkpoint = read_checkpoint(path)
         if checkpoint.config.reads:
@@ -241,8 +274,7 @@ class LanguageModel(TaskMethods):
         if self.config.precision != "exact":  # four bits a weight: its errors cost guesses, and reading it costs time
             checkpoint = requantize(checkpoint, self.config.threads)
         context = min(checkpoint.config.context, self.model.plan.context)
-        runner = NativeRunner(Model(checkpoint, build_plan(checkpoint, context)), self.config)
-        return DraftModel(runner, self.tokenizer.control)
+        return NativeRunner(Model(checkpoint, build_plan(checkpoint, context)), self.config)
 
     def generate(
         self,
@@ -337,8 +369,6 @@ class LanguageModel(TaskMethods):
         checks.text(name, "an adapter's name")
         self.adapters.remove(name)
 
-    __reduce__ = not_pickled
-
     def _adapter(self, name: str | None) -> Adapter | None:
         return None if name is None else self.adapters.use(checks.text(name, "an adapter's name"))
 
@@ -429,16 +459,6 @@ class LanguageModel(TaskMethods):
             self.engine.calibrate(budget_s=MEASURE_S, quick=True)
         self._ready_for_deadlines = True
 
-    @contextmanager
-    def refusals(self) -> Iterator[None]:
-        """Around the submitting of a request: one that is refused lets the engine see what steps take by now."""
-        try:
-            yield
-        except DeadlineError:
-            if self.engine.wants_probe:
-                threading.Thread(target=self.engine.probe, name="probe", daemon=True).start()
-            raise
-
     def _stream(
         self,
         encode: Callable[[], list[int]],
@@ -459,7 +479,7 @@ class LanguageModel(TaskMethods):
         deadline = None if deadline_ms is None else begin + float(deadline_ms) / 1000
         text = TextStream(self.tokenizer.detokenizer(continues=continues), params.stop)
         tokenize_ms = 1000 * (self.engine.clock() - begin)
-        with self.refusals():
+        with self.engine.refusals():
             request = self.engine.submit(ids, params, arrival_s=begin, deadline_s=deadline, adapter=used)
         return Stream(self.engine, request, text, tokenize_ms)
 

@@ -19,13 +19,13 @@ from millis.models.mapped import read_json
 from millis.tasks import checks
 from millis.tasks.embed import token_ids
 from millis.tasks.language import LANGUAGES
-from millis.tasks.model import config_of, no_collection, not_pickled
+from millis.tasks.model import Loaded, config_of, no_collection
 from millis.tasks.readable import check_readable
 from millis.tasks.sentences import sentence_ends
 from millis.tasks.summarize import Summary
 from millis.tasks.translate import Translation
 from millis.tokenizer import Tokenizer, load_tokenizer
-from millis.types import Completion, ModelError, RequestError, SamplingParams, Timings, whole
+from millis.types import Completion, ModelError, RequestError, SamplingParams, Timings, closed_error, whole
 
 OPTIONS = ("threads", "isa", "precision", "context", "max_batch_tokens", "max_sequences", "screen")
 SAMPLING = "temperature top_k top_p min_p repetition_penalty presence_penalty frequency_penalty seed".split()
@@ -33,7 +33,7 @@ DEFAULT_TOKENS = 256  # where neither the call nor the files say how long an ans
 Texts = str | Sequence[str]
 
 
-class Seq2Seq:
+class Seq2Seq(Loaded):
     """A model that reads a whole text, then writes one. Calls from several threads take turns.
 
     name, progress, agree: as for LanguageModel. Options: those of EngineConfig that say how texts are read and
@@ -62,7 +62,12 @@ class Seq2Seq:
         self._tasks = Settings(read_json(self.path / "config.json", 1 << 20)).part("task_specific_params")
         self._turn = Lock()
         self._writer = Writer(self.runner, sentence_ends(self.tokenizer))
-        self._stopped = False
+        self._stopped = self._closed = False
+
+    def _close(self) -> None:
+        self._closed = True
+        with self._turn:
+            self.runner.close()
 
     @overload
     def generate(self, texts: str, **options: Any) -> Completion: ...
@@ -90,6 +95,8 @@ class Seq2Seq:
         moment before. RequestError: a text that is empty or longer than the context, or options that do not go
         together.
         """
+        if self._closed:
+            raise closed_error()
         begin = self._clock_for(deadline_ms)
         self._stopped = False
         settings = self.generation if generation is None else generation
@@ -100,7 +107,7 @@ class Seq2Seq:
         if deadline_ms is not None:
             wish = replace(wish, deadline=begin + deadline_ms / 1000)
         with self._turn:
-            written = self._writer.write(ids, wish, lambda: self._stopped)
+            written = self._writer.write(ids, wish, lambda: self._stopped or self._closed)
         found = [
             self._completion(one, len(text), begin, encoded, deadline_ms)
             for one, text in zip(written, ids, strict=True)
@@ -180,7 +187,6 @@ class Seq2Seq:
         )
 
     stream = chat_stream = score = embed = chat
-    __reduce__ = not_pickled
 
     def _clock_for(self, deadline_ms: float | None) -> float:
         if checks.deadline(deadline_ms) is not None:

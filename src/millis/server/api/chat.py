@@ -13,8 +13,8 @@ from millis.server.api.errors import invalid, unsupported
 from millis.server.api.fields import (
     COMMON_REFUSED,
     Asked,
-    Metadata,
     StreamOptions,
+    TemplateValues,
     asked,
     form_field,
     json_grammar,
@@ -80,7 +80,10 @@ class ChatRequest(Asked):
         "web_search_options": "nothing is searched",
         "echo": "it belongs to /v1/completions",
         "chat_template": "the template is the model's",
-        "chat_template_kwargs": "the template's variables are the messages and tools",
+        "documents": "write them into a message, or use /v1/answer",
+        "add_special_tokens": "the chat template writes its own",
+        "include_reasoning": _NO_REASONING,
+        "mm_processor_kwargs": NO_AUDIO,
         "add_generation_prompt": "an answer is always begun",
         "continue_final_message": "an answer is always begun",
     }
@@ -95,20 +98,20 @@ class ChatRequest(Asked):
     tools: list[ToolWire] | None = None
     tool_choice: ToolChoiceWire | None = None
     parallel_tool_calls: bool | None = None
-    # What follows changes no answer.
-    user: str | None = None
-    metadata: Metadata | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    chat_template_kwargs: TemplateValues | None = Field(
+        None, description="variables that the model's chat template reads, such as enable_thinking"
+    )
     # What follows is refused with any other value.
     modalities: list[Literal["text"]] | None = None
-    store: No | None = None
-    service_tier: Literal["auto", "default"] | None = None
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
     echo: No | None = None
     add_generation_prompt: Yes | None = None
     continue_final_message: No | None = None
+    documents: Annotated[list[Any], Field(max_length=0)] | None = None
+    add_special_tokens: No | None = None
+    include_reasoning: Yes | None = None
+    mm_processor_kwargs: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
 
 def parse_chat(body: Body, limits: Limits) -> Job:
@@ -133,7 +136,7 @@ def parse_chat(body: Body, limits: Limits) -> Job:
         endpoint="chat",
         kind="generate",
         **asked(request),
-        prompts=(Conversation(messages, shown_tools(tools, choice)),),
+        prompts=(Conversation(messages, shown_tools(tools, choice), request.chat_template_kwargs or {}),),
         params=sampling(
             request,
             limits,

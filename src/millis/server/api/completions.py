@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from millis.engine.runner import Ranked
-from millis.server.api.body import Body, read
+from millis.server.api.body import Body, Yes, read
 from millis.server.api.chat import ResponseFormat, answer_grammar, choices, include_usage
 from millis.server.api.conversation import check_filled, check_length
 from millis.server.api.echo import Echo, echo_logprobs, prompt_logprobs
@@ -35,6 +35,7 @@ class CompletionRequest(Asked):
     refused: ClassVar[Mapping[str, str]] = {
         **{name: why for name, why in COMMON_REFUSED.items() if name != "prompt_logprobs"},
         "suffix": "text is continued, not inserted",
+        "add_special_tokens": "a text begins as the model's tokenizer has it; send token ids to choose",
     }
 
     prompt: TextOrTokens
@@ -47,9 +48,9 @@ class CompletionRequest(Asked):
     parse_special: bool | None = Field(
         None, description="whether a text may spell control tokens such as <|im_start|>; it may unless this is false"
     )
-    user: str | None = None
     # What follows is refused with any other value.
     suffix: Literal[""] | None = None
+    add_special_tokens: Yes | None = None
 
 
 def parse_completion(body: Body, limits: Limits) -> Job:

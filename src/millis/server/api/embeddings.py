@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from millis.server.api.body import Body, read
+from millis.server.api.body import Body, Yes, read
 from millis.server.api.completions import TextOrTokens, inputs
 from millis.server.api.errors import unsupported
 from millis.server.api.fields import Texts, schedule
@@ -21,11 +22,19 @@ from millis.types import Timings
 class EmbeddingRequest(Texts):
     """The body of POST /v1/embeddings."""
 
+    refused: ClassVar[Mapping[str, str]] = {
+        "add_special_tokens": "a text is read with the special tokens that the model was trained with",
+        "normalize": "vectors are always of unit length",
+    }
+
     model: str
     input: TextOrTokens
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, description="the width of the model; no other can be had")] | None = None
     user: str | None = None
+    # What follows is refused with any other value.
+    add_special_tokens: Yes | None = None
+    normalize: Yes | None = None
 
 
 def parse_embedding(body: Body, limits: Limits) -> Job:

@@ -35,12 +35,27 @@ COMMON_REFUSED: Mapping[str, str] = {
     "include_stop_str_in_output": "an answer ends before its stop text",
     "skip_special_tokens": "special tokens are never shown",
     "prompt_logprobs": "/v1/completions tells them",
+    "bad_words": "use logit_bias, with the ids of tokens",
+    "allowed_token_ids": "write structured_outputs: {choice | regex | grammar: …} instead",
+    "logits_processors": "use logit_bias, with the ids of tokens",
+    "return_token_ids": "answers are text; /tokenize tells its tokens",
+    "return_tokens_as_token_ids": "logprobs name tokens by their text",
+    "spaces_between_special_tokens": "special tokens are never shown",
+    "truncate_prompt_tokens": "a prompt is read whole; of /v1/responses, truncation leaves out the oldest turns",
+    "cache_prompt": "prefixes are cached by themselves",
+    "cache_salt": "prefixes are told apart by the keys of --api-key-file",
+    "kv_transfer_params": "there is one cache, that of this machine",
+    "vllm_xargs": "they belong to another server",
 }
 
 # A request that takes longer than a day is a mistake.
 DeadlineMs = Annotated[float, Field(gt=0, le=MAX_DEADLINE_MS, description="milliseconds from arrival to last byte")]
 Metadata = dict[str, Any]
 Stop = Annotated[str, Field(min_length=1)]
+TemplateValue = bool | Annotated[int, Field(ge=-(2**63), lt=2**63)] | float | Annotated[str, Field(max_length=1024)]
+TemplateValues = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=64)], TemplateValue | None], Field(max_length=16)
+]
 
 
 class Scheduling(Request):
@@ -80,6 +95,7 @@ class StructuredOutputs(Wire):
 class StreamOptions(Wire):
     include_usage: bool | None = None
     include_obfuscation: No | None = None
+    continuous_usage_stats: No | None = None
 
 
 class Sampling(Deadline):
@@ -107,6 +123,13 @@ class Sampling(Deadline):
     stop_token_ids: Annotated[list[Any], Field(max_length=0)] | None = None
     include_stop_str_in_output: No | None = None
     skip_special_tokens: Yes | None = None
+    bad_words: Annotated[list[Any], Field(max_length=0)] | None = None
+    logits_processors: Annotated[list[Any], Field(max_length=0)] | None = None
+    return_token_ids: No | None = None
+    return_tokens_as_token_ids: No | None = None
+    spaces_between_special_tokens: Yes | None = None
+    cache_prompt: Yes | None = None
+    vllm_xargs: Annotated[dict[str, Any], Field(max_length=0)] | None = None
 
 
 class Named(Request):
@@ -127,6 +150,14 @@ class Asked(Named, Sampling):
 
     n: Annotated[int, Field(ge=1)] | None = None
     stream: bool | None = None
+    # What follows changes no answer.
+    user: str | None = None
+    metadata: Metadata | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    # What follows is refused with any other value.
+    store: No | None = None
+    service_tier: Literal["auto", "default"] | None = None
 
 
 FROM_FILES = ("temperature", "max_tokens", "max_completion_tokens")  # may be, of an encoder-decoder model

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from millis.server.api.errors import ApiError, from_error, invalid
+from millis.server.api.errors import ApiError, from_error, invalid, unsupported
 from millis.server.api.truncation import fitting
 from millis.tasks.cascade import CONFIDENCE
 from millis.types import MillisError, OnDeadline, Priority, SamplingParams
@@ -65,6 +65,7 @@ class Conversation:
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    variables: Mapping[str, Any] = field(default_factory=dict)  # of the template, beside these
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,21 +194,33 @@ def _ids(prompt: Prompt, job: Job, tokenizer: ChatTokenizer, room: int | None) -
         return tokenizer.encode_chat([{"role": "user", "content": prompt.text}])
     if isinstance(prompt, Conversation):
         if job.drops_oldest and room is not None:
-            return fitting(prompt.messages, lambda messages: _chat_ids(messages, prompt.tools, job, tokenizer), room)
-        return _chat_ids(prompt.messages, prompt.tools, job, tokenizer)
+            return fitting(prompt.messages, lambda messages: _chat_ids(messages, prompt, job, tokenizer), room)
+        return _chat_ids(prompt.messages, prompt, job, tokenizer)
     return list(prompt)
 
 
+# Variables of templates that are no settings: what is said elsewhere, and what the template's language gives.
+_OURS = frozenset(
+    "messages tools documents add_generation_prompt continue_final_message bos_token eos_token pad_token unk_token "
+    "raise_exception strftime_now".split()
+)
+
+
 def _chat_ids(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], job: Job, tokenizer: ChatTokenizer
+    messages: Sequence[Mapping[str, Any]], prompt: Conversation, job: Job, tokenizer: ChatTokenizer
 ) -> list[int]:
+    """The ids of these of the prompt's messages."""
     from millis.server.api.tools import describe_tools
 
-    options: dict[str, Any] = {}
-    if "tools" not in tokenizer.chat_variables:
-        messages = describe_tools(messages, tools)
-    elif tools:
-        options["tools"] = list(tools)
+    known = tokenizer.chat_variables
+    for name in prompt.variables:
+        if name in _OURS or name not in known:
+            raise unsupported("chat_template_kwargs", f"{name!r} is not a setting of the model's chat template")
+    options = dict(prompt.variables)
+    if "tools" not in known:
+        messages = describe_tools(messages, prompt.tools)
+    elif prompt.tools:
+        options["tools"] = list(prompt.tools)
     if not job.add_generation_prompt:
         options["add_generation_prompt"] = False
     return tokenizer.encode_chat(messages, **options)

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from millis.server.api.body import Body, Request, read
+from millis.server.api.body import Body, No, Request, read
 from millis.server.api.completions import Token
 from millis.server.api.conversation import Message, check_length, conversation
 from millis.server.api.errors import invalid
+from millis.server.api.fields import TemplateValues
 from millis.server.api.job import Conversation, Job, Limits, Prompt, Tool, ToolChoice
 from millis.server.api.tools import ToolWire, check_tools, openai_tool, parameters
 
@@ -21,7 +22,6 @@ class TokenizeRequest(Request):
     refused: ClassVar[Mapping[str, str]] = {
         "continue_final_message": "an answer is always begun",
         "chat_template": "the template is the model's",
-        "chat_template_kwargs": "the template's variables are the messages and tools",
     }
 
     model: str | None = None
@@ -34,6 +34,8 @@ class TokenizeRequest(Request):
     )
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
+    chat_template_kwargs: TemplateValues | None = None
+    continue_final_message: No | None = None  # refused with any other value
 
 
 class DetokenizeRequest(Request):
@@ -50,19 +52,20 @@ def parse_tokenize(body: Body, limits: Limits) -> Job:
         raise invalid("give exactly one of prompt and messages", "prompt")
     prompt: Prompt
     if request.messages is None:
-        for name in ("tools", "add_generation_prompt"):
+        for name in ("tools", "add_generation_prompt", "chat_template_kwargs"):
             if getattr(request, name) is not None:
                 raise invalid(f"{name} needs messages", name)
         prompt = request.prompt or ""
         check_length(len(prompt), limits, "prompt")
     else:
         for name in ("add_special_tokens", "parse_special"):
-            if getattr(request, name) is not None:
+            given = getattr(request, name)
+            if given is not None and (name, given) != ("add_special_tokens", False):  # that is what happens anyway
                 raise invalid(f"{name} needs prompt: the chat template writes its own, and messages are text", name)
         functions = [tool.function for tool in request.tools or ()]
         tools = [Tool(f.name, f.description, parameters(f.parameters)) for f in functions]
         shown = [openai_tool(tool) for tool in check_tools(tools, ToolChoice(), limits)]
-        prompt = Conversation(conversation(request.messages, limits), tuple(shown))
+        prompt = Conversation(conversation(request.messages, limits), tuple(shown), request.chat_template_kwargs or {})
     return Job(
         endpoint="tokenize",
         kind="tokenize",
