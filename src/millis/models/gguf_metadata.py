@@ -114,17 +114,19 @@ def _exaone4(config: ModelConfig) -> dict[str, Any]:
         )
     if not windowed:
         return {}
-    return {"attention.sliding_window": max(config.windows), "attention.sliding_window_pattern": windowed}
+    return _windows(config)
 
 
 def _olmo2(config: ModelConfig) -> dict[str, Any]:
     if not any(config.windows):
         return {}
-    return {
-        "attention.sliding_window": max(config.windows),
-        "attention.sliding_window_pattern": [window > 0 for window in config.windows],
-        "rope.freq_base_swa": config.rope_local_theta,
-    }
+    return _windows(config) | {"rope.freq_base_swa": config.rope_local_theta}
+
+
+def _windows(config: ModelConfig) -> dict[str, Any]:
+    """Of layers that attend to a window of one size, or to all."""
+    windowed = [window > 0 for window in config.windows]
+    return {"attention.sliding_window": max(config.windows), "attention.sliding_window_pattern": windowed}
 
 
 def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:

@@ -404,11 +404,16 @@ def _exaone4(settings: Settings) -> dict[str, Any]:
         period = settings.whole("sliding_window_pattern")
         if not (1 <= period <= MOST_LAYERS and 1 <= layers <= MOST_LAYERS):
             raise FormatError(f"config.json: {layers} layers with every {period}th attending to all make no sense")
-        kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
+        kinds = _periodic(layers, period)
     windows = _windows(Settings(given | {"layer_types": kinds}), layers) if kinds is not None else ()
     if windowed and not windows:
         raise FormatError("config.json: a sliding_window that no layer has would leave all layers without rotation")
     return fields | {"windows": windows}
+
+
+def _periodic(layers: int, period: int) -> list[str]:
+    """The `layer_types` of a model in which every period-th layer attends to all."""
+    return ["sliding_attention" if (index + 1) % period else "full_attention" for index in range(layers)]
 
 
 def _hunyuan(settings: Settings) -> dict[str, Any]:
@@ -470,7 +475,7 @@ def _olmo3(settings: Settings) -> dict[str, Any]:
     fields = _common(settings) | _rotary(settings, whole, 5e5)
     layers, kinds = fields["layers"], settings.get("layer_types")
     if kinds is None and 1 <= layers <= MOST_LAYERS:
-        kinds = ["sliding_attention" if (index + 1) % 4 else "full_attention" for index in range(layers)]
+        kinds = _periodic(layers, 4)
     return fields | {
         "windows": _windows(Settings(dict(settings._values) | {"layer_types": kinds}), layers),
         "rope_local_theta": local.real("rope_theta", settings.real("rope_theta", 5e5)),

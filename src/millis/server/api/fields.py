@@ -145,19 +145,22 @@ class Named(Request):
     )
 
 
-class Asked(Named, Sampling):
-    """A request of OpenAI's completions, of chats and of texts alike."""
+class Account(Request):
+    """For whom a request is and how it is booked: of OpenAI's requests, and changes no answer."""
 
-    n: Annotated[int, Field(ge=1)] | None = None
-    stream: bool | None = None
-    # What follows changes no answer.
     user: str | None = None
     metadata: Metadata | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    # What follows is refused with any other value.
-    store: No | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    service_tier: Literal["auto", "default"] | None = None  # refused with any other value
+
+
+class Asked(Named, Sampling, Account):
+    """A request of OpenAI's completions, of chats and of texts alike."""
+
+    n: Annotated[int, Field(ge=1)] | None = None
+    stream: bool | None = None
+    store: No | None = None  # refused with any other value
 
 
 FROM_FILES = ("temperature", "max_tokens", "max_completion_tokens")  # may be, of an encoder-decoder model

@@ -14,7 +14,7 @@ from millis.server.api.conversation import RefusalPart, bounded, called, text_of
 from millis.server.api.errors import invalid, unsupported
 from millis.server.api.fields import (
     COMMON_REFUSED,
-    Metadata,
+    Account,
     Named,
     Sampling,
     asked,
@@ -179,7 +179,7 @@ class ObfuscationOptions(Wire):
     include_obfuscation: No | None = None
 
 
-class ResponseRequest(Named, Sampling):
+class ResponseRequest(Named, Sampling, Account):
     """The body of POST /v1/responses."""
 
     refused: ClassVar[Mapping[str, str]] = {
@@ -217,14 +217,8 @@ class ResponseRequest(Named, Sampling):
     )
     include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    # What follows changes no answer.
-    user: str | None = None
-    metadata: Metadata | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
     # What follows is refused with any other value.
     background: No | None = None
-    service_tier: Literal["auto", "default"] | None = None
     reasoning: Reasoning | None = None
     stop: None = None
 
