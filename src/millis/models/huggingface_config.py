@@ -145,7 +145,19 @@ def huggingface_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfi
         kind = "minicpm"  # whose file may leave it out
     if not isinstance(kind, str) or kind not in _TYPES:
         known = ", ".join(
-            (*_TYPES, "gemma3", "bert", "roberta", "xlm-roberta", "distilbert", "modernbert", "t5", "mt5", "marian")
+            (
+                *_TYPES,
+                "gemma3",
+                "bert",
+                "roberta",
+                "xlm-roberta",
+                "distilbert",
+                "roformer",
+                "modernbert",
+                "t5",
+                "mt5",
+                "marian",
+            )
         )
         raise FormatError(f"config.json: the model type {kind!r:.40} is not one of {known}")
     refuse_settings(settings, {key: _NEUTRAL[key] for key in _NEUTRAL if key not in _READ.get(kind, ())})

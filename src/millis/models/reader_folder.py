@@ -77,7 +77,7 @@ def dense_of(path: Path, hidden: int) -> Tensor | None:
     return Tensor("dense.weight", GgmlType.F32, found.shape, np.ascontiguousarray(found).reshape(-1).view(np.uint8))
 
 
-def head_of(settings: Settings, activation: Literal["tanh", "relu", "gelu"] = "tanh") -> Head | None:
+def head_of(settings: Settings, activation: Literal["tanh", "relu", "gelu", "gelu_tanh"] = "tanh") -> Head | None:
     """The classifier that config.json's architecture says there is. FormatError for a head of another kind."""
     names = settings.get("architectures") or ["Model"]
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):

@@ -193,9 +193,10 @@ def _bert(config: ModelConfig) -> Shapes:
     hidden = config.hidden
     shapes: Shapes = {
         "token_embd.weight": (config.vocab, hidden),
-        "position_embd.weight": (config.context, hidden),
         **affine("token_embd_norm", (hidden,)),
     }
+    if config.rotated:  # said of each layer: none is
+        shapes["position_embd.weight"] = (config.context, hidden)
     if config.token_types:
         shapes["token_types.weight"] = (config.token_types, hidden)
     for index in range(config.layers):

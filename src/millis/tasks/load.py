@@ -15,7 +15,7 @@ from millis.tasks.readable import check_readable
 from millis.tasks.seq2seq import Seq2Seq
 
 Writes = Literal["smollm2", "qwen2.5-0.5b", "qwen2.5-1.5b", "gemma3-270m"]  # of the catalogue
-Reads = Literal["minilm", "e5-small-zh"]
+Reads = Literal["minilm", "e5-small-zh", "roformer-small-zh"]
 
 
 @overload
