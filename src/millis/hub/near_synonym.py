@@ -24,6 +24,7 @@ _LINEAR = (  # the six matrices of a layer in their order there
     "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
     "intermediate.dense", "output.dense",
 )  # fmt: skip
+_MATRIX, _BIAS = "/Tensordot/Reshape_1:0", "/BiasAdd/ReadVariableOp:0"
 _NORMS = {"MultiHeadSelfAttention": "attention.output.LayerNorm", "FeedForward": "output.LayerNorm"}
 _TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]",
@@ -136,7 +137,7 @@ def _weights(found: Mapping[str, Floats], vocab: int) -> dict[str, Floats]:
         theirs, ours = f"Transformer-{layer}", f"encoder.layer.{layer}"
         for number, name in enumerate(_LINEAR):
             part = "MultiHeadSelfAttention" if number < 4 else "FeedForward"
-            rows, columns = ((ffn, hidden), (hidden, ffn))[number - 4] if number >= 4 else (hidden, hidden)
+            rows, columns = {4: (ffn, hidden), 5: (hidden, ffn)}.get(number, (hidden, hidden))
             key = f"{theirs}-{part}/{_dense(6 * layer + number)}"
             weights[f"{ours}.{name}.weight"] = np.ascontiguousarray(_sized(found[key + _MATRIX], columns, rows).T)
             weights[f"{ours}.{name}.bias"] = _sized(found[key + _BIAS], rows)
@@ -146,9 +147,6 @@ def _weights(found: Mapping[str, Floats], vocab: int) -> dict[str, Floats]:
     if not all(np.isfinite(values).all() for values in weights.values()):
         raise Damaged("it holds values that are not finite")
     return weights
-
-
-_MATRIX, _BIAS = "/Tensordot/Reshape_1:0", "/BiasAdd/ReadVariableOp:0"
 
 
 def _dense(number: int) -> str:

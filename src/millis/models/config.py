@@ -37,9 +37,8 @@ class Head:
 
     labels: tuple[str, ...]
     problem: Literal["single_label", "multi_label", "regression"]
-    activation: Literal["tanh", "relu", "gelu", "gelu_tanh"] = (
-        "tanh"  # between its two matrices, of which a decoder's has one
-    )
+    # Between its two matrices, of which a decoder's has one.
+    activation: Literal["tanh", "relu", "gelu", "gelu_tanh"] = "tanh"
     pooling: Literal["first", "mean"] = "first"  # of what it reads
 
 
