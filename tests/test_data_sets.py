@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 
 from data_support import build_deb, build_sdist, package, read_rows, small_set, tar_bytes
-from hub_support import NOWHERE, Recording, build_wheel
+from hub_support import NOWHERE, Recording, build_wheel, wheels_alone
 from millis import data
 from millis.data import named
 from millis.data.catalogue import SETS, Debian, Local, NamedSet
@@ -35,10 +35,8 @@ ROWS.append({"text": "hello  there", "label": "ham"})
 @pytest.fixture(autouse=True)
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Its own home, and a pip that sees only the folder `wheels`."""
-    monkeypatch.setenv("MILLIS_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MILLIS_DATA", raising=False)
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "wheels"), "CONFIG_FILE": "/dev/null"}.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
+    wheels_alone(monkeypatch, tmp_path)
     return tmp_path
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from hub_support import MODEL, NOWHERE, build_wheels, serving, tiny_entry
+from hub_support import MODEL, NOWHERE, build_wheels, serving, tiny_entry, wheels_alone
 from millis import _native
 from shell import LIMIT_S, error_line, millis, started
 
@@ -40,9 +40,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: Callable[[Path], None]) -> Path:
     """A cache of its own, and a pip that finds only what lies in the folder `wheels`."""
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "wheels"), "CONFIG_FILE": "/dev/null"}.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
-    monkeypatch.setenv("MILLIS_HOME", str(tmp_path / "home"))
+    wheels_alone(monkeypatch, tmp_path)
     packed(tmp_path / "home")
     for name in ("MILLIS_ISA", "MILLIS_OFFLINE", "MILLIS_ACCEPT_TERMS"):
         monkeypatch.delenv(name, raising=False)

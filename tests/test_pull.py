@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hub_support import MODEL, NOWHERE, Recording, build_wheels, catalogue_of, tiny_entry
+from hub_support import MODEL, NOWHERE, Recording, build_wheels, catalogue_of, tiny_entry, wheels_alone
 from millis import hub
 from millis.hub.catalogue import Entry
 from millis.types import ModelError, PullError
@@ -23,9 +23,7 @@ TERMS = "Tiny is provided under the Tiny Terms"
 @pytest.fixture(autouse=True)
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Its own home, wheels of the tiny model, and no network."""
-    monkeypatch.setenv("MILLIS_HOME", str(tmp_path / "home"))
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "wheels"), "CONFIG_FILE": "/dev/null"}.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
+    wheels_alone(monkeypatch, tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", NOWHERE)
     build_wheels(tmp_path / "wheels", tiny_entry())
     return tmp_path

@@ -25,6 +25,7 @@ from hub_support import (
     serving,
     sha256,
     tiny_entry,
+    wheels_alone,
 )
 from millis import hub
 from millis.hub import repos
@@ -56,9 +57,7 @@ NOT_THE_MODEL = {
 
 @pytest.fixture(autouse=True)
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    monkeypatch.setenv("MILLIS_HOME", str(tmp_path / "home"))
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "wheels"), "CONFIG_FILE": "/dev/null"}.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
+    wheels_alone(monkeypatch, tmp_path)
     with serving() as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
         server.files["owner/tiny"] = {"tiny.gguf": MODEL}

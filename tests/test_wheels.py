@@ -24,6 +24,7 @@ from hub_support import (
     catalogue_of,
     sha256,
     tiny_entry,
+    wheels_alone,
 )
 from millis import hub
 from millis.hub.catalogue import Beside, Piece, Wheels
@@ -33,9 +34,7 @@ from millis.types import PullError
 @pytest.fixture(autouse=True)
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Its own home, and a pip that sees only the folder `wheels`."""
-    monkeypatch.setenv("MILLIS_HOME", str(tmp_path / "home"))
-    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "wheels"), "CONFIG_FILE": "/dev/null"}.items():
-        monkeypatch.setenv(f"PIP_{name}", value)
+    wheels_alone(monkeypatch, tmp_path)
     return tmp_path
 
 
