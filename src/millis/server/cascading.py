@@ -109,7 +109,8 @@ class Larger(Turn):
         self.minimum_tokens = expected_tokens(tokens)
         try:
             began = time.monotonic()
-            ids = await self.service.in_thread(prompt_ids, job, tokenizer, self.room(job))
+            remembering = tokenizer.remembering(self.served.recent, self.tenant)
+            ids = await self.service.in_thread(prompt_ids, job, remembering, self.room(job))
             self.tokenize_ms = 1000 * (time.monotonic() - began)
             self._check_lengths(ids)
             job = replace(job, on_deadline="error", stream=False)

@@ -104,7 +104,8 @@ class Answer:
         self.served.check(job.endpoint, self._scope["path"], list(service.models.values()), param)
         job = self.job = self.fitted(job)
         began = time.monotonic()
-        ids = await service.run(size, prompt_ids, job, tokenizer, self.room(job))
+        remembering = tokenizer.remembering(self.served.recent, self.tenant)
+        ids = await service.run(size, prompt_ids, job, remembering, self.room(job))
         self.tokenize_ms = 1000 * (time.monotonic() - began)
         self._check_lengths(ids)
         if self.connection.gone:

@@ -11,7 +11,7 @@ from millis.server.api.errors import ApiError
 from millis.server.api.job import Endpoint
 from millis.server.client import EngineClient
 from millis.server.metrics import Metrics
-from millis.tokenizer import Tokenizer, load_tokenizer
+from millis.tokenizer import Recent, Tokenizer, load_tokenizer
 
 REWRITING: frozenset[Endpoint] = frozenset(("chat", "completions", "tokenize", "detokenize"))
 READING: frozenset[Endpoint] = frozenset(("embeddings", "score", "rerank", "tokenize", "detokenize"))
@@ -45,6 +45,7 @@ class Model:
         self.rewrites = rewrites
         self.indexed = indexed  # the server has an index to answer from
         self.tokenizer: Tokenizer | None = None
+        self.recent = Recent()
         client.on_stats = metrics.observe
 
     @property

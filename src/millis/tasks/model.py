@@ -41,7 +41,7 @@ from millis.tasks.methods import TaskMethods
 from millis.tasks.readable import check_readable
 from millis.tasks.sentences import sentence_ends
 from millis.tasks.text import TextStream
-from millis.tokenizer import Tokenizer, load_tokenizer
+from millis.tokenizer import Recent, Tokenizer, load_tokenizer
 from millis.types import (
     Completion,
     Grammar,
@@ -226,7 +226,7 @@ class LanguageModel(TaskMethods, Loaded):
         with no_collection():
             state = fingerprint_of(self.path)
             self.model = load_model(self.path, self.config.context)
-            self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint)
+            self.tokenizer: Tokenizer = load_tokenizer(self.model.checkpoint).remembering(Recent())
             say = progress.say if progress else hub.Silent().say
             packed = packed_weights(self.model, state, self.config, hub.packed_path(self.path), say)
             self.runner = NativeRunner(self.model, self.config, packed)

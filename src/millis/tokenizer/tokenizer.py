@@ -6,12 +6,14 @@ for them; in a chat the template's special tokens are special and those inside t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millis.tokenizer.chat import Chat
 from millis.tokenizer.detokenize import Detokenizer, Spelling, gguf_spelling
+from millis.tokenizer.recent import Recent
 from millis.tokenizer.special import Matcher
 from millis.tokenizer.vocabulary import PREFIX, Kind, read_vocabulary, refuse_normalizer
 from millis.types import FormatError, RequestError
@@ -193,6 +195,16 @@ class Tokenizer:
         text, sentinel = self._chat.guarded_text(messages, kwargs)
         parts = self._control.split(text)
         return self._checked(self._ids(part.replace(sentinel, "") if isinstance(part, str) else part for part in parts))
+
+    def remembering(self, recent: Recent, owner: Hashable = None) -> Tokenizer:
+        """The same tokenizer, which takes from `recent` what was encoded for this owner before, by the same files."""
+        other = copy.copy(self)
+        other._encoder = recent.encoder(self._encoder, (owner, "first"))
+        if self._later is self._encoder:
+            other._later = other._encoder
+        else:
+            other._later = recent.encoder(self._later, (owner, "later"))
+        return other
 
     def _ids(self, parts: Iterable[str | int]) -> list[int]:
         """Of stretches of text, and the special tokens between them."""
