@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from millis.tokenizer import Recent, Tokenizer
-from millis.tokenizer.recent import LEAST
+from millis.tokenizer.recent import EACH
 from tokenizer_tiny import bpe, spm
 
 SYSTEM = "hello hello, you are of help to those who ask <|im_start|> and to nobody else. "
@@ -50,7 +50,7 @@ def test_a_text_begins_with_a_space_only_once() -> None:
         eos=frozenset((2,)),
         chat=plain._chat,
     )
-    text = "abc" * LEAST
+    text = "abc" * 9
     for one in (plain, later):
         remembering = one.remembering(Recent())
         for _ in range(2):
@@ -60,44 +60,45 @@ def test_a_text_begins_with_a_space_only_once() -> None:
 
 def test_what_was_encoded_is_not_encoded_again() -> None:
     encode, recent = Counted(), Recent()
-    long, short = "a" * LEAST, "b" * (LEAST - 1)
     for key in ("one", "other", "one", "other"):
         found = recent.encoder(encode, key)
-        assert found(long) == [ord("a")] * LEAST and found(short) == [ord("b")] * len(short)
-    assert encode.texts == [long, short, long, short, short, short]  # the long one once for each key
+        assert found("hello") == [ord(c) for c in "hello"] and found("") == []
+    assert encode.texts == ["hello", "", "hello", ""]  # once for each key
 
 
 def test_the_caller_may_change_what_it_gets() -> None:
     encoder = Recent().encoder(Counted(), None)
     for _ in range(3):
-        ids = encoder("c" * LEAST)
-        assert len(ids) == LEAST
+        ids = encoder("hello")
+        assert len(ids) == 5
         ids.clear()
 
 
 def test_what_was_used_last_is_kept_within_the_limit() -> None:
     encode = Counted()
-    encoder = Recent(3 * LEAST).encoder(encode, None)
-    for letter in "abcad":  # a was used behind b, so b goes
-        encoder(letter * LEAST)
-    for letter in "acd":
-        encoder(letter * LEAST)
-    assert [text[0] for text in encode.texts] == ["a", "b", "c", "d"]
-    encoder("b" * LEAST)
+    encoder = Recent(12 * EACH).encoder(encode, None)
+    text = {letter: letter * 2 * EACH for letter in "abcdef"}  # with its share, a quarter of the room
+    for letter in "abcdae":  # a was used behind b, so b goes
+        encoder(text[letter])
+    for letter in "acde":
+        encoder(text[letter])
+    assert [one[0] for one in encode.texts] == ["a", "b", "c", "d", "e"]
+    encoder(text["b"])
     assert encode.texts[-1][0] == "b"
-    encoder("e" * (3 * LEAST + 1))  # more than all together may be: it drives nothing out
-    encoder("d" * LEAST)
-    assert [text[0] for text in encode.texts] == ["a", "b", "c", "d", "b", "e"]
+    encoder(text["f"] + "f")  # more than a quarter: it drives nothing out
+    for letter in "deb":
+        encoder(text[letter])
+    assert [one[0] for one in encode.texts] == ["a", "b", "c", "d", "e", "b", "f"]
 
 
 def test_many_threads() -> None:
-    encoder = Recent(4 * LEAST).encoder(Counted(), None)
+    encoder = Recent(20 * EACH).encoder(Counted(), None)
     wrong: list[str] = []
 
     def work(seed: int) -> None:
         for i in range(2000):
             letter = chr(97 + (seed * 7 + i * 3) % 9)
-            if encoder(letter * LEAST) != [ord(letter)] * LEAST:
+            if encoder(letter * 3 * EACH) != [ord(letter)] * (3 * EACH):
                 wrong.append(letter)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]

@@ -7,18 +7,17 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
-LEAST = 48  # characters; what is shorter is encoded as fast as it is found
-MOST = 1 << 20  # characters of all texts together
-MOST_ONE = MOST // 4  # and of one
+MOST = 1 << 20  # characters of all texts together, and of EACH for each
+EACH = 64
 
 
 class Recent:
-    """The texts used last, up to `most` characters together. Safe to use from many threads."""
+    """The texts used last, up to `most` characters together, counted as MOST is. Safe to use from many threads."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
         self._ids: OrderedDict[tuple[Hashable, str], array[int]] = OrderedDict()
-        self._characters = 0
+        self._size = 0
         self._lock = threading.Lock()
 
     def encoder(self, encode: Callable[[str], list[int]], key: Hashable) -> Callable[[str], list[int]]:
@@ -28,7 +27,7 @@ class Recent:
         """
 
         def encoded(text: str) -> list[int]:
-            if not LEAST <= len(text) <= min(MOST_ONE, self._most):
+            if _size(text) > self._most // 4:
                 return encode(text)
             with self._lock:
                 ids = self._ids.get((key, text))
@@ -44,8 +43,12 @@ class Recent:
     def _keep(self, place: tuple[Hashable, str], ids: array[int]) -> None:
         with self._lock:
             if place not in self._ids:
-                self._characters += len(place[1])
+                self._size += _size(place[1])
             self._ids[place] = ids
-            while self._characters > self._most:
+            while self._size > self._most:
                 (_, text), _ = self._ids.popitem(last=False)
-                self._characters -= len(text)
+                self._size -= _size(text)
+
+
+def _size(text: str) -> int:
+    return len(text) + EACH
