@@ -54,12 +54,13 @@ void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
   }
 }
 
-// Queries of a unit of wide attention: as many as it takes, shared out evenly, but where that would make few units, and one thread
-// would do more of them than another, half as many.
-static int wide_rows(int rows, int kv_heads, int threads) {
+// Queries of a unit of wide attention: as many as it takes, shared out evenly. Where that would make few units, and one thread would
+// do more of them than another, those of the heads behind the last that all threads have their share of are half as large.
+static int wide_rows(int rows, int head, int kv_heads, int threads) {
   constexpr int kPassRows = 4;  // that a product takes anyway
   int parts = (rows + kWideQueries - 1) / kWideQueries;
-  if (kv_heads * parts % threads != 0 && kv_heads * parts < 8 * threads) parts *= 2;
+  const bool even = kv_heads * parts % threads == 0, many = kv_heads * parts >= 8 * threads;
+  if (!even && !many && head >= kv_heads / threads * threads) parts *= 2;
   const int each = (rows + parts - 1) / parts;
   return (each + kPassRows - 1) / kPassRows * kPassRows;
 }
@@ -100,12 +101,13 @@ void Runtime::execute(const AttentionOp& op, Step& step, int thread) {
       const bool wide = step.batch.lengths[s] > kFewTokens && rows >= kWideLeast && !config_.exact && !op.bias;
       const bool shared = !wide && threads > 1 && pages >= kSharedPages && split + units <= static_cast<int64_t>(kMostShared);
       const int few = units >= threads || shared ? kTileQueries : std::clamp((rows + threads - 1) / threads, 1, kTileQueries);
-      const int most = wide ? wide_rows(rows, kv_heads, threads) : few;
-      for (int h = 0; h < kv_heads; ++h)
+      for (int h = 0; h < kv_heads; ++h) {
+        const int most = wide ? wide_rows(rows, h, kv_heads, threads) : few;
         for (int first = 0; first < rows; first += most) {
           const int count = std::min(most, rows - first), begin = token + first / group, end = token + (first + count - 1) / group + 1;
           if (!last || step.selects(begin, end)) visit(s, h, token, first, count, wide, shared ? split++ : -1, unit++);
         }
+      }
     }
   };
   each_unit([&](size_t s, int h, int token, int first, int count, bool wide, int split, int unit) {

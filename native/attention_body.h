@@ -128,12 +128,15 @@ void attend(const Attend& a) {
 
 // ---- many queries -------------------------------------------------------------------------------------------------
 
-// Keys [first, first + count) of a page, count a multiple of 16, as panels of 16 keys: [steps][dwords][16 keys].
-inline void unpack_keys(const AttendWide& a, const uint16_t* keys, uint32_t* out) {
+// The keys of a page as panels of 16: [steps][dwords][16 keys]. Keys and values of the `next` page are asked for meanwhile.
+inline void unpack_keys(const AttendWide& a, const uint16_t* keys, const uint16_t* next, uint32_t* out) {
   for (int half = 0; half < kPageTokens / kPanelRows; ++half) {
     const uint16_t* from = keys + half * kPanelRows;
     int d = 0;
-    for (; d < a.head_dim; d += 2) put_columns(out, load_half(from + d * kPageTokens), load_half(from + (d + 1) * kPageTokens));
+    for (; d < a.head_dim; d += 2, next += 2 * kPageTokens) {
+      __builtin_prefetch(next, 0, 2), __builtin_prefetch(next + kPageTokens, 0, 2);
+      put_columns(out, load_half(from + d * kPageTokens), load_half(from + (d + 1) * kPageTokens));
+    }
     for (; d % kStepColumns != 0; d += 2) put_columns(out, set1(0.0f), set1(0.0f));
   }
 }
@@ -212,13 +215,16 @@ void attend_wide(const AttendWide& a) {
     for (int d = 0; d < a.head_dim; ++d) scaled[d] = a.q[r][d] * (a.scale * kLog2E);
     pack_wide_rows(scaled, 0, 1, a.head_dim, q + packed_row(r, key_panel));
   }
+  const auto page = [&](int at) {
+    return reinterpret_cast<const uint16_t*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride);
+  };
   for (int first = a.first; first < a.end; first += kWideKeys) {
     const int pages = ((a.end - first < kWideKeys ? a.end - first : kWideKeys) + kPageTokens - 1) / kPageTokens;
     for (int p = 0; p < pages; ++p) {
       const int at = first + p * kPageTokens;
-      const auto* page = reinterpret_cast<const uint16_t*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride);
-      unpack_keys(a, page, keys + static_cast<size_t>(p) * (kPageTokens / kPanelRows) * key_panel);
-      unpack_values(a, page + a.head_dim * kPageTokens, a.end - at, value_panel,
+      const uint16_t *here = page(at), *next = at + kPageTokens < a.end ? page(at + kPageTokens) : here;
+      unpack_keys(a, here, next, keys + static_cast<size_t>(p) * (kPageTokens / kPanelRows) * key_panel);
+      unpack_values(a, here + a.head_dim * kPageTokens, a.end - at, value_panel,
                     values + static_cast<size_t>(p) * (kPageTokens / kStepColumns) * step);
     }
     for (int row = 0; row < a.rows; row += kWideRows) {
