@@ -40,6 +40,14 @@ def test_embeddings() -> None:
     assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (7, 7)
 
 
+@pytest.mark.parametrize(
+    ("given", "priority"), [(-3, "interactive"), (0, "standard"), (7, "batch"), (None, "standard")]
+)
+def test_numbers_of_priority_are_vllms(given: int | None, priority: str) -> None:
+    assert job("embeddings", input="a", priority=given).priority == priority
+    assert job("chat", messages=[USER], priority=given).priority == priority
+
+
 def test_values_that_ask_for_nothing_are_taken() -> None:
     assert job("embeddings", normalize=True, add_special_tokens=True, user="u") == job("embeddings")
     least = {"prompt": None, "messages": [USER]}

@@ -302,7 +302,7 @@ def test_an_error_may_be_asked_for_instead_of_a_late_answer() -> None:
         ({"on_deadline": "panic"}, "on_deadline"),
         ({"on_deadline": "fallback"}, "fallback"),
         ({"fallback": "x"}, "fallback"),
-        ({"priority": 1}, "priority"),
+        ({"priority": "first"}, "priority"), ({"priority": True}, "priority"), ({"priority": 0.5}, "priority"),
         ({"seed": 2**63}, "seed"),
     ],
 )  # fmt: skip

@@ -62,7 +62,9 @@ class Scheduling(Request):
     """When the answer must be there, and before whose."""
 
     deadline_ms: DeadlineMs | None = None
-    priority: Priority | None = None
+    priority: Priority | Annotated[int, Field(ge=-(2**31), lt=2**31, strict=True)] | None = Field(
+        None, description="a number as vLLM takes it: below 0 is interactive, 0 standard, above 0 batch"
+    )
 
 
 class Texts(Scheduling):
@@ -192,9 +194,15 @@ def asked(request: Named) -> dict[str, Any]:
     return {"model": models[0], "models": tuple(models), "confidence": confidence}
 
 
+def _priority(given: Priority | int) -> Priority:
+    if isinstance(given, str):
+        return given
+    return "interactive" if given < 0 else "batch" if given else "standard"
+
+
 def schedule(request: Scheduling) -> dict[str, Any]:
     """The job's fields of deadline and priority."""
-    fields: dict[str, Any] = {"deadline_ms": request.deadline_ms, "priority": request.priority or "standard"}
+    fields: dict[str, Any] = {"deadline_ms": request.deadline_ms, "priority": _priority(request.priority or 0)}
     if isinstance(request, Texts) and request.truncate_prompt_tokens is not None:
         if request.truncate_prompt_tokens == 0:
             raise invalid("truncate_prompt_tokens must be -1 or at least 1", "truncate_prompt_tokens")
