@@ -340,3 +340,60 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "evaluating" in shown.err
     assert command("train", tmp_path / "a.csv", *arguments) == 0  # done already: its report again, as a table
     assert f"{report['quality']['accuracy']:.4f}" in capsys.readouterr().out
+
+
+def test_the_mean_of_rounds_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each round begins with the same weights and ends with others; the first is a run without rounds."""
+    from millis.train.loop import Loop
+
+    begun: list[dict[str, torch.Tensor]] = []
+    ended: list[dict[str, torch.Tensor]] = []
+    rates: list[float] = []
+    round_, end, update = Loop._round, Loop._end_round, Loop._update
+
+    def beginning(loop: Loop, *arguments: Any) -> None:
+        begun.append(loop._copied())
+        round_(loop, *arguments)
+
+    def ending(loop: Loop) -> None:
+        end(loop)
+        ended.append(loop._copied())
+
+    def updating(loop: Loop, *arguments: Any) -> None:
+        update(loop, *arguments)
+        rates.append(loop._place.history[-1][2])
+
+    for name, replacement in (("_round", beginning), ("_end_round", ending), ("_update", updating)):
+        monkeypatch.setattr(Loop, name, replacement)
+    options = {"epochs": 2.0, "ema": 0.9, "lr": 1e-3, "dropout": 0.1}
+    report = train(settings(tmp_path, rounds=3, **options), tmp_path / "three", Path)
+    assert (report["steps"], report["epochs"], len(begun), len(ended)) == (36, 6, 3, 3)
+    assert rates[:12] == rates[12:24] == rates[24:] and len(set(rates)) > 6
+    for name in ended[0]:
+        assert torch.equal(begun[0][name], begun[2][name])
+    assert not torch.equal(ended[0]["classifier.weight"], ended[1]["classifier.weight"])
+    train(settings(tmp_path, **options), tmp_path / "one", Path)
+    assert all(torch.equal(ended[0][name], ended[3][name]) for name in ended[3])
+    kept = load_file(tmp_path / "three" / "model.safetensors")
+    mean = sum(weights["classifier.weight"] for weights in ended[:3]) / 3
+    torch.testing.assert_close(kept["classifier.weight"], mean)
+
+
+@pytest.mark.parametrize("step", [5, 12, 17, 24])
+def test_rounds_go_on_where_they_were(step: int, tmp_path: Path) -> None:
+    """Within a round, and between two."""
+    chosen = settings(tmp_path, rounds=2, epochs=2.0, ema=0.9, lr=1e-3, dropout=0.1)
+    with pytest.raises(KeyboardInterrupt):
+        stopped_after(step, chosen, tmp_path / "cut")
+    assert train(chosen, tmp_path / "cut", Path)["resumed_at"] == step
+    whole = train(chosen, tmp_path / "whole", Path)
+    assert whole["resumed_at"] is None and whole["steps"] == 24
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_rounds_share_the_time(tmp_path: Path) -> None:
+    report = train(settings(tmp_path, time_limit_s=0.6, rounds=3), tmp_path / "out", Path)
+    assert report["seconds"] == pytest.approx(0.6, abs=0.4)
+    with pytest.raises(RequestError, match="--rounds has no meaning for --task lm"):
+        settings_of("lm", [tmp_path / "a.csv"], [], {"model": "smollm2", "rounds": 2})

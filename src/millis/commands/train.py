@@ -81,6 +81,12 @@ def command(
     ema: Annotated[
         float | None, typer.Option(min=0, max=0.99999, help="Keep weights averaged with this decay; 0: the last ones.")
     ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=100, help="classify, embed: train so often from the same start, keep the mean of the weights."
+        ),
+    ] = None,
     eval_split: Annotated[float, typer.Option(min=0, max=0.9, help="Hold out this share for evaluation.")] = 0.0,
     eval_data: Annotated[list[Path] | None, typer.Option("--eval", help="Evaluate on this file; repeatable.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Where the text is, if not in an obvious column.")] = None,
@@ -107,7 +113,7 @@ def command(
     given: dict[str, Any] = dict(
         model=model, shape=shape, vocab=vocab, finetune=finetune, rank=rank, epochs=epochs, steps=steps, lr=lr,
         batch=batch, max_tokens=max_tokens, layers=layers, freeze_layers=freeze_layers, weight_decay=weight_decay,
-        label_smoothing=label_smoothing, dropout=dropout, elsewhere=elsewhere, ngrams=ngrams, ema=ema,
+        label_smoothing=label_smoothing, dropout=dropout, elsewhere=elsewhere, ngrams=ngrams, ema=ema, rounds=rounds,
         eval_split=eval_split, text_column=text_column, label_column=label_column, seed=seed,
     )  # fmt: skip
     with common.usage():

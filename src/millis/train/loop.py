@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import FrameType
 from typing import Any, Protocol
 
@@ -61,7 +61,12 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to optimise. `epochs`, `steps`, `time_limit_s`: the first to be reached ends the run; one must be given."""
+    """How to optimise. `epochs`, `steps`, `time_limit_s`: the first to be reached ends the run; one must be given.
+
+    With `rounds`, each begins where the first did and goes through the data in another order, for as many epochs or
+    steps and its share of the time; the mean of what they end with is kept: nearly what all of them would say together,
+    at the cost of one (model soups; Wortsman et al., 2022).
+    """
 
     lr: float
     epochs: float | None = None
@@ -75,6 +80,7 @@ class Options:
     clip: float = 1.0  # of the gradient's norm
     ema: float = 0.0  # decay of the averaged weights, 0 for none; they are what is kept in the end
     bf16: bool = False
+    rounds: int = 1
     seed: int = 0
     checkpoint_steps: int | None = None  # None: by time, so that checkpoints take a few percent of it
 
@@ -112,6 +118,9 @@ class _Place:
     elapsed_s: float = 0.0
     tokens: int = 0
     bad: int = 0  # updates in a row that were left out
+    round: int = 0
+    round_step: int = 0  # with which that round began
+    round_s: float = 0.0
     history: list[list[float]] = field(default_factory=list)
 
     def points(self) -> list[Point]:
@@ -128,7 +137,9 @@ class Loop:
         self._optimizer = torch.optim.AdamW(
             _groups(job, self._trained, options), lr=options.lr, betas=options.betas, eps=options.eps, fused=True
         )
-        self._average = {n: p.detach().clone() for n, p in self._trained.items()} if options.ema else {}
+        self._average = self._copied() if options.ema else {}
+        self._first = self._copied() if options.rounds > 1 else {}
+        self._mean = {n: torch.zeros_like(p) for n, p in self._first.items()}  # of all rounds, those that ended in it
         self._stop = False
         self._last_save = time.monotonic()
         self._save_s = 0.0
@@ -148,20 +159,20 @@ class Loop:
         options, place = self._options, self._place
         first = self._job.epoch(place.epoch)
         steps = _total_steps(options, len(first))
-        self._watcher.start(self._done(steps), place.step, place.points())
+        self._watcher.start(self._all_done(steps), place.step, place.points())
         self._job.model.train()
         with _stop_at_signals(self):
-            for step in self._steps(first, steps):
-                begin = time.monotonic()
-                self._update(step, steps)
-                place.elapsed_s += time.monotonic() - begin
-                self._save_where_due()
+            self._round(first, steps)
+            while place.round + 1 < options.rounds:
+                self._begin_round()
+                self._round(self._job.epoch(place.epoch), steps)
         if place.bad == place.step > 0:
             raise ModelError(f"the loss was not finite at any of {place.step} steps; train with a lower --lr")
         if place.elapsed_s > _MIN_CHECKPOINT_S:
             self._save()  # what follows, evaluation and export, may take long and be killed too
-        if self._average:
-            self._swap_in_average()
+        self._end_round()
+        if self._mean:
+            self._set(self._mean)
         per_epoch = max(1, len(first))
         return Outcome(
             steps=place.step,
@@ -178,8 +189,46 @@ class Loop:
             raise KeyboardInterrupt
         self._stop = True
 
-    def _done(self, steps: int | None) -> float:
-        return progress(self._place.step, steps, self._place.elapsed_s, self._options.time_limit_s)
+    def _done(self, steps: int | None, more: float = 0.0) -> float:
+        """How much of the round is done, and `more` steps."""
+        place, limit_s = self._place, self._options.time_limit_s
+        limit_s = None if limit_s is None else limit_s / self._options.rounds
+        return progress(place.step + more - place.round_step, steps, place.elapsed_s - place.round_s, limit_s)
+
+    def _all_done(self, steps: int | None) -> float:
+        return (self._place.round + self._done(steps)) / self._options.rounds
+
+    def _round(self, current: list[Step], steps: int | None) -> None:
+        """What is left of a round."""
+        for step in self._steps(current, steps):
+            begin = time.monotonic()
+            self._update(step, steps)
+            self._place.elapsed_s += time.monotonic() - begin
+            self._save_where_due()
+
+    def _begin_round(self) -> None:
+        """Ends a round, and goes back to where it began."""
+        self._end_round()
+        self._set(self._first)
+        self._average = self._copied() if self._average else {}
+        self._optimizer.state.clear()
+        place = self._place
+        place.round, place.round_step, place.round_s = place.round + 1, place.step, place.elapsed_s
+        place.epoch, place.position = place.epoch + 1, 0
+
+    def _end_round(self) -> None:
+        if self._average:
+            self._set(self._average)
+        for name, value in self._mean.items():
+            value.add_(self._trained[name].detach(), alpha=1 / self._options.rounds)
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self._trained.items()}
+
+    def _set(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(values[name])
 
     def _steps(self, current: list[Step], steps: int | None) -> Iterator[Step]:
         place = self._place
@@ -197,8 +246,7 @@ class Loop:
     def _update(self, step: Step, steps: int | None) -> None:
         """One optimiser step over all micro-batches, each weighted by its share of the targets."""
         options, place, begin = self._options, self._place, time.monotonic()
-        middle = progress(place.step + 0.5, steps, place.elapsed_s, options.time_limit_s)  # of this update
-        factor = rate(middle, options.warmup, options.floor)
+        factor = rate(self._done(steps, 0.5), options.warmup, options.floor)  # in the middle of this update
         for group in self._optimizer.param_groups:
             group["lr"] = options.lr * group["scale"] * factor
         total = sum(self._job.weight(micro) for micro in step)
@@ -221,7 +269,7 @@ class Loop:
         speed = tokens / max(1e-9, time.monotonic() - begin)
         point = Point(place.step, loss, options.lr * factor, tokens, speed)
         place.history.append([point.step, point.loss, point.lr, point.tokens, point.tokens_s])
-        self._watcher.step(point, self._done(steps), place.elapsed_s + time.monotonic() - begin)
+        self._watcher.step(point, self._all_done(steps), place.elapsed_s + time.monotonic() - begin)
 
     def _count_bad_step(self, loss: float) -> None:
         self._place.bad += 1
@@ -231,16 +279,12 @@ class Loop:
 
     def _update_average(self) -> None:
         """Exponential moving average, with less memory in the beginning (Polyak and Juditsky, 1992)."""
-        if self._average and self._place.step % _AVERAGE_EVERY == 0:
-            done = self._place.step // _AVERAGE_EVERY
+        step = self._place.step - self._place.round_step
+        if self._average and step % _AVERAGE_EVERY == 0:
+            done = step // _AVERAGE_EVERY
             decay = min(self._options.ema**_AVERAGE_EVERY, (1 + done) / (10 + done))
             averages, values = list(self._average.values()), [p.detach() for p in self._trained.values()]
             torch._foreach_lerp_(averages, values, 1 - decay)
-
-    def _swap_in_average(self) -> None:
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(self._average[name])
 
     def _save_where_due(self) -> None:
         every = self._options.checkpoint_steps
@@ -258,10 +302,11 @@ class Loop:
     def _state(self) -> State:
         place = self._place
         return {
-            "place": [place.step, place.epoch, place.position, place.elapsed_s, place.tokens, place.bad],
+            "place": {f.name: getattr(place, f.name) for f in fields(place) if f.name != "history"},
             "history": torch.tensor(place.history, dtype=torch.float64),
             "model": {name: p.detach() for name, p in self._trained.items()},
             "average": self._average,
+            "mean": self._mean,
             "optimizer": self._optimizer.state_dict(),
             "random": torch.get_rng_state(),
         }
@@ -269,21 +314,18 @@ class Loop:
     def _resume(self) -> int | None:
         state, damaged = self._checkpoints.load()
         for path in damaged:
-            where = "from the beginning, at step 0" if state is None else f"after step {state['place'][0]}"
+            where = "from the beginning, at step 0" if state is None else f"after step {state['place']['step']}"
             self._watcher.say(f"{path.name} cannot be read and is removed; going on {where}")
         if state is None:
             return None
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(state["model"][name])
-        for name, value in self._average.items():
-            value.copy_(state["average"][name])
+        self._set(state["model"])
+        for values, kept in ((self._average, state["average"]), (self._mean, state["mean"])):
+            for name, value in values.items():
+                value.copy_(kept[name])
         self._optimizer.load_state_dict(state["optimizer"])
-        step, epoch, position, elapsed_s, tokens, bad = state["place"]
-        history = state["history"].reshape(-1, 5).tolist()
-        self._place = _Place(step, epoch, position, elapsed_s, tokens, bad, history)
+        self._place = _Place(**state["place"], history=state["history"].reshape(-1, 5).tolist())
         torch.set_rng_state(state["random"])
-        return int(step)
+        return self._place.step
 
 
 def autocast(bf16: bool) -> AbstractContextManager[Any]:

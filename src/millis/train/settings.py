@@ -38,6 +38,7 @@ class Settings:
     ngrams: bool | None = None  # beside the head, what tokens and pairs say; None: where Millis runs the model
     elsewhere: float = 0.0  # how often a text that is too long is learned from a random place instead of its beginning
     ema: float = 0.0
+    rounds: int = 1
     head_lr: float = 1.0
     layer_decay: float = 1.0
     layers: int | None = None

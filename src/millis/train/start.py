@@ -39,7 +39,7 @@ _LORA_LR = 3e-4
 _ONLY = {
     "layers": ("classify",), "freeze_layers": ("classify",), "token_dropout": ("classify",),
     "label_smoothing": ("classify",), "dropout": ("classify",), "label_column": ("classify",),
-    "elsewhere": ("classify",), "ngrams": ("classify",), "alpha": ("lm", "chat"),
+    "elsewhere": ("classify",), "ngrams": ("classify",), "rounds": ("classify", "embed"), "alpha": ("lm", "chat"),
     "temperature": ("embed",), "text_column": ("classify", "lm", "distil"), "rank": ("lm", "chat"), "shape": ("lm",),
     "parameters": ("lm",), "vocab": ("lm",),
 }  # fmt: skip
@@ -152,6 +152,6 @@ def _extra(task: Task, outcome: Outcome) -> dict[str, Any]:
 
 
 def _options(settings: Settings, checkpoint_steps: int | None) -> Options:
-    same = ("lr", "epochs", "steps", "time_limit_s", "warmup", "weight_decay", "ema", "bf16", "seed")
+    same = ("lr", "epochs", "steps", "time_limit_s", "warmup", "weight_decay", "ema", "bf16", "rounds", "seed")
     betas = (0.9, 0.95 if settings.task in ("lm", "chat", "distil") else 0.999)
     return Options(checkpoint_steps=checkpoint_steps, betas=betas, **{name: getattr(settings, name) for name in same})
