@@ -84,7 +84,10 @@ def command(
     rounds: Annotated[
         int | None,
         typer.Option(
-            min=1, max=100, help="classify, embed: train so often from the same start, keep the mean of the weights."
+            min=1,
+            max=100,
+            help="classify, embed: train so often from the same start, each for --epochs or --steps, --time-limit for all "
+            "together, and keep the mean of the weights.",
         ),
     ] = None,
     eval_split: Annotated[float, typer.Option(min=0, max=0.9, help="Hold out this share for evaluation.")] = 0.0,
