@@ -86,8 +86,8 @@ def command(
         typer.Option(
             min=1,
             max=100,
-            help="classify, embed: train so often from the same start, each for --epochs or --steps, --time-limit for all "
-            "together, and keep the mean of the weights.",
+            help="classify, embed: train so often from the same start, each for --epochs or --steps, --time-limit for "
+            "all together, and keep the mean of the weights.",
         ),
     ] = None,
     eval_split: Annotated[float, typer.Option(min=0, max=0.9, help="Hold out this share for evaluation.")] = 0.0,
