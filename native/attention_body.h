@@ -90,6 +90,18 @@ inline void page_values(const T* values, const T* next, int head_dim, int count,
     for (int w = 0; w < W; ++w) store(sums + n * head_dim + w * kLanes, part[n][w]);
 }
 
+// The page that holds the key at a position.
+template <class T>
+inline const T* page_of(const Keys& k, int at) {
+  return reinterpret_cast<const T*>(k.cache + static_cast<size_t>(k.table[at / kPageTokens]) * k.page_stride);
+}
+
+// The page behind it, or `here` itself where that is the last.
+template <class T>
+inline const T* page_behind(const Keys& k, int at, const T* here) {
+  return at + kPageTokens < k.end ? page_of<T>(k, at + kPageTokens) : here;
+}
+
 template <class T, int N>
 void attend_queries(const Attend& a) {
   float *q = a.scratch, *sums = a.scratch + N * a.head_dim;
@@ -98,9 +110,8 @@ void attend_queries(const Attend& a) {
     largest[n] = kNoScore, total[n] = 0.0f;
     for (int d = 0; d < a.head_dim; ++d) q[n * a.head_dim + d] = a.q[n][d] * a.scale, sums[n * a.head_dim + d] = 0.0f;
   }
-  const auto page = [&](int at) { return reinterpret_cast<const T*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride); };
   for (int first = a.first; first < a.end; first += kPageTokens) {
-    const T *keys = page(first), *next = first + kPageTokens < a.end ? page(first + kPageTokens) : keys;
+    const T *keys = page_of<T>(a, first), *next = page_behind(a, first, keys);
     const T *values = keys + a.head_dim * kPageTokens, *then = next + a.head_dim * kPageTokens;
     const int count = a.end - first < kPageTokens ? a.end - first : kPageTokens;
     float weight[N][kPageTokens];
@@ -215,15 +226,12 @@ void attend_wide(const AttendWide& a) {
     for (int d = 0; d < a.head_dim; ++d) scaled[d] = a.q[r][d] * (a.scale * kLog2E);
     pack_wide_rows(scaled, 0, 1, a.head_dim, q + packed_row(r, key_panel));
   }
-  const auto page = [&](int at) {
-    return reinterpret_cast<const uint16_t*>(a.cache + static_cast<size_t>(a.table[at / kPageTokens]) * a.page_stride);
-  };
   for (int first = a.first; first < a.end; first += kWideKeys) {
     const int pages = ((a.end - first < kWideKeys ? a.end - first : kWideKeys) + kPageTokens - 1) / kPageTokens;
     for (int p = 0; p < pages; ++p) {
       const int at = first + p * kPageTokens;
-      const uint16_t *here = page(at), *next = at + kPageTokens < a.end ? page(at + kPageTokens) : here;
-      unpack_keys(a, here, next, keys + static_cast<size_t>(p) * (kPageTokens / kPanelRows) * key_panel);
+      const auto* here = page_of<uint16_t>(a, at);
+      unpack_keys(a, here, page_behind(a, at, here), keys + static_cast<size_t>(p) * (kPageTokens / kPanelRows) * key_panel);
       unpack_values(a, here + a.head_dim * kPageTokens, a.end - at, value_panel,
                     values + static_cast<size_t>(p) * (kPageTokens / kStepColumns) * step);
     }

@@ -15,7 +15,7 @@ from typing import Any
 
 from millis.server.api import endpoints
 from millis.server.api.errors import ApiError
-from millis.server.api.job import Job, prompt_ids
+from millis.server.api.job import Job
 from millis.server.api.writer import Head, Writer
 from millis.server.generate import TOLD_BYTES, Generation, server_timing
 from millis.server.rewriting import rewritten
@@ -108,11 +108,7 @@ class Larger(Turn):
             return "failed", 0.0
         self.minimum_tokens = expected_tokens(tokens)
         try:
-            began = time.monotonic()
-            remembering = tokenizer.remembering(self.served.recent, self.tenant)
-            ids = await self.service.in_thread(prompt_ids, job, remembering, self.room(job))
-            self.tokenize_ms = 1000 * (time.monotonic() - began)
-            self._check_lengths(ids)
+            ids = await self.tokenized(job, tokenizer, self.service.in_thread)
             job = replace(job, on_deadline="error", stream=False)
             return "replaced", await self.ask(job, ids, tokenizer, last=last)
         except ApiError as error:

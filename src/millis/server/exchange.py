@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -103,16 +104,23 @@ class Answer:
         tokenizer = await service.loaded(self.served, job, self.arrival_s)
         self.served.check(job.endpoint, self._scope["path"], list(service.models.values()), param)
         job = self.job = self.fitted(job)
-        began = time.monotonic()
-        remembering = tokenizer.remembering(self.served.recent, self.tenant)
-        ids = await service.run(size, prompt_ids, job, remembering, self.room(job))
-        self.tokenize_ms = 1000 * (time.monotonic() - began)
-        self._check_lengths(ids)
+        ids = await self.tokenized(job, tokenizer, partial(service.run, size))
         if self.connection.gone:
             raise ClientGone
         self.connection.on_gone = lambda: self.mailbox.put(Gone())
         self.watch_deadline(job)
         await self.answer(job, ids, tokenizer)
+
+    async def tokenized(
+        self, job: Job, tokenizer: Tokenizer, run: Callable[..., Awaitable[list[list[int]]]]
+    ) -> list[list[int]]:
+        """The token ids of each prompt, made by `run`, which calls a function. ApiError: too many, or none."""
+        began = time.monotonic()
+        remembering = tokenizer.remembering(self.served.recent, self.tenant)
+        ids = await run(prompt_ids, job, remembering, self.room(job))
+        self.tokenize_ms = 1000 * (time.monotonic() - began)
+        self._check_lengths(ids)
+        return ids
 
     def fitted(self, job: Job) -> Job:
         """The job as the model that it names does it. ApiError: it asks for what that model does not do."""
