@@ -54,6 +54,35 @@ void Runtime::write_heads(const AttentionOp& op, Step& step, int thread) {
   }
 }
 
+// Every thread has columns of its own, for all rows in order: what a token keeps is there for those behind it.
+void Runtime::execute(const ConvolveOp& op, Step& step, int thread) {
+  const auto width = static_cast<size_t>(op.out->width), element = size_t{config_.exact ? 4u : 2u};
+  const Range lanes = share(op.out->width / kPanelRows, thread, pool_.threads());
+  const auto first = static_cast<size_t>(lanes.first) * kPanelRows;
+  Convolve task{};
+  task.weight = op.weight->data() + first, task.stride = width, task.taps = op.taps, task.columns = (lanes.last - lanes.first) * kPanelRows;
+  for (int t = 0; t < step.count; ++t) {
+    const auto s = static_cast<size_t>(sequences_[static_cast<size_t>(t)]);
+    const int32_t start = step.batch.starts[s], *table = step.batch.tables.data() + s * step.batch.table_width;
+    const auto kept = [&](int32_t slot) {
+      return cached(table[slot / kPageTokens], op.layer, 0) + (static_cast<size_t>(slot % kPageTokens) * width + first) * element;
+    };
+    // Of the sequence's tokens in this batch, from 0 on; what is cached lies before.
+    const auto before = [&](int32_t i) {
+      return i < 0 || step.batch.parents.empty() ? i - 1 : step.batch.parents[static_cast<size_t>(begins_[s] + i)];
+    };
+    int32_t at = t - begins_[s];
+    task.kept = kept(start + at);
+    for (int i = 0; i < op.taps - 1; ++i) {
+      at = before(at);
+      task.past[i] = start + at < 0 ? nullptr : kept(start + at);
+    }
+    const float* x = row(*op.bcx, t) + first;
+    task.b = x, task.c = x + width, task.x = x + 2 * width, task.out = row(*op.out, t) + first;
+    kernels_.convolve[config_.exact](task);
+  }
+}
+
 // Queries of a unit of wide attention: as many as it takes, shared out evenly. Where that would make few units, and one thread would
 // do more of them than another, those of the heads behind the last that all threads have their share of are half as large.
 static int wide_rows(int rows, int head, int kv_heads, int threads) {

@@ -21,6 +21,23 @@ void write_kv(const float* key, const float* value, int head_dim, int slot, uint
   }
 }
 
+template <class T>
+void convolve(const Convolve& task) {
+  constexpr float kMost = 65504.0f;  // of f16
+  const float* latest = task.weight + static_cast<size_t>(task.taps - 1) * task.stride;
+  for (int i = 0; i < task.columns; i += kLanes) {
+    const F32 product = mul(load(task.b + i), load(task.x + i));
+    F32 sum = mul(load(latest + i), product);
+    for (int before = 0; before < task.taps - 1; ++before) {
+      if (!task.past[before]) break;
+      const T* kept = reinterpret_cast<const T*>(task.past[before]) + i;
+      sum = fma(load(latest + i - static_cast<size_t>(before + 1) * task.stride), load_cached(kept), sum);
+    }
+    store(task.out + i, mul(load(task.c + i), sum));
+    store_cached(reinterpret_cast<T*>(task.kept) + i, sizeof(T) == 4 ? product : max(set1(-kMost), min(set1(kMost), product)));
+  }
+}
+
 // hide(i) for each slot of a page that a query's mask leaves out.
 template <class Hide>
 inline void mask_page(uint32_t seen, const Hide& hide) {

@@ -452,6 +452,7 @@ NB_MODULE(_native, m) {
       .def("matmul", &Runtime::matmul, "out"_a, "x"_a, "weights"_a, "biases"_a, "activation"_a, "residual"_a, "gate"_a)
       .def("attention", &Runtime::attention, "out"_a, "qkv"_a, "layer"_a, "heads"_a, "scale"_a, "rope"_a, "interleaved"_a, "window"_a, "q_norm"_a,
            "k_norm"_a, "eps"_a, "bias"_a = "", "norm_rotated"_a = false)
+      .def("convolve", &Runtime::convolve, "out"_a, "bcx"_a, "weight"_a, "layer"_a, "taps"_a)
       .def("attend_all", &Runtime::attend_all, "out"_a, "qkv"_a, "heads"_a, "kv_heads"_a, "head_dim"_a, "scale"_a, "bias"_a = "", "rope"_a = "",
            "window"_a = 0, "q_norm"_a = "", "k_norm"_a = "", "eps"_a = 1e-6f)
       .def("remember", &Runtime::remember, "kv"_a, "layer"_a)

@@ -205,6 +205,18 @@ void Runtime::attention(const std::string& out, const std::string& qkv, int laye
   ops_.emplace_back(op);
 }
 
+void Runtime::convolve(const std::string& out, const std::string& bcx, const std::string& weight, int layer, int taps) {
+  const auto lock = building();
+  require(taps >= 1 && taps <= kMostTaps, "convolve: a kernel of 1 to " + std::to_string(kMostTaps) + " taps");
+  Buffer *to = buffer(out), *from = buffer(bcx);
+  require(to != from && static_cast<int64_t>(from->width) == int64_t{3} * to->width, "convolve: buffers do not fit");
+  require(to->width % kPanelRows == 0, "convolve: a width that is not a multiple of " + std::to_string(kPanelRows));
+  require(!weight.empty(), "a convolution needs a weight");
+  const int64_t each = int64_t{2} * config_.kv_heads * config_.head_dim, layers = (to->width + each - 1) / each;  // of a token in a layer
+  require(layer >= 0 && layer + layers <= config_.layers, "convolve: no layer " + std::to_string(layer + layers - 1));
+  ops_.emplace_back(ConvolveOp{to, from, vector(weight, static_cast<size_t>(taps) * static_cast<size_t>(to->width)), layer, taps});
+}
+
 void Runtime::select(const std::string& out, const std::string& x) {
   const auto lock = building();
   SelectOp op{buffer(out), buffer(x)};
@@ -223,15 +235,19 @@ bool reads(const Op& op, const Buffer* b) {
   if (const auto* o = std::get_if<PoolOp>(&op)) return o->x == b;
   if (const auto* o = std::get_if<SelectOp>(&op)) return o->x == b;
   if (const auto* o = std::get_if<RememberOp>(&op)) return o->kv == b;
+  if (const auto* o = std::get_if<ConvolveOp>(&op)) return o->bcx == b;
   return false;
 }
 
+// Whether rows of its output depend on those before.
+bool mixes(const Op& op) { return std::holds_alternative<AttentionOp>(op) || std::holds_alternative<ConvolveOp>(op); }
+
 }  // namespace
 
-// The ops behind the last attention up to the select: no row of theirs sees another, so only selected rows need be computed.
+// The ops behind the last attention or convolution up to the select: no row of theirs sees another, so only selected rows need be computed.
 void Runtime::find_tail() {
   size_t first = first_selected_;
-  while (first > target_ && !std::holds_alternative<AttentionOp>(ops_[first - 1])) --first;
+  while (first > target_ && !mixes(ops_[first - 1])) --first;
   tail_ = first > target_ ? first : first_selected_;
   for (auto& [name, b] : buffers_) {
     const auto uses = [&](const Op& op) { return reads(op, &b) || output_of(op) == &b; };
@@ -307,8 +323,8 @@ void Runtime::finish() {
   for (const Op& op : ops_)  // it has max_outputs rows only
     require(!logits || (!reads(op, logits) && (output_of(op) != logits || &op == &ops_.back())), "no op but the last may use logits");
   for (size_t i = first_selected_; i < ops_.size(); ++i) {
-    const bool attends = std::holds_alternative<AttentionOp>(ops_[i]) || std::holds_alternative<AttendAllOp>(ops_[i]);
-    require(!attends && !std::holds_alternative<EmbedOp>(ops_[i]), "attention after a select");
+    const bool sees = mixes(ops_[i]) || std::holds_alternative<AttendAllOp>(ops_[i]);
+    require(!sees && !std::holds_alternative<EmbedOp>(ops_[i]), "attention or a convolution after a select");
     require(!std::holds_alternative<SelectOp>(ops_[i]) || writes, "a plan selects or pools, not both");
     for (size_t j = first_selected_; j < ops_.size(); ++j) {
       if (const auto* s = std::get_if<SelectOp>(&ops_[j])) require(s->x != output_of(ops_[i]), "a selected buffer is written after the select");

@@ -8,6 +8,7 @@ namespace millis {
 
 constexpr int kPageTokens = 32;  // positions in a page of the KV cache
 constexpr int kTileQueries = 4;  // queries that share one pass over the keys
+constexpr int kMostTaps = 8;     // of a convolution over a sequence
 constexpr int kTileRows = 32;    // activation rows of one call of a panel kernel
 constexpr int kBiasSlack = 32;   // floats that may be read past the scores' biases of a row
 
@@ -133,6 +134,16 @@ constexpr size_t attend_all_floats(int keys, int head_dim) {
   return (static_cast<size_t>(keys) + kPanelRows) * static_cast<size_t>(head_dim + kAllRows);
 }
 
+// A token's row of a gated convolution: b * x is kept; out = c * (the latest tap * b * x + each other tap * what was kept before).
+struct Convolve {
+  const float *b, *c, *x, *weight;  // weight: [taps][columns], the oldest tap first, `stride` floats apart
+  size_t stride;
+  int taps, columns;                   // taps in [1, kMostTaps]; columns: a multiple of 16
+  const uint8_t* past[kMostTaps - 1];  // [columns] each, kept by the tokens before, the nearest first; null: there was none
+  uint8_t* kept;
+  float* out;
+};
+
 constexpr int kWideQueries = 192, kWideRows = 64;  // of AttendWide, of a pass over a block of keys
 constexpr int kWideKeys = 128;                     // of a block
 
@@ -214,6 +225,7 @@ struct Kernels {
   void (*attend[2])(const Attend& task);                                                             // likewise
   void (*attend_wide)(const AttendWide& task);
   void (*attend_all)(const AttendAll& task);
+  void (*convolve[2])(const Convolve& task);  // keeps [0] f16, [1] f32
   float (*log_sum_exp)(const float* x, int n);
   Wide wide;
   uint64_t (*read)(const uint8_t* data, size_t bytes);  // streams the bytes; for measuring bandwidth

@@ -445,6 +445,7 @@ Kernels make_table(const char* isa) {
   k.finish = finish, k.quantize = quantize, k.rms_norm = rms_norm, k.layer_norm = layer_norm, k.rotate = rotate;
   k.write_kv[0] = write_kv<uint16_t>, k.write_kv[1] = write_kv<float>;
   k.attend[0] = attend<uint16_t>, k.attend[1] = attend<float>, k.attend_wide = attend_wide, k.attend_all = attend_all;
+  k.convolve[0] = convolve<uint16_t>, k.convolve[1] = convolve<float>;
   k.screen = screen_panel, k.planes_panel = planes_panel, k.may_win = may_win;
   k.byte_rows = MILLIS_BYTE_ROWS, k.quantize_bytes = quantize_bytes;
   k.log_sum_exp = log_sum_exp, k.read = read, k.wide = make_wide();

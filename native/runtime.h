@@ -101,6 +101,11 @@ struct AttentionOp {
   int rotated = 0;               // of each head's coordinates, the first so many
   bool norm_rotated = false;     // norms come behind the rotation
 };
+struct ConvolveOp {
+  Buffer *out, *bcx;
+  const Vector* weight;  // [taps][width of out], the oldest tap first
+  int layer, taps;       // layer: the first of those of the cache that keep b * x, [32] rows of [width of out] in each page
+};
 struct RememberOp {
   Buffer *out, *kv;  // out: null
   int layer;
@@ -118,7 +123,7 @@ struct PoolOp {
   Buffer *out, *x;
   bool mean;  // of all rows of a text; else its first
 };
-using Op = std::variant<EmbedOp, NormOp, MatMulOp, AttentionOp, SelectOp, AttendAllOp, PoolOp, RememberOp>;
+using Op = std::variant<EmbedOp, NormOp, MatMulOp, AttentionOp, SelectOp, AttendAllOp, PoolOp, RememberOp, ConvolveOp>;
 static_assert(std::is_nothrow_move_constructible_v<Op>, "a growing list must move ops: segments point into their bias");
 
 // Any thread may call any of it: building and running take turns.
@@ -140,6 +145,7 @@ class Runtime {
               const std::string& activation, const std::string& residual, const std::string& gate);
   void attention(const std::string& out, const std::string& qkv, int layer, int heads, float scale, const std::string& rope, bool interleaved,
                  int window, const std::string& q_norm, const std::string& k_norm, float eps, const std::string& bias, bool norm_rotated);
+  void convolve(const std::string& out, const std::string& bcx, const std::string& weight, int layer, int taps);
   void attend_all(const std::string& out, const std::string& qkv, int heads, int kv_heads, int head_dim, float scale, const std::string& bias,
                   const std::string& rope, int window, const std::string& q_norm, const std::string& k_norm, float eps);
   // Ops up to end_source() read a text; those behind it write one, looking at what was remembered of it.
@@ -237,6 +243,7 @@ class Runtime {
   void write_heads(const AttentionOp& op, Step& step, int thread);
   Keys keys_of(const AttentionOp& op, const Step& step, size_t s, int head, int low, int high) const;
   void execute(const AttentionOp& op, Step& step, int thread);
+  void execute(const ConvolveOp& op, Step& step, int thread);
   void execute(const SelectOp& op, Step& step, int thread);
   void turn_heads(const AttendAllOp& op, const Step& step, int thread);
   void execute(const AttendAllOp& op, Step& step, int thread);

@@ -45,6 +45,7 @@ void Runtime::check_halves() const {
     const auto* attention = std::get_if<AttentionOp>(&ops_[i]);
     if (i < target_) require(!attention, "attention over the cache in a source");
     else require(!std::holds_alternative<RememberOp>(ops_[i]) && !(target_ == 0 && attention && attention->cross), "only a source is remembered");
+    require(!std::holds_alternative<ConvolveOp>(ops_[i]) || (target_ == 0 && pooled_ == 0), "a convolution in a plan with a source, or that pools");
     require(!attention || pooled_ == 0, "attention over the cache in a plan that pools");
     require(!attention || !attention->bias || target_ > 0, "attention over the cache with a bias outside a target");
     if (pooled_ == 0 && i >= target_) require(!std::holds_alternative<AttendAllOp>(ops_[i]), "attention in both directions where text is written");

@@ -12,7 +12,7 @@ import numpy as np
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB, CONTEXT, LAYERS = 64, 4, 2, 16, 96, 50, 32, 2
 ARCHITECTURES = (
     "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "hunyuan-dense",
-    "olmo2", "gpt2",
+    "olmo2", "lfm2", "gpt2",
 )  # fmt: skip
 DROP = object()  # as the value of a key or tensor: leave it out
 
@@ -38,6 +38,8 @@ def settings(architecture: str) -> dict[str, Any]:
         found |= {".attention.head_count_kv": KV_HEADS, ".rope.freq_base": 5e4}
     if architecture == "gemma3":
         found |= {".attention.key_length": HEAD_DIM, ".attention.sliding_window": 8}
+    if architecture == "lfm2":
+        found |= {".attention.head_count_kv": [0, KV_HEADS], ".shortconv.l_cache": 3}
     if architecture in ("granite", "minicpm"):
         found |= {".embedding_scale": 6.0, ".residual_scale": 0.25, ".attention.scale": 0.125, ".logit_scale": 4.0}
     return found
@@ -68,7 +70,7 @@ def shapes(architecture: str) -> dict[str, tuple[int, ...]]:
         layer |= {"attn_qkv.weight": (q + 2 * kv, HIDDEN), "ffn_up.weight": (2 * FFN, HIDDEN)}
     if architecture == "qwen2":
         layer |= {"attn_q.bias": (q,), "attn_k.bias": (kv,), "attn_v.bias": (kv,)}
-    if architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense"):
+    if architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense", "lfm2"):
         layer |= {"attn_q_norm.weight": (HEAD_DIM,), "attn_k_norm.weight": (HEAD_DIM,)}
     if architecture == "olmo2":
         layer |= {"attn_q_norm.weight": (q,), "attn_k_norm.weight": (kv,)}
@@ -76,7 +78,15 @@ def shapes(architecture: str) -> dict[str, tuple[int, ...]]:
         layer |= {"post_attention_norm.weight": (HIDDEN,), "post_ffw_norm.weight": (HIDDEN,)}
     if architecture in ("exaone4", "olmo2"):
         del layer["attn_norm.weight"], layer["ffn_norm.weight"]
-    return outside | {f"blk.{index}.{name}": shape for index in range(LAYERS) for name, shape in layer.items()}
+    if architecture == "lfm2":
+        outside["token_embd_norm.weight"] = outside.pop("output_norm.weight")
+    found = {f"blk.{index}.{name}": shape for index in range(LAYERS) for name, shape in layer.items()}
+    if architecture == "lfm2":  # the first layer is a convolution
+        found = {name: shape for name, shape in found.items() if not name.startswith("blk.0.attn_") or "norm" in name}
+        del found["blk.0.attn_q_norm.weight"], found["blk.0.attn_k_norm.weight"]
+        for part, shape in (("in_proj", (3 * HIDDEN, HIDDEN)), ("conv", (HIDDEN, 3)), ("out_proj", (HIDDEN, HIDDEN))):
+            found[f"blk.0.shortconv.{part}.weight"] = shape
+    return outside | found
 
 
 def write_tiny(
@@ -98,7 +108,7 @@ def write_tiny(
             continue
         given = shape if isinstance(shape, np.ndarray) else rng.normal(0, 0.1, shape)
         values[name] = given.astype(np.float32)
-        if values[name].ndim == 2 and name.startswith("blk."):
+        if values[name].ndim == 2 and name.startswith("blk.") and values[name].shape[1] % 32 == 0:
             packed = gguf.quants.quantize(values[name], gguf.GGMLQuantizationType.Q8_0)
             values[name] = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
             writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)

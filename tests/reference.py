@@ -27,6 +27,7 @@ from transformers import (
     GraniteConfig,
     GraniteMoeHybridConfig,
     HunYuanDenseV1Config,
+    Lfm2Config,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -153,6 +154,12 @@ OLMO3 = {
     "sliding_window": 5,
     "rope_parameters": {"full_attention": YARN_ROPE, "sliding_attention": LOCAL_ROPE},
 }
+LFM2 = {  # a convolution keeps half as much of a token as attention does; in lfm2_wide twice as much
+    "num_hidden_layers": 4,
+    "layer_types": ["conv", "full_attention", "conv", "conv"],
+    "block_multiple_of": 32,
+    "rope_parameters": ROPE,
+}
 SMOLLM3 = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}  # its own are beyond a tiny vocabulary
 
 TINY = {  # name → configuration of a tiny model
@@ -173,6 +180,8 @@ TINY = {  # name → configuration of a tiny model
     "hunyuan": lambda: HunYuanDenseV1Config(**SIZES, num_hidden_layers=2, rope_parameters=ALPHA_ROPE),
     "olmo2": lambda: Olmo2Config(**SIZES, **SPECIAL, num_hidden_layers=2, rope_parameters=ROPE),
     "olmo3": lambda: Olmo3Config(**SIZES, **SPECIAL, **OLMO3),
+    "lfm2": lambda: Lfm2Config(**SIZES, **SPECIAL, **LFM2),
+    "lfm2_wide": lambda: Lfm2Config(**SIZES | {"head_dim": 16, "num_key_value_heads": 1}, **SPECIAL, **LFM2),
     "gpt2": lambda: GPT2Config(**GPT2),
 }
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}

@@ -30,6 +30,7 @@ from test_export import save, tiny_tokenizer
 ISAS = _native.supported_isas()
 GPT2 = {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}
 PHI3 = {"target_modules": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]}
+LFM2 = {"target_modules": ["q_proj", "v_proj", "in_proj", "out_proj", "w1", "w2", "w3"]}
 
 
 def ints(values: Any) -> np.ndarray:
@@ -57,7 +58,7 @@ class Made:
         self.theirs = tiny_model(name)
         self.theirs.save_pretrained(folder / "model")
         self.model = load_model(folder / "model")
-        self.folder, self.settings = folder, {"gpt2": GPT2, "phi3": PHI3}.get(name, {})
+        self.folder, self.settings = folder, {"gpt2": GPT2, "phi3": PHI3, "lfm2": LFM2}.get(name, {})
 
     def adapter(self, name: str, **settings: Any) -> tuple[Any, Any]:
         """(its weights as read, transformers' model with it merged)."""
@@ -93,6 +94,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
         "hunyuan",
         "phi4_mini",
         "olmo2",
+        "lfm2",
         "gpt2",
     ],
 )
@@ -200,9 +202,9 @@ def test_an_adapter_of_a_gguf_model_follows_its_order_of_rows(
     )
 
 
-@pytest.mark.parametrize("name", ["granite", "smollm3", "ernie4_5", "exaone4", "hunyuan", "olmo3"])
+@pytest.mark.parametrize("name", ["granite", "smollm3", "ernie4_5", "exaone4", "hunyuan", "olmo3", "lfm2"])
 def test_adapters_of_exported_models(name: str, tmp_path: Path, made: Callable[[str], Made]) -> None:
-    """GGUF permutes q and k of granite and smollm3, and not those of ernie4_5, exaone4, hunyuan and olmo3."""
+    """GGUF permutes q and k of granite and smollm3, and not those of ernie4_5, exaone4, hunyuan, olmo3 and lfm2."""
     tiny = made(name)
     _, merged = tiny.adapter("exported", target_modules=["q_proj", "k_proj"])
     export_gguf(read_checkpoint(save(tiny.folder / "model", tiny_tokenizer())), tmp_path / "m.gguf")

@@ -17,12 +17,21 @@ LARGE = 2**31 - 1
 def tiny() -> Tiny:
     """x [16], qkv [48], out [16]; a matrix, a norm's weight and a rotation's table that fit."""
     made = Tiny(np.eye(16, dtype=np.float32), 16, pages=3, context=64)
-    for name, width in (("y", 16), ("qkv", 48), ("logits", 16), ("narrow", 8)):
+    for name, width in (
+        ("y", 16),
+        ("qkv", 48),
+        ("logits", 16),
+        ("narrow", 8),
+        ("thrice", 24),
+        ("three", 48),
+        ("nine", 144),
+    ):
         made.native.add_buffer(name, width)
     made.matrix("square", np.eye(16))
     made.matrix("wide", np.ones((48, 16)))
     made.matrix("short", np.ones((15, 16)))
     made.vector("weight", np.ones(16))
+    made.vector("taps", np.ones(48))
     made.vector("rope", np.ones(64 * 16))
     return made
 
@@ -101,6 +110,16 @@ BAD_OPS: dict[str, tuple[str, Callable[[Any], None]]] = {
     "negative window": ("window", lambda n: attention(n, window=-1)),
     "rotation of another size": ("weight must rotate an even number", lambda n: attention(n, rope="weight")),
     "head norm of another size": ("rope must hold 16", lambda n: attention(n, norm="rope")),
+    "convolution in place": ("do not fit", lambda n: n.convolve("qkv", "qkv", "taps", 0, 3)),
+    "convolution of another width": ("do not fit", lambda n: n.convolve("x", "y", "taps", 0, 3)),
+    "convolution of no taps": ("1 to 8 taps", lambda n: n.convolve("y", "qkv", "taps", 0, 0)),
+    "convolution of many taps": ("1 to 8 taps", lambda n: n.convolve("y", "qkv", "taps", 0, LARGE)),
+    "convolution's weight": ("taps must hold 32", lambda n: n.convolve("y", "qkv", "taps", 0, 2)),
+    "convolution without a weight": ("needs a weight", lambda n: n.convolve("y", "qkv", "", 0, 3)),
+    "convolution's layer below": ("no layer -1", lambda n: n.convolve("y", "qkv", "taps", -1, 3)),
+    "convolution's layer above": ("no layer 1", lambda n: n.convolve("y", "qkv", "taps", 1, 3)),
+    "convolution beyond the layers": ("no layer 1", lambda n: n.convolve("three", "nine", "taps", 0, 1)),
+    "convolution of odd columns": ("multiple of 16", lambda n: n.convolve("narrow", "thrice", "taps", 0, 1)),
     "select in place": ("do not fit", lambda n: n.select("x", "x")),
     "select of another width": ("do not fit", lambda n: n.select("qkv", "x")),
 }  # fmt: skip
@@ -125,6 +144,8 @@ def test_names_must_exist() -> None:
         lambda: native.norm("y", "none", "weight", "", 1e-6, False, ""),
         lambda: native.norm("y", "x", "none", "", 1e-6, False, ""),
         lambda: native.matmul("y", "x", ["none"], [], "", "", ""),
+        lambda: native.convolve("y", "none", "taps", 0, 3),
+        lambda: native.convolve("y", "qkv", "none", 0, 3),
         lambda: native.select("y", "none"),
     ):
         with pytest.raises(ValueError, match="no (buffer|matrix|vector) none"):

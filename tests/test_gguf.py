@@ -345,6 +345,15 @@ def test_attention_factor_of_olmo3(said: Any, means: float, tmp_path: Path) -> N
     assert scaling is not None and scaling.attention_factor == pytest.approx(means, rel=1e-5)
 
 
+def test_layers_of_lfm2(tmp_path: Path) -> None:
+    """A layer without heads of keys and values is a convolution."""
+    config = config_of(tmp_path, "lfm2")
+    assert (config.convolved, config.taps, config.kv_heads, config.rope_style) == ((True, False), 3, 2, "half")
+    said = config_metadata(config)
+    assert said[gguf.Keys.Attention.HEAD_COUNT_KV.format(arch="lfm2")] == [0, 2]
+    assert said[gguf.Keys.ShortConv.L_CACHE.format(arch="lfm2")] == 3
+
+
 def test_every_fourth_layer_of_smollm3_is_not_rotated(tmp_path: Path) -> None:
     layer = {name: shape for name, shape in shapes("smollm3").items() if name.startswith("blk.0.")}
     names = {name.replace("0", str(index), 1): shape for index in range(5) for name, shape in layer.items()}
@@ -443,6 +452,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("granite", {"__rope__scaling__finetuned": False, "__block_count": 2**31}, "block_count must lie in"),
     ("smollm3", {"__block_count": 2**31}, "block_count must lie in"),
     ("exaone4", {"__block_count": 2**31}, "block_count must lie in"),
+    ("lfm2", {"__attention__head_count_kv": [0, 2, 2]}, "head_count_kv must list one number of heads"),
+    ("lfm2", {"__attention__head_count_kv": [1, 2]}, "head_count_kv must list one number of heads"),
+    ("lfm2", {"__attention__head_count_kv": [0, 0]}, "head_count_kv must list one number of heads"),
+    ("lfm2", {"__attention__head_count_kv": [0, -2]}, "kv_heads must lie in"),
+    ("lfm2", {"__attention__head_count_kv": [0.0, 2.0]}, "head_count_kv must list one number of heads"),
+    ("lfm2", {"__attention__head_count_kv": 2}, "'blk.0.attn_q.weight' is missing"),
+    ("lfm2", {"__block_count": 2**31}, "block_count must lie in"),
+    ("lfm2", {"__shortconv__l_cache": DROP}, "the key lfm2.shortconv.l_cache is missing"),
+    ("lfm2", {"__shortconv__l_cache": 2**31}, "a convolution must have 1 to 8 taps"),
+    ("llama", {"__attention__head_count_kv": [2, 2]}, "head_count_kv is a list"),
     ("olmo2", {"__rope__scaling__attn_factor": 2.0}, "the file sets olmo2.rope.scaling.attn_factor to 2.0"),
     ("olmo2", {"__rope__dimension_count": 8}, "only a part of each head"),
     ("phi3", {"__rope__dimension_count": 7}, "heads of 16 an even part is rotated, not 7"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,13 @@ LONGROPE = {
 }
 
 
+LFM2 = {
+    "layer_types": ["conv", "full_attention"],
+    "block_multiple_of": 32,
+    "pad_token_id": 0,
+}
+
+
 def tiny(kind: str, **changes: Any) -> transformers.PreTrainedModel:
     """A random model of a few thousand weights; norm weights and biases random as well."""
     torch.manual_seed(0)
@@ -90,6 +98,7 @@ def tiny(kind: str, **changes: Any) -> transformers.PreTrainedModel:
         "exaone4": lambda: transformers.Exaone4Config(**SIZES, **changes),
         "olmo2": lambda: transformers.Olmo2Config(**SIZES, pad_token_id=0, **changes),
         "olmo3": lambda: transformers.Olmo3Config(**SIZES, pad_token_id=0, **changes),
+        "lfm2": lambda: transformers.Lfm2Config(**SIZES, **LFM2 | changes),
         "hunyuan-dense": lambda: transformers.HunYuanDenseV1Config(**SIZES, head_dim=32, **changes),
         "gpt2": lambda: transformers.GPT2Config(**GPT2, **changes),
     }
@@ -121,6 +130,22 @@ GEMMA3_LAYER = LAYER | {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 EXAONE4_LAYER = {ours: name for ours, name in GEMMA3_LAYER.items() if ours not in ("attn_norm", "ffn_norm")}
+LFM2_LAYER = {
+    "attn_norm": "operator_norm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_layernorm",
+    "attn_k_norm": "self_attn.k_layernorm",
+    "attn_output": "self_attn.out_proj",
+    "shortconv.in_proj": "conv.in_proj",
+    "shortconv.conv": "conv.conv",
+    "shortconv.out_proj": "conv.out_proj",
+    "ffn_norm": "ffn_norm",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_up": "feed_forward.w3",
+    "ffn_down": "feed_forward.w2",
+}
 GPT2_LAYER = {
     "attn_norm": "ln_1",
     "attn_qkv": "attn.c_attn",
@@ -138,9 +163,11 @@ def expected_tensors(model: transformers.PreTrainedModel, kind: str) -> dict[str
     outside = {"token_embd": "embed_tokens", "output_norm": "norm"}
     if kind == "gpt2":
         outside = {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f"}
+    if kind == "lfm2":
+        outside = {"token_embd": "embed_tokens", "token_embd_norm": "embedding_norm"}
     names = {ours: f"{body}{name}" for ours, name in outside.items()}
     layers_of = {"gpt2": GPT2_LAYER, "gemma3": GEMMA3_LAYER, "exaone4": EXAONE4_LAYER, "olmo2": EXAONE4_LAYER}
-    layer = layers_of.get(kind, LAYER)
+    layer = (layers_of | {"lfm2": LFM2_LAYER}).get(kind, LAYER)
     if kind == "hunyuan-dense":
         layer = layer | {"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}
     if kind == "qwen3":
@@ -155,6 +182,7 @@ def expected_tensors(model: transformers.PreTrainedModel, kind: str) -> dict[str
             if f"{name}.{end}" in theirs:
                 value = theirs[f"{name}.{end}"]
                 value = value.T if kind == "gpt2" and value.ndim == 2 and ours.startswith("blk.") else value
+                value = value[:, 0] if value.ndim == 3 else value
                 found[f"{ours}.{end}"] = value + 1 if kind in ("gemma", "gemma3") and ours.endswith("norm") else value
     return found
 
@@ -172,7 +200,7 @@ def assert_same(folder: Path, model: transformers.PreTrainedModel, kind: str) ->
 
 KINDS = [
     "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4", "hunyuan-dense",
-    "olmo2", "gpt2",
+    "olmo2", "lfm2", "gpt2",
 ]  # fmt: skip
 
 
@@ -420,6 +448,28 @@ def test_windows_and_rotation_of_olmo3(tmp_path: Path) -> None:
         assert (config.rope_scaling.kind, config.rope_scaling.attention_factor) == ("yarn", 1.2)
 
 
+def test_layers_of_lfm2(tmp_path: Path) -> None:
+    """As transformers writes them and as the first published files do, which name the feed-forward width otherwise."""
+    new = read_folder(saved(tmp_path / "new", "lfm2")).config
+    assert (new.convolved, new.taps, new.ffn) == ((True, False), 3, 64)
+    gone = ("layer_types", "intermediate_size", "tie_word_embeddings", "norm_eps", "rope_parameters")
+    old = {"full_attn_idxs": [1], "block_ff_dim": SIZES["intermediate_size"], "conv_dim": 64, "tie_embedding": True}
+    first = read_folder(saved(tmp_path / "old", "lfm2", gone, **old)).config
+    assert first == replace(new, name="old", rope_theta=1e6)
+    plain = saved(tmp_path / "plain", "lfm2", block_auto_adjust_ff_dim=False, intermediate_size=64)
+    assert read_folder(plain).config.ffn == 64
+
+
+@pytest.mark.parametrize(("ffn", "factor", "multiple"), [(6656, 1.0, 256), (100, 1.3, 8), (10, 0.5, 1), (7, 1.0, 5)])
+def test_the_feed_forward_width_of_lfm2_is_that_of_transformers(ffn: int, factor: float, multiple: int) -> None:
+    sizes = {"intermediate_size": ffn, "block_ffn_dim_multiplier": factor, "block_multiple_of": multiple}
+    values = SIZES | LFM2 | sizes
+    config, _ = huggingface_config(values | {"model_type": "lfm2"}, "")
+    with torch.device("meta"):
+        theirs = transformers.AutoModelForCausalLM.from_config(transformers.Lfm2Config(**values))
+    assert config.ffn == theirs.model.layers[0].feed_forward.w1.out_features
+
+
 def test_the_two_matrices_of_granitemoehybrid(tmp_path: Path) -> None:
     model = tiny("granitemoehybrid")
     model.save_pretrained(tmp_path)
@@ -512,6 +562,20 @@ REFUSED = [
     ("hunyuan-dense", {"rope_parameters": ALPHA, "head_dim": 2}, "an alpha of 8.0 for heads of 2 makes no sense"),
     ("hunyuan-dense", {"use_cla": True}, "sets use_cla to True"),
     ("olmo2", {"clip_qkv": 8.0}, "sets clip_qkv to 8.0"),
+    ("lfm2", {"conv_bias": True}, "sets conv_bias to True"),
+    ("lfm2", {"conv_dim": 32}, "a conv_dim other than hidden_size, 64, is not supported"),
+    ("lfm2", {"conv_L_cache": 0}, "a convolution must have 1 to 8 taps, not 0"),
+    ("lfm2", {"conv_L_cache": 9}, "a convolution must have 1 to 8 taps, not 9"),
+    ("lfm2", {"conv_L_cache": 4}, "'blk.0.shortconv.conv.weight' is 64 × 3; its configuration asks 64 × 4"),
+    ("lfm2", {"layer_types": ["conv", "conv"]}, "one must attend"),
+    ("lfm2", {"layer_types": ["full_attention"]}, "one must attend|is missing"),
+    ("lfm2", {"layer_types": ["conv", "mamba"]}, "layer_types must list full_attention or conv"),
+    ("lfm2", {"layer_types": None}, "layer_types must list full_attention or conv"),
+    ("lfm2", {"layer_types": None, "full_attn_idxs": [0], "num_hidden_layers": 1 << 40}, "layer_types must list"),
+    ("lfm2", {"block_multiple_of": 0}, "a feed-forward width of"),
+    ("lfm2", {"block_ffn_dim_multiplier": -1.0}, "a feed-forward width of"),
+    ("lfm2", {"intermediate_size": 1 << 60}, "a feed-forward width of"),
+    ("lfm2", {"block_multiple_of": 96}, "'blk.0.ffn_gate.weight' is 64 × 64"),
     ("olmo3", {"sliding_window": None}, "sliding_window is missing"),
     ("olmo3", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types must list full_attention or"),
     ("olmo3", {"layer_types": None, "num_hidden_layers": -1}, "layer_types must list"),

@@ -77,6 +77,49 @@ def test_norms_of_some_columns_in_place(begin: int, end: int, layer: bool, isa: 
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(("width", "taps"), [(16, 1), (48, 3), (80, 2), (96, 8)])
+def test_convolutions(width: int, taps: int, exact: bool, isa: str) -> None:
+    """Whole; then in pieces, each behind guesses that were wrong, beside another sequence, its pages scattered.
+
+    What is kept is f16, but in exact.
+    """
+    table, weight = normal(70, 3 * width), normal(taps, width)
+    layers = -(-width // 32)  # of keys and values, 32 floats a token each
+    tiny = Tiny(table, width, isa=isa, exact=exact, layers=layers + 1, threads=3, screen=False)
+    tiny.native.add_buffer("out", width)
+    tiny.vector("weight", weight.reshape(-1))
+    tiny.native.convolve("out", "x", "weight", 1, taps)
+    tiny.finish("out")
+    b, c, x = (part.astype(np.float64) for part in np.split(table, 3, axis=1))
+    kept = np.concatenate([np.zeros((taps - 1, width)), b * x])
+    want = c * sum(weight[tap] * kept[tap : tap + 70] for tap in range(taps))
+    close = {"rtol": 1e-5, "atol": 1e-5} if exact else {"rtol": 0.02, "atol": 0.03}
+    whole = tiny.run(np.arange(70))
+    np.testing.assert_allclose(whole, want, **close)
+    other, at = [7, 3], 0
+    for size in (1, 1, 29, 2, 30, 7):
+        part = np.arange(at, at + size)
+        tiny.run(part[::-1] // 2, starts=[at], pages=[[9, 4, 30]])
+        got = tiny.run(part, other, starts=[at, 0], pages=[[9, 4, 30], [1]])
+        np.testing.assert_array_equal(got[:size], whole[at : at + size])
+        at += size
+
+
+def test_what_a_convolution_keeps_ends_at_the_largest_half() -> None:
+    """Beyond it would lie infinity, of which sums of others make NaN; NaN stays NaN."""
+    table = np.full((3, 48), 1e3, np.float32)
+    table[2] = np.nan
+    tiny = Tiny(table, 16, exact=False, screen=False)
+    tiny.native.add_buffer("out", 16)
+    tiny.vector("weight", np.concatenate([np.full(16, 1e-3), np.zeros(16)]))
+    tiny.native.convolve("out", "x", "weight", 0, 2)
+    got = tiny.finish("out").run([0, 1, 2, 0])
+    np.testing.assert_allclose(got[1], 65504.0, rtol=0.01)
+    assert np.isnan(got[3]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("activation", ["", "silu", "gelu_tanh"])
 def test_a_product_with_everything_behind_it(activation: str, count: int, isa: str) -> None:

@@ -184,6 +184,8 @@ def test_granite_without_rotation_matches_transformers(tmp_path: Path) -> None:
         ("olmo3", {"windows": ()}),
         ("olmo3", {"rope_local_theta": 5000.0}),
         ("olmo3", {"rope_scaling": None}),
+        ("lfm2", {"rope_theta": 100.0}),
+        ("lfm2", {"norm_eps": 0.01}),
         ("phi4_mini", {"rotary_dim": None, "rope_scaling": None}),
         ("hunyuan", {"architecture": "qwen3"}),
         ("gemma", {"embedding_scale": 1.0}),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from millis.models.checkpoint import Checkpoint
 from millis.models.load import build_plan, read_checkpoint
-from millis.models.plan import Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
+from millis.models.plan import Attention, Convolve, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Select
 from reference import TINY, tiny_model
 
 
@@ -30,13 +31,15 @@ def reads(op: Op) -> Iterator[str]:
     """The buffers that an op reads."""
     if isinstance(op, Attention):
         yield op.qkv
+    elif isinstance(op, Convolve):
+        yield op.bcx
     elif not isinstance(op, Embed):
         yield op.x
     if isinstance(op, Norm | MatMul) and op.residual:
         yield op.residual
 
 
-def of_kind(plan: Plan, kind: type) -> list:
+def of_kind(plan: Plan, kind: Any) -> list:
     return [op for op in plan.ops if isinstance(op, kind)]
 
 
@@ -57,7 +60,7 @@ def test_one_select_after_the_last_layer(plan: Plan) -> None:
     """Ops behind it run on other rows, so they neither attend nor touch what it read."""
     (at,) = [index for index, op in enumerate(plan.ops) if isinstance(op, Select)]
     tail = plan.ops[at + 1 :]
-    assert not any(isinstance(op, Attention | Embed) for op in tail)
+    assert not any(isinstance(op, Attention | Convolve | Embed) for op in tail)
     fresh = {plan.ops[at].out}
     for op in tail:
         assert set(reads(op)) <= fresh and op.out not in reads(plan.ops[at])
@@ -68,12 +71,20 @@ def test_no_op_overwrites_its_input(plan: Plan) -> None:
     for op in plan.ops:
         if isinstance(op, Attention):
             assert op.out != op.qkv
+        elif isinstance(op, Convolve):
+            assert op.out != op.bcx
         elif not isinstance(op, Embed):
             assert (op.out == op.x) == (isinstance(op, Norm) and op.columns is not None)
 
 
 def test_layers_attend_once_each_in_order(plan: Plan, checkpoint: Checkpoint) -> None:
-    assert [op.layer for op in of_kind(plan, Attention)] == list(range(checkpoint.config.layers))
+    kept = 2 * plan.kv_heads * plan.head_dim  # of a token in a layer of the cache
+    layers: list[int] = []
+    for op in of_kind(plan, Attention | Convolve):
+        count = 1 if isinstance(op, Attention) else -(-plan.widths[op.out] // kept)
+        layers += range(op.layer, op.layer + count)
+    assert layers == list(range(plan.layers))
+    assert len(of_kind(plan, Attention | Convolve)) == checkpoint.config.layers
     for op in of_kind(plan, Attention):
         assert (op.kv_heads, op.head_dim) == (plan.kv_heads, plan.head_dim)
         assert plan.widths[op.out] == op.heads * op.head_dim
@@ -102,6 +113,11 @@ def test_weights_fit_the_buffers(plan: Plan, checkpoint: Checkpoint) -> None:
                     assert [shape[name] for name in op.biases] == [shape[name][:1] for name in op.weights]
             case GatedMatMul():
                 assert shape[op.gate] == shape[op.up] == (plan.widths[op.out], plan.widths[op.x])
+            case Convolve():
+                assert (
+                    shape[op.weight] == (plan.widths[op.out], op.taps)
+                    and plan.widths[op.bcx] == 3 * plan.widths[op.out]
+                )
             case Attention():
                 assert {shape[name] for name in (op.q_norm, op.k_norm) if name} <= {(plan.head_dim,)}
 

@@ -34,7 +34,7 @@ def test_logits_of_the_real_models(name: str, model_path: Callable[[str], Path])
 
 TINY_ONES = [
     "llama", "mistral", "qwen2", "qwen3", "gemma3", "granite", "granitemoehybrid", "smollm3", "ernie4_5",
-    "phi3", "gemma", "exaone4", "hunyuan", "olmo2", "olmo3",
+    "phi3", "gemma", "exaone4", "hunyuan", "olmo2", "olmo3", "lfm2",
 ]  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def test_every_isa_follows_scalar_on_quantised_weights(isa: str, model_path: Cal
 
 
 @pytest.mark.parametrize("cut", [1, 7, 31, 32, 33, 64])
-@pytest.mark.parametrize("name", ["gemma3", "hunyuan", "phi4_mini", "olmo3"])
+@pytest.mark.parametrize("name", ["gemma3", "hunyuan", "phi4_mini", "olmo3", "lfm2", "lfm2_wide"])
 def test_chunks_scattered_pages_and_neighbours_change_nothing(
     name: str, cut: int, tiny: Callable[[str], Model]
 ) -> None:

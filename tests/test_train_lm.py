@@ -69,7 +69,7 @@ def test_only_what_the_assistant_says_is_learned(tmp_path: Path) -> None:
         chat_tokens(tokenizer, TALK[:1])
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "granite", "gemma", "exaone4", "hunyuan-dense", "olmo2"])
+@pytest.mark.parametrize("architecture", ["qwen2", "granite", "gemma", "exaone4", "hunyuan-dense", "olmo2", "lfm2"])
 def test_the_loss_is_transformers_own(architecture: str, tmp_path: Path) -> None:
     path = chat_gguf(tmp_path / "m.gguf", architecture)
     data = jsonl(tmp_path / "talk.jsonl", [{"messages": TALK}, {"messages": TALK[:2]}])

@@ -259,6 +259,7 @@ class Runtime:
         bias: str = "",
         norm_rotated: bool = False,
     ) -> None: ...
+    def convolve(self, out: str, bcx: str, weight: str, layer: int, taps: int) -> None: ...
     def attend_all(
         self,
         out: str,

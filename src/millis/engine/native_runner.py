@@ -22,6 +22,7 @@ from millis.models.load import Model
 from millis.models.mapped import forget
 from millis.models.plan import (
     Attention,
+    Convolve,
     CrossAttention,
     Embed,
     GatedMatMul,
@@ -231,8 +232,9 @@ def _cache_tokens(plan: Plan, config: EngineConfig) -> int:
 
 def check_values(plan: Plan, tensors: Mapping[str, Tensor], *, matrices: bool = True) -> None:
     """ValueError, which names the weight, where one holds NaN or infinite values; `matrices`: in those, too."""
+    held = set() if matrices else set(plan.matrices(tensors))
     for name in plan.weights():
-        if matrices or len(tensors[name].shape) == 1:
+        if name not in held:
             check_finite(tensors[name])
 
 
@@ -241,10 +243,12 @@ def fill(runtime: Any, plan: Plan, tensors: Any) -> None:
     for name, width in plan.widths.items():
         runtime.add_buffer(name, width)
     scales = {op.weight: np.float32(op.scale) for op in plan.ops if isinstance(op, Norm)}
+    matrices = set(plan.matrices(tensors))
     for name in plan.weights():
         tensor: Tensor = tensors[name]
-        if len(tensor.shape) == 1:
-            runtime.add_vector(name, tensor.numpy() * scales.get(name, np.float32(1)))
+        if name not in matrices:
+            values = tensor.numpy() * scales.get(name, np.float32(1))
+            runtime.add_vector(name, np.ascontiguousarray(values.T).reshape(-1))  # tap by tap, of a convolution
             forget(tensor.data)  # each touch of a file may map 2 MB of it
         else:
             rows, columns = tensor.shape
@@ -284,6 +288,8 @@ def _add(runtime: Any, op: Op) -> None:
                 op.out, op.qkv, op.layer, op.heads, op.scale, op.rope or "", op.rope_style == "interleaved",
                 op.window, op.q_norm or "", op.k_norm or "", op.norm_eps, op.bias or "", op.norm_rotated,
             )  # fmt: skip
+        case Convolve():
+            runtime.convolve(op.out, op.bcx, op.weight, op.layer, op.taps)
         case SelfAttention():
             runtime.attend_all(
                 op.out, op.qkv, op.heads, op.kv_heads, op.head_dim, op.scale, op.bias or "", op.rope or "", op.window,

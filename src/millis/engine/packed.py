@@ -58,8 +58,8 @@ def packed_weights(
 
 def _matrices(model: Model) -> list[Tensor]:
     """In the order in which the plan first reads them."""
-    tensors = [model.checkpoint.tensors[name] for name in model.plan.weights()]
-    return [tensor for tensor in tensors if len(tensor.shape) == 2]
+    tensors = model.checkpoint.tensors
+    return [tensors[name] for name in model.plan.matrices(tensors)]
 
 
 def _open(file: Path, key: bytes, matrices: list[Tensor]) -> _native.PackedFile | None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 Architecture = Literal[
     "llama", "qwen2", "qwen3", "gemma", "gemma3", "granite", "smollm3", "ernie4_5", "exaone4",
-    "hunyuan-dense", "olmo2", "gpt2", "bert", "modernbert", "t5", "marian",
+    "hunyuan-dense", "olmo2", "lfm2", "gpt2", "bert", "modernbert", "t5", "marian",
 ]  # fmt: skip
 Pooling = Literal["mean", "first", "last"]  # of a text's hidden states; the first is bert's, the last a decoder's
 # Architectures whose q and k rows GGUF stores in the order that rotates neighbours, transformers in that of halves.
@@ -76,6 +76,8 @@ class ModelConfig:
     rotary_dim: int | None = None  # how many coordinates of a head are rotated, the first ones; None: all
     rotated: tuple[bool, ...] = ()  # per layer: whether q and k are rotated at all; () means in all layers
     windows: tuple[int, ...] = ()  # per layer: positions attended, 0 for all; () means all layers attend to all
+    convolved: tuple[bool, ...] = ()  # per layer: whether a convolution takes attention's place; () means in none
+    taps: int = 0  # of each column's convolution (lfm2)
     attention_scale: float | None = None  # None: 1 / sqrt(head_dim)
     activation: Literal["silu", "gelu_tanh", "gelu", "relu"] = "silu"
     attention_bias: bool = False

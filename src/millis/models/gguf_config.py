@@ -140,12 +140,24 @@ def _common(settings: _Settings) -> dict[str, Any]:
         "layers": settings.whole("block_count"),
         "hidden": hidden,
         "heads": heads,
-        "kv_heads": settings.whole("attention.head_count_kv", heads),
+        "kv_heads": max(_kv_heads(settings, heads)),
         "head_dim": head_dim,
         "ffn": settings.whole("feed_forward_length"),
         "context": settings.whole("context_length"),
         "attention_scale": settings.real("attention.scale", 0.0) or None,
     }
+
+
+def _kv_heads(settings: _Settings, heads: int) -> tuple[int, ...]:
+    """Of all layers; or of each, where the file may list layers that have none."""
+    key = "attention.head_count_kv"
+    listed = settings.raw(key)
+    if settings.architecture != "lfm2" or not isinstance(listed, np.ndarray):
+        return (settings.whole(key, heads),)
+    found = tuple(listed.tolist())
+    if listed.dtype.kind not in "iu" or len(found) != _layers(settings) or len({*found, 0}) != 2:
+        raise FormatError(f"lfm2.{key} must list one number of heads, or none, for each layer, not {found!r:.60}")
+    return found
 
 
 def _divide(hidden: int, heads: int) -> int:
@@ -291,6 +303,15 @@ def _olmo2(settings: _Settings) -> dict[str, Any]:
     }
 
 
+def _lfm2(settings: _Settings) -> dict[str, Any]:
+    """Layers without heads of keys and values are convolutions."""
+    heads = _kv_heads(settings, settings.whole("attention.head_count"))
+    return _rotary(settings) | {
+        "convolved": tuple(count == 0 for count in heads) if len(heads) > 1 else (),
+        "taps": settings.whole("shortconv.l_cache"),
+    }
+
+
 def _gemma3(settings: _Settings) -> dict[str, Any]:
     fields = _rotary(settings)
     if fields["rope_scaling"] is not None and fields["rope_scaling"].kind != "linear":
@@ -336,5 +357,6 @@ _SPECIFIC: dict[str, tuple[Architecture, Callable[[_Settings], dict[str, Any]]]]
     "exaone4": ("exaone4", _exaone4),
     "hunyuan-dense": ("hunyuan-dense", _rotary),
     "olmo2": ("olmo2", _olmo2),
+    "lfm2": ("lfm2", _lfm2),
     "gpt2": ("gpt2", _gpt2),
 }

@@ -14,7 +14,7 @@ from millis.models.checkpoint import Checkpoint
 from millis.models.config import PERMUTED, ModelConfig, RopeScaling
 from millis.models.gguf_config import EXAONE4_WINDOWED_LAYERS, smollm3_rotated
 from millis.models.rope import frequencies, yarn_attention_factor
-from millis.models.tensor import Tensor
+from millis.models.tensor import CONVOLUTION, Tensor
 from millis.types import FormatError
 
 _SWA_PERIOD = 6  # of gemma3's layers, every sixth attends to all; readers of GGUF files take that for granted
@@ -62,6 +62,8 @@ def _rotary(config: ModelConfig) -> dict[str, Any]:
         keys |= _exaone4(config)
     elif config.architecture == "olmo2":
         keys |= _olmo2(config)
+    elif config.architecture == "lfm2":
+        keys |= _lfm2(config)
     elif any(config.windows):
         raise FormatError(f"windowed attention of {config.architecture} cannot be said in a GGUF file")
     return keys | _granite(config) if config.architecture == "granite" else keys
@@ -123,6 +125,12 @@ def _olmo2(config: ModelConfig) -> dict[str, Any]:
     return _windows(config) | {"rope.freq_base_swa": config.rope_local_theta}
 
 
+def _lfm2(config: ModelConfig) -> dict[str, Any]:
+    convolved = config.convolved or (False,) * config.layers
+    listed = [0 if is_one else config.kv_heads for is_one in convolved]
+    return {"attention.head_count_kv": listed, "shortconv.l_cache": config.taps}
+
+
 def _windows(config: ModelConfig) -> dict[str, Any]:
     """Of layers that attend to a window of one size, or to all."""
     windowed = [window > 0 for window in config.windows]
@@ -133,7 +141,7 @@ def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     """The same model with tensors and rotation as a GGUF file has them; one from a GGUF file is returned as is.
 
     Rows of q and k are put in the order that rotates neighbours, where GGUF has them so; Llama 3.1's scaling becomes a
-    tensor.
+    tensor, and kernels of convolutions are in float32.
     """
     config, scaling = checkpoint.config, checkpoint.config.rope_scaling
     if scaling is not None and scaling.kind == "longrope":
@@ -150,6 +158,9 @@ def gguf_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
     if checkpoint.metadata:
         return checkpoint
     tensors, permuted = dict(checkpoint.tensors), config.architecture in PERMUTED
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith(CONVOLUTION):
+            tensors[name] = Tensor.from_numpy(name, tensor.numpy())
     if permuted and config.rope_style == "half":
         for name, tensor in checkpoint.tensors.items():
             part = name.split(".")[2] if name.startswith("blk.") else ""

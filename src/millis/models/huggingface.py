@@ -21,7 +21,7 @@ from millis.models.huggingface_config import huggingface_config
 from millis.models.mapped import read_json
 from millis.models.parts import folder_parts
 from millis.models.safetensors import read_folder_tensors, renamed
-from millis.models.tensor import Tensor
+from millis.models.tensor import CONVOLUTION, Tensor
 from millis.models.tensors_expected import check_tensors
 from millis.types import FormatError, ModelError
 
@@ -47,6 +47,22 @@ _EXAONE4 = _LLAMA | {
 _GEMMA3 = _EXAONE4 | {"pre_feedforward_layernorm": "ffn_norm"}
 _GRANITE = _LLAMA | {"shared_mlp.output_linear": "ffn_down"}  # granitemoehybrid's name
 _HUNYUAN = _LLAMA | {"self_attn.query_layernorm": "attn_q_norm", "self_attn.key_layernorm": "attn_k_norm"}
+_LFM2 = {
+    "operator_norm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_output",
+    "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm",
+    "conv.in_proj": "shortconv.in_proj",
+    "conv.conv": "shortconv.conv",
+    "conv.out_proj": "shortconv.out_proj",
+    "ffn_norm": "ffn_norm",
+    "feed_forward.w1": "ffn_gate",
+    "feed_forward.w3": "ffn_up",
+    "feed_forward.w2": "ffn_down",
+}
 _GPT2 = {
     "ln_1": "attn_norm",
     "attn.c_attn": "attn_qkv",
@@ -57,11 +73,12 @@ _GPT2 = {
 }
 _NAMES = {
     "gpt2": _GPT2, "gemma3": _GEMMA3, "granite": _GRANITE, "exaone4": _EXAONE4, "hunyuan-dense": _HUNYUAN,
-    "olmo2": _EXAONE4,
+    "olmo2": _EXAONE4, "lfm2": _LFM2,
 }  # fmt: skip
 _OUTSIDE_LAYERS = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
+    "model.embedding_norm": "token_embd_norm",  # lfm2's last norm
     "embed_tokens": "token_embd",  # of a body alone
     "norm": "output_norm",
     "lm_head": "output",
@@ -151,6 +168,8 @@ def _converted(tensor: Tensor, architecture: str) -> Tensor:
         values = tensor.data.view(f"u{tensor.type.block_bytes}").reshape(tensor.shape)
         data = np.ascontiguousarray(values.T).reshape(-1).view(np.uint8)
         return Tensor(tensor.name, tensor.type, tensor.shape[::-1], data)
+    if len(tensor.shape) == 3 and tensor.shape[1] == 1 and tensor.name.endswith(CONVOLUTION):
+        return replace(tensor, shape=(tensor.shape[0], tensor.shape[2]))
     if architecture in ("gemma", "gemma3") and tensor.name.endswith("norm.weight"):
         return Tensor.from_numpy(tensor.name, tensor.numpy() + np.float32(1))
     return tensor

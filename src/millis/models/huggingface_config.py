@@ -12,7 +12,7 @@ from typing import Any
 
 from millis.models.config import Architecture, ModelConfig, RopeScaling
 from millis.models.rope import longrope_attention_factor, yarn_attention_factor
-from millis.models.tensors_expected import MOST_LAYERS, check_config
+from millis.models.tensors_expected import MOST_FFN, MOST_LAYERS, check_config
 from millis.types import FormatError
 
 _TYPES: dict[str, Architecture] = {
@@ -32,15 +32,18 @@ _TYPES: dict[str, Architecture] = {
     "hunyuan_v1_dense": "hunyuan-dense",
     "olmo2": "olmo2",
     "olmo3": "olmo2",
+    "lfm2": "lfm2",
     "gpt2": "gpt2",
 }
 # Whose embedding is the output matrix unless the file says no.
-_TIED = ("gemma", "gemma3_text", "minicpm", "smollm3", "ernie4_5", "gpt2")
+_TIED = ("gemma", "gemma3_text", "minicpm", "smollm3", "ernie4_5", "lfm2", "gpt2")
 # Values that leave the computation as Millis runs it; null always does.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "attn_logit_softcapping": (),
+    "block_use_swiglu": (True,),
     "clip_qkv": (),
+    "conv_bias": (False,),
     "final_logit_softcapping": (),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1,),
@@ -50,6 +53,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "sparse_config": (),
     "use_bias": (False,),
     "use_cla": (False,),
+    "use_pos_enc": (True,),
     "use_bidirectional_attention": (False,),
     "use_qk_norm": (True,),
     "use_rotary_pos_emb": (True,),
@@ -73,6 +77,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_dense": {"rms_norm_eps": 1e-5},
     "olmo2": {"rms_norm_eps": 1e-5},
     "olmo3": {"rms_norm_eps": 1e-5, "sliding_window": 4096},
+    "lfm2": {"num_key_value_heads": 8, "norm_eps": 1e-5, "rope_theta": 1e6},
     "gemma": {"num_key_value_heads": 16, "head_dim": 256},
     "granitemoehybrid": {"num_local_experts": 8, "shared_intermediate_size": 1024},
 }
@@ -165,6 +170,8 @@ def huggingface_config(values: Mapping[str, Any], name: str) -> tuple[ModelConfi
     config = ModelConfig(architecture=_TYPES[kind], name=name, **fields)
     check_config(config)
     tied = settings.truth("tie_word_embeddings", kind in _TIED)
+    if kind == "lfm2":
+        tied = settings.truth("tie_embedding", tied)
     return config, tied
 
 
@@ -494,6 +501,31 @@ def _olmo3(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _lfm2(settings: Settings) -> dict[str, Any]:
+    """Layers are convolutions where they do not attend: those that are listed so, or not listed among those that do."""
+    hidden, ffn = settings.whole("hidden_size"), settings.whole("block_ff_dim", settings.whole("intermediate_size", 0))
+    for key in ("block_dim", "conv_dim", "conv_dim_out"):
+        if settings.whole(key, hidden) != hidden:
+            raise FormatError(f"config.json: a {key} other than hidden_size, {hidden}, is not supported")
+    if settings.truth("block_auto_adjust_ff_dim", True):
+        multiple, factor = settings.whole("block_multiple_of", 256), settings.real("block_ffn_dim_multiplier", 1.0)
+        if not (1 <= multiple <= MOST_FFN and 0 < ffn <= MOST_FFN and 0 < factor <= MOST_FFN):
+            raise FormatError(f"config.json: a feed-forward width of {ffn} · {factor} by {multiple} makes no sense")
+        ffn = -(-int(factor * int(2 * ffn / 3)) // multiple) * multiple
+    given = dict(settings._values) | {"intermediate_size": ffn, "rms_norm_eps": settings.real("norm_eps")}
+    fields = _common(Settings(given))
+    return fields | {"convolved": _convolved(settings, fields["layers"]), "taps": settings.whole("conv_L_cache", 3)}
+
+
+def _convolved(settings: Settings, layers: int) -> tuple[bool, ...]:
+    kinds, attending = settings.get("layer_types"), settings.get("full_attn_idxs")
+    if kinds is None and isinstance(attending, list) and 1 <= layers <= MOST_LAYERS:
+        kinds = ["full_attention" if index in attending else "conv" for index in range(layers)]
+    if not isinstance(kinds, list) or any(kind not in ("full_attention", "conv") for kind in kinds):
+        raise FormatError(f"config.json: layer_types must list full_attention or conv, not {kinds!r:.60}")
+    return tuple(kind == "conv" for kind in kinds)
+
+
 def _gemma3_windows(settings: Settings, layers: int) -> tuple[int, ...]:
     if settings.get("layer_types") is not None:
         return _windows(settings, layers)
@@ -545,5 +577,6 @@ _SPECIFIC: dict[str, Callable[[Settings], dict[str, Any]]] = {
     "hunyuan_v1_dense": _hunyuan,
     "olmo2": _common,
     "olmo3": _olmo3,
+    "lfm2": _lfm2,
     "gpt2": _gpt2,
 }

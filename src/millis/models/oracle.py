@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from millis.models.plan import (
     Activation,
     Attention,
+    Convolve,
     CrossAttention,
     Embed,
     GatedMatMul,
@@ -100,6 +101,8 @@ class Oracle:
                 return _activate(x @ self._weight(op.gate).T, op.activation) * (x @ self._weight(op.up).T)
             case Attention() | SelfAttention():
                 return self._attend(op, buffers[op.qkv])
+            case Convolve():
+                return self._convolve(op, buffers[op.bcx])
             case CrossAttention():
                 return self._attend_source(op, buffers[op.q])
             case Pool():
@@ -160,6 +163,13 @@ class Oracle:
         if op.rope is not None:
             x = rotate(x, self._plan.ropes[op.rope][:, : len(x), None], style)
         return _rms(x, op.norm_eps) * self._weight(norm) if norm is not None and norm_rotated else x
+
+    def _convolve(self, op: Convolve, bcx: Floats) -> Floats:
+        b, c, x = np.split(bcx, 3, axis=1)
+        before = np.pad(b * x, ((op.taps - 1, 0), (0, 0)))
+        kernel = self._weight(op.weight)
+        out: Floats = c * sum(kernel[:, tap] * before[tap : tap + len(x)] for tap in range(op.taps))
+        return out
 
     def _attend_source(self, op: CrossAttention, q: Floats) -> Floats:
         kv = self._remembered[op.layer]

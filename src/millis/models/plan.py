@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from millis.models.tensor import Tensor
+
 Activation = Literal["silu", "gelu_tanh", "gelu", "relu", "tanh"]  # gelu: the exact one, of erf
 
 
@@ -98,6 +100,22 @@ class Attention:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Convolve:
+    """out = c ⊙ conv(b ⊙ x): a causal convolution over a sequence, each column alone, gated on either side.
+
+    bcx: [tokens, 3 · width], b then c then x; weight: [width, taps], the last tap for the token itself. b ⊙ x of this
+    step's tokens is kept in the cache, in place of the keys and values of `layer` and, where a row takes more than
+    those of one, of the layers behind it. out: [tokens, width].
+    """
+
+    out: str
+    bcx: str
+    weight: str
+    layer: int
+    taps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Remember:
     """Keeps keys and values of the source for the cross-attention of `layer`. In a plan's source only.
 
@@ -163,7 +181,8 @@ class Pool:
     kind: Literal["mean", "first"]
 
 
-Op = Embed | Norm | MatMul | GatedMatMul | Attention | SelfAttention | Remember | CrossAttention | Select | Pool
+Mixing = Attention | Convolve | SelfAttention | CrossAttention
+Op = Embed | Norm | MatMul | GatedMatMul | Mixing | Remember | Select | Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +198,7 @@ class Plan:
     widths: Mapping[str, int]  # buffer → floats a row
     # table → [2, context, pairs]: cosines, sines; the first 2 · pairs coordinates of a head are rotated, others are not
     ropes: Mapping[str, NDArray[np.float32]]
-    layers: int
+    layers: int  # of the cache, each with keys and values of every token
     kv_heads: int
     head_dim: int
     vocab: int
@@ -196,6 +215,11 @@ class Plan:
                 names.setdefault(name)
         return list(names)
 
+    def matrices(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Of the same, in the same order, those with rows that are multiplied by or looked up."""
+        kernels = {op.weight for op in self.ops if isinstance(op, Convolve)}
+        return [name for name in self.weights() if len(tensors[name].shape) == 2 and name not in kernels]
+
 
 def _weights_of(op: Op) -> list[str]:
     match op:
@@ -209,6 +233,8 @@ def _weights_of(op: Op) -> list[str]:
             found = [op.gate, op.up]
         case Attention() | SelfAttention():
             found = [op.q_norm, op.k_norm]
+        case Convolve():
+            found = [op.weight]
         case Remember() | CrossAttention() | Select() | Pool():
             found = []
     return [name for name in found if name is not None]

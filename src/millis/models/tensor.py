@@ -58,6 +58,9 @@ _BLOCKS = {
 }
 
 
+CONVOLUTION = "shortconv.conv.weight"  # ends the names of kernels of convolutions, which GGUF files hold in float32
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One weight. `shape` is outermost first, as NumPy writes it: a matrix is (rows = outputs, columns = inputs)."""

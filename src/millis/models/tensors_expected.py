@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from millis.models.config import ModelConfig, RopeScaling, Stack
@@ -10,7 +11,7 @@ from millis.models.seq2seq_shapes import Shapes, affine, expected, optional
 from millis.models.tensor import Tensor
 from millis.types import FormatError
 
-MOST_LAYERS = 1 << 10
+MOST_LAYERS, MOST_FFN = 1 << 10, 1 << 20
 # Far above any model that this engine could run; they keep a hostile file from asking for endless work.
 _LIMITS = {
     "layers": MOST_LAYERS,
@@ -18,11 +19,12 @@ _LIMITS = {
     "heads": 1 << 10,
     "kv_heads": 1 << 10,
     "head_dim": 1 << 10,
-    "ffn": 1 << 20,
+    "ffn": MOST_FFN,
     "vocab": 1 << 22,
     "context": 1 << 24,
 }
 MOST_LABELS = 1 << 16
+MOST_TAPS = 8
 _MOST_BUCKETS = 1 << 12
 _MOST_SCALE = 1e6
 
@@ -51,6 +53,14 @@ def check_config(config: ModelConfig) -> None:
         raise FormatError(f"{len(config.windows)} attention windows for {config.layers} layers")
     if not all(0 <= window <= _LIMITS["context"] for window in config.windows):
         raise FormatError(f"an attention window is out of range: {min(config.windows)} to {max(config.windows)}")
+    if config.convolved and (len(config.convolved) != config.layers or all(config.convolved)):
+        raise FormatError(
+            f"of {config.layers} layers {len(config.convolved)} are said to be convolutions or not; one must attend"
+        )
+    if any(config.convolved) and not 1 <= config.taps <= MOST_TAPS:
+        raise FormatError(f"a convolution must have 1 to {MOST_TAPS} taps, not {config.taps}")
+    if any(config.convolved) and config.hidden % 16:
+        raise FormatError(f"a convolution's width must be a multiple of 16, not {config.hidden}")
     if config.rotated and len(config.rotated) != config.layers:
         raise FormatError(f"{len(config.rotated)} layers are said to be rotated or not, of {config.layers}")
     for name in ("norm_eps", "rope_theta", "rope_local_theta", "attention_scale"):
@@ -134,9 +144,12 @@ def expected_shapes(config: ModelConfig) -> Shapes:
         shapes["cls.output.weight"] = (len(config.head.labels), config.hidden)
     if config.dense:
         shapes["dense.weight"] = (config.dense, config.hidden)
+    if config.architecture == "lfm2":
+        shapes["token_embd_norm.weight"] = shapes.pop("output_norm.weight")
     layer = _gpt2_layer(config) if config.architecture == "gpt2" else _llama_layer(config)
     for index in range(config.layers):
-        shapes.update({f"blk.{index}.{name}": shape for name, shape in layer.items()})
+        own = _convolved_layer(config) if config.convolved and config.convolved[index] else layer
+        shapes.update({f"blk.{index}.{name}": shape for name, shape in own.items()})
     return shapes
 
 
@@ -178,7 +191,7 @@ def _llama_layer(config: ModelConfig) -> Shapes:
     }
     if config.attention_bias:
         shapes |= {"attn_q.bias": (q_width,), "attn_k.bias": (kv_width,), "attn_v.bias": (kv_width,)}
-    if config.architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense"):
+    if config.architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense", "lfm2"):
         shapes |= {"attn_q_norm.weight": (config.head_dim,), "attn_k_norm.weight": (config.head_dim,)}
     if config.architecture == "olmo2":
         shapes |= {"attn_q_norm.weight": (q_width,), "attn_k_norm.weight": (kv_width,)}
@@ -187,6 +200,16 @@ def _llama_layer(config: ModelConfig) -> Shapes:
     if config.architecture in ("exaone4", "olmo2"):
         del shapes["attn_norm.weight"], shapes["ffn_norm.weight"]
     return shapes
+
+
+def _convolved_layer(config: ModelConfig) -> Shapes:
+    """The same without attention."""
+    shapes = {name: shape for name, shape in _llama_layer(config).items() if not re.match("attn_(q|k|v|output)", name)}
+    return shapes | {
+        "shortconv.in_proj.weight": (3 * config.hidden, config.hidden),
+        "shortconv.conv.weight": (config.hidden, config.taps),
+        "shortconv.out_proj.weight": (config.hidden, config.hidden),
+    }
 
 
 def _bert(config: ModelConfig) -> Shapes:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from millis.models.checkpoint import Checkpoint
 from millis.models.config import PERMUTED, ModelConfig
 from millis.models.huggingface import gguf_name
+from millis.models.tensor import CONVOLUTION
 from millis.types import ModelError
 
 Floats = NDArray[np.float32]
@@ -74,6 +75,7 @@ def _config(config: ModelConfig, tied: bool, attention: str) -> Any:
         "ernie4_5": transformers.Ernie4_5Config,
         "exaone4": transformers.Exaone4Config,
         "hunyuan-dense": transformers.HunYuanDenseV1Config,
+        "lfm2": transformers.Lfm2Config,
         "olmo2": transformers.Olmo3Config if any(config.windows) else transformers.Olmo2Config,
     }
     kind, scaling = config.architecture, config.rope_scaling
@@ -165,7 +167,17 @@ def _smollm3(config: ModelConfig) -> dict[str, Any]:
     return _rotary(config) | {"no_rope_layers": rotated, "pad_token_id": None}
 
 
-_SPECIFIC = {"gemma3": _gemma3, "olmo2": _olmo2, "granite": _granite, "smollm3": _smollm3}
+def _lfm2(config: ModelConfig) -> dict[str, Any]:
+    convolved = config.convolved or (False,) * config.layers
+    return _rotary(config) | {
+        "norm_eps": config.norm_eps,
+        "block_auto_adjust_ff_dim": False,
+        "conv_L_cache": config.taps,
+        "layer_types": ["conv" if is_one else "full_attention" for is_one in convolved],
+    }
+
+
+_SPECIFIC = {"lfm2": _lfm2, "gemma3": _gemma3, "olmo2": _olmo2, "granite": _granite, "smollm3": _smollm3}
 
 
 def _weights(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Floats]]:
@@ -184,6 +196,8 @@ def _weights(checkpoint: Checkpoint, model: Any) -> Iterator[tuple[str, Floats]]
             values = pairs.swapaxes(1, 2).reshape(values.shape)
         if config.architecture in ("gemma", "gemma3") and name.endswith("norm.weight"):
             values = values - 1  # transformers adds the one itself
+        if name.endswith(CONVOLUTION):
+            values = values[:, None]
         yield theirs, values
     if left:
         raise ModelError(f"{checkpoint.path}: no float32 reference for a {config.architecture} with {min(left)}")

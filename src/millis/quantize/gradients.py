@@ -13,7 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from millis.models.oracle import Oracle, rotate, softmax, visible
-from millis.models.plan import Activation, Attention, Embed, GatedMatMul, MatMul, Norm, Op, Plan, Remember, Select
+from millis.models.plan import (
+    Activation,
+    Attention,
+    Convolve,
+    Embed,
+    GatedMatMul,
+    MatMul,
+    Norm,
+    Op,
+    Plan,
+    Remember,
+    Select,
+)
 from millis.models.tensor import Tensor
 
 Floats = NDArray[np.float32]
@@ -73,6 +85,8 @@ class Gradients(Oracle):
                 add(op.x, self._gated_back(op, before[op.x], g))
             case Attention():
                 add(op.qkv, self._attend_back(op, before[op.qkv], g))
+            case Convolve():
+                add(op.bcx, self._convolve_back(op, before[op.bcx], g))
             case Select():
                 add(op.x, g)
 
@@ -129,6 +143,15 @@ class Gradients(Oracle):
         by_k = np.einsum("kgts,tkgd->skd", by_scores, q, optimize=True)
         parts = [self._placed_back(op, q0, op.q_norm, by_q), self._placed_back(op, k0, op.k_norm, by_k), by_v]
         return np.concatenate(parts, axis=1).reshape(rows, -1)
+
+    def _convolve_back(self, op: Convolve, bcx: Floats, g: Floats) -> Floats:
+        b, c, x = np.split(bcx, 3, axis=1)
+        kernel, rows = self._weight(op.weight), len(x)
+        before = np.pad(b * x, ((op.taps - 1, 0), (0, 0)))
+        by_sum = np.pad(g * c, ((0, op.taps - 1), (0, 0)))  # each row takes part in its own sum and those behind it
+        by_product = sum(kernel[:, op.taps - 1 - i] * by_sum[i : i + rows] for i in range(op.taps))
+        by_c = g * sum(kernel[:, tap] * before[tap : tap + rows] for tap in range(op.taps))
+        return np.concatenate([by_product * x, by_c, by_product * b], axis=1)
 
     def _placed_back(self, op: Attention, x: Floats, norm: str | None, g: Floats) -> Floats:
         table = None if op.rope is None else self._plan.ropes[op.rope][:, : len(x), None]

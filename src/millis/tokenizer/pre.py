@@ -75,7 +75,7 @@ FORMS = {
 ALIASES = {
     **dict.fromkeys(("gpt2", "default", "a.x-4.0", "granite-docling", "mellum", "trillion"), "gpt-2"),
     **dict.fromkeys(("refact", "starcoder", "minerva-7b"), "smollm"),
-    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "midm-2.0", "pixtral"), "llama-bpe"),
+    **dict.fromkeys(("llama3", "llama-v3", "falcon3", "midm-2.0", "pixtral", "lfm2"), "llama-bpe"),
     **dict.fromkeys(("deepseek-r1-qwen", "f2llmv2"), "qwen2"),
     "hunyuan-dense": "deepseek-v3",
     "kormo": "megrez",

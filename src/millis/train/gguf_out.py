@@ -12,7 +12,7 @@ from millis.models.gguf_metadata import config_metadata, gguf_checkpoint
 from millis.models.gguf_write import TensorOut
 from millis.models.gguf_write import write_gguf as write_file
 from millis.models.huggingface import read_folder
-from millis.models.tensor import GgmlType, Tensor
+from millis.models.tensor import CONVOLUTION, GgmlType, Tensor
 from millis.tokenizer.to_gguf import tokenizer_metadata
 from millis.train.run import GGUF, exported, note_exported
 
@@ -43,8 +43,8 @@ def write_gguf(folder: Path, path: Path, type: str, source: Path | None = None) 
 
 
 def _out(tensor: Tensor, wanted: GgmlType) -> TensorOut:
-    """Matrices in the wanted type; vectors, and rows that do not divide into blocks, as float32."""
-    if len(tensor.shape) < 2 or tensor.shape[-1] % wanted.block_values:
+    """Matrices in the wanted type; vectors, convolutions, and rows that do not divide into blocks, as float32."""
+    if len(tensor.shape) < 2 or tensor.shape[-1] % wanted.block_values or tensor.name.endswith(CONVOLUTION):
         wanted = GgmlType.F32
     kinds = {GgmlType.F32: _f32, GgmlType.F16: _f16, GgmlType.Q8_0: _q8_0}
     return TensorOut(tensor.name, wanted, tensor.shape, lambda: kinds[wanted](tensor.numpy()))
