@@ -162,6 +162,7 @@ def test_windows_bound_what_attention_reads(tmp_path: Path) -> None:
     config = read_checkpoint(tmp_path / "tiny.gguf").config
     each = KV_HEADS * HEAD_DIM * 2 * 2
     assert cache_bytes(replace(config, windows=()), 20) == 40 * each
+    assert cache_bytes(replace(config, windows=(), convolved=(True, False)), 20) == 20 * each
     assert cache_bytes(replace(config, windows=(8, 0)), 20) == 28 * each
     assert cache_bytes(replace(config, windows=(8, 0)), 5) == 10 * each
 

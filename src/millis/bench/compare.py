@@ -88,7 +88,7 @@ def compare(path: Path, settings: Settings, tell: Callable[[str], None], advance
 
 def cache_bytes(config: ModelConfig, tokens: int) -> int:
     """What attention reads for one new token after `tokens` others: keys and values of 16 bits, inside the windows."""
-    windows = config.windows or (0,) * config.layers
+    windows = config.windows or (0,) * (config.layers - sum(config.convolved))
     positions = sum(min(tokens, window) if window else tokens for window in windows)
     return positions * config.kv_heads * config.head_dim * 2 * 2
 

@@ -11,7 +11,7 @@ from millis import _native
 from millis.bench import attention
 from millis.models.checkpoint import Checkpoint
 from millis.models.load import read_checkpoint
-from millis.models.tensor import Tensor
+from millis.models.tensor import CONVOLUTION, Tensor
 
 SET_MIB = 256  # working set: several times the caches, so that a product reads its weights from memory
 MOST_REPEATS = MOST_COPIES = 4096
@@ -22,7 +22,7 @@ def matrices(checkpoint: Checkpoint) -> Iterator[Tensor]:
     seen = set()
     for tensor in checkpoint.tensors.values():
         key = (tensor.type, tensor.shape)
-        if len(tensor.shape) == 2 and key not in seen:
+        if len(tensor.shape) == 2 and key not in seen and not tensor.name.endswith(CONVOLUTION):
             seen.add(key)
             yield tensor
 
