@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
 from datetime import date
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stdnum import iban as stdnum_iban
 from stdnum import luhn as stdnum_luhn
 from stdnum.iso7064 import mod_11_2
 
 from millis.data import mask
-from millis.data.private import KINDS, luhn, valid_card, valid_id
+from millis.data.private import _ACCOUNTS, KINDS, luhn, valid_card, valid_iban, valid_id
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,10 @@ from millis.data.private import KINDS, luhn, valid_card, valid_id
         ("card 4111 1111 1111 1111 123", "card [CARD] 123"),  # a security code
         ("4111111111111111 12/27 123, thanks", "[CARD] 12/27 123, thanks"),
         ("我的电话138 12345678，手机138.1234.5678", "我的电话[PHONE]，手机[PHONE]"),
+        ("IBAN: GB29 NWBK 6016 1331 9268 19.", "IBAN: [IBAN]."),
+        ("zahlen an DE89370400440532013000, danke", "zahlen an [IBAN], danke"),
+        ("账户nl91 abna 0417 1643 00。", "账户[IBAN]。"),
+        ("to FR14 2004 1010 0505 0001 3M02 606 BY FRIDAY", "to [IBAN] BY FRIDAY"),
         ("Amex 378282246310005", "Amex [CARD]"),
         ("from 8.8.8.8 and 2001:db8::1", "from [IP] and [IP]"),
         ("IP地址192.168.1.20的", "IP地址[IP]的"),
@@ -108,6 +114,10 @@ scores 212-345-6789
 快递单号：13812345678
 icon@2x.png
 OID 1.3.6.1
+DE89370400440532013001
+GB29NWBK60161331926819X
+XX29NWBK60161331926819
+AB12 CDEF 3456 7890 1234
 ver. 1.2.3.4""".splitlines(),
 )
 def test_what_looks_like_it_and_stays(text: str) -> None:
@@ -135,6 +145,18 @@ def test_one_check_character_of_eleven_is_right(born: date) -> None:
 def test_numbers_that_are_no_ids() -> None:
     for stem in ("110105194913310022", "110105194902300022", "010105194912310022", "990105194912310022"):
         assert not valid_id(stem[:17] + mod_11_2.calc_check_digit(stem[:17]))
+
+
+def test_ibans_are_stdnums() -> None:
+    """For every country of the registry: with the digits that ISO 7064 computes and no others."""
+    draw = random.Random(7)
+    for country, length in _ACCOUNTS.items():
+        parts = stdnum_iban._ibandb.info(country + "00")[0][1]["bban"]
+        assert length == 4 + sum(map(int, re.findall(r"\d+", parts)))
+        bban = "".join(draw.choice("0123456789") for _ in range(length - 4))
+        digits = stdnum_iban.calc_check_digits(country + "00" + bban)
+        assert [n for n in range(2, 99) if valid_iban(f"{country}{n:02}{bban}")] == [int(digits)]
+        assert mask(f"an {country}{digits}{bban}")[0] == "an [IBAN]"
 
 
 @pytest.mark.parametrize(("prefix", "length"), [("4", 16), ("55", 16), ("37", 15), ("6222", 19), ("3530", 16)])

@@ -1,4 +1,4 @@
-"""Personal data in text, replaced by what it was: [PHONE], [EMAIL], [ID], [CARD], [IP].
+"""Personal data in text, replaced by what it was: [PHONE], [EMAIL], [IBAN], [ID], [CARD], [IP].
 
 Digits alone prove little, so a number counts only where its own rules hold (checksum, date, network, numbering plan)
 and the words before it do not call it something else: an order, a ticket, a version. Where a plan is so dense that
@@ -15,7 +15,7 @@ from datetime import date
 
 from millis.types import DataError
 
-KINDS = ("email", "id", "card", "ip", "phone")  # in this order: what one has taken is not looked at again
+KINDS = ("email", "iban", "id", "card", "ip", "phone")  # in this order: what one has taken is not looked at again
 REGIONS = ("CN", "US", "GB")  # whose national forms of telephone numbers are looked for; +CC is found for all
 MIN_DIGITS = 7
 BEFORE_CHARS = 32
@@ -24,6 +24,7 @@ EMAIL = re.compile(
     r"(?<![\w.+%-])[a-z0-9_][\w.+%-]{0,63}@(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,24}(?![\w@])",
     re.I | re.A,
 )
+IBAN = re.compile(r"(?<![0-9A-Za-z])[A-Z]{2}\d\d(?: ?[0-9A-Z]){11,29}(?![0-9A-Za-z])", re.I | re.A)
 ID_18 = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{5}([ -]?)\d{8}\1\d{3}[\dXx](?![0-9A-Za-z])", re.A)
 ID_15 = re.compile(r"(?<![0-9A-Za-z])[1-9]\d{14}(?![0-9A-Za-z])", re.A)
 CARD = re.compile(r"(?<![\w.-])[2-6]\d{3}(?:[ -]?\d){9,15}(?![\w-]|\.\d)", re.A)
@@ -94,6 +95,14 @@ def valid_id(number: str) -> bool:
     return _is_birthday(number[6:14]) and "10X98765432"[total % 11] == number[17].upper()
 
 
+def valid_iban(number: str) -> bool:
+    """Whether letters and digits are a bank account's: a country's length by ISO 13616, and ISO 7064's MOD 97-10."""
+    number = number.upper()
+    if len(number) != _ACCOUNTS.get(number[:2]):
+        return False
+    return int("".join(str(int(c, 36)) for c in number[4:] + number[:4])) % 97 == 1
+
+
 def valid_card(number: str) -> bool:
     """Whether digits are a payment card's: a network's prefix and length (ISO/IEC 7812), and Luhn's check digit."""
     lengths = next((lengths for prefix, lengths in _NETWORKS if re.match(prefix, number)), ())
@@ -106,6 +115,16 @@ def luhn(number: str) -> bool:
     return sum(digits[0::2] + [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]) % 10 == 0
 
 
+_ACCOUNTS = {  # the registry of ISO 13616: country → characters
+    country: length
+    for length, countries in {
+        15: "NO", 16: "BE", 18: "DK FI FK FO GL NL SD", 19: "MK SI", 20: "AT BA EE KZ LT LU MN XK", 21: "CH HR LI LV",
+        22: "BG BH CR DE GB GE IE ME RS VA", 23: "AE GI IL IQ OM SO TL", 24: "AD CZ ES MD PK RO SA SE SK TN VG",
+        25: "LY PT ST", 26: "IS TR", 27: "BI DJ FR GR IT MC MR SM", 28: "AL AZ BY CY DO GT HN HU LB NI PL SV",
+        29: "BR EG PS QA UA", 30: "JO KW MU YE", 31: "MT SC", 32: "LC", 33: "RU",
+    }.items()
+    for country in countries.split()
+}  # fmt: skip
 _NETWORKS: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r"4", (16, 19)),  # Visa
     (r"5[1-5]|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)", (16,)),  # Mastercard
@@ -131,6 +150,13 @@ def _before(text: str, start: int) -> str:
 
 def _emails(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
     yield from (match.span() for match in EMAIL.finditer(text) if not PICTURE.search(match.group()))
+
+
+def _ibans(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
+    """A word in capitals may follow behind a space."""
+    for match in IBAN.finditer(text):
+        ends = [match.start() + end.start() for end in re.finditer(r" |$", match.group())]
+        yield from ((match.start(), e) for e in ends if valid_iban(text[match.start() : e].replace(" ", "")))
 
 
 def _ids(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
@@ -198,6 +224,7 @@ def _other_phones(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
 
 _FINDERS: dict[str, Callable[[str, tuple[str, ...]], Iterator[Span]]] = {
     "email": _emails,
+    "iban": _ibans,
     "id": _ids,
     "card": _cards,
     "ip": _addresses,
