@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
 from datetime import date
@@ -13,6 +14,7 @@ from stdnum import iban as stdnum_iban
 from stdnum import luhn as stdnum_luhn
 from stdnum.iso7064 import mod_11_2
 
+from millis.commands.data import clean as command
 from millis.data import mask
 from millis.data.private import _ACCOUNTS, KINDS, luhn, valid_card, valid_iban, valid_id
 
@@ -183,3 +185,7 @@ def test_masking_again_changes_nothing(parts: list[str]) -> None:
 def test_only_the_kinds_that_are_asked_for() -> None:
     assert mask("a@b.com 13812345678", ("email",))[0] == "[EMAIL] 13812345678"
     assert mask("13812345678 call (415) 555-2671", regions=("CN",))[0].startswith("[PHONE] call")
+
+
+def test_the_command_masks_every_kind_unless_told_otherwise() -> None:
+    assert inspect.signature(command).parameters["mask"].default == ",".join(KINDS)

@@ -90,7 +90,9 @@ def clean(
     against: Annotated[
         list[str] | None, typer.Option(help="Kept for testing: rows that copy it are dropped; may be given twice.")
     ] = None,
-    mask: Annotated[str, typer.Option(help="Personal data that is masked; none: nothing.")] = "email,id,card,ip,phone",
+    mask: Annotated[str, typer.Option(help="Personal data that is masked; none: nothing.")] = (
+        "email,iban,id,card,ip,phone"
+    ),
     html: Annotated[bool, typer.Option(help="Take out tags, where there are any.")] = True,
     nfkc: Annotated[bool, typer.Option(help="Fold full-width forms and the like.")] = False,
     space: Annotated[bool, typer.Option(help="Make one space of many; not for code.")] = True,
