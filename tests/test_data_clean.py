@@ -209,7 +209,7 @@ def test_what_cannot_be_cleaned_leaves_the_old_file(tmp_path: Path) -> None:
         data.clean([out], tmp_path / "out.jsonl.gz")
     with pytest.raises(DataError, match="there are no rules 'good'"):
         data.Settings(rules="good")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="name cannot be masked; email, id, card, ip, phone can"):
+    with pytest.raises(DataError, match="name cannot be masked; email, iban, id, card, ip, phone can"):
         data.Settings(mask=("name",))
 
 

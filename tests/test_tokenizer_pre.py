@@ -105,6 +105,13 @@ TEXTS = [
 ]
 
 
+BEGINNING = "<|beginning|>"  # in no merge, whatever the source is that the lines hold
+
+
+def beginning() -> int:
+    return int(model()["vocab"][BEGINNING])
+
+
 @functools.cache
 def model() -> dict[str, Any]:
     """BPE trained on whole texts, with words that no merges lead to."""
@@ -118,7 +125,7 @@ def model() -> dict[str, Any]:
     )
     trained.train_from_iterator(TEXTS * 2, trainer)
     found: dict[str, Any] = json.loads(trained.to_str())["model"]
-    whole = ["XMLParser", "ĠXML", "HelloWorld", "ĠHello", "ĠXMLParser", "567", "234"]
+    whole = ["XMLParser", "ĠXML", "HelloWorld", "ĠHello", "ĠXMLParser", "567", "234", BEGINNING]
     for word in [word for word in whole if word not in found["vocab"]]:
         found["vocab"][word] = len(found["vocab"])
     return found
@@ -164,7 +171,7 @@ def test_ids_are_those_of_the_published_tokenizer(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALIASES)
 def test_another_name_means_the_same(name: str) -> None:
-    first, second = (Tokenizer.from_gguf(metadata(pre, bos_token_id=5)) for pre in (name, ALIASES[name]))
+    first, second = (Tokenizer.from_gguf(metadata(pre, bos_token_id=beginning())) for pre in (name, ALIASES[name]))
     assert all(first.encode(text) == second.encode(text) for text in TEXTS[-8:])
 
 
@@ -197,9 +204,9 @@ def test_texts_split_where_they_should(name: str, text: str, parts: list[str]) -
 
 @pytest.mark.parametrize("name", [*FORMS, *ALIASES])
 def test_where_the_file_does_not_say_some_begin_with_bos(name: str) -> None:
-    begins = ALIASES.get(name, name) in ("llama-bpe", "tekken")
-    assert Tokenizer.from_gguf(metadata(name, bos_token_id=5)).encode("") == ([5] if begins else [])
-    assert Tokenizer.from_gguf(metadata(name, bos_token_id=5, add_bos_token=False)).encode("") == []
+    begins, bos = ALIASES.get(name, name) in ("llama-bpe", "tekken"), beginning()
+    assert Tokenizer.from_gguf(metadata(name, bos_token_id=bos)).encode("") == ([bos] if begins else [])
+    assert Tokenizer.from_gguf(metadata(name, bos_token_id=bos, add_bos_token=False)).encode("") == []
     assert Tokenizer.from_gguf(metadata(name)).encode("") == []
 
 
