@@ -114,10 +114,8 @@ def test_weights_fit_the_buffers(plan: Plan, checkpoint: Checkpoint) -> None:
             case GatedMatMul():
                 assert shape[op.gate] == shape[op.up] == (plan.widths[op.out], plan.widths[op.x])
             case Convolve():
-                assert (
-                    shape[op.weight] == (plan.widths[op.out], op.taps)
-                    and plan.widths[op.bcx] == 3 * plan.widths[op.out]
-                )
+                assert shape[op.weight] == (plan.widths[op.out], op.taps)
+                assert plan.widths[op.bcx] == 3 * plan.widths[op.out]
             case Attention():
                 assert {shape[name] for name in (op.q_norm, op.k_norm) if name} <= {(plan.head_dim,)}
 

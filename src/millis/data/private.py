@@ -148,6 +148,13 @@ def _before(text: str, start: int) -> str:
     return text[max(0, start - BEFORE_CHARS) : start]
 
 
+def _ends(match: re.Match[str], valid: Callable[[str], bool]) -> list[int]:
+    """Behind which of its groups what matched is a valid number."""
+    found = match.group()
+    ends = (end.start() for end in re.finditer(r"[ -]|$", found))
+    return [match.start() + end for end in ends if valid(re.sub("[ -]", "", found[:end]))]
+
+
 def _emails(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
     yield from (match.span() for match in EMAIL.finditer(text) if not PICTURE.search(match.group()))
 
@@ -155,8 +162,7 @@ def _emails(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
 def _ibans(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
     """A word in capitals may follow behind a space."""
     for match in IBAN.finditer(text):
-        ends = [match.start() + end.start() for end in re.finditer(r" |$", match.group())]
-        yield from ((match.start(), e) for e in ends if valid_iban(text[match.start() : e].replace(" ", "")))
+        yield from ((match.start(), end) for end in _ends(match, valid_iban))
 
 
 def _ids(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
@@ -169,10 +175,9 @@ def _ids(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
 def _cards(text: str, regions: tuple[str, ...]) -> Iterator[Span]:
     """The longest card number at a place: an expiry date or a security code may follow behind a space."""
     for match in CARD.finditer(text):
-        ends = [match.start() + end.start() for end in re.finditer(r"[ -]|$", match.group())]
-        card = next((e for e in reversed(ends) if valid_card(re.sub(r"[ -]", "", text[match.start() : e]))), None)
-        if card is not None and not ANOTHER_NUMBER.search(_before(text, match.start())):
-            yield match.start(), card
+        ends = _ends(match, valid_card)
+        if ends and not ANOTHER_NUMBER.search(_before(text, match.start())):
+            yield match.start(), ends[-1]
 
 
 def _addresses(text: str, regions: tuple[str, ...]) -> Iterator[Span]:

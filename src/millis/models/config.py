@@ -102,3 +102,17 @@ class ModelConfig:
     def rotated_dim(self) -> int:
         """How many coordinates of a head are rotated."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def norms_heads(self) -> bool:
+        """Whether each head of q and k has a norm of its own."""
+        return self.architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense", "lfm2")
+
+    @property
+    def output_norm(self) -> str:
+        """The last norm's weight, by the name that GGUF files have for it."""
+        return "token_embd_norm.weight" if self.architecture == "lfm2" else "output_norm.weight"
+
+    def convolves(self, layer: int) -> bool:
+        """Whether a convolution takes attention's place in a layer."""
+        return bool(self.convolved) and self.convolved[layer]

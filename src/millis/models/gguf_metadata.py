@@ -126,8 +126,7 @@ def _olmo2(config: ModelConfig) -> dict[str, Any]:
 
 
 def _lfm2(config: ModelConfig) -> dict[str, Any]:
-    convolved = config.convolved or (False,) * config.layers
-    listed = [0 if is_one else config.kv_heads for is_one in convolved]
+    listed = [0 if config.convolves(layer) else config.kv_heads for layer in range(config.layers)]
     return {"attention.head_count_kv": listed, "shortconv.l_cache": config.taps}
 
 

@@ -24,7 +24,7 @@ def build(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) -> P
     for layer in range(config.layers):
         blk = f"blk.{layer}"
         ops.append(Norm(out="h", x="x", weight=f"{blk}.attn_norm.weight", eps=config.norm_eps))
-        if config.convolved and config.convolved[layer]:
+        if config.convolves(layer):
             ops += _convolution(config, blk, cached)
             cached += -(-config.hidden // kept)
         else:

@@ -50,7 +50,6 @@ def rotations(config: ModelConfig, tensors: Mapping[str, Tensor], context: int) 
 def attention(config: ModelConfig, layer: int, rope: str | None, x: str = "h") -> tuple[MatMul, Attention]:
     """x → qkv → a: projections, with biases where the model has them, then attention, with its head norms."""
     names = [f"blk.{layer}.attn_{part}" for part in "qkv"]
-    normed = config.architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense", "lfm2")
     scale = config.attention_scale if config.attention_scale is not None else config.head_dim**-0.5
     return (
         MatMul(
@@ -70,8 +69,8 @@ def attention(config: ModelConfig, layer: int, rope: str | None, x: str = "h") -
             rope=rope,
             rope_style=config.rope_style,
             window=config.windows[layer] if config.windows else 0,
-            q_norm=f"blk.{layer}.attn_q_norm.weight" if normed else None,
-            k_norm=f"blk.{layer}.attn_k_norm.weight" if normed else None,
+            q_norm=f"blk.{layer}.attn_q_norm.weight" if config.norms_heads else None,
+            k_norm=f"blk.{layer}.attn_k_norm.weight" if config.norms_heads else None,
             norm_eps=config.norm_eps,
             norm_rotated=config.architecture == "hunyuan-dense",
         ),
@@ -89,11 +88,6 @@ def gated(config: ModelConfig, layer: int, x: str = "h") -> GatedMatMul:
     return GatedMatMul(out="f", x=x, gate=gate, up=up, activation=config.activation)
 
 
-def output_norm(config: ModelConfig) -> str:
-    """The last norm's weight, by the name that GGUF files have for it."""
-    return "token_embd_norm.weight" if config.architecture == "lfm2" else "output_norm.weight"
-
-
 def finish(
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
@@ -107,7 +101,7 @@ def finish(
     scale = 1.0 if config.reads else 1 / config.logit_scale  # of what reads, no logits are made
     ends = (
         Select(out="s", x="x"),
-        Norm(out="n", x="s", weight=output_norm(config), eps=_stream_eps(config), scale=scale),
+        Norm(out="n", x="s", weight=config.output_norm, eps=_stream_eps(config), scale=scale),
         MatMul(out="logits", x="n", weights=(output,)),
     )
     return Plan(

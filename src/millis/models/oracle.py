@@ -166,10 +166,7 @@ class Oracle:
 
     def _convolve(self, op: Convolve, bcx: Floats) -> Floats:
         b, c, x = np.split(bcx, 3, axis=1)
-        before = np.pad(b * x, ((op.taps - 1, 0), (0, 0)))
-        kernel = self._weight(op.weight)
-        out: Floats = c * sum(kernel[:, tap] * before[tap : tap + len(x)] for tap in range(op.taps))
-        return out
+        return c * convolved(b * x, self._weight(op.weight))
 
     def _attend_source(self, op: CrossAttention, q: Floats) -> Floats:
         kv = self._remembered[op.layer]
@@ -217,6 +214,15 @@ def rotate(x: Floats, table: Floats, style: str) -> Floats:
     turned = (first * cosine - second * sine, first * sine + second * cosine)
     parts = turned if style == "half" else (np.stack(turned, axis=-1).reshape(x.shape),)
     return np.concatenate((*parts, rest), axis=-1)
+
+
+def convolved(x: Floats, kernel: Floats) -> Floats:
+    """x: [T, width]; kernel: [width, taps]. Each row's sum of itself, by the last tap, and the rows before it."""
+    taps = kernel.shape[1]
+    padded = np.pad(x, ((taps - 1, 0), (0, 0)))
+    rows = np.lib.stride_tricks.sliding_window_view(padded, taps, axis=0)  # [T, width, taps]
+    out: Floats = np.sum(rows * kernel, axis=-1)
+    return out
 
 
 def visible(rows: int, window: int) -> NDArray[np.bool_]:

@@ -136,7 +136,7 @@ def expected_shapes(config: ModelConfig) -> Shapes:
         return _modernbert(config)
     if config.encoder is not None:
         return expected(config)
-    shapes: Shapes = {"token_embd.weight": (config.vocab, config.hidden), "output_norm.weight": (config.hidden,)}
+    shapes: Shapes = {"token_embd.weight": (config.vocab, config.hidden), config.output_norm: (config.hidden,)}
     if config.architecture == "gpt2":
         shapes["position_embd.weight"] = (config.context, config.hidden)
         shapes["output_norm.bias"] = (config.hidden,)
@@ -144,11 +144,9 @@ def expected_shapes(config: ModelConfig) -> Shapes:
         shapes["cls.output.weight"] = (len(config.head.labels), config.hidden)
     if config.dense:
         shapes["dense.weight"] = (config.dense, config.hidden)
-    if config.architecture == "lfm2":
-        shapes["token_embd_norm.weight"] = shapes.pop("output_norm.weight")
     layer = _gpt2_layer(config) if config.architecture == "gpt2" else _llama_layer(config)
     for index in range(config.layers):
-        own = _convolved_layer(config) if config.convolved and config.convolved[index] else layer
+        own = _convolved_layer(config) if config.convolves(index) else layer
         shapes.update({f"blk.{index}.{name}": shape for name, shape in own.items()})
     return shapes
 
@@ -191,7 +189,7 @@ def _llama_layer(config: ModelConfig) -> Shapes:
     }
     if config.attention_bias:
         shapes |= {"attn_q.bias": (q_width,), "attn_k.bias": (kv_width,), "attn_v.bias": (kv_width,)}
-    if config.architecture in ("qwen3", "gemma3", "exaone4", "hunyuan-dense", "lfm2"):
+    if config.norms_heads:
         shapes |= {"attn_q_norm.weight": (config.head_dim,), "attn_k_norm.weight": (config.head_dim,)}
     if config.architecture == "olmo2":
         shapes |= {"attn_q_norm.weight": (q_width,), "attn_k_norm.weight": (kv_width,)}

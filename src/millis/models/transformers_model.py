@@ -168,12 +168,11 @@ def _smollm3(config: ModelConfig) -> dict[str, Any]:
 
 
 def _lfm2(config: ModelConfig) -> dict[str, Any]:
-    convolved = config.convolved or (False,) * config.layers
     return _rotary(config) | {
         "norm_eps": config.norm_eps,
         "block_auto_adjust_ff_dim": False,
         "conv_L_cache": config.taps,
-        "layer_types": ["conv" if is_one else "full_attention" for is_one in convolved],
+        "layer_types": ["conv" if config.convolves(layer) else "full_attention" for layer in range(config.layers)],
     }
 
 

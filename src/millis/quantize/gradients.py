@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from millis.models.oracle import Oracle, rotate, softmax, visible
+from millis.models.oracle import Oracle, convolved, rotate, softmax, visible
 from millis.models.plan import (
     Activation,
     Attention,
@@ -146,12 +146,9 @@ class Gradients(Oracle):
 
     def _convolve_back(self, op: Convolve, bcx: Floats, g: Floats) -> Floats:
         b, c, x = np.split(bcx, 3, axis=1)
-        kernel, rows = self._weight(op.weight), len(x)
-        before = np.pad(b * x, ((op.taps - 1, 0), (0, 0)))
-        by_sum = np.pad(g * c, ((0, op.taps - 1), (0, 0)))  # each row takes part in its own sum and those behind it
-        by_product = sum(kernel[:, op.taps - 1 - i] * by_sum[i : i + rows] for i in range(op.taps))
-        by_c = g * sum(kernel[:, tap] * before[tap : tap + rows] for tap in range(op.taps))
-        return np.concatenate([by_product * x, by_c, by_product * b], axis=1)
+        kernel = self._weight(op.weight)
+        by_product = convolved((g * c)[::-1], kernel)[::-1]  # each row is in its own sum and those behind it
+        return np.concatenate([by_product * x, g * convolved(b * x, kernel), by_product * b], axis=1)
 
     def _placed_back(self, op: Attention, x: Floats, norm: str | None, g: Floats) -> Floats:
         table = None if op.rope is None else self._plan.ropes[op.rope][:, : len(x), None]
